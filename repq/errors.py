@@ -1,0 +1,58 @@
+"""Errors that a user can act on: what failed, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class RepqError(Exception):
+    """A failure that the user can mend.
+
+    Args:
+        what: what failed, as one sentence.
+        found: what was found instead of what was expected.
+        fix: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, found: str | None = None, fix: str | None = None) -> None:
+        self.what, self.found, self.fix = what, found, fix
+        lines = [what]
+        if found:
+            lines.append(f"found: {found}")
+        if fix:
+            lines.append(f"fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class CheckpointError(RepqError):
+    """A weights file that cannot be read, is unsafe, or fits no known model."""
+
+
+class DataError(RepqError):
+    """A data set, label file, image or manifest that cannot be used."""
+
+
+class RecipeError(RepqError):
+    """A recipe or an option with an unknown key or an invalid value."""
+
+
+class SelectorError(RepqError):
+    """A layer selector that matches no layer."""
+
+
+class GraphError(RepqError):
+    """An ONNX graph that a pass cannot work on."""
+
+
+class EngineError(RepqError):
+    """An engine that cannot be built, loaded or run here."""
+
+
+class TrainingError(RepqError):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+
+class ToleranceError(RepqError):
+    """A measured difference above the stated tolerance: the run worked, its result is not good enough."""
+
+    exit_code = 1

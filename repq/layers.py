@@ -1,0 +1,60 @@
+"""Layer identity, selectors and the quantization plan.
+
+A ``LayerId`` is the path of a convolution in the *fused* model, such as ``neck.Rep_p4.conv1.rbr_reparam``. It is the
+one key of every table, plan, ONNX node and engine report.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NewType
+
+from repq.errors import SelectorError
+
+LayerId = NewType("LayerId", str)
+
+
+def select(layers: Sequence[LayerId], selectors: Iterable[str]) -> tuple[LayerId, ...]:
+    """Return the layers that any selector names, in the order of ``layers``.
+
+    A selector is an exact id or a glob (``*``, ``?``, ``[…]``); it is never a substring.
+
+    Raises:
+        SelectorError: a selector matches nothing; the message names the closest ids.
+    """
+    chosen: set[LayerId] = set()
+    for selector in selectors:
+        matches = [layer for layer in layers if layer == selector or fnmatch.fnmatchcase(layer, selector)]
+        if not matches:
+            close = difflib.get_close_matches(selector, layers, n=3, cutoff=0.0)
+            raise SelectorError(
+                f"the layer selector {selector!r} matches no layer",
+                found=f"{len(layers)} layers; the closest are {', '.join(close) or 'none'}",
+                fix="give an exact layer id or a glob such as 'neck.*' (`repq describe` lists the ids)",
+            )
+        chosen.update(matches)
+    return tuple(layer for layer in layers if layer in chosen)
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Which layers run in INT8 and which stay in float. The two tuples are disjoint and in model order."""
+
+    int8: tuple[LayerId, ...]
+    float_: tuple[LayerId, ...] = ()
+
+    @classmethod
+    def keeping_float(cls, layers: Sequence[LayerId], selectors: Iterable[str]) -> QuantPlan:
+        """Quantize every layer but those that ``selectors`` name.
+
+        Raises:
+            SelectorError: a selector matches nothing.
+        """
+        kept = set(select(layers, selectors))
+        return cls(
+            int8=tuple(layer for layer in layers if layer not in kept),
+            float_=tuple(layer for layer in layers if layer in kept),
+        )
