@@ -44,6 +44,10 @@ class GraphError(RepqError):
     """An ONNX graph that a pass cannot work on."""
 
 
+class QuantizationError(RepqError):
+    """A model, an activation or a scale that cannot be quantized, or a quantized model without its scales."""
+
+
 class EngineError(RepqError):
     """An engine that cannot be built, loaded or run here."""
 

@@ -5,13 +5,20 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinities (the SNR of equal outputs) become strings, since JSON has none and null would not read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    def values(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        return plain
 
 
 Range = tuple[float, float]
@@ -97,6 +104,68 @@ class PtqReport(Result):
     accuracy_quantized: Accuracy
 
 
+class Similarity(Result):
+    """A quantized tensor against its float original: an SNR of infinity says that they are equal."""
+
+    mse: float
+    snr_db: float
+    cosine: float
+
+
+class LayerSensitivity(Result):
+    """What quantizing this layer alone costs; None: not measured.
+
+    ``local`` is at the layer's own output, ``neck`` and ``head`` at the model's; AP is a fraction in 0..1.
+    """
+
+    layer: str
+    macs: int  # multiply-adds for one image
+    local: Similarity | None = None
+    neck: Similarity | None = None
+    head: Similarity | None = None
+    ap_only_int8: float | None = None  # AP with this layer in INT8 and all others in float
+    ap_only_float: float | None = None  # AP with this layer in float and all others in INT8
+
+
+class Sensitivity(Result):
+    """A layer-wise measurement and what it was made of. ``seconds`` and ``correlations`` go by measure."""
+
+    model: str
+    scheme: str
+    layers: tuple[LayerSensitivity, ...]
+    images: dict[str, str]  # of the similarities: name to SHA-256
+    ap_images: dict[str, str] = {}
+    ap_float: float | None = None  # AP of the float model on ap_images
+    ap_int8: float | None = None  # AP with every layer in INT8
+    seconds: dict[str, float] = {}
+    correlations: dict[str, dict[str, float | None]] = {}  # Spearman's; None: a measure that does not vary
+    settings: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+
+
+class PlanTrial(Result):
+    """One float set that the search tried. ``bound`` is the drop that the search compared with its budget."""
+
+    float_layers: int
+    drop: float
+    bound: float
+    fits: bool
+    step: Literal["bisection", "greedy"]
+
+
+class PlanReport(Result):
+    """A plan, how it was found, and how sure the drop in AP is (paired bootstrap over images)."""
+
+    measure: str
+    float_layers: tuple[str, ...]
+    int8_macs_share: float
+    max_drop: float | None = None
+    drop: float | None = None
+    drop_interval: Range | None = None  # 95 %
+    images: int = 0
+    trials: tuple[PlanTrial, ...] = ()
+
+
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +217,17 @@ class CheckReport(Result):
     passed: bool
 
 
+class Availability(Result):
+    """Whether a runtime and one of its devices can be used here, and if not, why and how to get it."""
+
+    runtime: str  # torch, onnxruntime, openvino, tensorrt
+    device: str
+    usable: bool
+    version: str | None
+    detail: str  # what was found, or what is missing
+    fix: str | None = None
+
+
 # --- timing ----------------------------------------------------------------------------------------------------------
 
 
@@ -163,12 +243,17 @@ class Environment(Result):
     gpu: str | None = None
 
 
+Variant = Literal["fp32", "fp16", "int8"]
+"""What a model was built as. What its layers really ran in is in ``EngineDescription.layers``."""
+
+
 class BenchRow(Result):
     """Latency of one model at one setting; milliseconds for a whole batch."""
 
     model: str
     engine: str
-    precision: str
+    variant: Variant
+    precision: str  # what its layers really ran in
     batch: int
     threads: int
     scope: Literal["infer", "end_to_end"]  # end_to_end adds pre- and post-processing

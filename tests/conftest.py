@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread: the models are so small that a second one spends its time spinning. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -15,3 +18,9 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"the reference material is not at {folder} (set REPQ_SHARED to its folder)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests' label caches out of the user's cache folder."""
+    os.environ["REPQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -1,0 +1,34 @@
+"""Writing files whole: beside their place first, then renamed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a new path beside ``path``; what the block writes there takes its place when the block ends well.
+
+    Readers see the old file or the whole new one, and a block that fails leaves the old one. Missing folders are made.
+
+    Raises:
+        OSError: the folder cannot be made or written to, or the block wrote nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            beside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")

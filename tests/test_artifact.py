@@ -1,0 +1,104 @@
+"""Artifacts are made once, reused while intact, and never seen half-written."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repq.artifact import RunFolder, hash_json, read_artifact
+
+
+def make(root: Path, calls: list[str], *, stage: str = "fuse", text: str = "payload", **identity: Any) -> Any:
+    def run(folder: Path, resume: Path) -> None:
+        calls.append(stage)
+        (folder / "result.txt").write_text(text)
+
+    identity = {"config": {"tolerance": 1e-3}, "inputs": {"weights": "aa"}, **identity}
+    return RunFolder(root).make(stage, run, **identity)
+
+
+def test_the_same_identity_is_reused_and_any_change_is_not(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first = make(tmp_path, calls)
+    again = make(tmp_path, calls)
+    assert (first.reused, again.reused, again.folder) == (False, True, first.folder)
+    for change in ({"config": {"tolerance": 1e-2}}, {"inputs": {"weights": "bb"}}, {"seed": 1}, {"stage": "ptq"}):
+        assert make(tmp_path, calls, **change).folder != first.folder
+    assert len(calls) == 5
+
+
+def test_what_follows_depends_on_the_payload_not_on_the_settings(tmp_path: Path) -> None:
+    one = make(tmp_path, [], config={"a": 1})
+    other = make(tmp_path, [], config={"a": 2})
+    different = make(tmp_path, [], config={"a": 3}, text="other")
+    assert one.manifest.content == other.manifest.content != different.manifest.content
+
+
+@pytest.mark.parametrize("damage", ["alter", "remove", "manifest"])
+def test_a_damaged_artifact_is_made_again(tmp_path: Path, damage: str) -> None:
+    calls: list[str] = []
+    artifact = make(tmp_path, calls)
+    if damage == "alter":
+        (artifact / "result.txt").write_text("altered")
+    elif damage == "remove":
+        (artifact / "result.txt").unlink()
+    else:
+        (artifact / "manifest.json").write_text("{")
+    assert read_artifact(artifact.folder) is None
+    repaired = make(tmp_path, calls)
+    assert (repaired / "result.txt").read_text() == "payload"
+    assert len(calls) == 2
+
+
+def test_a_failed_stage_leaves_no_artifact_but_keeps_what_it_can_resume(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def run(folder: Path, resume: Path) -> None:
+        seen.append((resume / "state").exists())
+        (folder / "half").write_text("x")
+        (resume / "state").write_text("epoch 3")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"config": {}, "inputs": {}}
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).make("train", run, **arguments)
+    assert not [path for path in (tmp_path / "train").iterdir() if not path.name.startswith(".")]
+    artifact = RunFolder(tmp_path).make("train", run, **arguments)
+    assert seen == [False, True]
+    assert not list((tmp_path / "train").glob(".resume-*"))
+    assert sorted(artifact.manifest.files) == ["half"]
+
+
+def _slow_run(root: Path) -> None:
+    def run(folder: Path, resume: Path) -> None:
+        with (root / "runs.log").open("a") as log:
+            log.write("run\n")
+        (folder / "a").write_text("1")
+        time.sleep(0.5)
+        (folder / "b").write_text("2")
+
+    RunFolder(root).make("build", run, config={}, inputs={})
+
+
+def test_two_runs_at_once_make_one_whole_artifact(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_slow_run, args=(tmp_path,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert (tmp_path / "runs.log").read_text() == "run\n"
+    (folder,) = [path for path in (tmp_path / "build").iterdir() if path.is_dir()]
+    artifact = read_artifact(folder)
+    assert artifact is not None
+    assert sorted(artifact.manifest.files) == ["a", "b"]
+
+
+def test_hashes_do_not_depend_on_key_order() -> None:
+    assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1}) != hash_json({"a": 1, "b": [3]})
