@@ -1,0 +1,225 @@
+"""The 3x3 blocks that YOLOv6 repeats, each as trained (branches) and as deployed (one convolution with bias).
+
+With ``deploy=True`` a block holds only what its fused form needs. All map (B, C_in, H, W) to
+(B, C_out, ceil(H / stride), ceil(W / stride)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from repq.model.specs import Style
+
+Activation = Literal["relu", "silu", "hardswish", "none"]
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with the constants that every YOLOv6 model is trained with."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
+
+
+def activation(kind: Activation) -> nn.Module:
+    # never in place: hooks on convolutions must see their true outputs
+    kinds = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish, "none": nn.Identity}
+    return kinds[kind]()
+
+
+class ConvModule(nn.Module):
+    """``act(bn(conv(x)))``; deployed: ``act(conv(x))`` with a bias in ``conv``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: Activation = "relu",
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.deploy = deploy
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=deploy)
+        if not deploy:
+            self.bn = batch_norm(out_channels)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.act(y if self.deploy else self.bn(y))
+
+
+class ConvBlock(nn.Module):
+    """A ``ConvModule`` under the name ``block``, as the published weights have it."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: Activation = "relu",
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.block = ConvModule(in_channels, out_channels, kernel, stride, groups=groups, act=act, deploy=deploy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class ConvBN(nn.Module):
+    """``bn(conv(x))``: one branch of a block; it exists in training form only."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.bn = batch_norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class ReparamBlock(nn.Module):
+    """``relu(f(x))`` where ``f`` is a sum of branches in training and the convolution ``rbr_reparam`` when deployed."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, deploy: bool = False) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.stride, self.deploy = in_channels, out_channels, stride, deploy
+        if deploy:
+            self.rbr_reparam = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+        else:
+            self.add_branches()
+        self.nonlinearity = nn.ReLU()
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether input and output have the same shape, so that the block has a bypass."""
+        return self.in_channels == self.out_channels and self.stride == 1
+
+    def add_branches(self) -> None:
+        raise NotImplementedError
+
+    def branches(self, x: Tensor) -> Tensor:
+        """What ``rbr_reparam`` computes when deployed."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nonlinearity(self.rbr_reparam(x) if self.deploy else self.branches(x))
+
+
+class RepVGGBlock(ReparamBlock):
+    """``relu(bn(conv3(x)) + bn(conv1(x)) [+ bn(x)])`` (RepVGG, section 3.2)."""
+
+    def add_branches(self) -> None:
+        self.rbr_identity = batch_norm(self.in_channels) if self.has_identity else None
+        self.rbr_dense = ConvBN(self.in_channels, self.out_channels, 3, self.stride)
+        self.rbr_1x1 = ConvBN(self.in_channels, self.out_channels, 1, self.stride)
+
+    def branches(self, x: Tensor) -> Tensor:
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        return y if self.rbr_identity is None else y + self.rbr_identity(x)
+
+
+class QARepVGGBlock(ReparamBlock):
+    """``relu(bn(bn(conv3(x)) + conv1(x) [+ x]))`` (QARepVGG, section 4)."""
+
+    def add_branches(self) -> None:
+        self.rbr_dense = ConvBN(self.in_channels, self.out_channels, 3, self.stride)
+        self.rbr_1x1 = nn.Conv2d(self.in_channels, self.out_channels, 1, self.stride, bias=False)
+        self.bn = batch_norm(self.out_channels)
+
+    def branches(self, x: Tensor) -> Tensor:
+        return self.bn(self.pre_norm(x))
+
+    def pre_norm(self, x: Tensor) -> Tensor:
+        """The sum of the branches, before the last batch norm."""
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        return y + x if self.has_identity else y
+
+
+class QARepVGGBlockV2(QARepVGGBlock):
+    """``relu(bn(bn(conv3(x)) + conv1(x) [+ x + mean3(x)]))``: QARepVGG with a 3x3 average (zeros counted) as well."""
+
+    def add_branches(self) -> None:
+        super().add_branches()
+        self.rbr_avg = nn.AvgPool2d(3, 1, 1) if self.has_identity else None
+
+    def pre_norm(self, x: Tensor) -> Tensor:
+        y = super().pre_norm(x)
+        return y if self.rbr_avg is None else y + self.rbr_avg(x)
+
+
+class ScaleLayer(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.view(1, -1, 1, 1)
+
+
+class LinearAddBlock(ReparamBlock):
+    """``relu(bn(s3 conv3(x) + s1 conv1(x) [+ s0 x]))``: the hyper-search block of RepOptimizer (section 3.2)."""
+
+    def add_branches(self) -> None:
+        self.conv = nn.Conv2d(self.in_channels, self.out_channels, 3, self.stride, 1, bias=False)
+        self.scale_conv = ScaleLayer(self.out_channels)
+        self.conv_1x1 = nn.Conv2d(self.in_channels, self.out_channels, 1, self.stride, bias=False)
+        self.scale_1x1 = ScaleLayer(self.out_channels)
+        self.scale_identity = ScaleLayer(self.out_channels) if self.has_identity else None
+        self.bn = batch_norm(self.out_channels)
+
+    def branches(self, x: Tensor) -> Tensor:
+        y = self.scale_conv(self.conv(x)) + self.scale_1x1(self.conv_1x1(x))
+        return self.bn(y if self.scale_identity is None else y + self.scale_identity(x))
+
+
+class RealVGGBlock(ConvModule):
+    """``relu(bn(conv3(x)))``: the target block that RepOptimizer trains."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, deploy: bool = False) -> None:
+        super().__init__(in_channels, out_channels, 3, stride, act="relu", deploy=deploy)
+
+
+_REPARAM_BLOCKS: dict[str, type[ReparamBlock] | type[RealVGGBlock]] = {
+    "repvgg": RepVGGBlock,
+    "qarepvgg": QARepVGGBlock,
+    "qarepvggv2": QARepVGGBlockV2,
+    "hyper_search": LinearAddBlock,
+    "repopt": RealVGGBlock,
+}
+
+
+@dataclass(frozen=True)
+class BlockKit:
+    """Makes the blocks of one model: its style, in training or deployed form."""
+
+    style: Style
+    deploy: bool
+
+    @property
+    def activation(self) -> Activation:
+        """Activation of the plain convolutions inside stages and pooling."""
+        return "silu" if self.style == "conv_silu" else "relu"
+
+    def block(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+        """The basic 3x3 block of the style."""
+        if self.style in _REPARAM_BLOCKS:
+            return _REPARAM_BLOCKS[self.style](in_channels, out_channels, stride, deploy=self.deploy)
+        return self.conv(in_channels, out_channels, 3, stride, act=self.activation)
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, act: Activation
+    ) -> ConvBlock:
+        """A plain convolution with batch norm and activation."""
+        return ConvBlock(in_channels, out_channels, kernel, stride, act=act, deploy=self.deploy)
