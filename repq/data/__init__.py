@@ -1,0 +1,35 @@
+"""Data sets in YOLO and COCO form, the letterbox, batches, calibration sets, augmentation, and the demo set."""
+
+from repq.data.augment import Sample, draw_sample
+from repq.data.cache import ImageCache
+from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
+from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, pixel_boxes
+from repq.data.demo import make_demo_set
+from repq.data.images import read_image
+from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
+from repq.data.load import load_dataset
+from repq.data.loader import Batch, batches, prefetch, to_input
+
+__all__ = [
+    "Batch",
+    "DetectionDataset",
+    "ImageCache",
+    "ImageRecord",
+    "LetterboxTransform",
+    "Problems",
+    "Sample",
+    "batches",
+    "calibration_set",
+    "draw_sample",
+    "fingerprint",
+    "letterbox",
+    "letterbox_transform",
+    "load_dataset",
+    "make_demo_set",
+    "pixel_boxes",
+    "prefetch",
+    "read_image",
+    "read_manifest",
+    "to_input",
+    "write_manifest",
+]

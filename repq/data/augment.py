@@ -1,0 +1,199 @@
+"""Training samples: one image or a mosaic of four, moved, scaled, mirrored and recoloured, with their boxes.
+
+Every image is resampled once: fit, zoom, turn, shear and shift are one affine map, in continuous coordinates, in which
+a pixel's centre is at a half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data.cache import ImageCache
+from repq.data.letterbox import fit_ratio
+from repq.recipe import TrainConfig
+
+MIN_SIDE = 2.0  # pixels of a box that are left after cutting
+MIN_VISIBLE = 0.1  # share of a box's area that is left after cutting
+MIXUP_SHAPE = 32.0  # of the beta distribution of shares: most pairs are mixed about evenly
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image (H, W, 3) uint8 RGB and its objects: (n, 5) float32 rows of class, x1, y1, x2, y2 in pixels."""
+
+    image: NDArray[np.uint8]
+    objects: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where a source image goes: ``output = linear @ source + offset``, seen through ``region`` only.
+
+    Attributes:
+        linear: (2, 2), of x and y: zoom, turn and shear.
+        offset: (2,) x and y.
+        region: x1, y1, x2, y2 in whole pixels of the output.
+    """
+
+    linear: Matrix
+    offset: Matrix
+    region: tuple[int, int, int, int]
+
+
+def draw_sample(
+    cache: ImageCache, index: int, imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+) -> Sample:
+    """Make one training sample of size ``imgsz`` (height, width) around record ``index``.
+
+    Raises:
+        DataError: an image can no longer be read, or the letterbox leaves no room in the input.
+    """
+    sample = _compose(cache, index, imgsz, config, rng)
+    if rng.random() < config.mixup:
+        other = _compose(cache, int(rng.integers(len(cache))), imgsz, config, rng)
+        sample = mix(sample, other, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
+    sample = Sample(shift_colours(sample.image, config.hsv, rng), sample.objects)
+    if rng.random() < config.flip:
+        sample = mirror(sample)
+    return turn_over(sample) if rng.random() < config.flip_vertical else sample
+
+
+def _compose(
+    cache: ImageCache, index: int, imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+) -> Sample:
+    """One image, or a mosaic of it and three others, on grey."""
+    if rng.random() < config.mosaic:
+        indices = [index, *rng.integers(0, len(cache), 3).tolist()]
+        sizes = [cache.image(other).shape[:2] for other in indices]
+        placements = mosaic_placements(sizes, imgsz, config, rng)
+    else:
+        indices = [index]
+        placements = [single_placement(cache.image(index).shape[:2], imgsz, config, rng)]
+    grey = config.letterbox.value
+    canvas = np.full((*imgsz, 3), grey, np.uint8)
+    objects = []
+    for other, placement in zip(indices, placements, strict=True):
+        paste(canvas, cache.image(other), placement, grey)
+        objects.append(place_objects(cache.objects(other), placement))
+    return Sample(canvas, np.concatenate(objects))
+
+
+def single_placement(
+    size: tuple[int, ...], imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+) -> Placement:
+    """Fit an image of ``size`` (height, width) into the output, then zoom, turn, shear and shift it at random."""
+    view, centre = _draw_view(imgsz, config, rng)
+    linear = view * fit_ratio(size[1], size[0], imgsz, config.letterbox)
+    return Placement(linear, centre - linear @ _middle(size), (0, 0, imgsz[1], imgsz[0]))
+
+
+def mosaic_placements(
+    sizes: list[tuple[int, ...]], imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+) -> list[Placement]:
+    """Lay four fitted images around a random point, the joint, of a canvas twice as large, and look at its middle.
+
+    The order is top left, top right, bottom left, bottom right (Bochkovskiy et al., YOLOv4, 2004.10934, section 3.3).
+    Images turn around the joint, the lines between them stay upright.
+    """
+    height, width = imgsz
+    view, centre = _draw_view(imgsz, config, rng)
+    joint = centre + view @ (rng.uniform(-0.5, 0.5, 2) * (width, height))
+    cut_x, cut_y = np.clip(np.rint(joint), 0, (width, height)).astype(int).tolist()
+    placements = []
+    for quarter, size in enumerate(sizes):
+        bottom, right = divmod(quarter, 2)
+        linear = view * fit_ratio(size[1], size[0], imgsz, config.letterbox)
+        corner = np.array([0 if right else size[1], 0 if bottom else size[0]], np.float64)
+        columns = (cut_x, width) if right else (0, cut_x)
+        rows = (cut_y, height) if bottom else (0, cut_y)
+        region = (columns[0], rows[0], columns[1], rows[1])
+        placements.append(Placement(linear, joint - linear @ corner, region))
+    return placements
+
+
+def paste(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement, grey: int) -> None:
+    """Draw an image into its region of the canvas, grey where it does not reach."""
+    left, top, right, bottom = placement.region
+    if left >= right or top >= bottom:
+        return
+    half = np.array([0.5, 0.5])  # from continuous coordinates to indices of pixels
+    shift = placement.linear @ half + placement.offset - half - (left, top)
+    canvas[top:bottom, left:right] = cv2.warpAffine(
+        image,
+        np.column_stack((placement.linear, shift)),
+        (right - left, bottom - top),
+        flags=cv2.INTER_LINEAR,
+        borderValue=(grey, grey, grey),
+    )
+
+
+def place_objects(objects: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """Map objects, cut them at the region, and drop those of which too little is left to be seen.
+
+    A turned box becomes the upright one around it.
+    """
+    corners = objects[:, [1, 2, 3, 2, 3, 4, 1, 4]].reshape(-1, 4, 2) @ placement.linear.T + placement.offset
+    boxes = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+    region = np.array(placement.region)
+    low, high = region[[0, 1, 0, 1]], region[[2, 3, 2, 3]]
+    cut = np.clip(boxes, low, np.maximum(low, high))
+    sides = cut[:, 2:] - cut[:, :2]
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    kept = (sides.min(axis=1, initial=np.inf) >= MIN_SIDE) & (sides.prod(axis=1) >= MIN_VISIBLE * area)
+    return np.concatenate((objects[:, :1], cut), axis=1)[kept].astype(np.float32)
+
+
+def mix(first: Sample, second: Sample, share: float) -> Sample:
+    """Blend two images, ``share`` of the first, and keep the objects of both (Zhang et al. 1902.04103, section 3.1)."""
+    image = np.asarray(cv2.addWeighted(first.image, share, second.image, 1 - share, 0), np.uint8)
+    return Sample(image, np.concatenate((first.objects, second.objects)))
+
+
+def mirror(sample: Sample) -> Sample:
+    """Swap left and right."""
+    width = sample.image.shape[1]
+    objects = sample.objects.copy()
+    objects[:, [1, 3]] = width - sample.objects[:, [3, 1]]
+    return Sample(np.ascontiguousarray(sample.image[:, ::-1]), objects)
+
+
+def turn_over(sample: Sample) -> Sample:
+    """Swap top and bottom."""
+    height = sample.image.shape[0]
+    objects = sample.objects.copy()
+    objects[:, [2, 4]] = height - sample.objects[:, [4, 2]]
+    return Sample(np.ascontiguousarray(sample.image[::-1]), objects)
+
+
+def shift_colours(
+    image: NDArray[np.uint8], strengths: tuple[float, float, float], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Multiply hue, saturation and value by random factors in ``1 ± strength``; hue wraps around."""
+    if not any(strengths):
+        return image
+    factors = 1 + rng.uniform(-1, 1, 3) * strengths
+    levels = np.arange(256)
+    hue = (levels * factors[0]) % 180
+    table = np.stack((hue, levels * factors[1], levels * factors[2]), axis=-1).clip(0, 255).astype(np.uint8)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def _middle(size: tuple[int, ...]) -> Matrix:
+    return np.array([size[1] / 2, size[0] / 2])
+
+
+def _draw_view(imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
+    """A random zoom, turn and shear, (2, 2), and the point of the output where the middle goes, (2,)."""
+    zoom = rng.uniform(1 - config.scale, 1 + config.scale)
+    centre = rng.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * (imgsz[1], imgsz[0])
+    angle = np.radians(rng.uniform(-config.rotate, config.rotate))
+    slope_x, slope_y = np.tan(np.radians(rng.uniform(-config.shear, config.shear, 2)))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return zoom * turn @ np.array([[1, slope_x], [slope_y, 1]]), centre

@@ -1,0 +1,97 @@
+"""Batches of letterboxed images: decoded by background threads, yielded in order, bounded in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data.dataset import DetectionDataset, ImageRecord
+from repq.data.images import read_image
+from repq.data.letterbox import DEFAULT, LetterboxTransform, letterbox
+from repq.recipe import LetterboxConfig
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Network input for some records.
+
+    Attributes:
+        images: (B, 3, H, W) float32 RGB in 0..1.
+        transforms: how each image was placed.
+        indices: the position of each image in the sequence of records.
+    """
+
+    images: NDArray[np.float32]
+    transforms: tuple[LetterboxTransform, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def to_input(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Stack B images (H, W, 3) uint8 into (B, 3, H, W) float32 in 0..1."""
+    stacked = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2), np.float32)
+    stacked /= np.float32(255)
+    return stacked
+
+
+def batches(
+    records: Sequence[ImageRecord] | DetectionDataset,
+    imgsz: tuple[int, int],
+    batch: int,
+    letterbox_config: LetterboxConfig = DEFAULT,
+    *,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Yield the records' images in order, ``batch`` at a time; the last batch may be smaller.
+
+    Args:
+        imgsz: height and width of the network input in pixels.
+        workers: background threads; 0 loads in the caller's thread.
+
+    Raises:
+        DataError: an image can no longer be read, or the letterbox does not fit.
+    """
+    if isinstance(records, DetectionDataset):
+        records = records.records
+
+    def load(record: ImageRecord) -> tuple[NDArray[np.uint8], LetterboxTransform]:
+        return letterbox(read_image(record.path), imgsz, letterbox_config)
+
+    loaded = prefetch(load, records, workers=workers, ahead=2 * batch)
+    for start in range(0, len(records), batch):
+        images, transforms = zip(*islice(loaded, batch), strict=True)
+        yield Batch(to_input(images), transforms, tuple(range(start, start + len(images))))
+
+
+def prefetch(
+    function: Callable[[Item], Value], items: Iterable[Item], *, workers: int = 2, ahead: int = 16
+) -> Iterator[Value]:
+    """Yield ``function(item)`` in the order of ``items``, computed by threads at most ``ahead`` items in advance."""
+    if workers < 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Value]] = deque()
+    source = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="repq-load") as pool:
+        try:
+            waiting.extend(pool.submit(function, item) for item in islice(source, max(ahead, workers)))
+            while waiting:
+                value = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+                yield value
+        finally:
+            # When the consumer stops early, what has not begun is not worth doing.
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,101 @@
+"""Reading images of every kind into 8-bit RGB, and refusing what is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from repq.data import read_image
+from repq.errors import DataError
+
+
+def encoded(suffix: str, image: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(suffix, image)
+    assert ok
+    return data.tobytes()
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    # Photographs are smooth; noise is the worst case for a truncated file, since every byte matters.
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def test_channels_are_red_green_blue(tmp_path: Path) -> None:
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes blue, green, red
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(".png", red))
+    image = read_image(path)
+    assert image.shape == (4, 6, 3)
+    assert image.dtype == np.uint8
+    assert (image == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey16", "colour16", "alpha"])
+def test_other_depths_become_8_bit_colour(tmp_path: Path, pixels: np.ndarray, kind: str) -> None:
+    wide = pixels.astype(np.uint16) * 256 + 7
+    source, expected = {
+        "grey": (pixels[..., 0], np.repeat(pixels[..., :1], 3, axis=2)),
+        "grey16": (wide[..., 0], np.repeat(pixels[..., :1], 3, axis=2)),
+        "colour16": (wide, pixels[..., ::-1]),
+        "alpha": (np.dstack([pixels, np.full((48, 64), 9, np.uint8)]), pixels[..., ::-1]),
+    }[kind]
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(".png", source))
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+def with_exif_orientation(jpeg: bytes, orientation: int) -> bytes:
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation, 0, 0, 0]) + b"\0\0\0\0"
+    body = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[2:]
+
+
+def test_exif_orientation_turns_the_pixels(tmp_path: Path, pixels: np.ndarray) -> None:
+    jpeg = encoded(".jpg", pixels)
+    plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
+    plain.write_bytes(jpeg)
+    turned.write_bytes(with_exif_orientation(jpeg, 6))
+    np.testing.assert_array_equal(read_image(turned), np.rot90(read_image(plain), -1))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9, 0.999])
+def test_truncated_files_are_refused(tmp_path: Path, pixels: np.ndarray, suffix: str, share: float) -> None:
+    data = encoded(suffix, pixels)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(DataError, match="cannot read the image"):
+        read_image(path)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path: Path, pixels: np.ndarray) -> None:
+    jpeg, thumbnail = encoded(".jpg", pixels), encoded(".jpg", pixels[::8, ::8].copy())
+    whole = jpeg[:2] + b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + jpeg[2:]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    assert read_image(path).shape == pixels.shape
+    path.write_bytes(whole[:-2])
+    with pytest.raises(DataError, match="ends too early"):
+        read_image(path)
+
+
+def test_bytes_after_the_end_do_no_harm(tmp_path: Path, pixels: np.ndarray) -> None:
+    for suffix in (".jpg", ".png"):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(encoded(suffix, pixels) + b"\0" * 500)
+        assert read_image(path).shape == pixels.shape
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(DataError, match="no image that OpenCV can decode"):
+        read_image(tmp_path / "text.jpg")
+    with pytest.raises(DataError, match="No such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(DataError):
+        read_image(tmp_path)
