@@ -1,0 +1,23 @@
+"""From network output to boxes, and from boxes to COCO average precision."""
+
+from repq.evaluate.bootstrap import ApDrop, bootstrap_drop, resample_weights
+from repq.evaluate.coco_metrics import coco_accuracy
+from repq.evaluate.detections import Detections, Predict, boxes_in_images, detect_all
+from repq.evaluate.evaluate import evaluate
+from repq.evaluate.matches import Matcher, Matches
+from repq.evaluate.postprocess import postprocess
+
+__all__ = [
+    "ApDrop",
+    "Detections",
+    "Matcher",
+    "Matches",
+    "Predict",
+    "bootstrap_drop",
+    "boxes_in_images",
+    "coco_accuracy",
+    "detect_all",
+    "evaluate",
+    "postprocess",
+    "resample_weights",
+]

@@ -1,0 +1,86 @@
+"""Running a detector over a data set and keeping what it finds in each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data import Batch, DetectionDataset, ImageRecord, batches
+from repq.errors import DataError
+from repq.evaluate.postprocess import postprocess
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig
+
+Predict = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+"""Images (B, 3, H, W), RGB in 0..1, to detections (B, N, 5 + classes) in network pixels; the last B may be smaller."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found.
+
+    Attributes:
+        images: the names of the images, in the order of the data set's records.
+        boxes: per image (k, 6) float32: x1, y1, x2, y2 in pixels of the original image, score, class; best first.
+    """
+
+    images: tuple[str, ...]
+    boxes: tuple[NDArray[np.float32], ...]
+
+    @property
+    def count(self) -> int:
+        return sum(len(boxes) for boxes in self.boxes)
+
+
+def detect_all(
+    predict: Predict,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    progress: Progress = silent,
+    *,
+    label: str = "detecting",
+) -> Detections:
+    """Find the objects in every image of a data set; a few batches of images are in memory at a time.
+
+    Raises:
+        DataError: the output of ``predict`` does not fit the data set's classes, or an image can no longer be read.
+    """
+    loaded = batches(dataset, imgsz, config.batch, config.letterbox)
+    found: list[NDArray[np.float32]] = []
+    for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
+        output = np.asarray(predict(batch.images))
+        found.extend(boxes_in_images(output, batch, dataset.names, config))
+    return Detections(_names(dataset.records), tuple(found))
+
+
+def boxes_in_images(
+    output: NDArray[np.floating], batch: Batch, names: Sequence[str], config: EvalConfig
+) -> list[NDArray[np.float32]]:
+    """Turn one batch of network output into boxes (k, 6) in pixels of the original images, as in `Detections.boxes`.
+
+    Raises:
+        DataError: the output does not fit the batch or the classes.
+    """
+    _check_output(output, len(batch), names)
+    found = postprocess(output, config)
+    for boxes, transform in zip(found, batch.transforms, strict=True):
+        boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
+    return found
+
+
+def _names(records: Sequence[ImageRecord]) -> tuple[str, ...]:
+    return tuple(record.name for record in records)
+
+
+def _check_output(output: NDArray[np.floating], images: int, names: Sequence[str]) -> None:
+    expected = 5 + len(names)
+    if output.ndim != 3 or output.shape[0] != images or output.shape[2] != expected:
+        raise DataError(
+            "the model's output does not fit the data set",
+            found=f"shape {output.shape} for {images} images and {len(names)} classes; ({images}, N, {expected}) fits",
+            fix="use a data set with the classes that the model was trained for",
+        )

@@ -1,0 +1,137 @@
+"""COCO AP on made-up data where the answer is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repq.data import DetectionDataset, ImageRecord, pixel_boxes
+from repq.errors import DataError
+from repq.evaluate import Detections, coco_accuracy
+from repq.results import Accuracy
+
+
+def record(index: int, labels: list[list[float]], crowds: list[list[float]] | None = None) -> ImageRecord:
+    rows = np.array(labels, np.float32).reshape(-1, 5)
+    return ImageRecord(
+        f"{index}.jpg",
+        Path(f"{index}.jpg"),
+        200,
+        100,
+        rows,
+        rows[:, 3] * rows[:, 4] * 20_000,
+        np.array(crowds or [], np.float32).reshape(-1, 5),
+    )
+
+
+def dataset(*records: ImageRecord, names: tuple[str, ...] = ("a", "b", "c")) -> DetectionDataset:
+    return DetectionDataset(Path(), "val", names, records)
+
+
+def found(data: DetectionDataset, boxes: list[np.ndarray]) -> Detections:
+    images = tuple(entry.name for entry in data.records)
+    return Detections(images, tuple(np.asarray(rows, np.float32).reshape(-1, 6) for rows in boxes))
+
+
+def perfect(data: DetectionDataset, score: float = 0.5) -> Detections:
+    rows = []
+    for entry in data.records:
+        boxes = pixel_boxes(entry.labels, entry.width, entry.height)
+        rows.append(np.column_stack([boxes, np.full(len(boxes), score), entry.labels[:, 0]]))
+    return found(data, rows)
+
+
+def random_set(seed: int, names: tuple[str, ...] = ("a", "b", "c")) -> DetectionDataset:
+    rng = np.random.default_rng(seed)
+    records = []
+    for index in range(6):
+        count = int(rng.integers(0, 5))
+        classes = rng.integers(0, len(names), (count, 1))
+        records.append(record(index, np.hstack([classes, rng.uniform(0.3, 0.6, (count, 4))]).tolist()))
+    return dataset(*records, record(9, [[0, 0.5, 0.5, 0.1, 0.1]]), names=names)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("names", [("only",), ("a", "b", "c")])
+def test_perfect_detections_reach_one(seed: int, names: tuple[str, ...]) -> None:
+    data = random_set(seed, names)
+    accuracy = coco_accuracy(perfect(data), data)
+    assert accuracy.ap == accuracy.ap50 == accuracy.ap75 == pytest.approx(1)
+    assert (accuracy.images, accuracy.objects, accuracy.detections) == (7, data.objects, data.objects)
+    for row, name in zip(accuracy.per_class, names, strict=True):
+        assert row.name == name
+        assert row.ap == (pytest.approx(1) if row.objects else None)
+
+
+def test_no_detections_at_all() -> None:
+    data = random_set(0)
+    accuracy = coco_accuracy(found(data, [[]] * len(data)), data)
+    assert accuracy.ap == accuracy.ap50 == accuracy.ap75 == 0
+    assert accuracy.detections == 0
+    assert {row.ap for row in accuracy.per_class if row.objects} == {0}
+
+
+def test_no_objects_at_all() -> None:
+    data = dataset(record(0, []), record(1, []))
+    accuracy = coco_accuracy(found(data, [[[1, 1, 9, 9, 0.5, 0]], []]), data)
+    assert (accuracy.ap, accuracy.objects, accuracy.detections) == (0, 0, 1)
+    assert accuracy.ap_small is accuracy.ap_medium is accuracy.ap_large is None
+    assert all(row.ap is None and row.ap50 is None for row in accuracy.per_class)
+
+
+def test_classes_without_objects_are_not_part_of_the_mean() -> None:
+    data = dataset(record(0, [[1, 0.5, 0.5, 0.4, 0.4]]))
+    detections = found(data, [[[60, 30, 140, 70, 0.5, 1], [0, 0, 50, 50, 0.9, 2]]])
+    accuracy = coco_accuracy(detections, data)
+    assert accuracy.ap == pytest.approx(1)
+    assert [row.ap for row in accuracy.per_class] == [None, pytest.approx(1), None]
+
+
+def test_size_classes() -> None:
+    # 20x20, 40x40 and 100x100 pixels; only the middle one is found.
+    data = dataset(record(0, [[0, 0.1, 0.2, 0.1, 0.2], [0, 0.4, 0.4, 0.2, 0.4], [0, 0.75, 0.5, 0.5, 1]]))
+    accuracy = coco_accuracy(found(data, [[[60, 20, 100, 60, 0.9, 0]]]), data)
+    assert (accuracy.ap_small, accuracy.ap_medium, accuracy.ap_large) == (0, pytest.approx(1), 0)
+    # One of three objects: precision 1 up to recall 0.33, which 34 of the 101 recall points reach.
+    assert accuracy.ap == pytest.approx(34 / 101)
+
+
+def test_overlap_decides_at_which_threshold_a_box_counts() -> None:
+    # Shifting a box of width 100 by 10 gives IoU 90 / 110 = 0.818: right at 0.50 … 0.80, wrong at 0.85, 0.90, 0.95.
+    data = dataset(record(0, [[0, 0.5, 0.5, 0.5, 0.5]]))
+    accuracy = coco_accuracy(found(data, [[[60, 25, 160, 75, 0.9, 0]]]), data)
+    assert accuracy.ap50 == accuracy.ap75 == pytest.approx(1)
+    assert accuracy.ap == pytest.approx(0.7)
+
+
+def test_boxes_in_a_crowd_are_neither_right_nor_wrong() -> None:
+    crowd = [[0, 0.75, 0.5, 0.5, 1]]
+    labels = [[0, 0.2, 0.4, 0.2, 0.4]]
+    boxes = [[20, 20, 60, 60, 0.5, 0], [110, 10, 140, 60, 0.9, 0], [150, 20, 190, 90, 0.8, 0]]
+    with_crowd = dataset(record(0, labels, crowd))
+    accuracy = coco_accuracy(found(with_crowd, [boxes]), with_crowd)
+    assert accuracy.ap == pytest.approx(1)
+    assert accuracy.objects == 1
+    without = dataset(record(0, labels))
+    assert coco_accuracy(found(without, [boxes]), without).ap < 0.5
+
+
+def test_a_crowd_alone_is_no_object() -> None:
+    data = dataset(record(0, [], [[0, 0.5, 0.5, 0.5, 0.5]]), record(1, [[1, 0.5, 0.5, 0.5, 0.5]]))
+    assert [row.ap for row in coco_accuracy(perfect(data), data).per_class] == [None, pytest.approx(1), None]
+
+
+def test_nothing_is_printed_and_the_result_is_plain_json(capfd: pytest.CaptureFixture[str]) -> None:
+    data = random_set(1)
+    accuracy = coco_accuracy(perfect(data), data)
+    assert capfd.readouterr() == ("", "")
+    assert Accuracy.model_validate(json.loads(accuracy.model_dump_json())) == accuracy
+
+
+def test_detections_of_other_images_are_refused() -> None:
+    data = random_set(2)
+    with pytest.raises(DataError, match="other images"):
+        coco_accuracy(perfect(data), data.subset(data.records[1:]))
