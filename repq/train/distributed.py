@@ -1,0 +1,159 @@
+"""Several processes that train one model: who takes part, and what they have to agree on.
+
+Every process keeps the whole model and takes an equal share of each batch. Gradients, losses and evaluation are sums
+over all shares, so the training is that of one process with the joined batch, up to the order of sums and to batch
+norm: in training it normalizes with the statistics of each process's share, so give every process 16 images or so.
+The running statistics are those of the first process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from repq.data import DetectionDataset
+from repq.errors import TrainingError
+from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
+from repq.recipe import EvalConfig
+from repq.results import Accuracy
+
+Value = TypeVar("Value")
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others, which may be decoding images
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's ``rank`` among ``count`` processes."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of ``items``: consecutive, and as large as the others' or one more or less."""
+        bounds = np.linspace(0, len(items), self.count + 1).astype(int)
+        return items[bounds[self.rank] : bounds[self.rank + 1]]
+
+
+ALONE = Processes()
+
+
+def current_processes() -> Processes:
+    """The processes of the running group; one if there is none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def joined_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
+    """Join the processes that ``torchrun`` started; alone, when it did not start this one.
+
+    On CUDA each process of a machine takes the GPU of its local rank. A group that exists already is used and left.
+
+    Yields:
+        The processes, and the device of this one.
+
+    Raises:
+        TrainingError: the others cannot be reached.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or dist.is_initialized():
+        yield current_processes(), torch.device(device)
+        return
+    own = torch.device(device)
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own)
+    try:
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise _left_alone(error, count) from error
+    try:
+        yield current_processes(), own
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Turn what a collective operation throws when a process is gone into an error that says so.
+
+    Raises:
+        TrainingError: as above.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError is one; gloo throws the plain kind
+        raise _left_alone(error, current_processes().count) from error
+
+
+def _left_alone(error: Exception, count: int) -> TrainingError:
+    return TrainingError(
+        f"another of the {count} processes of this training ended or does not answer",
+        found=str(error).splitlines()[0],
+        fix="look for its own message, then run the same command again: it goes on from the last saved state",
+    )
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Add up each tensor over all processes, in place, in one operation."""
+    if current_processes().count == 1 or not tensors:
+        return
+    with waiting_for_others():
+        joined = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        dist.all_reduce(joined)
+    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def told_by_first(function: Callable[[], Value]) -> Value:
+    """Call ``function`` in the first process, such as to read a file that only its machine has; all get the result."""
+    processes = current_processes()
+    if processes.count == 1:
+        return function()
+    told = [function() if processes.is_first else None]
+    with waiting_for_others():
+        dist.broadcast_object_list(told, 0)
+    return told[0]  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def copy_from_first(model: torch.nn.Module) -> None:
+    """Give every process the parameters and buffers of the first."""
+    if current_processes().count == 1:
+        return
+    with waiting_for_others():
+        for value in model.state_dict().values():
+            whole = value.contiguous()  # channels_last tensors cannot be sent as they are
+            dist.broadcast(whole, 0)
+            value.copy_(whole)
+
+
+def evaluate_together(
+    predict: Predict, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig
+) -> Accuracy:
+    """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
+    processes = current_processes()
+    own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config)
+    if processes.count == 1:
+        return coco_accuracy(own, dataset)
+    parts: list[Any] = [None] * processes.count
+    with waiting_for_others():
+        dist.all_gather_object(parts, own)
+    names = tuple(name for part in parts for name in part.images)
+    boxes = tuple(found for part in parts for found in part.boxes)
+    return coco_accuracy(Detections(names, boxes), dataset)

@@ -1,0 +1,118 @@
+"""What is trained, on what, and how: checked, and told apart from other trainings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repq.data import DetectionDataset, fingerprint
+from repq.errors import TrainingError
+from repq.model import Detector
+from repq.recipe import EvalConfig, TrainConfig
+from repq.reparam.repopt import RepScales
+
+# What is trained does not depend on these; the files they name count by their content.
+_WITHOUT_EFFECT = ("model", "weights", "rep_scales", "workers", "cache_mib", "tensorboard")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that the trained weights depend on; see `repq.train.train` for the parts."""
+
+    model: Detector
+    train_set: DetectionDataset
+    val_set: DetectionDataset
+    imgsz: tuple[int, int]
+    config: TrainConfig
+    seed: int
+    eval_config: EvalConfig
+    scales: RepScales | None = None
+    teacher: Detector | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The job as JSON values: a saved state belongs to the jobs that have the same."""
+        exclude: Any = {**dict.fromkeys(_WITHOUT_EFFECT, True), "distill": {"teacher"}}
+        return {
+            "model": json.loads(self.model.spec.to_json()),
+            "data": fingerprint(self.train_set),
+            "imgsz": list(self.imgsz),
+            "seed": self.seed,
+            **self.config.model_dump(mode="json", exclude=exclude),
+            "rep_scales": None if self.scales is None else content_hash(_tensors_of(self.scales)),
+            "teacher": None if self.teacher is None else content_hash(self.teacher.state_dict()),
+        }
+
+    def check(self, processes: int = 1) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            TrainingError: they don't.
+        """
+        model, classes = self.model.spec, self.train_set.num_classes
+        if self.model.deploy:
+            raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+        if not len(self.train_set):
+            raise TrainingError("there is no image to train on", fix="check the train split of the data set")
+        if classes != model.num_classes:
+            raise TrainingError(
+                "the model does not fit the data set",
+                found=f"{model.num_classes} classes in the model, {classes} in the data set",
+                fix="build the model with the data set's number of classes",
+            )
+        coarsest = model.strides[-1]
+        if self.imgsz[0] % coarsest or self.imgsz[1] % coarsest:
+            raise TrainingError(
+                "the image size does not fit the model",
+                found=f"{self.imgsz[0]}x{self.imgsz[1]}",
+                fix=f"use multiples of {coarsest}, the coarsest stride",
+            )
+        if self.config.class_weights and len(self.config.class_weights) != classes:
+            raise TrainingError(
+                "class_weights needs a factor for every class",
+                found=f"{len(self.config.class_weights)} factors for {classes} classes",
+            )
+        if min(self.config.batch, len(self.train_set)) < processes:
+            raise TrainingError(
+                "there is not an image for every process",
+                found=f"{len(self.train_set)} images in batches of {self.config.batch} for {processes} processes",
+                fix="make batch larger (it counts the images of all processes) or start fewer processes",
+            )
+        _check_given("rep_scales", self.config.rep_scales, self.scales)
+        _check_given("distill", self.config.distill, self.teacher)
+        if self.model.spec.style == "repopt" and self.scales is None and self.config.weights is None:
+            raise TrainingError(
+                f"{model.name} from scratch is trained with the scales of a hyper-search",
+                fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
+            )
+
+
+def _check_given(name: str, asked: object, given: object) -> None:
+    if (asked is None) != (given is None):
+        raise TrainingError(
+            f"the settings and what is given for {name} disagree",
+            found=f"{name} is set, but what it names is not given" if given is None else f"{name} is not set",
+        )
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors: names, types, shapes, values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}|".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors_of(scales: RepScales) -> dict[str, Tensor]:
+    return {
+        f"{layer}.{name}": value
+        for layer, block in scales.blocks.items()
+        for name, value in (("conv", block.conv), ("point", block.point), ("identity", block.identity))
+        if value is not None
+    }

@@ -1,0 +1,98 @@
+"""Shuffled, augmented training batches that depend on seed and epoch alone, not on workers or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data import ImageCache, Sample, draw_sample, prefetch
+from repq.recipe import TrainConfig
+from repq.train.distributed import ALONE, Processes
+from repq.train.sampler import epoch_order, image_weights
+
+_SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not be those of samples
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels."""
+
+    images: NDArray[np.uint8]
+    objects: tuple[NDArray[np.float32], ...]
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    return -(-images // batch)
+
+
+def scaled_size(imgsz: tuple[int, int], ratio: float, stride: int) -> tuple[int, int]:
+    """The input size (height, width) nearest to ``imgsz * ratio`` that ``stride`` divides."""
+    height, width = (max(1, round(side * ratio / stride)) * stride for side in imgsz)
+    return height, width
+
+
+def largest_size(imgsz: tuple[int, int], config: TrainConfig, stride: int) -> tuple[int, int]:
+    """The largest input size that multi-scale training draws."""
+    return scaled_size(imgsz, 1 + config.multi_scale, stride)
+
+
+def training_batches(
+    cache: ImageCache,
+    imgsz: tuple[int, int],
+    config: TrainConfig,
+    *,
+    seed: int,
+    epoch: int,
+    stride: int = 32,
+    processes: Processes = ALONE,
+) -> Iterator[TrainBatch]:
+    """Yield an epoch's images in random order, in batches whose sizes differ by at most one.
+
+    Each sample has a generator of its own, seeded with (seed, epoch, position), so the number of workers changes
+    nothing, and processes get the shares of the batches that one process would get.
+
+    Args:
+        imgsz: height and width; with ``config.multi_scale`` the middle of those that are drawn, one per batch.
+        stride: the coarsest; divides every drawn size.
+        processes: each yields its share of every batch.
+    """
+    if config.mosaic_off_epochs and epoch >= config.epochs - config.mosaic_off_epochs:
+        config = config.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
+    order = epoch_order(image_weights(cache.records, config.balance), seed, epoch)
+    chunks = np.array_split(np.arange(len(order)), steps_per_epoch(len(order), config.batch))
+    sizes = [_drawn_size(imgsz, config, stride, (seed, epoch, _SIZES + number)) for number in range(len(chunks))]
+    shares = [processes.share(chunk.tolist()) for chunk in chunks]
+
+    def draw(item: tuple[int, tuple[int, int]]) -> Sample:
+        position, size = item
+        rng = np.random.default_rng((seed, epoch, position))
+        return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng)
+
+    items = [(position, size) for share, size in zip(shares, sizes, strict=True) for position in share]
+    samples = prefetch(draw, items, workers=config.workers, ahead=2 * config.batch)
+    for share in shares:
+        drawn = list(islice(samples, len(share)))
+        yield TrainBatch(np.stack([sample.image for sample in drawn]), tuple(sample.objects for sample in drawn))
+
+
+def _fitted(config: TrainConfig, ratio: float) -> TrainConfig:
+    """The same room for images at another input size: border and inner size grow with it."""
+    old = config.letterbox
+    if ratio == 1 or (not old.border and old.inner_size is None):
+        return config
+    inner_size = None if old.inner_size is None else max(1, int(old.inner_size * ratio))
+    new = old.model_copy(update={"border": int(old.border * ratio), "inner_size": inner_size})
+    return config.model_copy(update={"letterbox": new})
+
+
+def _drawn_size(
+    imgsz: tuple[int, int], config: TrainConfig, stride: int, seed: tuple[int, int, int]
+) -> tuple[int, int]:
+    if not config.multi_scale:
+        return imgsz
+    ratio = np.random.default_rng(seed).uniform(1 - config.multi_scale, 1 + config.multi_scale)
+    return scaled_size(imgsz, ratio, stride)

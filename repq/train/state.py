@@ -1,0 +1,111 @@
+"""The state of a training between two epochs, as one safetensors file: tensors, and JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from repq.errors import TrainingError
+from repq.model.tensorfile import write_tensors
+from repq.results import Accuracy, EpochRow, Result
+
+FORMAT = "repq-train-state-1"
+
+
+class Best(Result):
+    epoch: int
+    accuracy: Accuracy
+
+
+class Position(Result):
+    """How far a training is. ``settings`` are those that its result depends on."""
+
+    settings: dict[str, Any]
+    epochs: tuple[EpochRow, ...] = ()
+    average_updates: int = 0
+    loss_scale: dict[str, float] = Field(default_factory=dict)
+    best: Best | None = None
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.epochs)
+
+
+def save_state(path: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the state, atomically. ``tensors`` are named groups of named tensors.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    flat = {
+        f"{group}/{name}": value.detach().cpu().contiguous()
+        for group, values in tensors.items()
+        for name, value in values.items()
+    }
+    try:
+        write_tensors(path, flat, {"format": FORMAT, "position": position.model_dump_json()})
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"cannot write the training state {path}", found=str(error)) from None
+
+
+def load_state(path: Path) -> tuple[Position, dict[str, dict[str, Tensor]]]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        TrainingError: the file is damaged or of another kind.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"the format {metadata.get('format')!r}, not {FORMAT!r}")
+            position = Position.model_validate_json(metadata["position"])
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                group, _, name = key.partition("/")
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except (OSError, SafetensorError, ValidationError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"cannot resume from {path}", found=str(error), fix="remove the file to train from the start"
+        ) from None
+    return position, groups
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's buffers, named by parameter number and key."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    whole = optimizer.state_dict()
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        whole["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(whole)
+
+
+def require_same_settings(path: Path, position: Position, settings: Mapping[str, Any]) -> None:
+    """Check that a state belongs to this training.
+
+    Raises:
+        TrainingError: names the settings that differ.
+    """
+    wanted = json.loads(json.dumps(settings))
+    different = sorted(
+        key for key in wanted.keys() | position.settings.keys() if wanted.get(key) != position.settings.get(key)
+    )
+    if different:
+        raise TrainingError(
+            f"cannot resume from {path}: it belongs to a training with other settings",
+            found=f"different {', '.join(different)}",
+            fix="train with the settings of that run, or remove the file to train from the start",
+        )

@@ -1,0 +1,112 @@
+"""One update of the weights: the gradients of some batches, added up over batches and processes, and a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from repq.model import Detector, TrainOutput
+from repq.recipe import TrainConfig
+from repq.reparam.repopt import RepScales
+from repq.train.assigner import pad_objects
+from repq.train.boxes import AnchorGrid, anchor_grid
+from repq.train.distill import Teacher
+from repq.train.distributed import sum_over_processes
+from repq.train.loader import TrainBatch
+from repq.train.losses import DetectionLoss, LossOptions, detection_loss
+from repq.train.optimizer import build_optimizer, set_rates
+from repq.train.schedule import Rates
+
+
+class Updater:
+    """Owns the optimizer of a model that is in place on its device, in training mode.
+
+    The loss of an update is the sum over all its images, in all batches and on all processes, divided once by the sum
+    of all target scores: gradients are those of one process with the joined batch (batch norm aside, which sees each
+    batch of each process alone).
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        scales: RepScales | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.model, self.config, self.device, self.teacher = model, config, device, teacher
+        self.options = LossOptions.from_config(config)
+        self.optimizer = build_optimizer(model, config, scales)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+        # Backward passes in channels_last are faster on CUDA; on CPUs they gained nothing or crashed (torch 2.13).
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._grids: dict[tuple[int, int], AnchorGrid] = {}
+
+    def update(
+        self, batches: Iterable[TrainBatch], rates: Rates, *, warm_up: bool = False, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Make one step; returns the parts of the loss by name, ``total`` last, without waiting for the device.
+
+        Args:
+            warm_up: assign with ATSS.
+            progress: share of the training that is done, 0..1.
+        """
+        set_rates(self.optimizer, rates)
+        sums = self.add_gradients(batches, warm_up=warm_up, progress=progress)
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def add_gradients(
+        self, batches: Iterable[TrainBatch], *, warm_up: bool = False, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Leave the gradients of an update in the parameters; returns the parts of its loss."""
+        sums: dict[str, Tensor] = {}
+        target_score = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch, warm_up=warm_up, progress=progress)
+            # A constant keeps gradients in the range of half precision; it is taken out again below.
+            self.scaler.scale(loss.total_sum / self.config.batch).backward()
+            for name, value in loss.sums.items():
+                sums[name] = value.detach() + sums[name] if name in sums else value.detach().clone()
+            target_score += loss.target_score
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        sum_over_processes([*gradients, *sums.values(), target_score])
+        self.scaler.unscale_(self.optimizer)  # after the sum: all processes have to see the same overflows
+        target_score = target_score.clamp(min=1)
+        torch._foreach_mul_(gradients, self.config.batch / target_score)
+        parts = {name: value / target_score for name, value in sums.items()}
+        return {**parts, "total": torch.stack(list(parts.values())).sum()}
+
+    def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
+        """The loss of this process's images of one batch."""
+        spec = self.model.spec
+        images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = images.to(torch.float32, memory_format=self.layout) / 255
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            imitation = None if self.teacher is None else self.teacher.answer(pixels, progress)
+            output: TrainOutput = self.model(pixels)
+        return detection_loss(
+            output.scores,
+            output.distances,
+            pad_objects(batch.objects).to(self.device),
+            self.grid(*batch.images.shape[1:3]),
+            reg_max=spec.reg_max if spec.use_dfl else 0,
+            options=self.options,
+            warm_up=warm_up,
+            imitation=imitation,
+        )
+
+    def grid(self, height: int, width: int) -> AnchorGrid:
+        if (height, width) not in self._grids:
+            strides = self.model.spec.strides
+            sizes = [(height // stride, width // stride) for stride in strides]
+            self._grids[height, width] = anchor_grid(sizes, strides, self.device)
+        return self._grids[height, width]

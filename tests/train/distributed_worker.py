@@ -1,0 +1,61 @@
+"""One of several processes of a training: ``distributed_worker.py FOLDER [RANK THAT DIES]``, started by a test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
+
+from repq.data import ImageCache, load_dataset
+from repq.errors import TrainingError
+from repq.recipe import EvalConfig
+from repq.train import Updater, joined_processes, train
+from repq.train.distributed import evaluate_together
+from repq.train.job import content_hash
+from repq.train.loader import training_batches
+
+
+def dies_in_second_epoch(items: Iterable, /, *, total: int | None = None, label: str = "") -> Iterator:
+    for item in items:
+        if "2/" in label:
+            os._exit(3)
+        yield item
+
+
+def main(folder: Path, dying_rank: int) -> None:
+    torch.set_num_threads(1)
+    train_set, val_set = (load_dataset(folder / "set" / "data.yaml", split) for split in ("train", "val"))
+    with joined_processes("cpu") as (processes, device):
+        if dying_rank < 0:
+            cache = ImageCache(train_set.records, SIZE, 1 << 24)
+            updater = Updater(settled(tiny_model()), QUICK, device)
+            batch = next(training_batches(cache, SIZE, QUICK, seed=0, epoch=0, processes=processes))
+            parts = updater.add_gradients([batch])
+            gradients = [parameter.grad for parameter in updater.parameters]
+            torch.save((len(batch.images), parts, gradients), folder / f"gradients{processes.rank}.pt")
+            accuracy = evaluate_together(noisy_oracle(val_set), val_set, SIZE, EvalConfig(batch=2))
+            (folder / f"accuracy{processes.rank}.json").write_text(accuracy.model_dump_json())
+        # Different weights: the first process's count.
+        outcome = train(
+            tiny_model(seed=processes.rank),
+            train_set,
+            val_set,
+            SIZE,
+            QUICK,
+            state_path=folder / "state.safetensors",
+            **({"progress": dies_in_second_epoch} if processes.rank == dying_rank else {}),
+        )
+        (folder / f"weights{processes.rank}.txt").write_text(content_hash(outcome.model.state_dict()))
+        (folder / f"report{processes.rank}.json").write_text(outcome.report.model_dump_json())
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]))
+    except TrainingError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

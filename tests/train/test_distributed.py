@@ -1,0 +1,108 @@
+"""Two real processes over gloo: together they are one process with the joined batch, and one's death is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
+
+from repq.data import DetectionDataset, ImageCache, load_dataset, make_demo_set
+from repq.errors import TrainingError
+from repq.evaluate import evaluate
+from repq.recipe import DemoConfig, EvalConfig
+from repq.results import Accuracy, TrainReport
+from repq.train import Processes, Updater, train
+from repq.train.job import TrainJob
+from repq.train.loader import training_batches
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=5, size=64, classes=2))
+    return tmp_path
+
+
+def sets(folder: Path) -> tuple[DetectionDataset, DetectionDataset]:
+    path = folder / "set" / "data.yaml"
+    return load_dataset(path, "train"), load_dataset(path, "val")
+
+
+def test_two_processes_are_one_with_the_joined_batch(folder: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launcher, str(WORKER), str(folder), "-1"], check=True, capture_output=True, timeout=300)
+    train_set, val_set = sets(folder)
+
+    updater = Updater(settled(tiny_model()), QUICK, torch.device("cpu"))
+    cache = ImageCache(train_set.records, SIZE, 1 << 24)
+    parts = updater.add_gradients([next(training_batches(cache, SIZE, QUICK, seed=0, epoch=0))])
+    images = 0
+    for rank in range(2):
+        count, own_parts, gradients = torch.load(folder / f"gradients{rank}.pt", weights_only=True)
+        images += count
+        for name, value in parts.items():
+            assert own_parts[name].item() == pytest.approx(value.item(), rel=1e-5)
+        for parameter, gradient in zip(updater.parameters, gradients, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)  # another order of sums
+    assert images == QUICK.batch
+
+    alone = evaluate(noisy_oracle(val_set), val_set, SIZE, EvalConfig())
+    assert 0.05 < alone.ap < 0.95
+    for rank in range(2):
+        together = Accuracy.model_validate_json((folder / f"accuracy{rank}.json").read_text())
+        assert together.ap == pytest.approx(alone.ap, abs=1e-6)
+        assert together == alone
+
+    assert (folder / "weights0.txt").read_text() == (folder / "weights1.txt").read_text()
+    reports = [TrainReport.model_validate_json((folder / f"report{rank}.json").read_text()) for rank in range(2)]
+    assert reports[0].accuracy == reports[1].accuracy
+    assert [row.losses for row in reports[0].epochs] == [row.losses for row in reports[1].epochs]
+
+
+def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    workers = []
+    for rank in range(2):
+        settings = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, str(WORKER), str(folder), "1"]
+        workers.append(subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True))
+    try:
+        messages = [worker.communicate(timeout=300)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [2, 3]
+    assert "another of the 2 processes of this training ended" in messages[0]
+    assert "run the same command again" in messages[0]
+    report = train(tiny_model(), *sets(folder), SIZE, QUICK, state_path=folder / "state.safetensors").report
+    assert len(report.epochs) == QUICK.epochs
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_join_to_the_batches_of_one_process(folder: Path, count: int) -> None:
+    train_set, _ = sets(folder)
+    cache = ImageCache(train_set.records, SIZE, 1 << 24)
+    whole = list(training_batches(cache, SIZE, QUICK, seed=0, epoch=1))
+    shares = [
+        list(training_batches(cache, SIZE, QUICK, seed=0, epoch=1, processes=Processes(rank, count)))
+        for rank in range(count)
+    ]
+    for number, batch in enumerate(whole):
+        images = [image for share in shares for image in share[number].images]
+        assert all((own == other).all() for own, other in zip(images, batch.images, strict=True))
+
+
+def test_more_processes_than_images_are_refused(folder: Path) -> None:
+    job = TrainJob(tiny_model(), *sets(folder), SIZE, QUICK, 0, EvalConfig())
+    job.check(processes=3)
+    with pytest.raises(TrainingError, match="for 5 processes"):
+        job.check(processes=5)

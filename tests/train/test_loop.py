@@ -1,0 +1,217 @@
+"""The loop on a tiny model and drawn images: it learns, resumes to the bit, and stops with a clear word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
+
+from repq.data import ImageCache
+from repq.errors import TrainingError
+from repq.model import build
+from repq.recipe import LetterboxConfig, TrainConfig
+from repq.train import accumulation, train
+from repq.train import loop as loop_module
+from repq.train import update as update_module
+from repq.train.loader import training_batches
+from repq.train.state import load_state
+
+
+def test_resumes_to_the_same_bits(data, tmp_path: Path) -> None:
+    train_set, val_set = data
+    whole = train(tiny_model(), train_set, val_set, SIZE, QUICK)
+    path = tmp_path / "state.safetensors"
+    for steps in (7, 2):  # in the middle of epoch 3, then of what is then the first epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(steps))
+    resumed = train(tiny_model(seed=1), train_set, val_set, SIZE, QUICK, state_path=path)
+    assert same_weights(whole, resumed)
+    assert [row.losses for row in whole.report.epochs] == [row.losses for row in resumed.report.epochs]
+    assert resumed.report.best_epoch == whole.report.best_epoch
+    again = train(tiny_model(seed=2), train_set, val_set, SIZE, QUICK, state_path=path)  # nothing is left to do
+    assert same_weights(whole, again)
+
+
+def test_state_of_another_training_is_refused(data, tmp_path: Path) -> None:
+    train_set, val_set = data
+    path = tmp_path / "state.safetensors"
+    short = QUICK.model_copy(update={"epochs": 1})
+    train(tiny_model(), train_set, val_set, SIZE, short, state_path=path)
+    changed = short.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(TrainingError, match="learning_rate, seed"):
+        train(tiny_model(), train_set, val_set, SIZE, changed, seed=3, state_path=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="cannot resume"):
+        train(tiny_model(), train_set, val_set, SIZE, short, state_path=path)
+
+
+def test_learns_a_few_images(data) -> None:
+    """Overfits: tested on the images it was trained on, without augmentation."""
+    few = replace(data[0], records=data[0].records[:4])
+    config = TrainConfig(
+        epochs=120,
+        batch=4,
+        learning_rate=0.03,
+        warmup_steps=10,
+        eval_interval=120,
+        workers=0,
+        flip=0,
+        hsv=(0, 0, 0),
+        translate=0,
+        scale=0,
+        ema_decay=0.9,
+        ema_ramp_steps=10,
+    )
+    outcome = train(tiny_model(), few, few, SIZE, config)
+    losses = [row.losses["total"] for row in outcome.report.epochs]
+    assert losses[-1] < 0.5 * losses[0]
+    assert outcome.report.accuracy.ap50 > 0.5
+    assert outcome.report.images_per_s > 0
+    assert not outcome.model.training
+    assert any(parameter.requires_grad for parameter in outcome.model.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_part(data, tmp_path: Path, monkeypatch) -> None:
+    train_set, val_set = data
+    real = update_module.detection_loss
+    calls = 0
+
+    def poisoned(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        loss = real(*args, **kwargs)
+        return replace(loss, sums={**loss.sums, "iou": loss.sums["iou"] * float("nan")}) if calls == 5 else loss
+
+    monkeypatch.setattr(update_module, "detection_loss", poisoned)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(TrainingError, match=r"step 5 \(epoch 2\)") as caught:
+        train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
+    assert "iou = nan" in str(caught.value)
+    assert "after epoch 1" in str(caught.value)
+    monkeypatch.setattr(update_module, "detection_loss", real)
+    resumed = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
+    assert same_weights(resumed, train(tiny_model(), train_set, val_set, SIZE, QUICK))
+
+
+def test_fewer_images_than_a_batch_and_images_without_objects(data) -> None:
+    train_set, val_set = data
+    empty = replace(train_set.records[0], labels=np.zeros((0, 5), np.float32), areas=np.zeros(0, np.float32))
+    few = replace(train_set, records=(empty, train_set.records[1], empty))
+    config = QUICK.model_copy(update={"epochs": 2, "batch": 16})
+    report = train(tiny_model(), few, val_set, SIZE, config).report
+    assert len(report.epochs) == 2
+    only_empty = replace(train_set, records=(empty, empty))
+    report = train(tiny_model(), only_empty, val_set, SIZE, config).report
+    assert report.epochs[-1].losses["iou"] == 0.0
+
+
+def test_what_does_not_fit_is_refused(data) -> None:
+    train_set, val_set = data
+    with pytest.raises(TrainingError, match="multiples of 32"):
+        train(tiny_model(), train_set, val_set, (64, 70), QUICK)
+    with pytest.raises(TrainingError, match="no image"):
+        train(tiny_model(), replace(train_set, records=()), val_set, SIZE, QUICK)
+    with pytest.raises(TrainingError, match="3 classes in the model, 2 in the data set"):
+        train(build("yolov6n_v2", 3), train_set, val_set, SIZE, QUICK)
+
+
+def test_workers_change_nothing_and_every_image_comes_once(data) -> None:
+    train_set, _ = data
+    cache = ImageCache(train_set.records, SIZE, 1 << 24)
+    config = QUICK.model_copy(update={"mosaic": 0.5})
+    runs = []
+    for workers in (0, 3):
+        settings = config.model_copy(update={"workers": workers})
+        runs.append(list(training_batches(cache, SIZE, settings, seed=1, epoch=2)))
+    assert [len(batch.images) for batch in runs[0]] == [4, 3, 3]
+    for first, second in zip(*runs, strict=True):
+        assert (first.images == second.images).all()
+        assert all((a == b).all() for a, b in zip(first.objects, second.objects, strict=True))
+    other = next(training_batches(cache, SIZE, config, seed=1, epoch=3))
+    assert (other.images != runs[0][0].images).any()
+
+
+def test_multi_scale_draws_sizes_that_fit_and_trains(data) -> None:
+    config = QUICK.model_copy(update={"multi_scale": 0.5, "letterbox": LetterboxConfig(border=2, inner_size=60)})
+    cache = ImageCache(data[0].records, (96, 96), 1 << 24)
+    sizes = set()
+    for epoch in range(8):
+        for batch in training_batches(cache, SIZE, config, seed=0, epoch=epoch):
+            sizes.add(batch.images.shape[1:3])
+            assert all((rows[:, 1:] <= batch.images.shape[1]).all() for rows in batch.objects)
+    assert sizes == {(32, 32), (64, 64), (96, 96)}
+    assert len(train(tiny_model(), *data, SIZE, config.model_copy(update={"epochs": 2})).report.epochs) == 2
+
+
+def test_stops_early_when_nothing_gets_better(data, monkeypatch, tmp_path: Path) -> None:
+    accuracies = iter([0.1, 0.3, 0.2, 0.29, 0.1, 0.9])
+    real = loop_module.evaluate_together
+
+    def scripted(*args):
+        return real(*args).model_copy(update={"ap": next(accuracies)})
+
+    monkeypatch.setattr(loop_module, "evaluate_together", scripted)
+    config = QUICK.model_copy(update={"epochs": 6, "eval_interval": 1, "patience": 2})
+    path = tmp_path / "state.safetensors"
+    report = train(tiny_model(), *data, SIZE, config, state_path=path).report
+    assert (len(report.epochs), report.best_epoch) == (4, 2)
+    assert len(train(tiny_model(), *data, SIZE, config, state_path=path).report.epochs) == 4  # done is done
+
+
+def test_every_option_at_once_resumes_to_the_same_bits(data, tmp_path: Path) -> None:
+    config = TrainConfig(
+        epochs=2,
+        batch=3,
+        warmup_steps=2,
+        workers=0,
+        eval_interval=1,
+        optimizer="adamw",
+        learning_rate=0.002,
+        assigner="simota",
+        atss_epochs=1,
+        class_loss="poly",
+        iou_loss="ciou",
+        l1_weight=0.5,
+        class_weights=(1.0, 2.0),
+        balance=0.5,
+        flip_vertical=0.5,
+        rotate=5,
+        shear=2,
+        mosaic=0.5,
+        mixup=0.5,
+        mosaic_off_epochs=1,
+        multi_scale=0.5,
+        max_grad_norm=10.0,
+    )
+    whole = train(tiny_model(), *data, SIZE, config)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(6))
+    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
+
+
+def test_a_factor_for_every_class(data) -> None:
+    with pytest.raises(TrainingError, match="1 factors for 2 classes"):
+        train(tiny_model(), *data, SIZE, QUICK.model_copy(update={"class_weights": (1.0,)}))
+
+
+@pytest.mark.parametrize("style", ["qarepvgg", "qarepvggv2", "hyper_search"])
+def test_other_blocks_train(data, style: str) -> None:
+    config = QUICK.model_copy(update={"epochs": 3, "learning_rate": 0.02})
+    rows = train(tiny_model(style=style), *data, SIZE, config).report.epochs
+    assert rows[-1].losses["total"] < rows[0].losses["total"]
+
+
+def test_accumulation_makes_fewer_updates_and_resumes_to_the_same_bits(data, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(accumulation, "LEAST_UPDATES", 4)
+    config = QUICK.model_copy(update={"nominal_batch": 8})  # 3 batches an epoch: updates of 2 and of 1
+    path = tmp_path / "state.safetensors"
+    whole = train(tiny_model(), *data, SIZE, config, state_path=path)
+    assert load_state(path)[0].average_updates == 2 * config.epochs
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(8))
+    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
