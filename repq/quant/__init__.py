@@ -1,0 +1,54 @@
+"""Quantization of fused models: quantizers, where they go, how their scales are found, and how they are stored.
+
+The way through: ``insert_quantizers`` -> ``calibrate`` -> ``scale_table``; ``quantize`` is all of it in one call.
+"""
+
+from repq.quant.calibration import Calibration, Histogram, Observation, activation_range, calibrate, observe, set_scales
+from repq.quant.convolution import QuantConv2d, QuantConvTranspose2d, QuantizedLayer
+from repq.quant.insertion import insert_quantizers, quantized_layers
+from repq.quant.ptq import QuantizedModel, quantize
+from repq.quant.quantizer import Quantizer, fake_quantize
+from repq.quant.rows import int8_macs_share, layer_rows
+from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, symmetric_scale, weight_scale
+from repq.quant.state import apply_scales, quantizing, scale_table
+from repq.quant.storage import (
+    QuantizedCheckpoint,
+    holds_quantization,
+    load_quantized,
+    restore_quantized,
+    save_quantized,
+)
+
+__all__ = [
+    "Calibration",
+    "Histogram",
+    "Observation",
+    "QuantConv2d",
+    "QuantConvTranspose2d",
+    "QuantizedCheckpoint",
+    "QuantizedLayer",
+    "QuantizedModel",
+    "Quantizer",
+    "Scheme",
+    "activation_range",
+    "apply_scales",
+    "asymmetric_scale",
+    "calibrate",
+    "fake_quantize",
+    "holds_quantization",
+    "insert_quantizers",
+    "int8_macs_share",
+    "layer_rows",
+    "load_quantized",
+    "observe",
+    "quantize",
+    "quantized_layers",
+    "quantizing",
+    "range_scale",
+    "restore_quantized",
+    "save_quantized",
+    "scale_table",
+    "set_scales",
+    "symmetric_scale",
+    "weight_scale",
+]

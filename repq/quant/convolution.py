@@ -1,0 +1,90 @@
+"""Convolutions whose input and weight are fake-quantized. The bias is never quantized.
+
+Both are subclasses of torch's own modules with the same parameters, so state-dict entries keep their names.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from repq.layers import LayerId
+from repq.quant.quantizer import Quantizer
+from repq.quant.scaling import Scheme
+
+
+class QuantConv2d(nn.Conv2d):
+    """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel."""
+
+    weight_axis: int | None = 0
+    scheme: Scheme
+    input_quantizer: Quantizer
+    weight_quantizer: Quantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConvTranspose2d(nn.ConvTranspose2d):
+    """``y = conv_transpose(Q(x), Q(w)) + b``; one weight scale for the tensor: not all TensorRT versions take more."""
+
+    weight_axis: int | None = None
+    scheme: Scheme
+    input_quantizer: Quantizer
+    weight_quantizer: Quantizer
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,  # type: ignore[arg-type]  # torch types these pairs as tuples, the method wants lists
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            2,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return functional.conv_transpose2d(
+            self.input_quantizer(input),
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,  # type: ignore[arg-type]
+            padding,
+            self.groups,
+            self.dilation,
+        )
+
+
+QuantizedLayer = QuantConv2d | QuantConvTranspose2d
+
+
+def is_quantized(module: nn.Module) -> TypeGuard[QuantizedLayer]:
+    """Whether a module is a convolution with quantizers."""
+    return isinstance(module, QuantConv2d | QuantConvTranspose2d)
+
+
+def with_quantizers(conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme: Scheme) -> QuantizedLayer:
+    """A quantized convolution that takes over the parameters and the mode of ``conv``."""
+    kind: type[QuantizedLayer] = QuantConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else QuantConv2d
+    quantized = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]  # a pair; torch types it as a tuple of any length
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device=torch.device("meta"),
+    )
+    if isinstance(conv, nn.ConvTranspose2d):
+        quantized.output_padding = conv.output_padding
+    quantized.weight, quantized.bias = conv.weight, conv.bias
+    quantized.scheme = scheme
+    quantized.input_quantizer = Quantizer(f"the input of {layer}")
+    quantized.weight_quantizer = Quantizer(f"the weight of {layer}")
+    return quantized.train(conv.training)

@@ -1,0 +1,93 @@
+"""What calibration saw of each layer and decided, as rows for reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from repq.layers import LayerId
+from repq.quant.calibration.histogram import Histogram
+from repq.quant.calibration.mse import squared_error
+from repq.quant.calibration.observe import Observation
+from repq.quant.state import scale_table
+from repq.results import LayerQuantization, Range
+from repq.scales import LayerScales, TensorScale
+
+
+def layer_rows(
+    model: nn.Module, observation: Observation, macs: Mapping[LayerId, int]
+) -> tuple[LayerQuantization, ...]:
+    """One row per layer of ``macs``, in its order.
+
+    Args:
+        model: a calibrated model.
+        observation: of all layers of ``macs``.
+        macs: multiply-adds per layer for one image.
+
+    The weight SNR is exact, over all elements of the tensor. The activation SNR is summed over the histogram.
+    """
+    table = scale_table(model)
+    return tuple(
+        _row(layer, model.get_submodule(layer), observation.histograms[layer], table.get(layer), count)
+        for layer, count in macs.items()
+    )
+
+
+def int8_macs_share(rows: tuple[LayerQuantization, ...]) -> float:
+    """Share of the multiply-adds that run in INT8."""
+    total = sum(row.macs for row in rows)
+    return sum(row.macs for row in rows if row.precision == "int8") / total if total else 0.0
+
+
+def _row(
+    layer: LayerId, conv: nn.Module, histogram: Histogram, scales: LayerScales | None, macs: int
+) -> LayerQuantization:
+    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+    weight = conv.weight.detach().float().cpu().numpy()
+    return LayerQuantization(
+        layer=layer,
+        precision="int8" if scales else "float",
+        macs=macs,
+        weight_range=(float(weight.min()), float(weight.max())),
+        weight_channel_ratio=_channel_ratio(weight, axis=1 if isinstance(conv, nn.ConvTranspose2d) else 0),
+        activation_range=_seen(histogram),
+        activation_scale=float(scales.input.scale) if scales else None,
+        activation_zero_point=int(scales.input.zero_point) if scales else None,
+        weight_snr_db=_weight_snr(weight, scales.weight) if scales else None,
+        activation_snr_db=_activation_snr(histogram, scales.input) if scales else None,
+    )
+
+
+def _seen(histogram: Histogram) -> Range:
+    return (histogram.minimum, histogram.maximum) if histogram.total else (0.0, 0.0)
+
+
+def _channel_ratio(weight: NDArray[np.float32], axis: int) -> float:
+    magnitudes = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+    alive = magnitudes[magnitudes > 0]
+    return float(alive.max() / alive.min()) if alive.size else 1.0
+
+
+def _weight_snr(weight: NDArray[np.float32], scale: TensorScale) -> float | None:
+    step = scale.scale
+    if scale.axis is not None:
+        shape = [1] * weight.ndim
+        shape[scale.axis] = -1
+        step = step.reshape(shape)
+    rounded = np.clip(np.rint(weight / step), scale.q_min, scale.q_max) * step
+    return _decibel(float(np.square(weight, dtype=np.float64).sum()), float(np.square(weight - rounded).sum()))
+
+
+def _activation_snr(histogram: Histogram, scale: TensorScale) -> float | None:
+    points, counts = histogram.points()
+    noise = squared_error(points, counts, scale.scale.reshape(1), scale.zero_point.reshape(1), scale.q_min, scale.q_max)
+    return _decibel(float(np.dot(counts, np.square(points))), float(noise[0]))
+
+
+def _decibel(signal: float, noise: float) -> float | None:
+    """``10 log10(signal / noise)`` of two powers; None where it is not finite."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

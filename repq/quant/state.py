@@ -1,0 +1,98 @@
+"""Read and write the quantization state of a model: its scales, and which of its layers quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from repq.errors import QuantizationError
+from repq.layers import LayerId
+from repq.quant.insertion import quantized_layers
+from repq.scales import LayerScales, ScaleTable, TensorScale
+
+
+def scale_table(model: nn.Module) -> ScaleTable:
+    """The scales of every quantized layer, in module order.
+
+    Raises:
+        QuantizationError: a layer has no scale yet; its name is in the message.
+    """
+    table: dict[LayerId, LayerScales] = {}
+    for name, layer in quantized_layers(model).items():
+        inputs, weight = layer.input_quantizer.get_scale(), layer.weight_quantizer.get_scale()
+        if inputs is None or weight is None:
+            raise QuantizationError(
+                f"{name} has no scales", found="a model that was not calibrated", fix="calibrate it before use"
+            )
+        table[name] = LayerScales(input=inputs, weight=weight)
+    return table
+
+
+def apply_scales(model: nn.Module, table: ScaleTable) -> None:
+    """Set the scales of every quantized layer, in place. Nothing is set if anything does not fit.
+
+    Raises:
+        QuantizationError: the table's layers are not exactly the model's, or a weight scale has another size.
+    """
+    layers = quantized_layers(model)
+    missing, unknown = layers.keys() - table.keys(), table.keys() - layers.keys()
+    if missing or unknown:
+        raise QuantizationError(
+            "the scales and the model's quantized layers are not the same set",
+            found=f"layers without scales: {_some(missing)}; scales without a layer: {_some(unknown)}",
+            fix="use the scales with the model and plan that they were calibrated for",
+        )
+    for name, layer in layers.items():
+        _check_fit(name, table[name], layer.weight_axis, tuple(layer.weight.shape))
+    for name, layer in layers.items():
+        layer.input_quantizer.set_scale(table[name].input, layer.weight.device)
+        layer.weight_quantizer.set_scale(table[name].weight, layer.weight.device)
+
+
+@contextmanager
+def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
+    """Within the block exactly ``layers`` quantize and every other layer runs in float: ``()`` is the float model.
+
+    Raises:
+        QuantizationError: a layer that holds no quantizers.
+    """
+    present = quantized_layers(model)
+    chosen = set(layers)
+    if unknown := chosen - present.keys():
+        raise QuantizationError("not all of these layers hold quantizers", found=_some(unknown))
+    quantizers = {
+        quantizer: name in chosen
+        for name, layer in present.items()
+        for quantizer in (layer.input_quantizer, layer.weight_quantizer)
+    }
+    before = {quantizer: quantizer.enabled for quantizer in quantizers}
+    try:
+        for quantizer, enabled in quantizers.items():
+            quantizer.enabled = enabled
+        yield
+    finally:
+        for quantizer, enabled in before.items():
+            quantizer.enabled = enabled
+
+
+def _check_fit(name: LayerId, scales: LayerScales, weight_axis: int | None, shape: tuple[int, ...]) -> None:
+    channels = () if weight_axis is None else (shape[weight_axis],)
+    expected: list[tuple[str, TensorScale, int | None, tuple[int, ...]]] = [
+        ("input", scales.input, None, ()),
+        ("weight", scales.weight, weight_axis, channels),
+    ]
+    for what, scale, axis, size in expected:
+        if scale.axis != axis or scale.scale.shape != size or scale.zero_point.shape != size:
+            raise QuantizationError(
+                f"the {what} scale of {name} does not fit",
+                found=f"axis {scale.axis}, shape {scale.scale.shape}; expected axis {axis}, shape {size}",
+                fix="use the scales with the model that they were calibrated for",
+            )
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return (", ".join(ordered[:limit]) or "none") + more
