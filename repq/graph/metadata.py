@@ -1,0 +1,91 @@
+"""What an exported file says about itself, so that it can be evaluated without the checkpoint it came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from onnx import ModelProto, helper
+
+from repq.errors import GraphError
+from repq.layers import LayerId
+
+Precision = Literal["float32", "float16", "int8", "int8_float16"]
+_PREFIX = "repq."
+
+
+@dataclass(frozen=True)
+class GraphMetadata:
+    """The entries ``repq.*`` of a model's metadata.
+
+    Attributes:
+        version: the repq version that wrote the file.
+        spec: the model's spec as JSON.
+        num_classes: number of object classes.
+        names: class names, or None where they are unknown.
+        imgsz: height and width in pixels.
+        precision: type of the float tensors, ``float32`` or ``float16``; ``int8`` or ``int8_float16`` for a Q/DQ graph.
+        int8_layers: the quantized layers, in graph order.
+    """
+
+    version: str
+    spec: str
+    num_classes: int
+    names: tuple[str, ...] | None
+    imgsz: tuple[int, int]
+    precision: Precision = "float32"
+    int8_layers: tuple[LayerId, ...] = ()
+
+
+def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
+    """Set the metadata of ``model``, in place; entries of other tools stay."""
+    others = {entry.key: entry.value for entry in model.metadata_props if not entry.key.startswith(_PREFIX)}
+    entries = {
+        "version": metadata.version,
+        "spec": metadata.spec,
+        "num_classes": json.dumps(metadata.num_classes),
+        "names": json.dumps(metadata.names, ensure_ascii=False),
+        "imgsz": json.dumps(metadata.imgsz),
+        "precision": metadata.precision,
+        "int8_layers": json.dumps(metadata.int8_layers),
+    }
+    helper.set_model_props(model, others | {_PREFIX + key: value for key, value in entries.items()})
+
+
+def read_metadata(model: ModelProto) -> GraphMetadata | None:
+    """The metadata of ``model``; None for a file that repq did not write.
+
+    Raises:
+        GraphError: entries are missing or damaged.
+    """
+    entries = {
+        entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)
+    }
+    if not entries:
+        return None
+    try:
+        return _parse(entries)
+    except (KeyError, ValueError, TypeError) as error:
+        raise GraphError(
+            "the metadata of the ONNX model is damaged", found=repr(error), fix="export the model again"
+        ) from None
+
+
+def _parse(entries: dict[str, str]) -> GraphMetadata:
+    def value(key: str) -> Any:
+        return json.loads(entries[key])
+
+    names, (height, width) = value("names"), value("imgsz")
+    precisions: dict[str, Precision] = {name: name for name in get_args(Precision)}
+    if entries["precision"] not in precisions:
+        raise ValueError(f"precision {entries['precision']}")
+    return GraphMetadata(
+        version=entries["version"],
+        spec=entries["spec"],
+        num_classes=int(value("num_classes")),
+        names=None if names is None else tuple(map(str, names)),
+        imgsz=(int(height), int(width)),
+        precision=precisions[entries["precision"]],
+        int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
+    )

@@ -1,0 +1,197 @@
+"""Merging, residual placement, FP16 and lint on every layout of the family."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from family_graphs import FAMILY, float_graph, images, layers, quantized_graph
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from small_graphs import run
+
+from repq.graph import (
+    count_qdq,
+    layer_groups,
+    lint,
+    merge_scales,
+    quantize_residuals,
+    read_metadata,
+    residual_operands,
+    scale_groups,
+    to_fp16,
+)
+from repq.graph.index import GraphIndex
+from repq.graph.int8_flow import arriving_parameters, parameters_of
+from repq.graph.layer_nodes import layer_nodes
+from repq.graph.merge_scales import unequal_groups
+
+everyone = pytest.mark.parametrize("label", FAMILY)
+
+
+def bytes_of(model: ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+def snr_db(reference: NDArray, other: NDArray) -> float:
+    difference = reference.astype(np.float64) - other
+    return float(10 * np.log10((reference.astype(np.float64) ** 2).sum() / max((difference**2).sum(), 1e-30)))
+
+
+@cache
+def merged(label: str) -> ModelProto:
+    return merge_scales(quantize_residuals(quantized_graph(label))[0])[0]
+
+
+@everyone
+def test_after_merging_no_group_has_two_scales(label: str) -> None:
+    model = merged(label)
+    assert not unequal_groups(model)
+    index = GraphIndex.of(model.graph)
+    sides = {group: {arriving_parameters(tensor, index) for tensor in group} for group in scale_groups(model)}
+    assert all(len(found - {None}) <= 1 for found in sides.values())
+
+
+@everyone
+def test_every_layer_keeps_int8_and_no_avoidable_kernel_stays(label: str) -> None:
+    before, after = quantized_graph(label), merged(label)
+    assert [row.precision for row in lint(after).layers] == ["int8"] * len(layers(label))
+    assert count_qdq(after).avoidable == 0 < count_qdq(before).avoidable
+    assert count_qdq(after).extra_kernels < count_qdq(before).extra_kernels
+
+
+@everyone
+def test_merging_never_adds_pairs_and_repeats(label: str) -> None:
+    before = quantized_graph(label)
+    untouched = bytes_of(before)
+    after, report = merge_scales(before)
+    assert bytes_of(before) == untouched
+    assert report.after.quantize <= report.before.quantize
+    assert report.after.dequantize <= report.before.dequantize
+    again, repeated = merge_scales(after)
+    assert bytes_of(again) == bytes_of(after)
+    assert not repeated.groups
+    assert repeated.before == repeated.after
+
+
+@everyone
+def test_placing_and_merging_repeat_together(label: str) -> None:
+    after = merged(label)
+    placed, report = quantize_residuals(after)
+    assert bytes_of(placed) == bytes_of(after)
+    assert report.quantized == report.left_float == ()
+    assert residual_operands(after) == ()
+
+
+@everyone
+def test_merged_scales_are_the_largest_of_their_group(label: str) -> None:
+    _, report = merge_scales(quantized_graph(label))
+    assert report.groups
+    for group in report.groups:
+        assert group.scale == max(group.before) > min(group.before)
+
+
+@everyone
+def test_the_merged_graph_runs_and_stays_near(label: str) -> None:
+    """Coarser scales cost little on tensors of like size; l has random SiLU chains whose branches differ 1000 times."""
+    x = images()
+    reference = run(float_graph(label), images=x)[0]
+    before, after = run(quantized_graph(label), images=x)[0], run(merged(label), images=x)[0]
+    assert np.isfinite(after).all()
+    assert snr_db(reference, after) > min(snr_db(reference, before), 20) - 10
+
+
+@everyone
+def test_layers_of_one_group_read_one_scale(label: str) -> None:
+    model, groups = merged(label), layer_groups(float_graph(label))
+    index, nodes = GraphIndex.of(model.graph), layer_nodes(model)
+    assert groups
+    for group in groups:
+        assert len({arriving_parameters(nodes[layer].input[0], index) for layer in group}) == 1
+
+
+@everyone
+def test_float_and_quantized_graph_have_the_same_groups(label: str) -> None:
+    models = float_graph(label), quantized_graph(label)
+    first, second = ({frozenset(group) for group in scale_groups(model, residual_adds=False)} for model in models)
+    assert first == second
+
+
+@everyone
+def test_lint_warns_before_and_passes_after(label: str) -> None:
+    assert lint(quantized_graph(label)).exit_code() == 1
+    assert lint(merged(label)).at_least("warning") == ()
+
+
+@everyone
+def test_int8_with_fp16_has_no_float32_but_the_decoding(label: str) -> None:
+    model, report = to_fp16(merged(label))
+    index = GraphIndex.of(model.graph)
+    for node in layer_nodes(model).values():
+        for name in node.input[1:]:
+            producer = index.producers.get(name)
+            value = index.array(producer.input[1] if producer is not None else name)
+            assert value is not None and value.dtype == np.float16
+    assert lint(model).at_least("warning") == ()
+    assert len(report.fp32_nodes) < 15
+    output = run(model, images=images())[0]
+    assert output.dtype == np.float32
+    assert np.isfinite(output).all()
+
+
+@everyone
+def test_pure_fp16_computes_what_float32_computes(label: str) -> None:
+    """FP16 rounds to 2^-11 = -66 dB; some 50 layers in a row leave 40 dB or more."""
+    graph = float_graph(label)
+    model, _ = to_fp16(graph)
+    assert {t.data_type for t in model.graph.initializer if t.name.endswith(".weight")} == {10}
+    x = images()
+    assert snr_db(run(graph, images=x)[0], run(model, images=x)[0]) > 40
+    metadata = read_metadata(model)
+    assert metadata is not None and metadata.precision == "float16"
+    assert len(model.SerializeToString()) < 0.6 * len(graph.SerializeToString()) + 60_000
+
+
+@pytest.mark.parametrize("label", ["n, odd widths", "lite_s"])
+def test_asymmetric_scales_cover_the_union_of_the_ranges(label: str) -> None:
+    before = quantized_graph(label, "asymmetric")
+    after, report = merge_scales(before)
+    assert not unequal_groups(after)
+    assert report.groups
+    ranges = {p.range for model in (before,) for p in activation_parameters(model)}
+    for parameters in activation_parameters(after):
+        low, high = parameters.range
+        assert low <= 0 <= high
+    assert max(high for _, high in ranges) <= max(p.range[1] for p in activation_parameters(after)) * (1 + 1 / 255)
+    assert snr_db(run(float_graph(label), images=images())[0], run(after, images=images())[0]) > 25
+
+
+def activation_parameters(model: ModelProto) -> list:
+    index = GraphIndex.of(model.graph)
+    return [parameters_of(node, index) for node in model.graph.node if node.op_type == "QuantizeLinear"]
+
+
+@pytest.mark.parametrize(("label", "last"), [("m (CSP)", "conv2"), ("s_mbla", "conv3")])
+def test_float_layers_stay_float_and_their_adds_too(label: str, last: str) -> None:
+    keep = ("backbone.ERBlock_3.*", f"*.m.*{last}*")
+    before = quantized_graph(label, keep_float=keep)
+    placed, report = quantize_residuals(before)
+    assert report.left_float
+    after, _ = merge_scales(placed)
+    assert set(lint(after).layers) == set(lint(before).layers)
+    assert count_qdq(after).extra_kernels < count_qdq(before).extra_kernels
+    assert lint(after).at_least("warning") == ()
+    assert np.isfinite(run(after, images=images())[0]).all()
+
+
+def test_equal_scales_give_equal_outputs() -> None:
+    """All scales of one size: merging only removes and moves pairs, so the output is the same bit by bit."""
+    before = ModelProto()
+    before.CopyFrom(quantized_graph("s_mbla"))
+    for tensor in before.graph.initializer:
+        if tensor.name.endswith(".input_scale"):
+            tensor.CopyFrom(numpy_helper.from_array(np.array(0.03, np.float32), tensor.name))
+    after, report = merge_scales(before)
+    assert not report.groups
+    np.testing.assert_array_equal(run(before, images=images())[0], run(after, images=images())[0])
