@@ -1,0 +1,116 @@
+"""Whether engines compute what the reference computes: SNR per output, and AP, over the same images in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data import DetectionDataset, batches
+from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
+from repq.progress import Progress, silent
+from repq.recipe import CheckConfig, EvalConfig
+from repq.results import Agreement, CheckReport
+
+OUTPUTS = {"boxes": slice(0, 4), "scores": slice(5, None)}
+"""The parts of detections (B, N, 5 + classes) that are compared; the constant between them is no result."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to compare: its name, how to run it, and how many of its layers run in INT8 and in float."""
+
+    name: str
+    infer: Predict
+    int8_layers: int
+    float_layers: int
+
+
+@dataclass
+class _Difference:
+    """Sums over images of one output's squared reference and squared difference, in float64."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+
+    def add(self, expected: NDArray[np.floating], actual: NDArray[np.floating]) -> None:
+        difference = actual.astype(np.float64) - expected
+        self.signal += float(np.square(expected, dtype=np.float64).sum())
+        self.noise += float(np.square(difference).sum())
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
+
+    @property
+    def snr_db(self) -> float:
+        """``10 log10(sum reference^2 / sum difference^2)``; infinite where they are equal."""
+        if self.noise == 0:
+            return float("inf")
+        return 10 * float(np.log10(self.signal / self.noise)) if self.signal else float("-inf")
+
+
+@dataclass
+class _Tally:
+    boxes: list[NDArray[np.float32]] = field(default_factory=list)
+    differences: dict[str, _Difference] = field(default_factory=lambda: {name: _Difference() for name in OUTPUTS})
+
+
+def compare(
+    reference: Predict,
+    candidates: Sequence[Candidate],
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: CheckConfig,
+    eval_config: EvalConfig,
+    progress: Progress = silent,
+) -> CheckReport:
+    """Run the reference and every candidate on each batch and compare outputs and AP.
+
+    Args:
+        reference: images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes), as every candidate's ``infer``.
+        config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
+
+    Raises:
+        DataError: an output does not fit the data set, or an image can no longer be read.
+    """
+    own = _Tally()
+    tallies = [_Tally() for _ in candidates]
+    loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox)
+    for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
+        expected = np.asarray(reference(batch.images))
+        own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config))
+        for candidate, tally in zip(candidates, tallies, strict=True):
+            actual = np.asarray(candidate.infer(batch.images))
+            tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config))
+            for name, part in OUTPUTS.items():
+                tally.differences[name].add(expected[..., part], actual[..., part])
+    images = tuple(record.name for record in dataset.records)
+    reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
+    rows = []
+    for candidate, tally in zip(candidates, tallies, strict=True):
+        accuracy = coco_accuracy(Detections(images, tuple(tally.boxes)), dataset)
+        rows.append(
+            Agreement(
+                engine=candidate.name,
+                snr_db={name: difference.snr_db for name, difference in tally.differences.items()},
+                max_abs_error={name: difference.max_abs for name, difference in tally.differences.items()},
+                accuracy=accuracy,
+                ap_gap=accuracy.ap - reference_accuracy.ap,
+                int8_layers=candidate.int8_layers,
+                float_layers=candidate.float_layers,
+            )
+        )
+    return CheckReport(
+        reference=reference_accuracy,
+        engines=tuple(rows),
+        images=len(dataset),
+        max_ap_gap=config.max_ap_gap,
+        min_snr_db=config.min_snr_db,
+        passed=all(_within(row, config) for row in rows),
+    )
+
+
+def _within(row: Agreement, config: CheckConfig) -> bool:
+    loud_enough = config.min_snr_db is None or min(row.snr_db.values()) >= config.min_snr_db
+    return abs(row.ap_gap) <= config.max_ap_gap and loud_enough

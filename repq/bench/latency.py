@@ -1,0 +1,243 @@
+"""Latency of several models, side by side in one run.
+
+Speed drifts while a machine works: clocks change, other processes come and go. So the models take turns, a few runs
+each, and the order reverses every round (A B C, C B A, …): a drift then meets all alike. What is compared is the
+median of one model over the median of another at the same setting, from the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.bench.environment import capture_environment
+from repq.errors import RepqError
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig
+from repq.results import BenchReport, BenchRow, Environment, Variant
+
+Scope = Literal["infer", "end_to_end"]
+Clock = Callable[[], int]
+"""Time in nanoseconds that only moves forward."""
+
+RawImages = Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How to run one model.
+
+    Attributes:
+        infer: network input (B, 3, H, W), float32, to whatever the model gives.
+        preprocess: decoded images (H, W, 3), uint8, to network input; None: only ``infer`` is timed.
+        postprocess: what ``infer`` gives, to boxes; None: only ``infer`` is timed.
+    """
+
+    infer: Callable[[NDArray[np.float32]], Any]
+    preprocess: Callable[[RawImages], NDArray[np.float32]] | None = None
+    postprocess: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class TimedModel:
+    """A model to be timed.
+
+    Attributes:
+        label: what the table calls it.
+        variant: what it was built as; precision: what its layers really run in.
+        open: number of CPU threads -> runner; called once per number, outside the timing.
+        batch: the one batch size that it takes; None: any.
+    """
+
+    label: str
+    engine: str
+    variant: Variant
+    precision: str
+    size_bytes: int
+    open: Callable[[int], Runner]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One model at one setting: what is called in the timed part."""
+
+    model: TimedModel
+    scope: Scope
+    run: Callable[[], Any]
+
+
+def bench(
+    models: Sequence[TimedModel],
+    imgsz: tuple[int, int],
+    config: BenchConfig | None = None,
+    *,
+    images: RawImages | None = None,
+    seed: int = 0,
+    clock: Clock = time.perf_counter_ns,
+    environment: Environment | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Time models side by side at every batch size and number of threads.
+
+    Args:
+        models: the first one is the base of ``speedup``.
+        imgsz: height and width of the network input.
+        images: decoded images for the runs with pre- and post-processing; default: noise of that size.
+        seed: of the noise that is the network input.
+        clock: where time comes from.
+        environment: default: this machine, captured before the first run.
+
+    Returns:
+        One row per setting, scope and model, in this order; latencies are for a whole batch.
+
+    Raises:
+        RepqError: there is no model, two have one label, or a model does not take a batch size.
+    """
+    config = config or BenchConfig()
+    _check(models, config)
+    environment = environment or capture_environment()
+    rng = np.random.default_rng(seed)
+    raw = list(images) if images else [rng.integers(0, 256, (*imgsz, 3), dtype=np.uint8)]
+    rows: list[BenchRow] = []
+    for threads in config.threads:
+        runners = [model.open(threads) for model in models]
+        for batch in config.batches:
+            inputs = rng.random((batch, 3, *imgsz), dtype=np.float32)
+            pictures = [raw[index % len(raw)] for index in range(batch)]
+            for scope in _scopes(config):
+                jobs = _jobs(models, runners, scope, inputs, pictures)
+                label = f"{batch} x {threads} threads, {scope}"
+                samples = measure([job.run for job in jobs], config, clock, progress, label)
+                rows.extend(_rows(models[0], jobs, samples, batch, threads))
+    return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds)
+
+
+def measure(
+    runs: Sequence[Callable[[], Any]],
+    config: BenchConfig,
+    clock: Clock = time.perf_counter_ns,
+    progress: Progress = silent,
+    label: str = "",
+) -> list[list[float]]:
+    """Call every function ``rounds * runs_per_round`` times, in turns, and return each one's times in milliseconds.
+
+    Each turn starts with one call that is not counted, which brings the model back into the caches that the others
+    emptied; ``warmup`` calls of each go before everything.
+    """
+    samples: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        for _ in range(config.warmup):
+            run()
+    with _no_garbage_collection():
+        for number in progress(range(config.rounds), total=config.rounds, label=label):
+            for index in _order(len(runs), number):
+                runs[index]()
+                for _ in range(config.runs_per_round):
+                    start = clock()
+                    runs[index]()
+                    samples[index].append((clock() - start) / 1e6)
+            gc.collect()
+    return samples
+
+
+def _order(count: int, number: int) -> Sequence[int]:
+    """Forward in even rounds, backward in odd ones."""
+    return range(count) if number % 2 == 0 else range(count - 1, -1, -1)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector out of the timed calls; ``measure`` collects between rounds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _scopes(config: BenchConfig) -> tuple[Scope, ...]:
+    return ("infer", "end_to_end") if config.end_to_end else ("infer",)
+
+
+def _jobs(
+    models: Sequence[TimedModel],
+    runners: Sequence[Runner],
+    scope: Scope,
+    inputs: NDArray[np.float32],
+    pictures: RawImages,
+) -> list[_Job]:
+    jobs = []
+    for model, runner in zip(models, runners, strict=True):
+        if scope == "infer":
+            jobs.append(_Job(model, scope, _infer_only(runner, inputs)))
+        elif runner.preprocess is not None and runner.postprocess is not None:
+            jobs.append(_Job(model, scope, _whole_way(runner.preprocess, runner.infer, runner.postprocess, pictures)))
+    return jobs
+
+
+def _infer_only(runner: Runner, inputs: NDArray[np.float32]) -> Callable[[], Any]:
+    return lambda: runner.infer(inputs)
+
+
+def _whole_way(
+    preprocess: Callable[[RawImages], NDArray[np.float32]],
+    infer: Callable[[NDArray[np.float32]], Any],
+    postprocess: Callable[[Any], Any],
+    pictures: RawImages,
+) -> Callable[[], Any]:
+    return lambda: postprocess(infer(preprocess(pictures)))
+
+
+def _rows(
+    first: TimedModel, jobs: Sequence[_Job], samples: Sequence[Sequence[float]], batch: int, threads: int
+) -> list[BenchRow]:
+    rows = []
+    base = float(np.median(samples[0])) if jobs and jobs[0].model is first else None
+    for job, times in zip(jobs, samples, strict=True):
+        median = float(np.median(times))
+        rows.append(
+            BenchRow(
+                model=job.model.label,
+                engine=job.model.engine,
+                variant=job.model.variant,
+                precision=job.model.precision,
+                batch=batch,
+                threads=threads,
+                scope=job.scope,
+                latency_ms_median=median,
+                latency_ms_p95=float(np.percentile(times, 95)),
+                images_per_s=1e3 * batch / median if median > 0 else 0.0,
+                runs=len(times),
+                size_bytes=job.model.size_bytes,
+                speedup=base / median if base is not None and median > 0 else None,
+                samples_ms=tuple(times),
+            )
+        )
+    return rows
+
+
+def _check(models: Sequence[TimedModel], config: BenchConfig) -> None:
+    if not models:
+        raise RepqError("there is nothing to time", fix="name at least one model")
+    labels = [model.label for model in models]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise RepqError("two models have one label", found=", ".join(repeated), fix="name them differently")
+    for model in models:
+        wrong = [batch for batch in config.batches if model.batch not in (None, batch)]
+        if wrong:
+            raise RepqError(
+                f"{model.label} takes batches of {model.batch} only",
+                found=f"batches of {', '.join(map(str, wrong))} asked for",
+                fix="export it with a dynamic batch (export.batch: null), or time the size that it has",
+            )

@@ -1,0 +1,128 @@
+"""What every engine offers, and what every saved engine records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.errors import EngineError
+from repq.layers import LayerId
+from repq.recipe import EngineName
+from repq.results import EngineDescription, Result
+
+Shape = tuple[int | str, ...]
+"""Dimensions of a tensor; a string names a dynamic one."""
+
+
+class TensorInfo(Result):
+    name: str
+    shape: Shape
+
+
+class EngineManifest(Result):
+    """Everything about an engine but its payload. It is what ``engine.json`` holds.
+
+    Attributes:
+        version: of the runtime that built the engine.
+        source_sha256: of the ONNX file that the engine was built from.
+        input: the image tensor, (batch, channels, height, width).
+        metadata: the ONNX file's own metadata, such as class names.
+        layers: id of every convolution, in graph order.
+        int8_layers: those whose input and weight both have a scale in the source: what was asked for, not what runs.
+        threads: CPU threads; None leaves the choice to the runtime.
+        cpu_features: of the machine that built the engine.
+    """
+
+    engine: EngineName
+    version: str
+    repq_version: str
+    source: str
+    source_sha256: str
+    input: TensorInfo
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    layers: tuple[LayerId, ...]
+    int8_layers: tuple[LayerId, ...]
+    threads: int | None
+    device: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+
+    @property
+    def batch(self) -> int | None:
+        """The one batch size that the engine takes; None: any."""
+        size = self.input.shape[0]
+        return size if isinstance(size, int) else None
+
+
+class Engine(Protocol):
+    """A model that is ready to run in one runtime on this machine."""
+
+    @property
+    def name(self) -> EngineName: ...
+
+    @property
+    def manifest(self) -> EngineManifest: ...
+
+    @property
+    def batch(self) -> int | None:
+        """The one batch size that ``infer`` takes; None: any."""
+        ...
+
+    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Run images (B, C, H, W), float32, and return every output by its name.
+
+        Raises:
+            EngineError: the type or shape is not the one that the engine was built for.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the engine as a folder that ``repq.engine.load`` reads; whole or not at all.
+
+        Raises:
+            EngineError: the folder exists and is no engine, or cannot be written.
+        """
+        ...
+
+    def describe(self) -> EngineDescription:
+        """Say what really runs: the precision and kernel of every layer, and the conversions between them."""
+        ...
+
+
+def check_images(images: NDArray[np.float32], wanted: TensorInfo) -> None:
+    """Refuse images that the engine cannot take.
+
+    Raises:
+        EngineError: wrong type, number of dimensions or size.
+    """
+    if images.dtype != np.float32:
+        raise EngineError(
+            f"the engine's input {wanted.name!r} takes float32 images in 0..1",
+            found=f"{images.dtype}",
+            fix="convert them, for example (images / 255).astype('float32')",
+        )
+    if fits(images.shape, wanted.shape):
+        return
+    if fits(images.shape[1:], wanted.shape[1:]):
+        raise EngineError(
+            f"the engine is built for batches of {wanted.shape[0]}",
+            found=f"a batch of {images.shape[0]}",
+            fix="pad or split the batch (`Engine.batch` names the size), or export with a dynamic batch",
+        )
+    raise EngineError(
+        f"the engine's input {wanted.name!r} takes images of shape {wanted.shape}",
+        found=f"{images.shape}",
+        fix="resize the images, or export and build for this size",
+    )
+
+
+def fits(shape: Sequence[int], wanted: Shape) -> bool:
+    """Whether every dimension is the wanted one; a dynamic one takes any size but zero."""
+    return len(shape) == len(wanted) and all(
+        size > 0 if isinstance(want, str) else size == want for size, want in zip(shape, wanted, strict=True)
+    )

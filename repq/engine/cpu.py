@@ -1,0 +1,82 @@
+"""What the processor is and which of its instructions matter for INT8 and reduced precision."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_FEATURES = {
+    "avx2": "avx2",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx_vnni": "avx_vnni",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimddp": "arm_dotprod",
+    "i8mm": "arm_i8mm",
+    "sve": "arm_sve",
+    "asimdhp": "arm_fp16",
+    # macOS spells the same things differently
+    "AVX2": "avx2",
+    "hw.optional.arm.FEAT_DotProd": "arm_dotprod",
+    "hw.optional.arm.FEAT_I8MM": "arm_i8mm",
+    "hw.optional.arm.FEAT_FP16": "arm_fp16",
+}
+"""Operating system's name of an instruction set -> the name that repq reports."""
+
+DOT_PRODUCT_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "arm_dotprod", "arm_i8mm"})
+"""Instruction sets that multiply and add 8-bit integers in one step. Without one, INT8 gains little, and on x86 the
+older instruction (``vpmaddubsw``) saturates its 16-bit sums, so results can differ from the exact ones."""
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Model name of the processor, or the machine type where the system does not say."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "Model", "cpu model"} and value.strip():
+            return value.strip()
+    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_features() -> tuple[str, ...]:
+    """Instruction sets of this processor that matter here, sorted; empty where the system does not say."""
+    flags: set[str] = set()
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            flags.update(value.split())
+    flags.update(_sysctl("machdep.cpu.leaf7_features").split())
+    flags.update(name for name in _FEATURES if name.startswith("hw.") and _sysctl(name) == "1")
+    return tuple(sorted({_FEATURES[flag] for flag in flags if flag in _FEATURES}))
+
+
+def cpu_cores() -> int:
+    """Number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _cpuinfo() -> tuple[str, ...]:
+    try:
+        return tuple(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines())
+    except OSError:
+        return ()
+
+
+def _sysctl(key: str) -> str:
+    if platform.system() != "Darwin":
+        return ""
+    try:
+        return subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,184 @@
+"""OpenVINO on the CPU.
+
+Float layers run in FP32: on processors with AVX512-BF16 or AMX the plugin would otherwise take bfloat16 by itself, and
+an FP32 baseline would not be one. INT8 layers come from the Q/DQ pairs of the graph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.engine.base import EngineManifest, check_images
+from repq.engine.openvino_lowering import lower
+from repq.engine.source import Source
+from repq.engine.storage import folder_size, write_engine
+from repq.errors import EngineError
+from repq.layers import LayerId
+from repq.recipe import EngineName
+from repq.results import EngineDescription, LayerPrecision
+
+INSTALL = "pip install 'repq[openvino]'"
+
+_IR = "model.xml"
+_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_LAYER_TYPES = ("Convolution", "Deconvolution")
+
+
+class OpenVinoEngine:
+    """One model, compiled for the CPU."""
+
+    name: EngineName = "openvino"
+
+    def __init__(self, manifest: EngineManifest, model: Any) -> None:
+        import openvino
+
+        self.manifest = manifest
+        self._model = model
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if manifest.threads is not None:
+            options["INFERENCE_NUM_THREADS"] = manifest.threads
+        try:
+            self._compiled = openvino.Core().compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise EngineError("OpenVINO cannot compile the model", found=_reason(error)) from None
+        self._request = self._compiled.create_infer_request()
+
+    @property
+    def batch(self) -> int | None:
+        return self.manifest.batch
+
+    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        check_images(images, self.manifest.input)
+        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        names = (output.name for output in self.manifest.outputs)
+        # The runtime reuses its output buffers in the next run, so each result is a copy.
+        return {name: np.array(values) for name, values in zip(names, results.values(), strict=True)}
+
+    def save(self, folder: Path) -> None:
+        write_engine(folder, self.manifest, self._write_payload)
+
+    def describe(self) -> EngineDescription:
+        nodes = executed_nodes(self._compiled)
+        with tempfile.TemporaryDirectory() as scratch:
+            self._write_payload(Path(scratch))
+            size = folder_size(Path(scratch))
+        return EngineDescription(
+            engine=self.name,
+            version=self.manifest.version,
+            device=self.manifest.device,
+            input_name=self.manifest.input.name,
+            input_shape=self.manifest.input.shape,
+            output_names=tuple(output.name for output in self.manifest.outputs),
+            size_bytes=size,
+            layers=executed_layers(nodes, self.manifest.layers),
+            extra_nodes=conversions(nodes),
+        )
+
+    def _write_payload(self, folder: Path) -> None:
+        import openvino
+
+        # OpenVINO halves the weights by default; an FP32 engine must hold what was measured.
+        openvino.save_model(self._model, str(folder / _IR), compress_to_fp16=False)
+
+
+def runtime_version() -> str:
+    """Version of the installed OpenVINO.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError("OpenVINO is not installed here", found=str(error), fix=INSTALL) from None
+    return str(openvino.__version__)
+
+
+def build(source: Source, manifest: EngineManifest) -> OpenVinoEngine:
+    """Compile an ONNX model.
+
+    Raises:
+        EngineError: OpenVINO cannot convert or compile it.
+    """
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(lower(source.model).SerializeToString())
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read {source.name}", found=_reason(error)) from None
+    return OpenVinoEngine(manifest, model)
+
+
+def load(folder: Path, manifest: EngineManifest) -> OpenVinoEngine:
+    """Compile a saved model.
+
+    Raises:
+        EngineError: OpenVINO cannot read or compile it.
+    """
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(str(folder / _IR))
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read {folder / _IR}", found=_reason(error), fix="build it again") from None
+    return OpenVinoEngine(manifest, model)
+
+
+def executed_nodes(compiled: Any) -> list[dict[str, str]]:
+    """What OpenVINO notes about every node of a compiled model's execution graph."""
+    keys = ("layerType", "runtimePrecision", "outputPrecisions", "primitiveType", "originalLayersNames")
+    notes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return [{key: note[key].astype(str) if key in note else "" for key in keys} for note in notes]
+
+
+def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId]) -> tuple[LayerPrecision, ...]:
+    """Look up every layer among the nodes of the execution graph.
+
+    A node lists the names of all that was fused into it; a convolution with a bias is there as ``ID/WithoutBiases``.
+    A layer without a node of its own is ``unknown``.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    for node in nodes:
+        if node["layerType"] in _LAYER_TYPES:
+            for name in node["originalLayersNames"].split(","):
+                found.setdefault(name.removesuffix("/WithoutBiases"), node)
+    rows = []
+    for layer in layers:
+        executed = found.get(layer)
+        precision = (
+            _PRECISIONS.get(executed["runtimePrecision"], executed["runtimePrecision"]) if executed else "unknown"
+        )
+        rows.append(
+            LayerPrecision(layer=layer, precision=precision, kernel=executed["primitiveType"] if executed else "")
+        )
+    return tuple(rows)
+
+
+def conversions(nodes: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """Count the nodes of the execution graph that only change type or layout."""
+    return dict(sorted(Counter(kind for node in nodes if (kind := _conversion(node)) is not None).items()))
+
+
+def _conversion(node: Mapping[str, str]) -> str | None:
+    kind = node["layerType"]
+    if kind in {*_LAYER_TYPES, "Const", "Input", "Output"}:
+        return None
+    before = node["runtimePrecision"] in {"i8", "u8"}
+    after = node["outputPrecisions"].split(",")[0] in {"i8", "u8"}
+    if kind == "FakeQuantize" or (after and not before):
+        return "quantize"
+    if before and not after:
+        return "dequantize"
+    return {"Reorder": "reorder", "Convert": "convert"}.get(kind)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,117 @@
+"""What an engine needs to know of the ONNX file that it is built from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from repq.engine.base import TensorInfo
+from repq.errors import EngineError
+from repq.layers import LayerId
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""ONNX operators that are layers."""
+
+_WEIGHT = re.compile(r"(?P<layer>.+)\.weight(?:[._].*)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An ONNX model, checked; every convolution node in it bears its layer's id as its name."""
+
+    model: onnx.ModelProto
+    name: str
+    sha256: str
+    input: TensorInfo
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    layers: tuple[LayerId, ...]
+    int8_layers: tuple[LayerId, ...]
+
+
+def read_source(path: Path) -> Source:
+    """Read an ONNX file and find its layers.
+
+    A layer's id is the name of its weight initializer without ``.weight``, looked up through DequantizeLinear; the
+    node's own name serves where the weight has no such name.
+
+    Raises:
+        EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"cannot read {path}", found=error.strerror or str(error), fix="check the path") from None
+    try:
+        model = onnx.load_model_from_string(data)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and the checker's own types; all say that the file is no good
+        reason = str(error).strip() or type(error).__name__
+        raise EngineError(
+            f"{path} is no valid ONNX model", found=reason.splitlines()[0], fix="write it with `repq export`"
+        ) from None
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise EngineError(f"{path} needs exactly one input", found=", ".join(i.name for i in inputs) or "none")
+    layers, int8 = name_layers(model)
+    return Source(
+        model=model,
+        name=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        input=inputs[0],
+        outputs=tuple(_tensor(value) for value in model.graph.output),
+        metadata={item.key: item.value for item in model.metadata_props},
+        layers=layers,
+        int8_layers=int8,
+    )
+
+
+def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[LayerId, ...]]:
+    """Give every convolution node its layer's id as its name (in place); return all ids and those with INT8 scales.
+
+    Raises:
+        EngineError: two layers have one name.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    layers: list[LayerId] = []
+    int8: list[LayerId] = []
+    for position, node in enumerate(model.graph.node):
+        if node.op_type not in CONVOLUTIONS:
+            continue
+        match = _WEIGHT.fullmatch(_origin(node.input[1], producers))
+        layer = LayerId(match["layer"] if match else node.name or f"{node.op_type}_{position}")
+        node.name = layer
+        layers.append(layer)
+        if all(_is_dequantized(tensor, producers) for tensor in node.input[:2]):
+            int8.append(layer)
+    shared = [layer for layer, count in Counter(layers).items() if count > 1]
+    if shared:
+        raise EngineError("several convolutions have one name", found=", ".join(shared), fix="give each its own weight")
+    return tuple(layers), tuple(int8)
+
+
+def _origin(tensor: str, producers: dict[str, onnx.NodeProto]) -> str:
+    while tensor in producers and producers[tensor].op_type in {"DequantizeLinear", "QuantizeLinear", "Identity"}:
+        tensor = producers[tensor].input[0]
+    return tensor
+
+
+def _is_dequantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    return tensor in producers and producers[tensor].op_type == "DequantizeLinear"
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    dimensions = value.type.tensor_type.shape.dim
+    return TensorInfo(
+        name=value.name,
+        shape=tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
+        ),
+    )

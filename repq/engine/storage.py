@@ -1,0 +1,115 @@
+"""Saved engines: a folder with ``engine.json`` (manifest and payload hashes) and the payload files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from repq.engine.base import EngineManifest
+from repq.errors import EngineError
+from repq.results import Result
+
+MANIFEST = "engine.json"
+
+
+class _SavedEngine(Result):
+    manifest: EngineManifest
+    payload_sha256: dict[str, str]
+
+
+def is_engine(path: Path) -> bool:
+    """Whether the path is a folder that holds an engine's manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable[[Path], None]) -> None:
+    """Write an engine beside its place and move it there; an engine that is there already is replaced.
+
+    Raises:
+        EngineError: the folder exists and is no engine, or cannot be written.
+    """
+    if folder.exists() and not is_engine(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise EngineError(f"cannot save an engine as {folder}", found="other files there", fix="name another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            write_payload(new)
+            saved = _SavedEngine(
+                manifest=manifest,
+                payload_sha256={file.name: _sha256(file) for file in sorted(new.iterdir())},
+            )
+            (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            if folder.exists():
+                folder.replace(Path(scratch) / "old")
+            new.replace(folder)
+    except OSError as error:
+        raise EngineError(f"cannot write {folder}", found=error.strerror or str(error), fix="check the path") from None
+
+
+def read_engine(folder: Path) -> EngineManifest:
+    """Read a saved engine's manifest and check its payload against it.
+
+    Raises:
+        EngineError: no engine is there, the manifest is damaged, the engine is of an unknown kind, or a payload file
+            is missing or changed.
+    """
+    if not folder.is_dir():
+        raise EngineError(f"there is no engine at {folder}", fix="build one with `repq build MODEL.onnx -o FOLDER`")
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{folder} is no engine", found=f"{MANIFEST}: {error}", fix="build it again") from None
+    saved = _parse(folder / MANIFEST, text)
+    for name, sha256 in saved.payload_sha256.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise EngineError(f"the engine {folder} is not whole", found=f"no file {name!r}", fix="build it again")
+        if _sha256(file) != sha256:
+            raise EngineError(
+                f"the engine {folder} was changed after it was built",
+                found=f"{name} differs from its hash in {MANIFEST}",
+                fix="build it again",
+            )
+    return saved.manifest
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files in a folder, without the manifest."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
+
+
+def _parse(path: Path, text: str) -> _SavedEngine:
+    try:
+        values = json.loads(text)
+        engine = values["manifest"]["engine"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"{path} is damaged", found=f"{type(error).__name__}: {error}", fix="build it again"
+        ) from None
+    try:
+        return _SavedEngine.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+        if any(problem["loc"] == ("manifest", "engine") for problem in problems):
+            raise EngineError(
+                f"{path} names an engine that this repq does not know",
+                found=repr(engine),
+                fix="use the repq that built it, or build it again with an engine that `repq doctor` lists",
+            ) from None
+        found = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems[:3])
+        raise EngineError(f"{path} is damaged", found=found, fix="build it again") from None
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""Order, statistics and scopes of the timing; and one real run."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from repq.bench import Runner, TimedModel, bench, capture_environment, measure
+from repq.errors import RepqError
+from repq.recipe import BenchConfig
+from repq.results import BenchReport, Environment
+
+
+class FakeMachine:
+    """A clock that moves only while a model runs, and a log of who ran."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.log: list[str] = []
+
+    def clock(self) -> int:
+        return self.now
+
+    def work(self, name: str, milliseconds: float) -> None:
+        self.log.append(name)
+        self.now += round(milliseconds * 1e6)
+
+    def model(self, name: str, milliseconds: float, **more: object) -> TimedModel:
+        def infer(images: np.ndarray) -> int:
+            assert images.dtype == np.float32
+            self.work(name, milliseconds * len(images))
+            return len(images)
+
+        def preprocess(pictures) -> np.ndarray:
+            self.work(f"{name}:pre", 1)
+            return np.stack([picture.transpose(2, 0, 1) for picture in pictures]).astype(np.float32)
+
+        def postprocess(count: int) -> None:
+            self.work(f"{name}:post", 2)
+
+        runner = Runner(infer, preprocess, postprocess)
+        return TimedModel(name, "fake", "fp32", "float32", 10, lambda threads: runner, **more)
+
+
+ENVIRONMENT = capture_environment()
+
+
+def test_turns_alternate_in_direction():
+    machine = FakeMachine()
+    config = BenchConfig(warmup=2, rounds=2, runs_per_round=1)
+    runs = [lambda name=name: machine.work(name, 1) for name in "abc"]
+    measure(runs, config, machine.clock)
+    # two warm-up calls each, then a forward and a backward round of one uncounted and one counted call
+    assert "".join(machine.log) == "aabbcc" + "aabbcc" + "ccbbaa"
+
+
+def test_rows_hold_what_the_clock_said():
+    machine = FakeMachine()
+    config = BenchConfig(batches=(1, 4), threads=(1, 2), warmup=0, rounds=3, runs_per_round=2)
+    models = [machine.model("slow", 8), machine.model("fast", 2)]
+    report = bench(models, (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
+    assert len(report.rows) == 2 * 2 * 2 * 2  # batches, threads, scopes, models
+    for row in report.rows:
+        own = {"slow": 8, "fast": 2}[row.model] * row.batch + (3 if row.scope == "end_to_end" else 0)
+        assert row.latency_ms_median == pytest.approx(own)
+        assert row.latency_ms_p95 == pytest.approx(own)
+        assert row.images_per_s == pytest.approx(1e3 * row.batch / own)
+        assert row.runs == len(row.samples_ms) == 6
+    infer = {row.model: row for row in report.rows if row.scope == "infer" and row.batch == 4}
+    assert infer["slow"].speedup == pytest.approx(1)
+    assert infer["fast"].speedup == pytest.approx(4)
+    assert BenchReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_median_and_p95_of_uneven_times():
+    machine = FakeMachine()
+    times = iter([0.0, *range(1, 101)])
+    runs = [lambda: machine.work("x", next(times))]
+    [samples] = measure(runs, BenchConfig(warmup=0, rounds=1, runs_per_round=100), machine.clock)
+    assert samples == pytest.approx(list(range(1, 101)))
+
+
+def test_without_pre_and_postprocessing_there_is_no_end_to_end_row():
+    machine = FakeMachine()
+    bare = TimedModel("bare", "fake", "int8", "int8", 1, lambda threads: Runner(lambda images: machine.work("bare", 1)))
+    config = BenchConfig(warmup=0, rounds=1, runs_per_round=1)
+    report = bench([bare, machine.model("whole", 1)], (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
+    rows = {(row.model, row.scope): row for row in report.rows}
+    assert set(rows) == {("bare", "infer"), ("whole", "infer"), ("whole", "end_to_end")}
+    assert rows["whole", "end_to_end"].speedup is None  # the first model has no such row
+
+
+def test_collector_is_off_in_the_timed_part_and_on_after():
+    seen = []
+    measure([lambda: seen.append(gc.isenabled())], BenchConfig(warmup=0, rounds=1, runs_per_round=3))
+    assert seen == [False] * 4
+    assert gc.isenabled()
+
+
+def test_collector_comes_back_after_a_failure():
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        measure([fail], BenchConfig(warmup=0))
+    assert gc.isenabled()
+
+
+def test_settings_that_cannot_be_are_refused():
+    machine = FakeMachine()
+    with pytest.raises(RepqError, match="nothing to time"):
+        bench([], (32, 32))
+    with pytest.raises(RepqError, match="one label"):
+        bench([machine.model("a", 1), machine.model("a", 2)], (32, 32))
+    with pytest.raises(RepqError, match="batches of 1 only"):
+        bench([machine.model("a", 1, batch=1)], (32, 32), BenchConfig(batches=(1, 8)))
+
+
+def test_real_work_takes_real_time():
+    def product(size: int) -> TimedModel:
+        values = np.ones((size, size), np.float32)
+        return TimedModel(
+            str(size), "numpy", "fp32", "float32", 0, lambda threads: Runner(lambda images: values @ values)
+        )
+
+    report = bench([product(1024), product(64)], (32, 32), BenchConfig(rounds=2, runs_per_round=3, end_to_end=False))
+    large, small = report.rows
+    assert large.latency_ms_median > small.latency_ms_median > 0
+    assert small.speedup is not None
+    assert small.speedup > 1
+
+
+def test_environment_names_this_machine():
+    environment = capture_environment()
+    assert environment.cores >= 1
+    assert environment.memory_gib > 0
+    assert environment.cpu
+    assert {"numpy", "onnx", "onnxruntime"} <= set(environment.libraries)
+    assert Environment.model_validate_json(environment.model_dump_json()) == environment

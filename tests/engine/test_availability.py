@@ -1,0 +1,37 @@
+"""The rows of ``repq doctor``."""
+
+import sys
+
+import pytest
+
+from repq.engine import availability
+from repq.results import Availability
+
+
+def test_cpu_runtimes_are_usable_here():
+    usable = {(row.runtime, row.device) for row in availability() if row.usable}
+    assert {("torch", "cpu"), ("onnxruntime", "cpu"), ("openvino", "cpu")} <= usable
+
+
+def test_what_is_unusable_says_why_and_every_row_reads_back():
+    for row in availability():
+        assert row.detail
+        assert Availability.model_validate_json(row.model_dump_json()) == row
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnxruntime", "openvino", "tensorrt"])
+def test_a_missing_runtime_is_a_row(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    rows = [row for row in availability() if row.runtime == missing]
+    assert rows
+    assert not any(row.usable for row in rows)
+    assert all("pip install" in (row.fix or "") for row in rows)
+
+
+def test_a_broken_runtime_is_a_row(monkeypatch):
+    import openvino
+
+    monkeypatch.delattr(openvino, "Core")
+    [row] = [row for row in availability() if row.runtime == "openvino"]
+    assert not row.usable
+    assert "fails" in row.detail

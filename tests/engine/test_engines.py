@@ -1,0 +1,241 @@
+"""Both engines: what they compute, what they say of themselves, how they are saved and what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from sample_graphs import LAYERS, calibrated_scales, detector
+
+from repq.engine import build, load
+from repq.errors import EngineError
+from repq.recipe import BuildConfig
+
+ENGINES = ("onnxruntime", "openvino")
+IMAGES = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
+# ONNX Runtime's CPU provider has no integer ConvTranspose, and head.pred is read in float.
+ORT_FLOAT = {"neck.up", "head.pred"}
+
+
+def reference(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """The graph as it is written, node by node, without any fusion."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(["detections"], {"images": images})[0]
+
+
+def quantized(layers: tuple[str, ...] = LAYERS, *, asymmetric: bool = False, batch: int | None = 1) -> onnx.ModelProto:
+    scales = calibrated_scales(detector(), IMAGES, asymmetric=asymmetric)
+    return detector(layers, asymmetric=asymmetric, scales=scales, batch=batch)
+
+
+def snr_db(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).sum() / max(((wanted - found) ** 2).sum(), 1e-30)))
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    def write(model: onnx.ModelProto) -> Path:
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_float_graph_is_float_everywhere_and_exact(name, onnx_file):
+    model = detector()
+    engine = build(name, onnx_file(model), BuildConfig(threads=1))
+    description = engine.describe()
+    assert [row.layer for row in description.layers] == list(LAYERS)
+    assert description.precision_counts() == {"float32": len(LAYERS)}
+    # float32 sums in another order
+    np.testing.assert_allclose(engine.infer(IMAGES)["detections"], reference(model, IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_openvino_runs_every_quantized_layer_in_int8_and_computes_the_qdq_graph(asymmetric, onnx_file):
+    model = quantized(asymmetric=asymmetric)
+    engine = build("openvino", onnx_file(model))
+    assert engine.describe().precision_counts() == {"int8": len(LAYERS)}
+    # Integer sums are exact, so only values on the very edge of a step could differ: here none does.
+    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 100
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_onnxruntime_runs_what_it_can_in_int8_and_says_so(asymmetric, onnx_file):
+    model = quantized(asymmetric=asymmetric)
+    engine = build("onnxruntime", onnx_file(model))
+    wanted = {layer: "float32" if layer in ORT_FLOAT else "int8" for layer in LAYERS}
+    assert {row.layer: row.precision for row in engine.describe().layers} == wanted
+    # The bias is an integer here, so a few values per thousand land one step off; INT8 itself is at about 35 dB.
+    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 40
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_partly_quantized_graph_is_mixed(name, onnx_file):
+    model = quantized(("stem.conv", "body.0.conv"))
+    engine = build(name, onnx_file(model))
+    found = {row.layer: row.precision for row in engine.describe().layers}
+    assert found["stem.conv"] == "int8"
+    assert {found[layer] for layer in LAYERS[2:]} == {"float32"}
+    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 50
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_layer_alone_computes_the_qdq_graph(layer, onnx_file):
+    model = quantized((layer,))
+    for name in ENGINES:
+        found = build(name, onnx_file(model)).infer(IMAGES)["detections"]
+        assert snr_db(reference(model, IMAGES), found) > 90, name
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_conversions_are_counted(name, onnx_file):
+    counts = build(name, onnx_file(quantized())).describe().extra_nodes
+    assert counts["quantize"] >= 1
+    assert "quantize" not in build(name, onnx_file(detector())).describe().extra_nodes
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_layers_come_from_weights_not_from_node_names(name, onnx_file):
+    model = quantized()
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node_{index}"
+    assert {row.layer for row in build(name, onnx_file(model)).describe().layers} == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_dynamic_batch_takes_any_size(name, batch, onnx_file):
+    model = quantized(batch=None)
+    engine = build(name, onnx_file(model))
+    assert engine.batch is None
+    images = np.random.default_rng(batch).uniform(0, 1, (batch, 3, 32, 32)).astype(np.float32)
+    found = engine.infer(images)["detections"]
+    assert found.shape == (batch, 256, 8)
+    assert snr_db(reference(model, images), found) > 40
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_results_survive_the_next_run(name, onnx_file):
+    engine = build(name, onnx_file(detector()))
+    first = engine.infer(IMAGES)["detections"]
+    kept = first.copy()
+    engine.infer(1 - IMAGES)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (np.zeros((2, 3, 32, 32), np.float32), "batches of 1"),
+        (np.zeros((1, 3, 64, 32), np.float32), "shape"),
+        (np.zeros((3, 32, 32), np.float32), "shape"),
+        (np.zeros((1, 3, 32, 32), np.uint8), "float32"),
+    ],
+)
+def test_wrong_images_are_refused(name, images, text, onnx_file):
+    engine = build(name, onnx_file(detector()))
+    with pytest.raises(EngineError, match=text):
+        engine.infer(images)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_saved_engine_computes_and_describes_the_same(name, onnx_file, tmp_path):
+    engine = build(name, onnx_file(quantized()), BuildConfig(threads=1))
+    folder = tmp_path / "engine"
+    engine.save(folder)
+    again = load(folder)
+    np.testing.assert_array_equal(again.infer(IMAGES)["detections"], engine.infer(IMAGES)["detections"])
+    assert again.describe() == engine.describe()
+    assert again.manifest == engine.manifest
+    assert again.manifest.metadata == {"names": '["a", "b", "c"]'}
+    assert again.manifest.int8_layers == LAYERS
+    assert load(folder, threads=2).manifest.threads == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_openvino_keeps_float_weights_at_full_width(onnx_file, tmp_path):
+    engine = build("openvino", onnx_file(detector()))
+    engine.save(tmp_path / "engine")
+    np.testing.assert_array_equal(
+        load(tmp_path / "engine").infer(IMAGES)["detections"], engine.infer(IMAGES)["detections"]
+    )
+    weights = sum(np.prod(t.dims) * 4 for t in detector().graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    assert engine.describe().size_bytes > weights
+
+
+def test_saving_replaces_an_engine_but_nothing_else(onnx_file, tmp_path):
+    engine = build("onnxruntime", onnx_file(detector()))
+    folder = tmp_path / "engine"
+    engine.save(folder)
+    build("openvino", onnx_file(detector())).save(folder)
+    assert load(folder).name == "openvino"
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(EngineError, match="cannot save"):
+        engine.save(other)
+    assert [path.name for path in other.iterdir()] == ["cat.jpg"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    onnx.save(detector(), folder / "model.onnx")
+    build("onnxruntime", folder / "model.onnx").save(folder / "engine")
+    return folder / "engine"
+
+
+def _edit(folder: Path, change) -> None:
+    values = json.loads((folder / "engine.json").read_text())
+    change(values)
+    (folder / "engine.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda f: shutil.rmtree(f), "there is no engine"),
+        (lambda f: (f / "engine.json").unlink(), "is no engine"),
+        (lambda f: (f / "engine.json").write_text("{"), "damaged"),
+        (lambda f: (f / "engine.json").write_text("[1]"), "damaged"),
+        (lambda f: _edit(f, lambda v: v["manifest"].pop("input")), "damaged"),
+        (lambda f: _edit(f, lambda v: v["manifest"].update(engine="abacus")), "abacus"),
+        (lambda f: _edit(f, lambda v: v["payload_sha256"].update({"../model.onnx": "0"})), "not whole"),
+        (lambda f: (f / "model.onnx").unlink(), "not whole"),
+        (lambda f: (f / "model.onnx").write_bytes(b"other"), "changed"),
+    ],
+)
+def test_damaged_engine_is_refused(damage, text, saved, tmp_path):
+    folder = tmp_path / "engine"
+    shutil.copytree(saved, folder)
+    damage(folder)
+    with pytest.raises(EngineError, match=text):
+        load(folder)
+
+
+def test_missing_or_broken_onnx_is_refused(tmp_path):
+    with pytest.raises(EngineError, match="cannot read"):
+        build("openvino", tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a protobuf at all")
+    with pytest.raises(EngineError, match="no valid ONNX"):
+        build("onnxruntime", tmp_path / "bad.onnx")
+
+
+def test_missing_runtime_says_how_to_get_it(monkeypatch, onnx_file):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"pip install 'repq\[openvino\]'"):
+        build("openvino", onnx_file(detector()))
+
+
+def test_unknown_engine_is_refused(onnx_file):
+    with pytest.raises(EngineError, match="unknown engine"):
+        build("abacus", onnx_file(detector()))

@@ -1,0 +1,111 @@
+"""The rewritten graphs equal the Q/DQ graphs that they come from."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_graphs import LAYERS, calibrated_scales, detector
+
+from repq.engine import onnxruntime_lowering, openvino_lowering
+from repq.engine.source import name_layers
+
+IMAGES = np.random.default_rng(1).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
+
+
+def plain_run(model: onnx.ModelProto) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": IMAGES})[0]
+
+
+def quantized(layers: tuple[str, ...] = LAYERS, *, asymmetric: bool = False) -> onnx.ModelProto:
+    scales = calibrated_scales(detector(), IMAGES, asymmetric=asymmetric)
+    return detector(layers, asymmetric=asymmetric, scales=scales)
+
+
+@settings(deadline=None, max_examples=15)
+@given(layers=st.sets(st.sampled_from(LAYERS)), clipped=st.floats(0.3, 1.5))
+def test_openvino_form_is_equal_bit_by_bit(layers, clipped):
+    scales = {
+        tensor: (scale * clipped, 0)
+        for tensor, (scale, _) in calibrated_scales(detector(), IMAGES, asymmetric=False).items()
+    }
+    model = detector(tuple(layers), scales=scales)
+    lowered = openvino_lowering.lower(model)
+    onnx.checker.check_model(lowered, full_check=True)
+    np.testing.assert_array_equal(plain_run(lowered), plain_run(model))
+
+
+def test_openvino_form_has_no_zero_point_after_relu():
+    lowered = openvino_lowering.lower(quantized(("body.0.conv", "body.1.conv", "neck.dw")))
+    kinds = [node.op_type for node in lowered.graph.node]
+    assert kinds.count("Clip") == 3
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in lowered.graph.initializer}
+    zero_points = [constants[node.input[2]] for node in lowered.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(point.dtype == np.uint8 and point == 0 for point in zero_points)
+
+
+@pytest.mark.parametrize("lower", [openvino_lowering.lower, onnxruntime_lowering.lower])
+def test_float_graph_stays_as_it_is(lower):
+    model = detector()
+    assert lower(model) == model
+
+
+@pytest.mark.parametrize("lower", [openvino_lowering.lower, onnxruntime_lowering.lower])
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_lowering_twice_is_lowering_once(lower, asymmetric):
+    once = lower(quantized(asymmetric=asymmetric))
+    twice = lower(once)
+    assert _parts(twice.graph.node) == _parts(once.graph.node)
+    assert _parts(twice.graph.initializer) == _parts(once.graph.initializer)
+
+
+def _parts(messages) -> list[bytes]:
+    return sorted(message.SerializeToString(deterministic=True) for message in messages)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_onnxruntime_form_differs_by_rounding_only(asymmetric):
+    model = quantized(asymmetric=asymmetric)
+    lowered = onnxruntime_lowering.lower(model)
+    onnx.checker.check_model(lowered, full_check=True)
+    wanted, found = plain_run(model), plain_run(lowered)
+    # An integer bias moves few values by one step: rarely, and by little.
+    assert np.mean(np.abs(wanted - found) > 1e-6) < 0.5
+    assert np.abs(wanted - found).max() < 0.02
+
+
+def test_onnxruntime_form_convolves_twice_for_two_scales_rather_than_in_float():
+    model = quantized(("body.0.conv", "body.1.conv", "neck.lateral.conv"), asymmetric=True)
+    counts: dict[str, int] = {}
+    for node in onnxruntime_lowering.lower(model).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    # body.0 is read by body.1 with one scale and, through the Concat, by neck.lateral with another
+    assert counts["QLinearConv"] == 2
+    assert {node.name for node in onnxruntime_lowering.lower(model).graph.node if node.op_type == "QLinearConv"} == {
+        "body.0.conv",
+        "body.0.conv/2",
+    }
+
+
+def test_onnxruntime_form_stands_a_bias_that_32_bits_do_not_hold():
+    model = quantized(("stem.conv", "body.0.conv"))
+    for tensor in model.graph.initializer:
+        if tensor.name == "stem.conv.weight_scale":
+            scale = onnx.numpy_helper.to_array(tensor).copy()
+            scale[3] = 1e-12  # a dead channel
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scale, tensor.name))
+    lowered = onnxruntime_lowering.lower(model)
+    assert "QLinearConv" in {node.op_type for node in lowered.graph.node}
+    assert np.abs(plain_run(model) - plain_run(lowered)).max() < 0.02
+
+
+def test_two_convolutions_of_one_weight_are_refused():
+    model = detector()
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    convs[2].input[1] = convs[1].input[1]
+    with pytest.raises(Exception, match=r"body\.0\.conv"):
+        name_layers(model)
