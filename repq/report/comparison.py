@@ -1,0 +1,197 @@
+"""FP32 against INT8, engine by engine: the figures of the headline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from repq.report.blocks import Level
+from repq.report.summary import ReportSummary, Variant
+from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision
+
+AP_DROP_WARN = 0.01
+AP_DROP_BAD = 0.03
+NOT_INT8_BAD_SHARE = 0.25
+
+TORCH = "torch"
+_ENGINE_TITLES = {
+    TORCH: "torch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+}
+
+
+def engine_title(engine: str) -> str:
+    return _ENGINE_TITLES.get(engine, engine)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """FP32 and INT8 of one engine.
+
+    Attributes:
+        float_engine: where the FP32 accuracy was measured: this engine, or torch where the engine has none.
+        float_latency, int8_latency: rows of one and the same setting, inference only.
+        not_int8: layers that the plan has in INT8 and the engine executed otherwise.
+        unreported: layers that the plan has in INT8 and the engine's description does not list.
+    """
+
+    engine: str
+    float_accuracy: Accuracy | None
+    float_engine: str
+    int8_accuracy: Accuracy | None
+    float_latency: BenchRow | None
+    int8_latency: BenchRow | None
+    float_size_bytes: int | None
+    int8_size_bytes: int | None
+    int8_layers: int | None
+    layers: int | None
+    not_int8: tuple[LayerPrecision, ...] = ()
+    unreported: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return "torch (simulation)" if self.engine == TORCH else engine_title(self.engine)
+
+    @property
+    def ap_change(self) -> float | None:
+        """INT8 AP minus FP32 AP: negative is a loss."""
+        if self.float_accuracy is None or self.int8_accuracy is None:
+            return None
+        return self.int8_accuracy.ap - self.float_accuracy.ap
+
+    @property
+    def speedup(self) -> float | None:
+        """FP32 median latency over INT8 median latency."""
+        if self.float_latency is None or self.int8_latency is None:
+            return None
+        return self.float_latency.latency_ms_median / self.int8_latency.latency_ms_median
+
+    @property
+    def size_ratio(self) -> float | None:
+        """INT8 bytes over FP32 bytes."""
+        if not self.float_size_bytes or self.int8_size_bytes is None:
+            return None
+        return self.int8_size_bytes / self.float_size_bytes
+
+    @property
+    def accuracy_level(self) -> Level:
+        if self.ap_change is None:
+            return ""
+        drop = -self.ap_change
+        return "bad" if drop > AP_DROP_BAD else "warn" if drop > AP_DROP_WARN else "good"
+
+    @property
+    def speed_level(self) -> Level:
+        if self.speedup is None:
+            return ""
+        return "good" if self.speedup > 1 else "warn"
+
+    @property
+    def precision_level(self) -> Level:
+        if self.layers is None:
+            return ""
+        strayed = len(self.not_int8) + len(self.unreported)
+        if strayed == 0:
+            return "good"
+        return "bad" if strayed > NOT_INT8_BAD_SHARE * self.layers else "warn"
+
+    @property
+    def level(self) -> Level:
+        return worst(self.accuracy_level, self.speed_level, self.precision_level)
+
+    def figures(self) -> dict[str, Any]:
+        """The headline as plain values, for the JSON form."""
+        return {
+            "engine": self.engine,
+            "ap_float": self.float_accuracy.ap if self.float_accuracy else None,
+            "ap_float_engine": self.float_engine if self.float_accuracy else None,
+            "ap_int8": self.int8_accuracy.ap if self.int8_accuracy else None,
+            "ap_change": self.ap_change,
+            "latency_ms_float": self.float_latency.latency_ms_median if self.float_latency else None,
+            "latency_ms_int8": self.int8_latency.latency_ms_median if self.int8_latency else None,
+            "speedup": self.speedup,
+            "size_bytes_float": self.float_size_bytes,
+            "size_bytes_int8": self.int8_size_bytes,
+            "layers": self.layers,
+            "layers_int8": self.int8_layers,
+            "layers_not_int8": [layer.layer for layer in self.not_int8],
+            "level": self.level,
+        }
+
+
+def worst(*levels: Level) -> Level:
+    """The most severe of some levels."""
+    order: tuple[Level, ...] = ("", "muted", "good", "warn", "bad")
+    return max(levels, key=order.index, default="")
+
+
+def compare(summary: ReportSummary) -> tuple[Comparison, ...]:
+    """Compare FP32 with INT8 in every engine that has INT8 results; torch's simulation comes first."""
+    engines = [item.engine for item in summary.accuracies if item.variant == "int8"]
+    engines += [item.description.engine for item in summary.engines if item.variant == "int8"]
+    if summary.bench:
+        engines += [row.engine for row in summary.bench.rows if row.variant == "int8"]
+    others = list(dict.fromkeys(engine for engine in engines if engine != TORCH))
+    simulated = TORCH in engines or summary.ptq is not None
+    return tuple(_compare(summary, engine) for engine in ([TORCH] if simulated else []) + others)
+
+
+def accuracy_of(summary: ReportSummary, engine: str, variant: Variant) -> Accuracy | None:
+    """The measured accuracy; torch's also come with the report of the quantization."""
+    for item in summary.accuracies:
+        if (item.engine, item.variant) == (engine, variant):
+            return item.accuracy
+    if engine == TORCH and summary.ptq and variant != "fp16":
+        return summary.ptq.accuracy_float if variant == "fp32" else summary.ptq.accuracy_quantized
+    return None
+
+
+def _compare(summary: ReportSummary, engine: str) -> Comparison:
+    own_float = accuracy_of(summary, engine, "fp32")
+    float_row, int8_row = _latencies(summary, engine)
+    float_engine, int8_engine = _description(summary, engine, "fp32"), _description(summary, engine, "int8")
+    not_int8, unreported = _strayed(summary, int8_engine)
+    return Comparison(
+        engine=engine,
+        float_accuracy=own_float or accuracy_of(summary, TORCH, "fp32"),
+        float_engine=engine if own_float else TORCH,
+        int8_accuracy=accuracy_of(summary, engine, "int8"),
+        float_latency=float_row,
+        int8_latency=int8_row,
+        float_size_bytes=float_engine.size_bytes if float_engine else float_row.size_bytes if float_row else None,
+        int8_size_bytes=int8_engine.size_bytes if int8_engine else int8_row.size_bytes if int8_row else None,
+        int8_layers=int8_engine.precision_counts().get("int8", 0) if int8_engine else None,
+        layers=len(int8_engine.layers) if int8_engine else None,
+        not_int8=not_int8,
+        unreported=unreported,
+    )
+
+
+def _description(summary: ReportSummary, engine: str, variant: Variant) -> EngineDescription | None:
+    found = (item.description for item in summary.engines if item.variant == variant)
+    return next((description for description in found if description.engine == engine), None)
+
+
+def _latencies(summary: ReportSummary, engine: str) -> tuple[BenchRow | None, BenchRow | None]:
+    """The first inference setting that was timed for both variants."""
+    rows = [row for row in summary.bench.rows if row.engine == engine] if summary.bench else []
+    rows = [row for row in rows if row.scope == "infer"] or rows
+    for quick in (row for row in rows if row.variant == "int8"):
+        for slow in (row for row in rows if row.variant == "fp32"):
+            if (slow.batch, slow.threads, slow.scope) == (quick.batch, quick.threads, quick.scope):
+                return slow, quick
+    return None, None
+
+
+def _strayed(
+    summary: ReportSummary, description: EngineDescription | None
+) -> tuple[tuple[LayerPrecision, ...], tuple[str, ...]]:
+    if description is None or summary.ptq is None:
+        return (), ()
+    planned = {layer.layer for layer in summary.ptq.layers if layer.precision == "int8"}
+    executed = {layer.layer: layer for layer in description.layers}
+    strayed = (layer for layer in description.layers if layer.layer in planned and layer.precision != "int8")
+    unreported = (layer.layer for layer in summary.ptq.layers if layer.layer in planned - executed.keys())
+    return tuple(strayed), tuple(unreported)

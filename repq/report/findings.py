@@ -1,0 +1,120 @@
+"""What a reader must know before believing the headline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repq.report.blocks import Finding
+from repq.report.comparison import AP_DROP_BAD, AP_DROP_WARN, Comparison, engine_title
+from repq.report.numbers import change, compact, count, plural, times
+from repq.report.summary import ReportSummary
+
+_FLOAT32 = ("float32", "fp32", "f32")
+
+
+def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
+    """State what the figures give cause to say, the worst first; what is well comes last."""
+    found = [finding for comparison in comparisons for finding in _engine_findings(comparison)]
+    found += _baseline_findings(summary) + _check_findings(summary) + _fusion_findings(summary)
+    return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
+
+
+def _engine_findings(comparison: Comparison) -> list[Finding]:
+    title, found = comparison.title, []
+    if comparison.ap_change is not None and comparison.accuracy_level in ("warn", "bad"):
+        found.append(
+            Finding(
+                comparison.accuracy_level,
+                f"{title}: INT8 changes AP by {change(comparison.ap_change)}, "
+                f"a loss of more than {AP_DROP_BAD if comparison.accuracy_level == 'bad' else AP_DROP_WARN}.",
+            )
+        )
+    if comparison.speedup is not None and comparison.speed_level == "warn":
+        found.append(Finding("warn", f"{title}: INT8 is not faster than FP32 here ({times(comparison.speedup)})."))
+    if comparison.not_int8:
+        precisions = sorted({layer.precision for layer in comparison.not_int8})
+        found.append(
+            Finding(
+                comparison.precision_level,
+                f"{title}: {count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')} "
+                f"quantized but executed in {' and '.join(precisions)}: "
+                f"{_first([layer.layer for layer in comparison.not_int8])}.",
+            )
+        )
+    if comparison.unreported:
+        found.append(
+            Finding(
+                comparison.precision_level,
+                f"{title}: the runtime does not say how it ran {plural(len(comparison.unreported), 'quantized layer')}:"
+                f" {_first(comparison.unreported)}.",
+            )
+        )
+    if comparison.layers and comparison.int8_layers is not None and comparison.precision_level == "good":
+        found.append(
+            Finding(
+                "good",
+                f"{title}: every layer planned in INT8 was executed in INT8 "
+                f"({comparison.int8_layers} of {plural(comparison.layers, 'layer')}).",
+            )
+        )
+    return found
+
+
+def _baseline_findings(summary: ReportSummary) -> list[Finding]:
+    """An FP32 baseline that the runtime did not run in FP32 makes a comparison unfair."""
+    found = []
+    for built in summary.engines:
+        other = [layer for layer in built.description.layers if layer.precision not in _FLOAT32]
+        if built.variant == "fp32" and other:
+            precisions = sorted({layer.precision for layer in other})
+            found.append(
+                Finding(
+                    "warn",
+                    f"{engine_title(built.description.engine)}: the FP32 baseline ran {plural(len(other), 'layer')} "
+                    f"in {' and '.join(precisions)}.",
+                )
+            )
+    return found
+
+
+def _check_findings(summary: ReportSummary) -> list[Finding]:
+    check = summary.check
+    if check is None or not check.engines:
+        return []
+    widest = max(check.engines, key=lambda engine: abs(engine.ap_gap))
+    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.engine)}; allowed ±{compact(check.max_ap_gap)})"
+    if check.passed:
+        return [Finding("good", f"The engines agree with torch's simulation; the widest gap is {gap}.")]
+    reasons = [] if abs(widest.ap_gap) <= check.max_ap_gap else [f"the widest gap is {gap}"]
+    lowest = min(snr for engine in check.engines for snr in engine.snr_db.values())
+    if check.min_snr_db is not None and lowest < check.min_snr_db:
+        reasons.append(f"the lowest SNR is {lowest:.1f} dB (demanded: {check.min_snr_db:.1f} dB)")
+    return [Finding("bad", f"The engines do not agree with torch's simulation: {'; '.join(reasons) or 'see below'}.")]
+
+
+def _fusion_findings(summary: ReportSummary) -> list[Finding]:
+    fusion = summary.fusion
+    if fusion is None:
+        return []
+    above = [block.block for block in fusion.blocks if block.max_rel_error > fusion.tolerance]
+    if above or fusion.max_rel_error > fusion.tolerance:
+        where = f"; blocks: {_first(above)}" if above else ""
+        return [
+            Finding(
+                "bad",
+                f"Fusing changes the model: relative error {compact(fusion.max_rel_error)}, "
+                f"tolerance {compact(fusion.tolerance)}{where}.",
+            )
+        ]
+    return [
+        Finding(
+            "good",
+            f"Fusing kept the model: relative error {compact(fusion.max_rel_error)} on "
+            f"{plural(fusion.images, 'image')}, tolerance {compact(fusion.tolerance)}.",
+        )
+    ]
+
+
+def _first(names: Sequence[str], shown: int = 6) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

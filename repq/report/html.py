@@ -1,0 +1,64 @@
+"""The HTML form: one page with everything inside it, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import repq
+from repq.report.blocks import Block, Figure, Section
+from repq.report.summary import ReportSummary
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def to_html(summary: ReportSummary, sections: Sequence[Section]) -> str:
+    """Print the sections as one HTML page; every text is escaped, only our own drawings are put in as they are."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        precision_slot=_precision_slot, precision_legend=_precision_legend, figure_rows=_figure_rows, drawing=Markup
+    )
+    page = environment.get_template("report.html")
+    return page.render(
+        summary=summary,
+        sections=sections,
+        version=repq.__version__,
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    )
+
+
+def _precision_slot(precision: str) -> str:
+    """The colour class of a precision in the layer map."""
+    name = precision.lower()
+    if name in ("int8", "uint8", "i8", "u8"):
+        return "int8"
+    return "half" if name in ("float16", "bfloat16", "fp16", "bf16") else "float"
+
+
+def _precision_legend(precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """Colour classes with the precisions that share each."""
+    slots = sorted({_precision_slot(precision) for precision in precisions})
+    return [(slot, ", ".join(name for name in precisions if _precision_slot(name) == slot)) for slot in slots]
+
+
+def _figure_rows(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Group small figures that follow one another; every other block stands alone."""
+    rows: list[list[Block]] = []
+    for block in blocks:
+        small = isinstance(block, Figure) and not block.wide
+        if small and rows and isinstance(rows[-1][-1], Figure) and not rows[-1][-1].wide:
+            rows[-1].append(block)
+        else:
+            rows.append([block])
+    return rows

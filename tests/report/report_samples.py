@@ -1,0 +1,308 @@
+"""Made-up results of realistic shape and size, for the tests of the report alone. No figure here was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from repq.report import ArtifactSize, BuiltEngine, DrawnImage, MeasuredAccuracy, ReportSummary, draw_pair
+from repq.report.summary import Variant
+from repq.results import (
+    Accuracy,
+    Agreement,
+    BenchReport,
+    BenchRow,
+    BlockFusion,
+    CheckReport,
+    ClassAccuracy,
+    EngineDescription,
+    Environment,
+    EpochRow,
+    FusionReport,
+    LayerPrecision,
+    LayerQuantization,
+    PtqReport,
+    TrainReport,
+)
+
+CREATED = "2026-01-31"
+HOSTILE = "<b>cat</b> | `dog` & *fox*"
+LAYERS = tuple(
+    [f"backbone.ERBlock_{stage}.{block}.rbr_reparam" for stage in range(2, 6) for block in range(11)]
+    + [f"neck.Rep_p{stage}.block.{block}.rbr_reparam" for stage in (4, 3, 5, 6) for block in range(4)]
+    + [f"detect.{part}.{scale}.conv" for part in ("stems", "cls_preds", "reg_preds", "reg_convs") for scale in range(3)]
+)
+STRAYED = LAYERS[3]  # planned in INT8, run in float32 by OpenVINO
+CLASSES = (HOSTILE, *(f"class {index}" for index in range(1, 80)))
+
+ENVIRONMENT = Environment(
+    cpu="Imaginary Processor 9000 @ 2.60GHz",
+    cores=2,
+    cpu_features=("avx2", "avx512_vnni"),
+    memory_gib=15.6,
+    load_average=0.31,
+    os="Linux 6.1",
+    python="3.11.9",
+    libraries={"torch": "2.13.0", "onnx": "1.20.0", "onnxruntime": "1.31.0", "openvino": "2026.4.1", "numpy": "2.4.6"},
+)
+
+
+def make_accuracy(ap: float, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Accuracy:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index, name in enumerate(classes):
+        value = None if index % 9 == 8 else float(np.clip(ap + rng.normal(0, 0.2), 0, 1))
+        ap50 = None if value is None else min(1.0, value * 1.4)
+        rows.append(ClassAccuracy(name=name, objects=0 if value is None else 3 + 7 * index, ap=value, ap50=ap50))
+    return Accuracy(
+        ap=ap,
+        ap50=ap * 1.43,
+        ap75=ap * 1.07,
+        ap_small=ap * 0.41,
+        ap_medium=ap * 1.1,
+        ap_large=None,
+        per_class=tuple(rows),
+        images=128,
+        objects=929,
+        detections=24310 + seed,
+    )
+
+
+def nudged(accuracy: Accuracy, ap: float, seed: int) -> Accuracy:
+    """The accuracy of the same model a little worse."""
+    rng = np.random.default_rng(seed)
+    drop = accuracy.ap - ap
+    rows = []
+    for row in accuracy.per_class:
+        values = [
+            None if v is None else float(np.clip(v - drop + rng.normal(0, 0.02), 0, 1)) for v in (row.ap, row.ap50)
+        ]
+        rows.append(row.model_copy(update={"ap": values[0], "ap50": values[1]}))
+    update = {"ap": ap, "ap50": accuracy.ap50 - drop, "ap75": accuracy.ap75 - drop, "per_class": tuple(rows)}
+    return accuracy.model_copy(update=update)
+
+
+def make_ptq() -> PtqReport:
+    rng = np.random.default_rng(1)
+    rows = []
+    for index, layer in enumerate(LAYERS):
+        kept = index in (0, 20, 21)
+        weight, activation = float(np.exp(rng.normal(-0.5, 0.9))), float(np.exp(rng.normal(1.6, 0.8)))
+        rows.append(
+            LayerQuantization(
+                layer=layer,
+                precision="float" if kept else "int8",
+                macs=int(10 ** rng.uniform(6, 8.2)),
+                weight_range=(-weight, weight * 0.9),
+                weight_channel_ratio=float(np.exp(rng.normal(2, 0.6))),
+                activation_range=(0.0, activation),
+                activation_scale=None if kept else activation / 127,
+                activation_zero_point=None if kept else 0,
+                weight_snr_db=None if kept else float(rng.normal(38, 4)),
+                activation_snr_db=None if kept else float(rng.normal(29, 6)),
+            )
+        )
+    full = make_accuracy(0.3044)
+    return PtqReport(
+        model="yolov6lite_s",
+        method="mse",
+        scheme="symmetric",
+        images=128,
+        layers=tuple(rows),
+        int8_macs_share=0.9214,
+        accuracy_float=full,
+        accuracy_quantized=nudged(full, 0.2987, 5),
+    )
+
+
+def make_engine(engine: str, variant: Variant, size: int, strayed: tuple[str, ...] = ()) -> BuiltEngine:
+    kept = {LAYERS[0], LAYERS[20], LAYERS[21], *strayed}
+    layers = tuple(
+        LayerPrecision(
+            layer=layer,
+            precision="int8" if variant == "int8" and layer not in kept else "float32",
+            kernel="brgconv_avx512" if engine == "openvino" else "",
+        )
+        for layer in LAYERS
+    )
+    return BuiltEngine(
+        variant=variant,
+        description=EngineDescription(
+            engine=engine,
+            version="2026.4.1" if engine == "openvino" else "1.31.0",
+            device="CPU",
+            input_name="images",
+            input_shape=(1, 3, 320, 320),
+            output_names=("detections",),
+            size_bytes=size,
+            layers=layers,
+            extra_nodes={"quantize": 12, "reorder": 5} if variant == "int8" else {},
+        ),
+    )
+
+
+def make_bench() -> BenchReport:
+    rng = np.random.default_rng(2)
+    medians = {
+        ("onnxruntime", "fp32"): 69.1,
+        ("onnxruntime", "int8"): 42.3,
+        ("openvino", "fp32"): 88.4,
+        ("openvino", "int8"): 35.9,
+    }
+    rows = []
+    for scope, extra in (("infer", 0.0), ("end_to_end", 11.7)):
+        for batch in (1, 8):
+            for (engine, precision), base in medians.items():
+                median = (base + extra) * batch
+                samples = tuple(float(v) for v in np.sort(median * (1 + np.abs(rng.normal(0, 0.03, 50)))))
+                rows.append(
+                    BenchRow(
+                        model="yolov6n",
+                        engine=engine,
+                        variant=precision,
+                        precision="float32" if precision == "fp32" else precision,
+                        batch=batch,
+                        threads=2,
+                        scope=scope,
+                        latency_ms_median=median,
+                        latency_ms_p95=samples[-3],
+                        images_per_s=1000 * batch / median,
+                        runs=50,
+                        size_bytes=18_900_000 if precision == "fp32" else 5_020_000,
+                        speedup=(69.1 + extra) * batch / median,
+                        samples_ms=samples,
+                    )
+                )
+    return BenchReport(rows=tuple(rows), environment=ENVIRONMENT, imgsz=(320, 320), rounds=5)
+
+
+def make_fusion(error: float = 3.2e-6) -> FusionReport:
+    rng = np.random.default_rng(3)
+    blocks = []
+    for layer in LAYERS:
+        before, after = float(np.exp(rng.normal(-1, 0.3))), float(np.exp(rng.normal(0.3, 0.8)))
+        blocks.append(
+            BlockFusion(
+                block=layer.rpartition(".")[0],
+                kind="RepVGGBlock",
+                layer=layer,
+                max_abs_error=error * 4.7,
+                max_rel_error=error * float(rng.uniform(0.1, 1)),
+                weight_range_before=(-before, before),
+                weight_range_after=(-after, after * 1.1),
+            )
+        )
+    return FusionReport(
+        model="yolov6lite_s", blocks=tuple(blocks), max_abs_error=0.00113, max_rel_error=error, images=8, tolerance=1e-3
+    )
+
+
+def make_training() -> TrainReport:
+    epochs = tuple(
+        EpochRow(
+            epoch=epoch,
+            learning_rate=0.01 * (1 - epoch / 42),
+            losses={"class": 1.9 / (1 + epoch / 6), "iou": 1.1 / (1 + epoch / 9), "total": 3.4 / (1 + epoch / 7)},
+            ap=0.6 * (1 - np.exp(-epoch / 12)) if epoch % 5 == 0 else None,
+            ap50=0.82 * (1 - np.exp(-epoch / 10)) if epoch % 5 == 0 else None,
+            seconds=2.9,
+        )
+        for epoch in range(1, 41)
+    )
+    return TrainReport(
+        model="yolov6n_v2",
+        epochs=epochs,
+        images=240,
+        images_per_s=81.7,
+        best_epoch=40,
+        accuracy=make_accuracy(0.58, 4, ("disc", "square", "star")),
+        parameters=4_301_234,
+    )
+
+
+def make_drawn() -> tuple[DrawnImage, ...]:
+    rng = np.random.default_rng(6)
+    pairs = []
+    for number in range(3):
+        ramp = np.linspace(40, 200, 480)[None, :, None] + np.linspace(-30, 30, 360)[:, None, None]
+        image = np.clip(ramp + rng.normal(0, 4, (360, 480, 3)), 0, 255).astype(np.uint8)
+        corners = rng.uniform((10, 10), (300, 200), (4, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(60, 140, (4, 2))], axis=1)
+        rows = np.concatenate([boxes, rng.uniform(0.2, 0.95, (4, 1)), rng.integers(0, 80, (4, 1))], axis=1)
+        moved = rows + np.array([3, -2, 4, 1, -0.03, 0])
+        pairs.append(draw_pair(f"{number:012d}.jpg", image, rows, moved, CLASSES))
+    return tuple(pairs)
+
+
+def make_summary() -> ReportSummary:
+    ptq = make_ptq()
+    full = ptq.accuracy_float
+    quantized = {"onnxruntime": nudged(full, 0.2991, 6), "openvino": nudged(full, 0.2842, 7)}
+    accuracies = [
+        MeasuredAccuracy(variant="fp32", engine="torch", accuracy=full),
+        MeasuredAccuracy(variant="int8", engine="torch", accuracy=ptq.accuracy_quantized),
+    ]
+    for engine, accuracy in quantized.items():
+        accuracies.append(MeasuredAccuracy(variant="fp32", engine=engine, accuracy=nudged(full, 0.3043, 8)))
+        accuracies.append(MeasuredAccuracy(variant="int8", engine=engine, accuracy=accuracy))
+    check = CheckReport(
+        reference=ptq.accuracy_quantized,
+        engines=tuple(
+            Agreement(
+                engine=engine,
+                snr_db={"boxes": 41.27, "scores": 36.64},
+                max_abs_error={"boxes": 3.118, "scores": 0.0421},
+                accuracy=accuracy,
+                ap_gap=accuracy.ap - 0.2987,
+                int8_layers=69,
+                float_layers=3,
+            )
+            for engine, accuracy in quantized.items()
+        ),
+        images=128,
+        max_ap_gap=0.005,
+        min_snr_db=None,
+        passed=False,
+    )
+    return ReportSummary(
+        title="quickstart: yolov6lite_s in INT8",
+        created=CREATED,
+        environment=ENVIRONMENT,
+        recipe="quickstart",
+        model="yolov6lite_s",
+        data="coco128 (val)",
+        imgsz=(320, 320),
+        training=make_training(),
+        fusion=make_fusion(),
+        ptq=ptq,
+        accuracies=tuple(accuracies),
+        engines=(
+            make_engine("onnxruntime", "fp32", 18_912_345),
+            make_engine("openvino", "fp32", 18_823_456),
+            make_engine("onnxruntime", "int8", 5_023_456),
+            make_engine("openvino", "int8", 4_934_567, strayed=(STRAYED, *LAYERS[30:37])),
+        ),
+        check=check,
+        bench=make_bench(),
+        sizes=(
+            ArtifactSize(name="checkpoint", size_bytes=18_654_321),
+            ArtifactSize(name="float ONNX", size_bytes=18_712_345),
+            ArtifactSize(name="INT8 ONNX", size_bytes=18_998_765),
+        ),
+        drawn=make_drawn(),
+        drawn_engine="openvino",
+        drawn_confidence=0.3,
+        manifests=(
+            {
+                "stage": "ptq",
+                "key": "9f2c4e11aa07",
+                "config": {"scheme": "symmetric", "note": HOSTILE},
+                "inputs": {"fuse": "5d41402abc4b2a76b9719d911017c592"},
+                "versions": {"torch": "2.13.0"},
+                "seed": 0,
+                "created": "2026-01-31T10:00:00+00:00",
+                "seconds": 41.3,
+                "files": {"ptq.json": "aa11"},
+            },
+            {"stage": "bench", "key": "0c1d2e3f4a5b", "config": {"rounds": 5}, "seed": 0},
+        ),
+    )

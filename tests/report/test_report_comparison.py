@@ -1,0 +1,128 @@
+"""The headline's figures, and that it owns up to what is not well."""
+
+from __future__ import annotations
+
+import pytest
+from report_samples import CREATED, ENVIRONMENT, LAYERS, STRAYED, make_engine, make_fusion, make_ptq, make_summary
+
+from repq.report import ReportSummary, headline
+from repq.report.comparison import Comparison, compare
+from repq.report.findings import findings
+
+
+def by_engine(summary: ReportSummary) -> dict[str, Comparison]:
+    return {item.engine: item for item in compare(summary)}
+
+
+def texts(summary: ReportSummary, level: str) -> list[str]:
+    return [finding.text for finding in findings(summary, compare(summary)) if finding.level == level]
+
+
+def test_figures_of_the_headline() -> None:
+    found = by_engine(make_summary())
+    assert list(found) == ["torch", "onnxruntime", "openvino"]
+    openvino = found["openvino"]
+    assert openvino.ap_change == pytest.approx(0.2842 - 0.3043)
+    assert openvino.speedup == pytest.approx(88.4 / 35.9)
+    assert openvino.size_ratio == pytest.approx(4_934_567 / 18_823_456)
+    assert (openvino.int8_layers, openvino.layers) == (len(LAYERS) - 11, len(LAYERS))
+    assert found["onnxruntime"].level == "good"
+
+
+def test_speedup_compares_one_setting() -> None:
+    openvino = by_engine(make_summary())["openvino"]
+    assert openvino.float_latency is not None
+    assert openvino.int8_latency is not None
+    for row in (openvino.float_latency, openvino.int8_latency):
+        assert (row.scope, row.batch, row.threads) == ("infer", 1, 2)
+
+
+def test_layers_that_ran_in_float_are_named() -> None:
+    openvino = by_engine(make_summary())["openvino"]
+    assert STRAYED in [layer.layer for layer in openvino.not_int8]
+    assert openvino.precision_level == "warn"
+    (text,) = [text for text in texts(make_summary(), "warn") if "executed in float32" in text]
+    assert STRAYED in text
+    assert "8 of 72 layers" in text
+
+
+def test_layers_kept_float_by_plan_are_no_finding() -> None:
+    summary = make_summary()
+    assert LAYERS[0] not in " ".join(texts(summary, "warn"))
+
+
+def test_an_engine_that_ran_all_in_float_is_bad() -> None:
+    built = make_engine("openvino", "int8", 5_000_000, strayed=LAYERS)
+    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=make_ptq(), engines=(built,))
+    openvino = by_engine(summary)["openvino"]
+    assert openvino.int8_layers == 0
+    assert openvino.level == "bad"
+    assert not texts(summary, "good")
+
+
+def test_layers_that_the_runtime_does_not_report_are_said() -> None:
+    built = make_engine("openvino", "int8", 5_000_000)
+    description = built.description.model_copy(update={"layers": built.description.layers[:-1]})
+    built = built.model_copy(update={"description": description})
+    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=make_ptq(), engines=(built,))
+    (text,) = texts(summary, "warn")
+    assert LAYERS[-1] in text
+
+
+def test_an_unfair_baseline_is_said() -> None:
+    built = make_engine("openvino", "fp32", 18_000_000)
+    rows = tuple(row.model_copy(update={"precision": "bfloat16"}) for row in built.description.layers)
+    description = built.description.model_copy(update={"layers": rows})
+    built = built.model_copy(update={"description": description})
+    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, engines=(built,))
+    (text,) = texts(summary, "warn")
+    assert "bfloat16" in text
+
+
+@pytest.mark.parametrize(("drop", "level"), [(0.0, "good"), (0.009, "good"), (0.02, "warn"), (0.2, "bad")])
+def test_level_of_an_accuracy_loss(drop: float, level: str) -> None:
+    ptq = make_ptq()
+    worse = ptq.accuracy_float.model_copy(update={"ap": ptq.accuracy_float.ap - drop})
+    ptq = ptq.model_copy(update={"accuracy_quantized": worse})
+    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=ptq)
+    assert by_engine(summary)["torch"].accuracy_level == level
+
+
+def test_a_slower_int8_is_said() -> None:
+    summary = make_summary()
+    assert summary.bench is not None
+    rows = [
+        row.model_copy(update={"latency_ms_median": 100.0 * row.batch}) if row.variant == "int8" else row
+        for row in summary.bench.rows
+    ]
+    bench = summary.bench.model_copy(update={"rows": tuple(rows)})
+    assert any("not faster" in text for text in texts(summary.model_copy(update={"bench": bench}), "warn"))
+
+
+def test_failed_check_and_failed_fusion_are_bad() -> None:
+    summary = make_summary().model_copy(update={"fusion": make_fusion(error=0.2)})
+    bad = texts(summary, "bad")
+    assert any("do not agree" in text and "OpenVINO" in text for text in bad)
+    assert any("Fusing changes the model" in text for text in bad)
+
+
+def test_the_worst_comes_first() -> None:
+    summary = make_summary()
+    levels = [finding.level for finding in findings(summary, compare(summary))]
+    assert levels == sorted(levels, key=("bad", "warn", "good").index)
+
+
+def test_torch_is_the_baseline_where_the_engine_has_none() -> None:
+    summary = make_summary()
+    kept = tuple(item for item in summary.accuracies if (item.engine, item.variant) != ("openvino", "fp32"))
+    openvino = by_engine(summary.model_copy(update={"accuracies": kept}))["openvino"]
+    assert openvino.float_engine == "torch"
+    assert openvino.float_accuracy is not None
+    assert openvino.float_accuracy.ap == pytest.approx(0.3044)
+
+
+def test_headline_as_plain_values() -> None:
+    row = headline(make_summary())[2]
+    assert row["engine"] == "openvino"
+    assert row["latency_ms_int8"] == 35.9
+    assert STRAYED in row["layers_not_int8"]

@@ -1,0 +1,227 @@
+"""The three forms: complete, alone, safe against names, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_samples import CLASSES, CREATED, ENVIRONMENT, HOSTILE, LAYERS, STRAYED, make_summary
+
+from repq.report import ReportSummary, render_report
+from repq.report.numbers import change, compact, decibels, fraction, mebibytes, significant
+from repq.report.sections import sections_of
+
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and checks that tags close in order and ids are unique."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "xlink:href"):
+                self.links.append(value or "")
+            if name in ("src", "srcset", "data", "action"):
+                self.sources.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    paths = render_report(make_summary(), folder / "new")
+    assert sorted(paths) == ["html", "json", "md"]
+    return folder / "new"
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def markdown(folder: Path) -> str:
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def figures(summary: ReportSummary) -> set[str]:
+    """Every figure that was measured, as the report writes it."""
+    ptq, bench, check, fusion, training = summary.ptq, summary.bench, summary.check, summary.fusion, summary.training
+    assert ptq
+    assert bench
+    assert check
+    assert fusion
+    assert training
+    found: set[str] = set()
+    for item in summary.accuracies:
+        accuracy = item.accuracy
+        found |= {fraction(accuracy.ap), fraction(accuracy.ap50), fraction(accuracy.ap75), fraction(accuracy.ap_small)}
+        found |= {fraction(value) for row in accuracy.per_class for value in (row.ap, row.ap50)}
+    for layer in ptq.layers:
+        found |= {compact(value) for value in (*layer.weight_range, *layer.activation_range, layer.activation_scale)}
+        found |= {decibels(layer.weight_snr_db), decibels(layer.activation_snr_db), significant(layer.macs / 1e6)}
+        found.add(significant(layer.weight_channel_ratio))
+    for row in bench.rows:
+        found |= {significant(v) for v in (row.latency_ms_median, row.latency_ms_p95, row.images_per_s)}
+    for block in fusion.blocks:
+        found |= {compact(block.max_abs_error), compact(block.max_rel_error)}
+        found |= {compact(value) for value in (*block.weight_range_before, *block.weight_range_after)}
+    for agreement in check.engines:
+        found |= {change(agreement.ap_gap), *map(decibels, agreement.snr_db.values())}
+        found |= set(map(compact, agreement.max_abs_error.values()))
+    for epoch in training.epochs:
+        found |= {*map(compact, epoch.losses.values()), compact(epoch.learning_rate), fraction(epoch.ap)}
+    found |= {mebibytes(size.size_bytes) for size in summary.sizes}
+    found |= {mebibytes(built.description.size_bytes) for built in summary.engines}
+    found |= set(ENVIRONMENT.libraries.values()) | {ENVIRONMENT.cpu, ENVIRONMENT.python} | set(LAYERS)
+    return found
+
+
+def test_html_and_markdown_hold_every_figure(page: str, markdown: str) -> None:
+    for text in (html.unescape(page), markdown):
+        assert [figure for figure in sorted(figures(make_summary())) if figure not in text] == []
+
+
+def test_html_is_well_formed_and_stands_alone(page: str) -> None:
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "link" not in parsed.tags
+    assert all(link[1:] in parsed.ids for link in parsed.links if link.startswith("#"))
+    assert all(link.startswith("#") for link in parsed.links)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in parsed.sources)
+    assert "://" not in page
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+    assert "default-src 'none'" in page
+
+
+def test_names_are_escaped(page: str, markdown: str) -> None:
+    assert HOSTILE in CLASSES
+    assert "<b>" not in page
+    assert html.escape(HOSTILE, quote=False) in page
+    assert "<b>" not in re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+
+
+def test_a_hostile_title_and_manifest_do_nothing(tmp_path: Path) -> None:
+    text = "</title></pre><script>alert(1)</script>"
+    summary = ReportSummary(
+        title=text, created=CREATED, environment=ENVIRONMENT, manifests=({"stage": text, "x": "``` </details>"},)
+    )
+    paths = render_report(summary, tmp_path)
+    assert Page(paths["html"].read_text()).tags.count("script") == 1
+    assert "````json" in paths["md"].read_text()
+
+
+def test_markdown_tables_are_well_formed(markdown: str) -> None:
+    plain = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\|\n?)+", plain, flags=re.MULTILINE)
+    assert len(tables) > 8
+    for table in tables:
+        lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.strip().split("\n")]
+        assert {len(line) for line in lines} == {len(lines[0])}
+        assert all(re.fullmatch(r" (---|---:) ", rule) for rule in lines[1])
+
+
+def test_json_holds_headline_findings_and_summary(folder: Path) -> None:
+    values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert values["headline"][2]["layers_not_int8"][0] == STRAYED
+    assert values["findings"][0]["level"] == "bad"
+    assert ReportSummary.model_validate(values["summary"]) == make_summary()
+
+
+def test_same_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for path in render_report(make_summary(), tmp_path).values():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_drawing_ignores_and_keeps_the_users_style(folder: Path, tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31, "axes.grid": True}):
+        path = render_report(make_summary(), tmp_path)["html"]
+        assert matplotlib.rcParams["font.size"] == 31
+    assert path.read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_nothing_but_the_three_files_is_left(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+PARTS = {
+    "training": {"training"},
+    "fusion": {"fusion"},
+    "ptq": {"headline", "accuracy", "layers"},
+    "engines": {"headline", "size", "execution"},
+    "check": {"headline", "agreement"},
+    "bench": {"headline", "timing"},
+    "sizes": {"size"},
+    "drawn": {"pictures"},
+    "manifests": {"manifests"},
+    "accuracies": {"headline", "accuracy"},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_part_alone_gives_its_sections_alone(part: str, tmp_path: Path) -> None:
+    summary = ReportSummary(
+        title="t", created=CREATED, environment=ENVIRONMENT, **{part: getattr(make_summary(), part)}
+    )
+    expected = {"measured", "environment"} | PARTS[part] | ({"headline"} if part == "fusion" else set())
+    assert {section.anchor for section in sections_of(summary)} == expected
+    paths = render_report(summary, tmp_path)
+    assert set(re.findall(r'<section id="(\w+)"', paths["html"].read_text())) == expected
+
+
+def test_the_least_report(tmp_path: Path) -> None:
+    summary = ReportSummary(title="nothing yet", created=CREATED, environment=ENVIRONMENT)
+    paths = render_report(summary, tmp_path)
+    text = paths["html"].read_text()
+    Page(text)
+    assert "nothing yet" in text
+    assert "None" not in text
+
+
+def test_no_value_is_printed_as_python(page: str, markdown: str) -> None:
+    for text in (page, markdown):
+        for word in ("None", "nan", "inf", "float64"):
+            assert not re.search(rf">\s*{word}\s*<|\|\s*{word}\s*\|", text)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_drawing_could_trip_over(tmp_path: Path) -> None:
+    summary = make_summary()
+    names = {HOSTILE: "$\\frac{1$", "class 1": "猫", "class 2": ""}
+    measured = []
+    for item in summary.accuracies:
+        rows = [row.model_copy(update={"name": names.get(row.name, row.name)}) for row in item.accuracy.per_class[:4]]
+        accuracy = item.accuracy.model_copy(update={"per_class": tuple(rows)})
+        measured.append(item.model_copy(update={"accuracy": accuracy}))
+    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, accuracies=tuple(measured))
+    text = render_report(summary, tmp_path)["html"].read_text(encoding="utf-8")
+    assert text.count("猫") >= 3  # two tables at least and the drawing
