@@ -1,0 +1,32 @@
+"""Data sets and calibration sets as stages read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repq.log import Log, quiet
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+
+
+def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
+    """Load a split and log what had to be skipped."""
+    from repq.data import load_dataset
+
+    dataset = load_dataset(data, split)
+    if dataset.problems.count:
+        log(f"{data} {split}: {dataset.problems}")
+    return dataset
+
+
+def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Path) -> int:
+    """Write the manifest of a seeded draw of calibration images and return their number."""
+    from repq.data import calibration_set, write_manifest
+    from repq.recipe import CalibrationConfig
+
+    dataset = read_data(data, split)
+    records = calibration_set(dataset, CalibrationConfig(images=images, seed=seed))
+    write_manifest(out, records, dataset)
+    return len(records)

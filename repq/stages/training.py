@@ -1,0 +1,89 @@
+"""Training as a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repq.checkpoints import open_float
+from repq.files import write_text
+from repq.log import Log, quiet
+from repq.predictor import resolve_device
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig, TrainConfig
+from repq.results import TrainReport
+from repq.stages.data import read_data
+
+if TYPE_CHECKING:
+    from repq.model import Detector
+
+WEIGHTS, REPORT, SCALES, STATE, BOARD = "weights.safetensors", "train.json", "scales.safetensors", "state", "board"
+
+
+def train_detector(
+    out: Path,
+    state: Path,
+    config: TrainConfig,
+    *,
+    data: Path,
+    splits: tuple[str, str] = ("train", "val"),
+    imgsz: tuple[int, int],
+    eval_config: EvalConfig,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> TrainReport:
+    """Train a detector, alone or as one of torchrun's processes, of which the first writes.
+
+    The folder ``out`` gets the averaged weights of the best evaluation (``weights.safetensors``), the report
+    (``train.json``) and, from a hyper-search model, RepOptimizer's scales (``scales.safetensors``).
+
+    Args:
+        state: file that lets a killed training continue; remove it to start again.
+
+    Raises:
+        RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
+    """
+    from repq.model import save_checkpoint
+    from repq.reparam import extract_scales, load_scales, save_scales
+    from repq.train import Board, joined_processes, train
+
+    resolve_device(device)
+    with joined_processes(device) as (processes, own_device):
+        if not processes.is_first:
+            progress, log = silent, quiet
+        train_set, val_set = (read_data(data, split, log) for split in splits)
+        board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
+        try:
+            outcome = train(
+                _initial_model(config, train_set.num_classes, seed, log), train_set, val_set, imgsz, config,
+                device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
+                scales=load_scales(config.rep_scales) if config.rep_scales else None,
+                teacher=open_float(config.distill.teacher, log).model if config.distill else None,
+                board=board, progress=progress,
+            )  # fmt: skip
+        finally:
+            if board is not None:
+                board.close()
+        if processes.is_first:
+            save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names)
+            if outcome.model.spec.style == "hyper_search":
+                save_scales(out / SCALES, extract_scales(outcome.model))
+            write_text(out / REPORT, outcome.report.model_dump_json(indent=1))
+    return outcome.report
+
+
+def _initial_model(config: TrainConfig, num_classes: int, seed: int, log: Log) -> Detector:
+    import torch
+
+    from repq.model import build
+    from repq.train import fine_tuned
+
+    if config.weights is None:
+        torch.manual_seed(seed)
+        return build(config.model, num_classes)
+    result = fine_tuned(open_float(config.weights, log).model, num_classes)
+    for note in result.notes:
+        log(note)
+    return result.model

@@ -1,0 +1,95 @@
+"""Imports point one way: a package may import only what stands above it in this table."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "repq"
+ORDER = (
+    ("errors", "progress", "log", "files"),
+    ("layers",),
+    ("scales", "results", "recipe", "artifact"),
+    ("model",),
+    ("data",),
+    ("evaluate",),
+    ("reparam",),
+    ("train",),
+    ("quant",),
+    ("graph",),
+    ("export",),
+    ("engine",),
+    ("bench",),
+    ("report",),
+    ("checkpoints",),
+    ("predictor",),
+    ("stages",),
+    ("stage_table",),
+    ("pipeline",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+CORE = {"errors", "progress", "log", "files", "layers", "scales", "results", "recipe", "artifact"}
+ONLY_CORE = {"graph", "engine", "report"}  # these stand low in the table but know nothing above them except the core
+NO_TORCH = ("graph", "report", "data", "evaluate")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_up(path: Path) -> None:
+    own = part(path)
+    assert own in LEVEL, f"{own} has no place in the table"
+    for name in imported(path):
+        pieces = name.split(".")
+        if pieces[0] != "repq" or len(pieces) < 2 or pieces[1] == "__version__":
+            continue
+        other = pieces[1]
+        if other == own:
+            continue
+        assert LEVEL[other] < LEVEL[own] or (other in CORE and own in CORE), f"{own} may not import {other}"
+        assert own not in ONLY_CORE or other in CORE, f"{own} may import the core alone, not {other}"
+
+
+@pytest.mark.parametrize("package", NO_TORCH)
+def test_these_parts_do_without_torch(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        found = {name for name in imported(path) if name.split(".")[0] == "torch"}
+        assert not found, f"{path} imports torch"
+
+
+def test_files_have_names_that_say_something() -> None:
+    vague = {"utils", "util", "common", "helpers", "misc"}
+    assert not [path for path in ROOT.rglob("*.py") if path.stem in vague]
+
+
+def test_importing_repq_and_asking_for_help_load_no_heavy_library() -> None:
+    code = (
+        "import sys, repq, repq.cli\n"
+        "from click.testing import CliRunner\n"
+        "assert CliRunner().invoke(repq.cli.main, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'cv2', 'onnx', 'onnxruntime', 'openvino', 'matplotlib', 'pycocotools'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -1,0 +1,190 @@
+"""The whole way through on a tiny drawn set: every stage runs for real, artifacts are reused, changes stay local."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from repq.cli import main
+from repq.errors import RecipeError
+from repq.pipeline import RunOutcome, run_recipe
+from repq.recipe import Recipe, parse_recipe
+
+TINY = {
+    "name": "tiny",
+    "data": {"demo": {"train_images": 8, "val_images": 4, "size": 64}},
+    "imgsz": 64,
+    "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
+    "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
+    "check": {"max_ap_gap": 1.0},
+    "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
+    "report": {"images": 1},
+}
+
+
+def recipe(**changes: object) -> Recipe:
+    return parse_recipe({**TINY, **changes}, source="test", base=Path())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def first(work: Path) -> RunOutcome:
+    return run_recipe(recipe(), work)
+
+
+def remade(outcome: RunOutcome) -> list[str]:
+    return [name for name, artifact in outcome.artifacts.items() if not artifact.reused]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def values(*arguments: object) -> dict:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOutcome, work: Path) -> None:
+    stages = ["data", "train", "fuse", "ptq", "export", "build", "check", "eval", "bench", "report"]
+    assert list(first.artifacts) == stages
+    page = (work / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    for stage in stages[:-1]:  # the report cannot hold the hash of itself
+        assert first.artifacts[stage].manifest.key in page
+    assert json.loads((work / "report.json").read_text())["summary"]["recipe"] == "tiny"
+    assert (work / "report.md").read_text().startswith("#")
+
+
+def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
+    assert remade(run_recipe(recipe(), work)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "report"]),  # type: ignore[dict-item]
+        ({"check": {"max_ap_gap": 0.9}}, ["check", "report"]),
+        ({"report": {"images": 0}}, ["report"]),
+        (
+            {"ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}},  # type: ignore[dict-item]
+            ["ptq", "export", "build", "check", "eval", "bench", "report"],
+        ),
+    ],
+)
+def test_a_changed_setting_redoes_what_depends_on_it(
+    first: RunOutcome, work: Path, change: dict, expected: list[str]
+) -> None:
+    assert remade(run_recipe(recipe(**change), work)) == expected
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_stopped(first: RunOutcome, work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work, tmp_path / "run")
+    for stage in ("build", "check", "eval", "bench", "report"):
+        shutil.rmtree(tmp_path / "run" / stage)
+    outcome = run_recipe(recipe(), tmp_path / "run")
+    assert remade(outcome)[0] == "build"
+    assert not {"data", "train", "fuse", "ptq", "export"} & set(remade(outcome))
+
+
+def test_a_check_outside_its_bound_fails_and_leaves_no_artifact(first: RunOutcome, work: Path) -> None:
+    arguments = [first.artifacts["ptq"] / "quantized.safetensors", first.artifacts["build"] / "onnxruntime-int8"]
+    data = first.artifacts["data"] / "demo/data.yaml"
+    result = invoke("check", *arguments, "--data", data, "--imgsz", 64, "--min-snr", 1000)
+    assert result.exit_code == 1
+    assert "onnxruntime" in result.output
+
+
+def test_the_commands_give_the_names_that_scripts_rely_on(first: RunOutcome, tmp_path: Path) -> None:
+    data = first.artifacts["data"] / "demo/data.yaml"
+    weights = first.artifacts["train"] / "weights.safetensors"
+    common = ("--data", data, "--imgsz", 64)
+
+    fused = values("fuse", weights, "-o", tmp_path / "fused.safetensors", *common)
+    assert fused["max_rel_error"] < 1e-3
+    assert fused["max_abs_error"] >= 0
+    assert all(block["max_rel_error"] < 1e-3 for block in fused["blocks"])
+
+    quantized = tmp_path / "int8.safetensors"
+    ptq = values("ptq", weights, *common, "--method", "mse", "--images", 4, "--keep-float", "detect.*", "-o", quantized)
+    assert {"ap_float", "ap_quantized"} <= ptq.keys()
+    assert ptq["layers_int8"]
+    assert all(layer.startswith("detect.") for layer in ptq["layers_float"])
+
+    onnx = tmp_path / "int8.onnx"
+    assert values("export", quantized, "-o", onnx, "--imgsz", 64)["layers_int8"] == len(ptq["layers_int8"])
+    engine = tmp_path / "int8.openvino"
+    built = values("build", onnx, "--engine", "openvino", "-o", engine)
+    really = {row["layer"]: row["precision"] for row in built["layers"]}
+    assert {layer for layer, precision in really.items() if precision == "int8"} <= set(ptq["layers_int8"])
+    assert {really[layer] for layer in ptq["layers_float"]} == {"float32"}
+
+    accuracy = values("eval", engine, *common)
+    assert {"ap", "ap50", "images"} <= accuracy.keys()
+    assert accuracy["images"] == 4
+    assert accuracy["engine"] == "openvino"
+
+    timing = values(
+        "bench", onnx, engine, "--imgsz", 64, "--batch", 1, "--rounds", 2, "--runs", 2, "--warmup", 1, "--threads", 1
+    )
+    for row in timing["models"]:
+        assert 0 < row["latency_ms_median"] <= row["latency_ms_p95"]
+        assert row["images_per_s"] > 0
+
+
+def test_a_plan_from_a_measurement_is_what_ptq_keeps_in_float(first: RunOutcome, tmp_path: Path) -> None:
+    data = first.artifacts["data"] / "demo/data.yaml"
+    fused = first.artifacts["fuse"] / "fused.safetensors"
+    common = ("--data", data, "--imgsz", 64)
+    arguments = ("sensitivity", fused, *common, "--images", 2, "--calib-images", 4, "--top", 3, "-o", tmp_path / "out")
+    measured = values(*arguments)
+    kept = measured["plan"]["float_layers"]
+    worst = sorted(measured["layers"], key=lambda row: float(row["head"]["snr_db"]))[:3]
+    assert set(kept) == {row["layer"] for row in worst}
+    assert values(*arguments)["layers"] == measured["layers"]
+    plan = ("--plan", tmp_path / "out/plan.yaml", "-o", tmp_path / "int8.safetensors")
+    assert values("ptq", fused, *common, "--images", 4, *plan)["layers_float"] == kept
+
+
+def test_merging_scales_leaves_lint_nothing_to_warn_of(first: RunOutcome, tmp_path: Path) -> None:
+    quantized = first.artifacts["ptq"] / "quantized.safetensors"
+    plain, merged = tmp_path / "plain.onnx", tmp_path / "merged.onnx"
+    assert values("export", quantized, "-o", plain, "--imgsz", 64)["qdq"]["avoidable"] > 0
+    assert invoke("lint", plain).exit_code == 1
+    result = values("export", quantized, "-o", merged, "--imgsz", 64, "--merge-scales", "--fp16")
+    assert result["precision"] == "int8_float16"
+    assert result["qdq"]["avoidable"] == 0 < result["qdq_before_merging"]["avoidable"]
+    assert invoke("lint", merged).exit_code == 0
+
+
+def test_user_errors_say_what_to_do_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "no.pt").write_bytes(b"no checkpoint")
+    cases = (
+        ("eval", tmp_path / "absent.pt", "--data", tmp_path / "data.yaml"),
+        ("fuse", tmp_path / "no.pt", "-o", tmp_path / "out.safetensors"),
+        ("run", tmp_path / "absent.yaml"),
+        ("build", tmp_path / "no.pt", "--engine", "openvino", "-o", tmp_path / "engine"),
+    )
+    for arguments in cases:
+        result = invoke(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "error:" in result.output
+        assert "Traceback" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["no.pt"]
+
+
+def test_a_missing_checkpoint_is_named_before_anything_runs(tmp_path: Path) -> None:
+    changes = {"train": None, "weights": str(tmp_path / "absent.pt")}
+    with pytest.raises(RecipeError, match=r"absent\.pt"):
+        run_recipe(recipe(**changes), tmp_path / "run")
