@@ -1,0 +1,172 @@
+"""Other quantizers, used the way that their manuals say, on the float ONNX model that repq exports."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from repq.bench import Runner, TimedModel
+from repq.engine import openvino as openvino_engine
+from repq.engine.onnxruntime import executed_layers, result_names
+from repq.engine.source import name_layers, read_source
+from repq.results import LayerPrecision
+
+Images = NDArray[np.float32]
+
+
+class Peer:
+    """An INT8 model of another tool: how to run it with some threads, what really runs, and its size."""
+
+    def __init__(self, label: str, engine: str) -> None:
+        self.label, self.engine = label, engine
+
+    def infer(self, threads: int) -> Any:
+        """Return a function from images to the output array."""
+        raise NotImplementedError
+
+    def layers(self) -> tuple[LayerPrecision, ...]:
+        """Precision of every convolution that runs."""
+        raise NotImplementedError
+
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        raise NotImplementedError
+
+    def timed(self, batch: int | None) -> TimedModel:
+        """Wrap it for ``repq.bench.bench``."""
+        precision = summary(self.layers())
+        opener = lambda threads: Runner(self.infer(threads))  # noqa: E731
+        return TimedModel(self.label, self.engine, "int8", precision, self.size_bytes(), opener, batch)
+
+
+class NncfPeer(Peer):
+    """``nncf.quantize`` on the OpenVINO model, run by OpenVINO with the options that repq's engine uses."""
+
+    def __init__(self, onnx_path: Path, images: Sequence[Images], preset: str) -> None:
+        import nncf
+        import openvino
+
+        super().__init__(f"NNCF INT8 ({preset})", "openvino")
+        source = read_source(onnx_path)
+        self._ids = source.layers
+        model = openvino.Core().read_model(source.model.SerializeToString())
+        self._model = nncf.quantize(
+            model,
+            nncf.Dataset(list(images)),
+            preset=nncf.QuantizationPreset(preset),
+            subset_size=len(images),
+        )
+
+    def _compiled(self, threads: int | None) -> Any:
+        import openvino
+
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        return openvino.Core().compile_model(self._model, "CPU", options)
+
+    def infer(self, threads: int) -> Any:
+        request = self._compiled(threads).create_infer_request()
+        return lambda images: np.array(request.infer([images], share_inputs=True)[0])
+
+    def layers(self) -> tuple[LayerPrecision, ...]:
+        return openvino_engine.executed_layers(openvino_engine.executed_nodes(self._compiled(None)), self._ids)
+
+    def size_bytes(self) -> int:
+        import openvino
+
+        with tempfile.TemporaryDirectory() as scratch:
+            openvino.save_model(self._model, f"{scratch}/model.xml", compress_to_fp16=False)
+            return sum(file.stat().st_size for file in Path(scratch).iterdir())
+
+
+class OnnxRuntimePeer(Peer):
+    """``quantize_static``: Q/DQ, UINT8 activations, INT8 weights per channel; run without any change to the graph.
+
+    The decoding after the last convolutions is left out: boxes up to 640 and scores up to 1 in one 8-bit tensor would
+    leave no score at all.
+    """
+
+    def __init__(self, onnx_path: Path, images: Sequence[Images], folder: Path) -> None:
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):
+            def __init__(self, name: str) -> None:
+                self._feeds: Iterator[dict[str, Images]] = iter([{name: image} for image in images])
+
+            def get_next(self) -> dict[str, Images] | None:
+                return next(self._feeds, None)
+
+        super().__init__("ONNX Runtime quantize_static (U8S8)", "onnxruntime")
+        prepared = folder / "ort-prepared.onnx"
+        self._path = folder / "ort-int8.onnx"
+        quant_pre_process(str(onnx_path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(self._path),
+            Reader(read_source(onnx_path).input.name),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=decoding_nodes(onnx.load(str(prepared))),
+        )
+
+    def _session(self, threads: int | None, optimized: str | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.inter_op_num_threads = 1
+        if threads:
+            options.intra_op_num_threads = threads
+        if optimized:
+            options.optimized_model_filepath = optimized
+        return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+
+    def infer(self, threads: int) -> Any:
+        session = self._session(threads)
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images})[0]
+
+    def layers(self) -> tuple[LayerPrecision, ...]:
+        model = onnx.load(str(self._path))
+        ids, _ = name_layers(model)
+        with tempfile.TemporaryDirectory() as scratch:
+            self._session(None, f"{scratch}/optimized.onnx")
+            executed = onnx.load(f"{scratch}/optimized.onnx")
+        return executed_layers(executed.graph, ids, result_names(model.graph))
+
+    def size_bytes(self) -> int:
+        return self._path.stat().st_size
+
+
+def decoding_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes from which no convolution can be reached, other than convolutions."""
+    needed: set[str] = set()
+    names = []
+    for node in reversed(model.graph.node):
+        if node.op_type in {"Conv", "ConvTranspose"} or needed.intersection(node.output):
+            needed.update(node.input)
+        else:
+            names.append(node.name)
+    return names
+
+
+def summary(layers: Iterable[LayerPrecision]) -> str:
+    """Precisions as text: ``int8``, or ``54 int8 + 17 float32``."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        counts[layer.precision] = counts.get(layer.precision, 0) + 1
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " + ".join(f"{count} {precision}" for precision, count in sorted(counts.items(), key=lambda kv: -kv[1]))
