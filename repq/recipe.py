@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,9 @@ ImageSize = Annotated[tuple[int, int], BeforeValidator(_as_size)]
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
 
 
 class DemoConfig(Config):
@@ -411,12 +414,17 @@ def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recip
     try:
         recipe = Recipe.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError(f"{source} is no valid recipe", found=_explain(error), fix="mend the keys named") from None
+        raise RecipeError(
+            f"{source} is no valid recipe", found=_explain(error, Recipe), fix="mend the keys named"
+        ) from None
     return _resolve_paths(recipe, base)
 
 
-def parse_train(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> TrainConfig:
-    """Validate training settings with ``key=value`` overrides.
+def parse_settings(model: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, what: str) -> C:
+    """Validate the settings of one stage; values of None take the default, ``key=value`` overrides win.
+
+    Args:
+        what: what an error calls the settings.
 
     Raises:
         RecipeError: an unknown key (with the closest valid one) or an invalid value.
@@ -425,29 +433,17 @@ def parse_train(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Tra
     for override in overrides:
         set_value(merged, override)
     try:
-        return TrainConfig.model_validate(merged)
+        return model.model_validate(merged)
     except ValidationError as error:
-        raise RecipeError("the training settings are not valid", found=_explain(error, TrainConfig)) from None
+        raise RecipeError(f"the {what} settings are not valid", found=_explain(error, model)) from None
 
 
-def parse_plan(values: Mapping[str, Any]) -> PlanConfig:
-    """Validate planning settings.
-
-    Raises:
-        RecipeError: an unknown key or an invalid value.
-    """
-    try:
-        return PlanConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise RecipeError("the planning settings are not valid", found=_explain(error, PlanConfig)) from None
-
-
-def _explain(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(model or Recipe, problem["loc"][:-1])
+            valid = _valid_keys(model, problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.0)
             hint = f"; the closest valid key is {close[0]!r}" if close else ""
             lines.append(f"{where}: unknown key{hint}")

@@ -30,6 +30,7 @@ ORDER = (
     ("stages",),
     ("stage_table",),
     ("pipeline",),
+    ("cli_options",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -54,7 +54,9 @@ def ptq_checkpoint(
         config = config.model_copy(update={"keep_float": (*config.keep_float, *kept)})
     train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
     records = _calibration_images(train_set, config, log)
-    overlap = overlap_note(image_hashes(records), image_hashes(val_set.records))
+    sizes = {record.path.stat().st_size for record in records}
+    alike = [record for record in val_set.records if record.path.stat().st_size in sizes]  # others cannot be equal
+    overlap = overlap_note(image_hashes(records), image_hashes(alike))
     if overlap is not None:
         log(overlap)
     outcome = _calibrate(fused, records, imgsz, config, eval_config, progress, log)
