@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint as a model that runs; ``quantized`` if it carries scales and simulates INT8."""
+    """A checkpoint as a model that runs; ``quantized`` if it carries scales and simulates INT8.
+
+    ``maxima``: largest magnitude of each tensor on the calibration images, where a quantized one carries them.
+    """
 
     model: Detector
     names: tuple[str, ...] | None
     notes: tuple[str, ...]
     quantized: bool
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path) -> OpenedCheckpoint:
@@ -37,9 +42,10 @@ def open_checkpoint(path: Path) -> OpenedCheckpoint:
     from repq.quant import holds_quantization, restore_quantized
 
     checkpoint = load_checkpoint(path)
-    quantized = holds_quantization(checkpoint)
-    model = restore_quantized(checkpoint).model if quantized else checkpoint.model
-    return OpenedCheckpoint(model, checkpoint.names, checkpoint.notes, quantized)
+    if holds_quantization(checkpoint):
+        restored = restore_quantized(checkpoint)
+        return OpenedCheckpoint(restored.model, checkpoint.names, checkpoint.notes, True, restored.maxima)
+    return OpenedCheckpoint(checkpoint.model, checkpoint.names, checkpoint.notes, False)
 
 
 def open_float(path: Path, log: Log = quiet) -> OpenedCheckpoint:
@@ -68,5 +74,5 @@ def to_onnx(opened: OpenedCheckpoint, imgsz: tuple[int, int], config: ExportConf
     from repq.reparam import fuse
 
     if opened.quantized:
-        return export_quantized(opened.model, imgsz, config, names=opened.names)
+        return export_quantized(opened.model, imgsz, config, names=opened.names, maxima=opened.maxima)
     return export_float(fuse(opened.model), imgsz, config, names=opened.names)

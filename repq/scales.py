@@ -45,10 +45,14 @@ class TensorScale:
 
 @dataclass(frozen=True)
 class LayerScales:
-    """The scales of one quantized convolution: its input activation and its weight."""
+    """The scales of one quantized convolution: its input activation and its weight.
+
+    ``fine`` is that of what rounding the weight leaves, if the layer runs as two convolutions.
+    """
 
     input: TensorScale
     weight: TensorScale
+    fine: TensorScale | None = None
 
 
 ScaleTable = Mapping[LayerId, LayerScales]

@@ -14,10 +14,11 @@ from repq.artifact import Artifact, RunFolder, hash_file, hash_json
 from repq.errors import RecipeError
 from repq.files import write_text
 from repq.log import Log, quiet
+from repq.pipeline.context import VARIANTS, Context, Stage, engines_of
+from repq.pipeline.table import TABLE
 from repq.progress import Progress, silent
 from repq.recipe import Recipe
 from repq.results import Accuracy, BenchReport, CheckReport
-from repq.stage_table import TABLE, VARIANTS, Context, Stage
 
 REPORT_FILES = ("report.html", "report.md", "report.json")
 
@@ -101,7 +102,8 @@ def _named_files(recipe: Recipe) -> dict[str, Path]:
 
 def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Path:
     """Copy the report to the top of the run folder and list the artifacts that belong to it."""
-    for name in REPORT_FILES:
+    drawings = sorted(path.name for path in artifacts["report"].folder.glob("*.svg"))
+    for name in (*REPORT_FILES, *drawings):
         temporary = work / f".{name}.new"
         shutil.copyfile(artifacts["report"] / name, temporary)
         temporary.replace(work / name)
@@ -114,8 +116,8 @@ def _headline(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, An
     """The figures that matter most: AP and latency of every engine, float against INT8."""
     bench = BenchReport.model_validate_json((artifacts["bench"] / "bench.json").read_text())
     rows = []
-    for engine in recipe.build.engines:
-        for variant in VARIANTS:
+    for variant in VARIANTS:
+        for engine in engines_of(recipe, variant):
             name = f"{engine}-{variant}"
             accuracy = Accuracy.model_validate_json((artifacts["eval"] / f"{name}.json").read_text())
             timed = next(row for row in bench.rows if row.model == name and row.scope == "infer")

@@ -1,0 +1,74 @@
+"""Typed, frozen settings: one model per stage, and the recipe that joins them.
+
+A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
+"""
+
+from repq.recipe.ablation import Ablation
+from repq.recipe.base import Config, ImageSize
+from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
+from repq.recipe.deployment import (
+    BenchConfig,
+    BuildConfig,
+    CheckConfig,
+    EngineName,
+    ExportConfig,
+    NmsConfig,
+    PreprocessConfig,
+    Provider,
+    ReportConfig,
+    TensorRtConfig,
+)
+from repq.recipe.quantization import (
+    ApSweep,
+    CalibrationConfig,
+    CorrectionConfig,
+    FuseConfig,
+    Measure,
+    PlanConfig,
+    PtqConfig,
+    QatConfig,
+    SensitivityConfig,
+)
+from repq.recipe.reader import Trial, load_ablation, load_recipe, parse_recipe, parse_settings, read_yaml, set_value
+from repq.recipe.training import DistillConfig, LoopConfig, TrainConfig
+from repq.recipe.whole import Recipe
+
+__all__ = [
+    "Ablation",
+    "ApSweep",
+    "BenchConfig",
+    "BuildConfig",
+    "CalibrationConfig",
+    "CheckConfig",
+    "Config",
+    "CorrectionConfig",
+    "DataConfig",
+    "DemoConfig",
+    "DistillConfig",
+    "EngineName",
+    "EvalConfig",
+    "ExportConfig",
+    "FuseConfig",
+    "ImageSize",
+    "LetterboxConfig",
+    "LoopConfig",
+    "Measure",
+    "NmsConfig",
+    "PlanConfig",
+    "PreprocessConfig",
+    "Provider",
+    "PtqConfig",
+    "QatConfig",
+    "Recipe",
+    "ReportConfig",
+    "SensitivityConfig",
+    "TensorRtConfig",
+    "TrainConfig",
+    "Trial",
+    "load_ablation",
+    "load_recipe",
+    "parse_recipe",
+    "parse_settings",
+    "read_yaml",
+    "set_value",
+]

@@ -1,0 +1,92 @@
+"""What engines are and how they agree."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from repq.results.accuracy import Accuracy
+from repq.results.base import Result
+
+
+class LayerPrecision(Result):
+    """The precision that the runtime really used for one layer."""
+
+    layer: str
+    precision: str  # int8, float32, float16, bfloat16 …
+    kernel: str = ""
+
+
+class Expectation(Result):
+    """What a look at the graph alone predicts: the precision of every layer, and kernels that convert scales."""
+
+    layers: dict[str, str]
+    extra_kernels: int
+
+
+class EngineDescription(Result):
+    """What an engine runs. ``note`` says why layers are ``unknown``, where they are.
+
+    ``extra_nodes`` are those that the executed graph keeps beside the layers: quantize, reorder …
+    """
+
+    engine: str
+    version: str
+    device: str
+    input_name: str
+    input_shape: tuple[int | str, ...]
+    output_names: tuple[str, ...]
+    size_bytes: int
+    layers: tuple[LayerPrecision, ...]
+    extra_nodes: dict[str, int] = Field(default_factory=dict)
+    expected: Expectation | None = None
+    note: str | None = None
+
+    def precision_counts(self) -> dict[str, int]:
+        """Number of layers per precision."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            counts[layer.precision] = counts.get(layer.precision, 0) + 1
+        return counts
+
+    def surprises(self) -> tuple[tuple[str, str, str], ...]:
+        """Layers that run otherwise than expected: the layer, the precision expected and the one that runs."""
+        expected = self.expected.layers if self.expected is not None else {}
+        same = {"tf32": "float32"}  # the same type, multiplied with fewer digits
+        return tuple(
+            (row.layer, expected[row.layer], row.precision)
+            for row in self.layers
+            if row.precision != "unknown"
+            and expected.get(row.layer, row.precision) not in (row.precision, same.get(row.precision))
+        )
+
+
+class Agreement(Result):
+    """One engine against torch's fake quantization on the same images. SNR is 20 log10(|reference| / |difference|)."""
+
+    engine: str
+    snr_db: dict[str, float]  # per output: boxes, scores
+    max_abs_error: dict[str, float]
+    accuracy: Accuracy
+    ap_gap: float  # engine AP minus reference AP
+    int8_layers: int
+    float_layers: int
+
+
+class CheckReport(Result):
+    reference: Accuracy
+    engines: tuple[Agreement, ...]
+    images: int
+    max_ap_gap: float
+    min_snr_db: float | None
+    passed: bool
+
+
+class Availability(Result):
+    """Whether a runtime and one of its devices can be used here, and if not, why and how to get it."""
+
+    runtime: str  # torch, onnxruntime, openvino, tensorrt
+    device: str
+    usable: bool
+    version: str | None
+    detail: str  # what was found, or what is missing
+    fix: str | None = None

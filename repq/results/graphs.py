@@ -1,0 +1,58 @@
+"""What an exported graph is, and what TensorRT is expected to make of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from repq.results.base import Result
+
+
+class QdqCount(Result):
+    """Q and DQ of activations, and the kernels that they are predicted to cost; ``avoidable`` by better scales."""
+
+    quantize: int
+    dequantize: int
+    extra_kernels: int
+    avoidable: int
+
+
+class GraphFinding(Result):
+    """One thing that lint found; ``bytes_moved`` is the memory traffic that it costs per run."""
+
+    rule: str
+    severity: Literal["error", "warning", "info"]
+    where: str
+    message: str
+    source: str
+    extra_kernels: int = 0
+    bytes_moved: int = 0
+
+
+class ExportReport(Result):
+    """One ONNX file.
+
+    Attributes:
+        qdq_before_merging, qdq: before and after scales were merged; equal where they were not.
+        merged_groups: groups of tensors whose scales were unequal and are one now.
+        fp32_nodes: in an FP16 file, nodes beside the decoding of boxes that stay FP32 because FP16 would overflow.
+        findings: what lint says of the file, the gravest first.
+        preprocess, nms: what of the service is inside (`repq.recipe.PreprocessConfig`, `repq.recipe.NmsConfig`).
+    """
+
+    out: str
+    imgsz: tuple[int, int]
+    batch: int | None
+    opset: int
+    precision: str
+    qdq_before_merging: QdqCount
+    qdq: QdqCount
+    merged_groups: int
+    fp32_nodes: tuple[str, ...]
+    layers_int8: int
+    layers_float: int
+    size_bytes: int
+    findings: tuple[GraphFinding, ...]
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    nms: dict[str, Any] | None = None
