@@ -5,7 +5,7 @@ from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
 from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, pixel_boxes
 from repq.data.demo import make_demo_set
-from repq.data.images import read_image
+from repq.data.images import decode_image, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
 from repq.data.load import load_dataset
 from repq.data.loader import Batch, batches, prefetch, to_input
@@ -20,6 +20,7 @@ __all__ = [
     "Sample",
     "batches",
     "calibration_set",
+    "decode_image",
     "draw_sample",
     "fingerprint",
     "letterbox",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from repq.data.cache import ImageCache
 from repq.data.letterbox import fit_ratio
-from repq.recipe import TrainConfig
+from repq.recipe import LoopConfig
 
 MIN_SIDE = 2.0  # pixels of a box that are left after cutting
 MIN_VISIBLE = 0.1  # share of a box's area that is left after cutting
@@ -47,7 +47,7 @@ class Placement:
 
 
 def draw_sample(
-    cache: ImageCache, index: int, imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
 ) -> Sample:
     """Make one training sample of size ``imgsz`` (height, width) around record ``index``.
 
@@ -65,7 +65,7 @@ def draw_sample(
 
 
 def _compose(
-    cache: ImageCache, index: int, imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
 ) -> Sample:
     """One image, or a mosaic of it and three others, on grey."""
     if rng.random() < config.mosaic:
@@ -85,7 +85,7 @@ def _compose(
 
 
 def single_placement(
-    size: tuple[int, ...], imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+    size: tuple[int, ...], imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
 ) -> Placement:
     """Fit an image of ``size`` (height, width) into the output, then zoom, turn, shear and shift it at random."""
     view, centre = _draw_view(imgsz, config, rng)
@@ -94,7 +94,7 @@ def single_placement(
 
 
 def mosaic_placements(
-    sizes: list[tuple[int, ...]], imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator
+    sizes: list[tuple[int, ...]], imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
 ) -> list[Placement]:
     """Lay four fitted images around a random point, the joint, of a canvas twice as large, and look at its middle.
 
@@ -189,7 +189,7 @@ def _middle(size: tuple[int, ...]) -> Matrix:
     return np.array([size[1] / 2, size[0] / 2])
 
 
-def _draw_view(imgsz: tuple[int, int], config: TrainConfig, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
+def _draw_view(imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """A random zoom, turn and shear, (2, 2), and the point of the output where the middle goes, (2,)."""
     zoom = rng.uniform(1 - config.scale, 1 + config.scale)
     centre = rng.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * (imgsz[1], imgsz[0])

@@ -25,15 +25,24 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the image {path}", found=error.strerror or str(error)) from None
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str, *, bgr: bool = False) -> NDArray[np.uint8]:
+    """Return the image in a file's bytes as ``read_image`` does; ``bgr``: with blue first.
+
+    Raises:
+        DataError: it is truncated, or holds no image.
+    """
     if not _is_whole(data):
-        raise DataError(f"cannot read the image {path}", found="the file ends too early", fix="fetch it again")
+        raise DataError(f"cannot read the image {name}", found="the file ends too early", fix="fetch it again")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise DataError(f"cannot read the image {path}", found=str(error.err or error)) from None
+        raise DataError(f"cannot read the image {name}", found=str(error.err or error)) from None
     if image is None:
-        raise DataError(f"cannot read the image {path}", found="no image that OpenCV can decode")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        raise DataError(f"cannot read the image {name}", found="no image that OpenCV can decode")
+    return np.asarray(image if bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _is_whole(data: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Which predictions learn from which object: task-aligned assignment, and ATSS for the first epochs.
 
 Both work on many images at once; objects are padded to the largest count among them. The largest tensors are
-(B, M, N) for B images, M objects and N points, a few at a time; `assign_in_slices` bounds B M N.
+(B, M, N) or (B, M, N, 2) for B images, M objects and N points, a few at a time; `assign_in_slices` bounds B M N.
 """
 
 from __future__ import annotations

@@ -29,27 +29,40 @@ class Imitation:
     dfl_weight: float
 
 
+def as_teacher(model: Detector, student: Detector, *, maps: bool = False) -> Detector:
+    """Freeze a detector, in place, to answer in the form of the student's training outputs.
+
+    Args:
+        maps: whether the neck's maps are compared too.
+
+    Raises:
+        TrainingError: student and teacher differ in classes, strides, bins or, with ``maps``, in the neck's channels.
+    """
+    own, other = (
+        {"classes": spec.num_classes, "strides": spec.strides, "reg_max": spec.reg_max}
+        | ({"neck channels": spec.head_channels} if maps else {})
+        for spec in (student.spec, model.spec)
+    )
+    if own != other:
+        raise TrainingError(
+            "the teacher's outputs do not compare with the student's",
+            found=f"teacher {other}, student {own}",
+            fix="take as teacher a training of the same model on the same classes",
+        )
+    model.eval().requires_grad_(False)
+    model.detect.training = True  # its raw output; all below it, batch norms too, stays in eval mode
+    return model
+
+
 class Teacher:
-    """A frozen detector that answers in the form of the student's training outputs.
+    """A frozen detector and how much its answers count.
 
     Raises:
         TrainingError: student and teacher differ in classes, strides or bins.
     """
 
     def __init__(self, model: Detector, student: Detector, config: DistillConfig) -> None:
-        own, other = (
-            {"classes": spec.num_classes, "strides": spec.strides, "reg_max": spec.reg_max}
-            for spec in (student.spec, model.spec)
-        )
-        if own != other:
-            raise TrainingError(
-                "the teacher's outputs do not compare with the student's",
-                found=f"teacher {other}, student {own}",
-                fix="take as teacher a training of the same model on the same classes",
-            )
-        self.model = model.eval().requires_grad_(False)
-        self.model.detect.training = True  # its raw output; all below it, batch norms too, stays in eval mode
-        self.config = config
+        self.model, self.config = as_teacher(model, student), config
 
     @torch.no_grad()
     def answer(self, pixels: Tensor, progress: float) -> Imitation:

@@ -9,10 +9,13 @@ The running statistics are those of the first process.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,10 +62,13 @@ def current_processes() -> Processes:
 
 
 @contextmanager
-def joined_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
+def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes that ``torchrun`` started; alone, when it did not start this one.
 
     On CUDA each process of a machine takes the GPU of its local rank. A group that exists already is used and left.
+
+    Args:
+        patience: how long a process waits for another that is alive; one that ended is noticed at once.
 
     Yields:
         The processes, and the device of this one.
@@ -78,8 +84,12 @@ def joined_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)
+    # Optimizers import this late; imported while a group exists it holds that group for ever, and the threads of a group
+    # that outlives the interpreter can abort the process.
+    from torch import _dynamo  # noqa: F401
+
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise _left_alone(error, count) from error
     try:
@@ -103,10 +113,31 @@ def waiting_for_others() -> Iterator[None]:
 
 def _left_alone(error: Exception, count: int) -> TrainingError:
     return TrainingError(
-        f"another of the {count} processes of this training ended or does not answer",
+        f"another of the {count} processes of this command ended or does not answer",
         found=str(error).splitlines()[0],
         fix="look for its own message, then run the same command again: it goes on from the last saved state",
     )
+
+
+@contextmanager
+def told_when_stopped() -> Iterator[None]:
+    """Say why this process ends when ``torchrun`` stops it, which it does (by SIGTERM) once another one has ended.
+
+    Raises:
+        TrainingError: as above.
+    """
+    if current_processes().count == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _left_alone(InterruptedError("this process was told to stop (SIGTERM)"), current_processes().count)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
@@ -131,6 +162,22 @@ def told_by_first(function: Callable[[], Value]) -> Value:
     return told[0]  # type: ignore[return-value]
 
 
+def gathered(value: Value) -> list[Value]:
+    """What every process gave, in the order of their ranks; all of them get it."""
+    processes = current_processes()
+    if processes.count == 1:
+        return [value]
+    parts: list[Any] = [None] * processes.count
+    with waiting_for_others():
+        dist.all_gather_object(parts, value)
+    return parts
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    gathered(None)
+
+
 @torch.no_grad()
 def copy_from_first(model: torch.nn.Module) -> None:
     """Give every process the parameters and buffers of the first."""
@@ -151,9 +198,10 @@ def evaluate_together(
     own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config)
     if processes.count == 1:
         return coco_accuracy(own, dataset)
-    parts: list[Any] = [None] * processes.count
-    with waiting_for_others():
-        dist.all_gather_object(parts, own)
+    return coco_accuracy(joined_detections(gathered(own)), dataset)
+
+
+def joined_detections(parts: Sequence[Detections]) -> Detections:
+    """The detections of consecutive shares of a data set as those of the whole."""
     names = tuple(name for part in parts for name in part.images)
-    boxes = tuple(found for part in parts for found in part.boxes)
-    return coco_accuracy(Detections(names, boxes), dataset)
+    return Detections(names, tuple(boxes for part in parts for boxes in part.boxes))

@@ -30,7 +30,9 @@ class MovingAverage(Generic[ModuleType]):
         step = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp_steps))
         averages, values = [], []
         current = model.state_dict()
-        for name, average in self.model.state_dict().items():
+        entries = self.model.state_dict(keep_vars=True)
+        # A parameter that modules share has several names, and moves once.
+        for name, average in {id(value): (name, value) for name, value in entries.items()}.values():
             if average.is_floating_point():
                 averages.append(average)
                 values.append(current[name])

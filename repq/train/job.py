@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repq.data import DetectionDataset, fingerprint
 from repq.errors import TrainingError
-from repq.model import Detector
+from repq.model import Detector, ModelSpec
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 
@@ -57,31 +57,11 @@ class TrainJob:
         model, classes = self.model.spec, self.train_set.num_classes
         if self.model.deploy:
             raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
-        if not len(self.train_set):
-            raise TrainingError("there is no image to train on", fix="check the train split of the data set")
-        if classes != model.num_classes:
-            raise TrainingError(
-                "the model does not fit the data set",
-                found=f"{model.num_classes} classes in the model, {classes} in the data set",
-                fix="build the model with the data set's number of classes",
-            )
-        coarsest = model.strides[-1]
-        if self.imgsz[0] % coarsest or self.imgsz[1] % coarsest:
-            raise TrainingError(
-                "the image size does not fit the model",
-                found=f"{self.imgsz[0]}x{self.imgsz[1]}",
-                fix=f"use multiples of {coarsest}, the coarsest stride",
-            )
+        check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
         if self.config.class_weights and len(self.config.class_weights) != classes:
             raise TrainingError(
                 "class_weights needs a factor for every class",
                 found=f"{len(self.config.class_weights)} factors for {classes} classes",
-            )
-        if min(self.config.batch, len(self.train_set)) < processes:
-            raise TrainingError(
-                "there is not an image for every process",
-                found=f"{len(self.train_set)} images in batches of {self.config.batch} for {processes} processes",
-                fix="make batch larger (it counts the images of all processes) or start fewer processes",
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
@@ -90,6 +70,37 @@ class TrainJob:
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
                 fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
             )
+
+
+def check_images(
+    model: ModelSpec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int
+) -> None:
+    """Check that there are images, that they are of the model's classes and size, and enough for the processes.
+
+    Raises:
+        TrainingError: they don't fit.
+    """
+    if not len(train_set):
+        raise TrainingError("there is no image to train on", fix="check the train split of the data set")
+    if train_set.num_classes != model.num_classes:
+        raise TrainingError(
+            "the model does not fit the data set",
+            found=f"{model.num_classes} classes in the model, {train_set.num_classes} in the data set",
+            fix="build the model with the data set's number of classes",
+        )
+    coarsest = model.strides[-1]
+    if imgsz[0] % coarsest or imgsz[1] % coarsest:
+        raise TrainingError(
+            "the image size does not fit the model",
+            found=f"{imgsz[0]}x{imgsz[1]}",
+            fix=f"use multiples of {coarsest}, the coarsest stride",
+        )
+    if min(batch, len(train_set)) < processes:
+        raise TrainingError(
+            "there is not an image for every process",
+            found=f"{len(train_set)} images in batches of {batch} for {processes} processes",
+            fix="make batch larger (it counts the images of all processes) or start fewer processes",
+        )
 
 
 def _check_given(name: str, asked: object, given: object) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from repq.data import ImageCache, Sample, draw_sample, prefetch
-from repq.recipe import TrainConfig
+from repq.recipe import LoopConfig
 from repq.train.distributed import ALONE, Processes
 from repq.train.sampler import epoch_order, image_weights
 
+_MOST_THREADS = 8
 _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not be those of samples
 
 
@@ -35,7 +38,7 @@ def scaled_size(imgsz: tuple[int, int], ratio: float, stride: int) -> tuple[int,
     return height, width
 
 
-def largest_size(imgsz: tuple[int, int], config: TrainConfig, stride: int) -> tuple[int, int]:
+def largest_size(imgsz: tuple[int, int], config: LoopConfig, stride: int) -> tuple[int, int]:
     """The largest input size that multi-scale training draws."""
     return scaled_size(imgsz, 1 + config.multi_scale, stride)
 
@@ -43,12 +46,13 @@ def largest_size(imgsz: tuple[int, int], config: TrainConfig, stride: int) -> tu
 def training_batches(
     cache: ImageCache,
     imgsz: tuple[int, int],
-    config: TrainConfig,
+    config: LoopConfig,
     *,
     seed: int,
     epoch: int,
     stride: int = 32,
     processes: Processes = ALONE,
+    device: str = "cpu",
 ) -> Iterator[TrainBatch]:
     """Yield an epoch's images in random order, in batches whose sizes differ by at most one.
 
@@ -59,6 +63,7 @@ def training_batches(
         imgsz: height and width; with ``config.multi_scale`` the middle of those that are drawn, one per batch.
         stride: the coarsest; divides every drawn size.
         processes: each yields its share of every batch.
+        device: what trains meanwhile, ``cpu`` or ``cuda``.
     """
     if config.mosaic_off_epochs and epoch >= config.epochs - config.mosaic_off_epochs:
         config = config.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
@@ -73,13 +78,25 @@ def training_batches(
         return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng)
 
     items = [(position, size) for share, size in zip(shares, sizes, strict=True) for position in share]
-    samples = prefetch(draw, items, workers=config.workers, ahead=2 * config.batch)
+    samples = prefetch(draw, items, workers=loading_threads(config, device), ahead=2 * config.batch)
     for share in shares:
         drawn = list(islice(samples, len(share)))
         yield TrainBatch(np.stack([sample.image for sample in drawn]), tuple(sample.objects for sample in drawn))
 
 
-def _fitted(config: TrainConfig, ratio: float) -> TrainConfig:
+def loading_threads(config: LoopConfig, device: str) -> int:
+    """Threads that draw samples: what ``config`` says, or as many as there are cores that the training leaves free.
+
+    On a CPU whose cores all compute, a thread that loads would hold up torch's, which wait for each other after every
+    operation: to load in between is then faster (``benchmarks/train_throughput.py``).
+    """
+    if config.workers is not None:
+        return config.workers
+    busy = torch.get_num_threads() if device == "cpu" else 1
+    return max(0, min(_MOST_THREADS, (os.cpu_count() or 1) - busy))
+
+
+def _fitted(config: LoopConfig, ratio: float) -> LoopConfig:
     """The same room for images at another input size: border and inner size grow with it."""
     old = config.letterbox
     if ratio == 1 or (not old.border and old.inner_size is None):
@@ -89,9 +106,7 @@ def _fitted(config: TrainConfig, ratio: float) -> TrainConfig:
     return config.model_copy(update={"letterbox": new})
 
 
-def _drawn_size(
-    imgsz: tuple[int, int], config: TrainConfig, stride: int, seed: tuple[int, int, int]
-) -> tuple[int, int]:
+def _drawn_size(imgsz: tuple[int, int], config: LoopConfig, stride: int, seed: tuple[int, int, int]) -> tuple[int, int]:
     if not config.multi_scale:
         return imgsz
     ratio = np.random.default_rng(seed).uniform(1 - config.multi_scale, 1 + config.multi_scale)

@@ -103,9 +103,7 @@ def detection_loss(
     """
     scores, distances = scores.float(), distances.float()
     points = grid.points / grid.strides
-    sides = distances
-    if reg_max > 0:
-        sides = expected_distances(distances, torch.arange(reg_max + 1, device=distances.device, dtype=torch.float32))
+    sides = side_lengths(distances, reg_max)
     boxes = boxes_from_distances(points, sides)
     assign = assign_atss if warm_up else options.assign
     target = assign_in_slices(assign, scores.detach(), boxes.detach() * grid.strides, objects, grid)
@@ -135,6 +133,14 @@ def detection_loss(
             taught = imitation.distances[positive].unflatten(-1, (4, reg_max + 1))
             sums["distill_dfl"] = (side_divergence(logits, taught) * box_weights).sum() * imitation.dfl_weight
     return DetectionLoss(sums, target.scores.sum())
+
+
+def side_lengths(distances: Tensor, reg_max: int) -> Tensor:
+    """Raw box sides, one number or ``reg_max + 1`` logits each, as (…, 4) lengths in cells."""
+    if reg_max == 0:
+        return distances
+    bins = torch.arange(reg_max + 1, device=distances.device, dtype=torch.float32)
+    return expected_distances(distances, bins)
 
 
 def distribution_focal_loss(logits: Tensor, sides: Tensor) -> Tensor:

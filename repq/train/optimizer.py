@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from repq.model import Detector
-from repq.recipe import TrainConfig
+from repq.recipe import LoopConfig
 from repq.reparam.repopt import RepScales, build_rep_optimizer
 from repq.train.schedule import Rates
 
@@ -31,30 +31,35 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     ]
 
 
-def build_optimizer(model: Detector, config: TrainConfig, scales: RepScales | None = None) -> torch.optim.Optimizer:
+def build_optimizer(model: Detector, config: LoopConfig, scales: RepScales | None = None) -> torch.optim.Optimizer:
     """The optimizer of a training; with branch ``scales`` it is RepOptimizer's.
 
     Raises:
         CheckpointError: the scales do not fit the model.
     """
     groups = parameter_groups(model, config.weight_decay)
+    if scales is None:
+        return optimizer_of(groups, config)
+    return build_rep_optimizer(
+        model, scales, groups, kind=config.optimizer, learning_rate=config.learning_rate, momentum=config.momentum
+    )
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+    """A plain optimizer over groups of parameters."""
     rate, momentum = config.learning_rate, config.momentum
-    if scales is not None:
-        return build_rep_optimizer(
-            model, scales, groups, kind=config.optimizer, learning_rate=rate, momentum=momentum
-        )  # fmt: skip
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Give each group its learning rate and momentum for the next step.
+    """Give each group its learning rate, times its ``rate_factor`` if it has one, and momentum for the next step.
 
     AdamW corrects its young moments by itself, so its betas stay, and its biases have the common learning rate.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rates.learning_rate
+        group["lr"] = rates.learning_rate * group.get("rate_factor", 1.0)
         if "momentum" in group:
             group["momentum"] = rates.momentum
             if group["name"] == "biases":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from repq.recipe import TrainConfig
+from repq.recipe import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Rates:
     momentum: float
 
 
-def rates_at(step: int, total_steps: int, config: TrainConfig) -> Rates:
+def rates_at(step: int, total_steps: int, config: LoopConfig) -> Rates:
     """Rates of step ``step`` of ``total_steps``, counted from 0.
 
     The cosine falls from ``learning_rate`` to ``learning_rate * final_learning_rate_factor``. In the first

@@ -44,11 +44,14 @@ def save_state(path: Path, position: Position, tensors: Mapping[str, Mapping[str
     Raises:
         TrainingError: the file cannot be written.
     """
-    flat = {
-        f"{group}/{name}": value.detach().cpu().contiguous()
-        for group, values in tensors.items()
-        for name, value in values.items()
-    }
+    flat: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for group, values in tensors.items():
+        for name, value in values.items():
+            plain = value.detach().cpu().contiguous()
+            # The format has no shared tensors, such as a scale that two layers learn together.
+            flat[f"{group}/{name}"] = plain.clone() if plain.data_ptr() in written else plain
+            written.add(plain.data_ptr())
     try:
         write_tensors(path, flat, {"format": FORMAT, "position": position.model_dump_json()})
     except (OSError, SafetensorError) as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from repq.model import Detector, TrainOutput
-from repq.recipe import TrainConfig
+from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
-from repq.train.assigner import pad_objects
+from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.distributed import sum_over_processes
@@ -20,31 +21,43 @@ from repq.train.optimizer import build_optimizer, set_rates
 from repq.train.schedule import Rates
 
 
-class Updater:
-    """Owns the optimizer of a model that is in place on its device, in training mode.
+def layout_on(device: torch.device) -> torch.memory_format:
+    """The layout of images and weights that a device likes."""
+    # Backward passes in channels_last are faster on CUDA; on CPUs they gained nothing or crashed (torch 2.13).
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+class Stepper(ABC):
+    """Owns the optimizer of a model that is in place on its device, in training mode; subclasses say what the loss is.
 
     The loss of an update is the sum over all its images, in all batches and on all processes, divided once by the sum
     of all target scores: gradients are those of one process with the joined batch (batch norm aside, which sees each
     batch of each process alone).
+
+    Args:
+        half: compute in half precision where the device gains from it (CUDA).
     """
 
     def __init__(
         self,
         model: Detector,
-        config: TrainConfig,
+        config: LoopConfig,
         device: torch.device,
+        optimizer: torch.optim.Optimizer,
         *,
-        scales: RepScales | None = None,
-        teacher: Teacher | None = None,
+        half: bool = True,
     ) -> None:
-        self.model, self.config, self.device, self.teacher = model, config, device, teacher
-        self.options = LossOptions.from_config(config)
-        self.optimizer = build_optimizer(model, config, scales)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        # Backward passes in channels_last are faster on CUDA; on CPUs they gained nothing or crashed (torch 2.13).
-        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.model, self.device, self.optimizer = model, device, optimizer
+        self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
+        self.half = half and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
+        self.layout = layout_on(device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._grids: dict[tuple[int, int], AnchorGrid] = {}
+
+    @abstractmethod
+    def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
+        """The loss of this process's images of one batch."""
 
     def update(
         self, batches: Iterable[TrainBatch], rates: Rates, *, warm_up: bool = False, progress: float = 0.0
@@ -57,8 +70,8 @@ class Updater:
         """
         set_rates(self.optimizer, rates)
         sums = self.add_gradients(batches, warm_up=warm_up, progress=progress)
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -73,7 +86,7 @@ class Updater:
         for batch in batches:
             loss = self.loss(batch, warm_up=warm_up, progress=progress)
             # A constant keeps gradients in the range of half precision; it is taken out again below.
-            self.scaler.scale(loss.total_sum / self.config.batch).backward()
+            self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
             for name, value in loss.sums.items():
                 sums[name] = value.detach() + sums[name] if name in sums else value.detach().clone()
             target_score += loss.target_score
@@ -81,28 +94,18 @@ class Updater:
         sum_over_processes([*gradients, *sums.values(), target_score])
         self.scaler.unscale_(self.optimizer)  # after the sum: all processes have to see the same overflows
         target_score = target_score.clamp(min=1)
-        torch._foreach_mul_(gradients, self.config.batch / target_score)
+        torch._foreach_mul_(gradients, self.images_per_batch / target_score)
         parts = {name: value / target_score for name, value in sums.items()}
         return {**parts, "total": torch.stack(list(parts.values())).sum()}
 
-    def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
-        """The loss of this process's images of one batch."""
-        spec = self.model.spec
+    def pixels(self, batch: TrainBatch) -> Tensor:
+        """The images of a batch as network input: (B, 3, H, W) float32 in 0..1, on the device."""
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        pixels = images.to(torch.float32, memory_format=self.layout) / 255
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            imitation = None if self.teacher is None else self.teacher.answer(pixels, progress)
-            output: TrainOutput = self.model(pixels)
-        return detection_loss(
-            output.scores,
-            output.distances,
-            pad_objects(batch.objects).to(self.device),
-            self.grid(*batch.images.shape[1:3]),
-            reg_max=spec.reg_max if spec.use_dfl else 0,
-            options=self.options,
-            warm_up=warm_up,
-            imitation=imitation,
-        )
+        return images.to(torch.float32, memory_format=self.layout) / 255
+
+    def objects(self, batch: TrainBatch) -> Objects:
+        """The labels of a batch, on the device."""
+        return pad_objects(batch.objects).to(self.device)
 
     def grid(self, height: int, width: int) -> AnchorGrid:
         if (height, width) not in self._grids:
@@ -110,3 +113,37 @@ class Updater:
             sizes = [(height // stride, width // stride) for stride in strides]
             self._grids[height, width] = anchor_grid(sizes, strides, self.device)
         return self._grids[height, width]
+
+
+class Updater(Stepper):
+    """Learns to detect: labels, and a teacher if there is one."""
+
+    def __init__(
+        self,
+        model: Detector,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        scales: RepScales | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(model, config, device, build_optimizer(model, config, scales))
+        self.teacher = teacher
+        self.options = LossOptions.from_config(config)
+
+    def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
+        pixels = self.pixels(batch)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            imitation = None if self.teacher is None else self.teacher.answer(pixels, progress)
+            output: TrainOutput = self.model(pixels)
+        spec = self.model.spec
+        return detection_loss(
+            output.scores,
+            output.distances,
+            self.objects(batch),
+            self.grid(*batch.images.shape[1:3]),
+            reg_max=spec.reg_max if spec.use_dfl else 0,
+            options=self.options,
+            warm_up=warm_up,
+            imitation=imitation,
+        )

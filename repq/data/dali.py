@@ -1,0 +1,156 @@
+"""Decoding, letterbox and batching by NVIDIA DALI: on a GPU, so that the CPU is left to the rest, or on the CPU.
+
+The pixels are those of ``repq.data.letterbox`` to one grey level on average (``tests/data/test_dali.py``). Decoding is
+the same; shrinking is not: OpenCV averages the area that an output pixel covers, and DALI has no such filter. Its
+triangular one averages twice that width and blurs. So an image is first resized linearly, without a filter, to twice,
+four or eight times its final size, whichever power of two lies next to the factor, and then halved until it fits: a
+linear resize to exactly half averages two pixels by two, which is the area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data.letterbox import DEFAULT, LetterboxTransform, letterbox_transform
+from repq.errors import DataError, EngineError
+from repq.recipe import LetterboxConfig
+
+INSTALL = "pip install 'repq[dali]' (Linux; it also runs without a GPU)"
+_HALVINGS = 3  # factors up to 8 times the square root of two are averaged over all their pixels
+
+
+class DaliLoader:
+    """JPEG and PNG files in memory to batches of letterboxed images.
+
+    Args:
+        imgsz: height and width of the network input.
+        batch: most files of one call.
+        dtype: ``uint8`` in 0..255, or ``float32`` in 0..1.
+        bgr: whether blue comes first.
+        device: ``gpu`` decodes with nvJPEG and resizes on the GPU.
+        threads: CPU threads.
+
+    Raises:
+        EngineError: DALI is not installed, or cannot use the device.
+        DataError: border and inner size leave no room in the input.
+    """
+
+    def __init__(
+        self,
+        imgsz: tuple[int, int],
+        batch: int,
+        *,
+        config: LetterboxConfig = DEFAULT,
+        dtype: Literal["uint8", "float32"] = "uint8",
+        bgr: bool = False,
+        device: Literal["cpu", "gpu"] = "cpu",
+        threads: int = 1,
+    ) -> None:
+        letterbox_transform(*imgsz[::-1], imgsz, config)  # refuses what leaves no room
+        self._imgsz, self._config, self._batch = imgsz, config, batch
+        self._build = partial(_pipeline, imgsz, config, batch, dtype, bgr, device, threads)
+        self._pipeline = self._build()
+
+    def __call__(self, files: Sequence[bytes]) -> tuple[NDArray[Any], tuple[LetterboxTransform, ...]]:
+        """Decode and place the files: (B, 3, H, W) and how each image was placed.
+
+        Raises:
+            DataError: there are more files than the batch holds, or one holds no image.
+        """
+        if len(files) > self._batch:
+            raise DataError(f"the loader is made for batches of {self._batch}", found=f"{len(files)} files")
+        data = [np.frombuffer(file, np.uint8) for file in files]
+        try:
+            self._pipeline.feed_input("files", data)
+            images, sizes = (output.as_cpu() for output in self._pipeline.run())
+        except RuntimeError as error:
+            self._pipeline = self._build()  # DALI gives a pipeline up after an error
+            reason = next((line for line in str(error).splitlines() if "rror" in line), str(error))
+            raise DataError("DALI cannot decode the images", found=reason, fix="read them with OpenCV") from None
+        sizes = [np.asarray(sizes[index]) for index in range(len(files))]
+        transforms = (letterbox_transform(int(w), int(h), self._imgsz, self._config) for h, w, *_ in sizes)
+        return np.stack([np.asarray(images[index]) for index in range(len(files))]), tuple(transforms)
+
+
+def dali_version() -> str:
+    """Version of the installed DALI.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        import nvidia.dali
+    except ImportError as error:
+        raise EngineError("NVIDIA DALI is not installed here", found=str(error), fix=INSTALL) from None
+    return str(nvidia.dali.__version__)
+
+
+def _pipeline(
+    imgsz: tuple[int, int], config: LetterboxConfig, batch: int, dtype: str, bgr: bool, device: str, threads: int
+) -> Any:
+    dali_version()
+    from nvidia.dali import Pipeline, fn, types
+
+    try:
+        pipeline = Pipeline(batch, threads, device_id=0 if device == "gpu" else None, prefetch_queue_depth=1)
+        with pipeline:
+            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+            sizes = fn.cast(fn.peek_image_shape(files), dtype=types.FLOAT)
+            colours = types.BGR if bgr else types.RGB
+            image = fn.decoders.image(files, device="mixed" if device == "gpu" else "cpu", output_type=colours)
+            image = _placed(image, sizes, imgsz, config)
+            image = fn.transpose(image, perm=[2, 0, 1])
+            if dtype == "float32":
+                image = fn.cast(image, dtype=types.FLOAT) / np.float32(255)
+            pipeline.set_outputs(image, sizes)
+        pipeline.build()
+    except RuntimeError as error:
+        found = str(error).strip().splitlines()[0]
+        raise EngineError(f"DALI cannot run on the {device}", found=found, fix="use the device cpu") from None
+    return pipeline
+
+
+def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxConfig) -> Any:
+    """Resize and pad; the geometry is that of ``letterbox_transform``, in numbers that float32 holds exactly."""
+    from nvidia.dali import fn, math, types
+
+    limit = config.inner_size or max(imgsz)
+    room_h, room_w = (float(min(size - 2 * config.border, limit)) for size in imgsz)
+    height, width = sizes[0], sizes[1]
+    wide = fn.cast(room_w * height <= room_h * width, dtype=types.FLOAT)
+    inner_h = wide * math.floor(height * room_w / width) + (1.0 - wide) * room_h
+    inner_w = wide * room_w + (1.0 - wide) * math.floor(width * room_h / height)
+    if not config.upscale:
+        inner_h, inner_w = math.min(inner_h, height), math.min(inner_w, width)
+    inner_h, inner_w = math.max(inner_h, 1.0), math.max(inner_w, 1.0)
+    factor = width / inner_w
+    for halvings in range(_HALVINGS, -1, -1):
+        # an image takes part in this step if its factor is at least 2^halvings, to the nearest power of two
+        takes_part = fn.cast(factor > _edge(halvings), dtype=types.FLOAT)
+        now = fn.stack(*(takes_part * 2.0**halvings * inner + (1.0 - takes_part) * size
+                         for inner, size in ((inner_h, height), (inner_w, width))))  # fmt: skip
+        image = fn.resize(image, size=now, dtype=types.FLOAT, interp_type=types.INTERP_LINEAR, antialias=False)
+        height, width = now[0], now[1]
+    start = fn.stack(
+        *(-math.floor((float(size) - inner) / 2.0) for size, inner in zip(imgsz, (inner_h, inner_w), strict=True))
+    )
+    whole = fn.cast(image, dtype=types.UINT8)
+    return fn.slice(
+        whole, start=fn.cast(start, dtype=types.INT32), shape=list(imgsz), axes=[0, 1],
+        out_of_bounds_policy="pad", fill_values=float(config.value),
+    )  # fmt: skip
+
+
+def _edge(halvings: int) -> float:
+    """The factor from which an image is first resized to ``2^halvings`` times its final size; the last step is for all.
+
+    Any image that shrinks at all goes through twice its size.
+    """
+    if halvings == 0:
+        return 0.0
+    return 1.0 if halvings == 1 else 2.0 ** (halvings - 0.5)

@@ -1,0 +1,257 @@
+"""The loop over epochs, whatever the loss: updates, an average of the weights, evaluation, a state to resume from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repq.data import DetectionDataset, ImageCache
+from repq.errors import TrainingError
+from repq.memory import keep_freed_memory
+from repq.model import Detector
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig, LoopConfig
+from repq.results import Accuracy, EpochRow
+from repq.train.accumulation import batches_per_update, update_sizes
+from repq.train.board import Board
+from repq.train.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
+from repq.train.ema import MovingAverage
+from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
+from repq.train.schedule import rates_at
+from repq.train.state import (
+    Best,
+    Position,
+    load_state,
+    optimizer_tensors,
+    require_same_settings,
+    restore_optimizer,
+    save_state,
+)
+from repq.train.update import Stepper, layout_on
+
+CUDA_CHECK_UPDATES = 50  # reading a loss waits for the device, so CUDA losses are looked at in bundles
+
+
+def moved(model: Detector, device: torch.device) -> Detector:
+    """The model on the device, in the layout that the device likes, in place."""
+    return model.to(device=device, memory_format=layout_on(device))  # type: ignore[call-overload]
+
+
+class Job(Protocol):
+    """What a trainer trains on, and how."""
+
+    @property
+    def train_set(self) -> DetectionDataset: ...
+    @property
+    def val_set(self) -> DetectionDataset: ...
+    @property
+    def imgsz(self) -> tuple[int, int]: ...
+    @property
+    def config(self) -> LoopConfig: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def eval_config(self) -> EvalConfig: ...
+
+
+class Trainer:
+    """What changes from update to update, whatever the loss.
+
+    Args:
+        updater: holds the model, in place on its device.
+        settings: what the trained weights depend on; a saved state must have the same.
+        eval_interval: epochs between evaluations, the last epoch is one; None for none.
+        patience: stop when the AP has been below its best for so many epochs.
+        warm_up_epochs: the first epochs, in which ATSS assigns.
+    """
+
+    def __init__(
+        self,
+        updater: Stepper,
+        job: Job,
+        settings: dict[str, Any],
+        *,
+        state_path: Path | None = None,
+        board: Board | None = None,
+        eval_interval: int | None = None,
+        patience: int | None = None,
+        warm_up_epochs: int = 0,
+    ) -> None:
+        config = job.config
+        self.updater, self.job, self.config, self.state_path = updater, job, config, state_path
+        self.eval_interval, self.patience, self.warm_up_epochs = eval_interval, patience, warm_up_epochs
+        self.processes = current_processes()
+        self.board = board if self.processes.is_first else None
+        self.position = Position(settings=settings)
+        self.model, self.device = updater.model, updater.device
+        self.stride = self.model.spec.strides[-1]
+        largest = largest_size(job.imgsz, config, self.stride)
+        self.cache = ImageCache(job.train_set.records, largest, config.cache_mib << 20)
+
+        batches = steps_per_epoch(len(self.cache), config.batch)
+        per_update = batches_per_update(config.batch, config.nominal_batch, batches * config.epochs)
+        self.update_sizes = update_sizes(batches, per_update)
+        self.average = MovingAverage(self.model, config.ema_decay, config.ema_ramp_steps)
+        self.best: dict[str, Tensor] = {}
+
+    def run(self, progress: Progress = silent) -> None:
+        """Train to the end, from the saved state if there is one, and save after every epoch."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.resume()
+        while not self.is_done:
+            self.run_epoch(self.position.epochs_done, progress)
+            self.save()
+
+    @property
+    def images_per_s(self) -> float:
+        """Training speed, evaluations left out."""
+        rows = self.position.epochs
+        return len(self.cache) * len(rows) / max(sum(row.seconds for row in rows), 1e-9)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are done, or the last evaluation was the last one to wait for."""
+        rows, best, patience = self.position.epochs, self.position.best, self.patience
+        if len(rows) >= self.config.epochs:
+            return True
+        if patience is None or best is None or rows[-1].ap is None:
+            return False
+        return rows[-1].epoch - best.epoch >= patience
+
+    # --- one epoch ---------------------------------------------------------------------------------------------------
+
+    def run_epoch(self, epoch: int, progress: Progress) -> None:
+        """Train one epoch, evaluate when it is time, and note the row."""
+        started = time.perf_counter()
+        losses: list[dict[str, Tensor]] = []
+        check_every = CUDA_CHECK_UPDATES if self.device.type == "cuda" else 1
+        batches = self.batches(epoch, progress)
+        for number, size in enumerate(self.update_sizes):
+            update = epoch * len(self.update_sizes) + number
+            losses.append(
+                self.updater.update(
+                    islice(batches, size),
+                    rates_at(update, self.total_updates, self.config),
+                    warm_up=epoch < self.warm_up_epochs,
+                    progress=update / self.total_updates,
+                )
+            )
+            self.average.update(self.model)
+            if len(losses) % check_every == 0:
+                self.require_finite(epoch, losses, check_every)
+        self.require_finite(epoch, losses, check_every)
+        means = {name: float(torch.stack([loss[name] for loss in losses]).mean()) for name in losses[0]}
+        seconds = time.perf_counter() - started
+        rate = rates_at(update, self.total_updates, self.config).learning_rate
+        accuracy = self.evaluate_average() if self.is_evaluated(epoch) else None
+        row = EpochRow(epoch=epoch + 1, learning_rate=rate, losses=means, seconds=seconds)
+        if accuracy is not None:
+            row = row.model_copy(update={"ap": accuracy.ap, "ap50": accuracy.ap50})
+            self.keep_best(epoch + 1, accuracy)
+        self.position = self.position.model_copy(update={"epochs": (*self.position.epochs, row)})
+        if self.board is not None:
+            self.board.show_row(row)
+
+    def batches(self, epoch: int, progress: Progress) -> Iterator[TrainBatch]:
+        """This process's batches of an epoch; the board gets the first of the run."""
+        source = training_batches(
+            self.cache, self.job.imgsz, self.config, seed=self.job.seed, epoch=epoch, stride=self.stride,
+            processes=self.processes, device=self.device.type,
+        )  # fmt: skip
+        label = f"train {epoch + 1}/{self.config.epochs}"
+        for number, batch in enumerate(progress(source, total=sum(self.update_sizes), label=label)):
+            if self.board is not None and number == epoch == 0:
+                self.board.show_batch(batch, epoch + 1)
+            yield batch
+
+    @property
+    def total_updates(self) -> int:
+        return len(self.update_sizes) * self.config.epochs
+
+    def require_finite(self, epoch: int, losses: list[dict[str, Tensor]], last: int) -> None:
+        """Stop at the first of the ``last`` losses that is not finite."""
+        for number, loss in list(enumerate(losses))[-last:]:
+            broken = [name for name, value in loss.items() if not torch.isfinite(value)]
+            if broken:
+                kept = f"the state after epoch {epoch} is in {self.state_path}; " if self.state_path and epoch else ""
+                step = epoch * len(self.update_sizes) + number + 1
+                raise TrainingError(
+                    f"the loss is not finite at step {step} (epoch {epoch + 1})",
+                    found=", ".join(f"{name} = {float(loss[name])}" for name in broken),
+                    fix=f"{kept}try a lower learning_rate, more warmup_steps or max_grad_norm",
+                )
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def is_evaluated(self, epoch: int) -> bool:
+        if self.eval_interval is None:
+            return False
+        return (epoch + 1) % self.eval_interval == 0 or epoch + 1 == self.config.epochs
+
+    def evaluate_average(self) -> Accuracy:
+        copy_from_first(self.average.model)  # statistics of batch norms differ between processes
+
+        def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                pixels = torch.from_numpy(images).to(self.device, memory_format=self.updater.layout)
+                return self.average.model(pixels).cpu().numpy()
+
+        return evaluate_together(predict, self.job.val_set, self.job.imgsz, self.job.eval_config)
+
+    def keep_best(self, epoch: int, accuracy: Accuracy) -> None:
+        best = self.position.best
+        if best is None or accuracy.ap >= best.accuracy.ap:
+            self.best = {name: value.clone() for name, value in self.average.model.state_dict().items()}
+            self.position = self.position.model_copy(update={"best": Best(epoch=epoch, accuracy=accuracy)})
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the state, in the first process."""
+        if self.state_path is None or not self.processes.is_first:
+            return
+        scale = {name: float(value) for name, value in self.updater.scaler.state_dict().items()}
+        position = self.position.model_copy(
+            update={"average_updates": self.average.updates, "loss_scale": scale},
+        )
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "best": self.best,
+            "optimizer": optimizer_tensors(self.updater.optimizer),
+            "random": {"torch": torch.get_rng_state()},
+        }
+        save_state(self.state_path, position, tensors)
+
+    def resume(self) -> None:
+        """Go on from the saved state, if there is one; from what the first process found."""
+        copy_from_first(self.model)
+        path = self.state_path
+        loaded = told_by_first(lambda: load_state(path) if path is not None and path.exists() else None)
+        if path is None or loaded is None:
+            return
+        position, tensors = loaded
+        require_same_settings(path, position, self.position.settings)
+        try:
+            self.model.load_state_dict(tensors["model"])
+            self.average.model.load_state_dict(tensors["average"])
+            restore_optimizer(self.updater.optimizer, tensors.get("optimizer", {}))
+            torch.set_rng_state(tensors["random"]["torch"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"cannot resume from {path}", found=str(error), fix="remove the file to train from the start"
+            ) from None
+        if position.loss_scale:
+            self.updater.scaler.load_state_dict(dict(position.loss_scale))
+        self.average.updates = position.average_updates
+        self.best = {name: value.to(self.device) for name, value in tensors.get("best", {}).items()}
+        self.position = position
