@@ -4,11 +4,12 @@ The way through: ``insert_quantizers`` -> ``calibrate`` -> ``scale_table``; ``qu
 """
 
 from repq.quant.calibration import Calibration, Histogram, Observation, activation_range, calibrate, observe, set_scales
+from repq.quant.choosing import quantize_at_best, quantize_in_steps
 from repq.quant.convolution import QuantConv2d, QuantConvTranspose2d, QuantizedLayer
 from repq.quant.insertion import insert_quantizers, quantized_layers
-from repq.quant.ptq import QuantizedModel, quantize
+from repq.quant.ptq import QuantizedModel, on_device_of, quantize
 from repq.quant.quantizer import Quantizer, fake_quantize
-from repq.quant.rows import int8_macs_share, layer_rows
+from repq.quant.rows import extra_macs_share, int8_macs_share, layer_rows
 from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, symmetric_scale, weight_scale
 from repq.quant.state import apply_scales, quantizing, scale_table
 from repq.quant.storage import (
@@ -34,6 +35,7 @@ __all__ = [
     "apply_scales",
     "asymmetric_scale",
     "calibrate",
+    "extra_macs_share",
     "fake_quantize",
     "holds_quantization",
     "insert_quantizers",
@@ -41,7 +43,10 @@ __all__ = [
     "layer_rows",
     "load_quantized",
     "observe",
+    "on_device_of",
     "quantize",
+    "quantize_at_best",
+    "quantize_in_steps",
     "quantized_layers",
     "quantizing",
     "range_scale",

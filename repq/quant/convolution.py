@@ -1,5 +1,7 @@
 """Convolutions whose input and weight are fake-quantized. The bias is never quantized.
 
+A weight may be split into two INT8 tensors, coarse and fine: ``Q(w) + Q'(w - Q(w))``; see ``corrections.split``.
+
 Both are subclasses of torch's own modules with the same parameters, so state-dict entries keep their names.
 """
 
@@ -23,9 +25,10 @@ class QuantConv2d(nn.Conv2d):
     scheme: Scheme
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
+    fine_quantizer: Quantizer | None
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return self._conv_forward(self.input_quantizer(input), quantized_weight(self), self.bias)
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -35,6 +38,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     scheme: Scheme
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
+    fine_quantizer: Quantizer | None
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(
@@ -48,7 +52,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         )
         return functional.conv_transpose2d(
             self.input_quantizer(input),
-            self.weight_quantizer(self.weight),
+            quantized_weight(self),
             self.bias,
             self.stride,
             self.padding,  # type: ignore[arg-type]
@@ -64,6 +68,17 @@ QuantizedLayer = QuantConv2d | QuantConvTranspose2d
 def is_quantized(module: nn.Module) -> TypeGuard[QuantizedLayer]:
     """Whether a module is a convolution with quantizers."""
     return isinstance(module, QuantConv2d | QuantConvTranspose2d)
+
+
+def quantized_weight(layer: QuantizedLayer) -> Tensor:
+    """The weight that a layer computes with: ``Q(w)``, or ``Q(w) + Q'(w - Q(w))`` if it is split."""
+    coarse: Tensor = layer.weight_quantizer(layer.weight)
+    return coarse if layer.fine_quantizer is None else coarse + layer.fine_quantizer(layer.weight - coarse)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution computes each channel from that channel alone."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
 def with_quantizers(conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme: Scheme) -> QuantizedLayer:
@@ -87,4 +102,5 @@ def with_quantizers(conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme
     quantized.scheme = scheme
     quantized.input_quantizer = Quantizer(f"the input of {layer}")
     quantized.weight_quantizer = Quantizer(f"the weight of {layer}")
+    quantized.fine_quantizer = None
     return quantized.train(conv.training)

@@ -18,20 +18,43 @@ from repq.errors import QuantizationError
 from repq.scales import IntegerType, TensorScale
 
 
-class _StraightThrough(torch.autograd.Function):
-    """``y = clip(round(x / s), low, high) * s``; the gradient is 1 where ``x`` is not clipped (Bengio et al. 2013)."""
+class _FakeQuantize(torch.autograd.Function):
+    """``y = clip(round(x / s), low, high) * s`` and its straight-through gradients; see `fake_quantize`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        steps = x.div(scale).round_()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((steps >= low) & (steps <= high))
-        return steps.clamp_(low, high).mul_(scale)
+        y = x.div(scale).round_().clamp_(low, high).mul_(scale)
+        ctx.low, ctx.high = low, high
+        ctx.save_for_backward(x, scale, y if ctx.needs_input_grad[1] else None)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, scale, y = ctx.saved_tensors
+        (dy,) = gradients
+        # A value is clipped if it would be rounded to an integer outside.
+        dx = _inside(dy, x, (ctx.low - 0.5) * scale, (ctx.high + 0.5) * scale)
+        return dx, None if y is None else _scale_gradient(dx, dy, x, y, scale), None, None
+
+
+def _inside(dy: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``dy`` where ``low < x < high``, else 0."""
+    if low.ndim == 0 and not x.is_cuda:  # one pass in place of five; on CUDA item() would wait for the device
+        clipped: Tensor = torch.ops.aten.hardtanh_backward(dy, x, low.item(), high.item())
+        return clipped
+    return dy.where((x > low) & (x < high), 0)
+
+
+def _scale_gradient(dx: Tensor, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """Sum of ``dy * (y - x) / s`` over values inside and ``dy * y / s`` over clipped ones, for each scale.
+
+    Since dx is dy inside and 0 elsewhere, that is ``(sum(dy * y) - sum(dx * x)) / s``.
+    """
+    if scale.ndim == 0:
+        total = torch.dot(dy.reshape(-1), y.reshape(-1)) - torch.dot(dx.reshape(-1), x.reshape(-1))
+    else:
+        total = (dy * y - dx * x).sum_to_size(scale.shape)
+    return total / scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: int) -> Tensor:
@@ -41,9 +64,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: 
         x: float32 tensor of any shape.
         scale: float32, of shape () or one that broadcasts against ``x``.
 
-    The gradient with respect to ``x`` is 1 inside the range and 0 outside.
+    The gradient with respect to ``x`` is 1 inside the range and 0 where it is clipped (Bengio et al. 2013). That with
+    respect to ``scale`` is ``round(x / s) - x / s`` inside, and the integer at the end where it is clipped (Esser et
+    al., LSQ, 1902.08153, equation 3; the range there ends half a step earlier, at the last integer itself, where it
+    would leave the largest weight of every channel without a gradient).
     """
-    result: Tensor = _StraightThrough.apply(x, scale, q_min - zero_point, q_max - zero_point)
+    result: Tensor = _FakeQuantize.apply(x, scale, q_min - zero_point, q_max - zero_point)
     return result
 
 
@@ -76,32 +102,38 @@ class Quantizer(nn.Module):
         """
         if not self.enabled:
             return x
-        if self.scale is None:
+        scale = self.current_scale(x)
+        if scale is None:
             raise QuantizationError(
                 f"{self.name} has no scale", found="a model that was not calibrated", fix="calibrate it before use"
             )
         limits = np.iinfo(self.dtype)
-        return fake_quantize(x, self._aligned(self.scale, x.ndim), self.zero_point, int(limits.min), int(limits.max))
+        return fake_quantize(x, self._aligned(scale, x.ndim), self.zero_point, int(limits.min), int(limits.max))
+
+    def current_scale(self, x: Tensor | None = None) -> Tensor | None:
+        """The scale that is in use, for ``x`` where it is about to quantize it; None before calibration."""
+        return self.scale
 
     def set_scale(self, value: TensorScale, device: torch.device) -> None:
         """Use ``value`` from now on.
 
         Raises:
-            QuantizationError: a scale that is not positive and finite, or a per-channel zero point other than 0.
+            QuantizationError: a scale that is not positive and finite, or channels with different zero points.
         """
         if not (np.isfinite(value.scale).all() and (value.scale > 0).all()):
             raise QuantizationError(f"{self.name} cannot take its scale", found="a scale that is not positive")
-        if value.axis is not None and value.zero_point.any():
-            raise QuantizationError(f"{self.name} cannot take its scale", found="zero points per channel")
+        if np.unique(value.zero_point).size > 1:
+            raise QuantizationError(f"{self.name} cannot take its scale", found="zero points that differ by channel")
         self.scale = torch.tensor(value.scale, dtype=torch.float32, device=device)
         self.zero_point = int(value.zero_point.flat[0])
         self.dtype, self.axis = value.dtype, value.axis
 
     def get_scale(self) -> TensorScale | None:
         """The scale as a plain value, None before calibration."""
-        if self.scale is None:
+        current = self.current_scale()
+        if current is None:
             return None
-        scale = self.scale.detach().cpu().numpy().copy()
+        scale = current.detach().cpu().numpy().copy()
         return TensorScale(scale, np.full(scale.shape, self.zero_point, self.dtype), self.dtype, self.axis)
 
     def extra_repr(self) -> str:

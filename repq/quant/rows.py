@@ -37,6 +37,12 @@ def layer_rows(
     )
 
 
+def extra_macs_share(rows: tuple[LayerQuantization, ...]) -> float:
+    """Multiply-adds that split layers add, as a share of the model's."""
+    total = sum(row.macs for row in rows)
+    return sum((row.convolutions - 1) * row.macs for row in rows) / total if total else 0.0
+
+
 def int8_macs_share(rows: tuple[LayerQuantization, ...]) -> float:
     """Share of the multiply-adds that run in INT8."""
     total = sum(row.macs for row in rows)
@@ -55,9 +61,11 @@ def _row(
         weight_range=(float(weight.min()), float(weight.max())),
         weight_channel_ratio=_channel_ratio(weight, axis=1 if isinstance(conv, nn.ConvTranspose2d) else 0),
         activation_range=_seen(histogram),
-        activation_scale=float(scales.input.scale) if scales else None,
-        activation_zero_point=int(scales.input.zero_point) if scales else None,
-        weight_snr_db=_weight_snr(weight, scales.weight) if scales else None,
+        activation_scale=float(scales.input.scale.max()) if scales else None,
+        activation_zero_point=int(scales.input.zero_point.flat[0]) if scales else None,
+        activation_channels=scales.input.scale.size if scales else 1,
+        convolutions=2 if scales and scales.fine else 1,
+        weight_snr_db=_weight_snr(weight, scales) if scales else None,
         activation_snr_db=_activation_snr(histogram, scales.input) if scales else None,
     )
 
@@ -72,17 +80,25 @@ def _channel_ratio(weight: NDArray[np.float32], axis: int) -> float:
     return float(alive.max() / alive.min()) if alive.size else 1.0
 
 
-def _weight_snr(weight: NDArray[np.float32], scale: TensorScale) -> float | None:
+def _weight_snr(weight: NDArray[np.float32], scales: LayerScales) -> float | None:
+    error = weight - _rounded(weight, scales.weight)
+    if scales.fine is not None:
+        error = error - _rounded(error, scales.fine)
+    return _decibel(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error).sum()))
+
+
+def _rounded(weight: NDArray[np.float32], scale: TensorScale) -> NDArray[np.float32]:
     step = scale.scale
     if scale.axis is not None:
         shape = [1] * weight.ndim
         shape[scale.axis] = -1
         step = step.reshape(shape)
-    rounded = np.clip(np.rint(weight / step), scale.q_min, scale.q_max) * step
-    return _decibel(float(np.square(weight, dtype=np.float64).sum()), float(np.square(weight - rounded).sum()))
+    return np.asarray(np.clip(np.rint(weight / step), scale.q_min, scale.q_max) * step, np.float32)
 
 
 def _activation_snr(histogram: Histogram, scale: TensorScale) -> float | None:
+    if scale.axis is not None:
+        return None  # the histogram does not tell the channels apart
     points, counts = histogram.points()
     noise = squared_error(points, counts, scale.scale.reshape(1), scale.zero_point.reshape(1), scale.q_min, scale.q_max)
     return _decibel(float(np.dot(counts, np.square(points))), float(noise[0]))

@@ -54,6 +54,25 @@ def range_scale(low: float, high: float, scheme: Scheme) -> TensorScale:
     return asymmetric_scale(low, high)
 
 
+def channel_scale(low: NDArray[np.float32], high: NDArray[np.float32], scheme: Scheme) -> TensorScale:
+    """The scales of an activation (B, C, H, W) whose channels lie in ``low..high``, each (C,): one for each channel.
+
+    All channels share one zero point ``z``, so that a factor per channel and one scale for the tensor do the same.
+    Asymmetric: ``s_c = max(-low_c / z, high_c / (255 - z))``, which is coarser than a channel's own best step
+    ``(high_c - low_c) / 255``; ``z`` is chosen for the least sum of the squares of that ratio, by which noise grows.
+    """
+    below, above = np.maximum(-low, 0), np.maximum(high, 0)
+    if scheme == "symmetric":
+        return symmetric_scale(np.maximum(below, above), axis=1)
+    candidates = np.arange(256, dtype=np.float64)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0: nothing on that side, so no levels are needed there
+        steps = np.fmax(np.fmax(below / candidates, above / (255 - candidates)), 0)
+        growth = np.square(255 * steps / (below + above))
+    best = int(np.argmin(np.where(below + above > 0, growth, 0).sum(axis=1)))
+    scale = symmetric_parameters(127 * steps[best])  # the floors for dead and tiny channels
+    return TensorScale(scale, np.full(scale.shape, best, np.uint8), "uint8", axis=1)
+
+
 def weight_scale(weight: NDArray[np.float32], axis: int | None) -> TensorScale:
     """Symmetric scale of a weight: per channel along ``axis``, or for the whole tensor if it is None."""
     magnitude = np.abs(weight)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.quant.convolution import QuantizedLayer, is_depthwise
 from repq.quant.insertion import quantized_layers
+from repq.quant.quantizer import Quantizer
 from repq.scales import LayerScales, ScaleTable, TensorScale
 
 
@@ -26,7 +28,8 @@ def scale_table(model: nn.Module) -> ScaleTable:
             raise QuantizationError(
                 f"{name} has no scales", found="a model that was not calibrated", fix="calibrate it before use"
             )
-        table[name] = LayerScales(input=inputs, weight=weight)
+        fine = None if layer.fine_quantizer is None else layer.fine_quantizer.get_scale()
+        table[name] = LayerScales(input=inputs, weight=weight, fine=fine)
     return table
 
 
@@ -34,7 +37,8 @@ def apply_scales(model: nn.Module, table: ScaleTable) -> None:
     """Set the scales of every quantized layer, in place. Nothing is set if anything does not fit.
 
     Raises:
-        QuantizationError: the table's layers are not exactly the model's, or a weight scale has another size.
+        QuantizationError: the table's layers are not exactly the model's, a scale has another size, or a layer that is
+            not depthwise has an input scale per channel.
     """
     layers = quantized_layers(model)
     missing, unknown = layers.keys() - table.keys(), table.keys() - layers.keys()
@@ -45,10 +49,19 @@ def apply_scales(model: nn.Module, table: ScaleTable) -> None:
             fix="use the scales with the model and plan that they were calibrated for",
         )
     for name, layer in layers.items():
-        _check_fit(name, table[name], layer.weight_axis, tuple(layer.weight.shape))
+        _check_fit(name, table[name], layer)
     for name, layer in layers.items():
         layer.input_quantizer.set_scale(table[name].input, layer.weight.device)
         layer.weight_quantizer.set_scale(table[name].weight, layer.weight.device)
+        set_fine_scale(layer, table[name].fine)
+
+
+def set_fine_scale(layer: QuantizedLayer, scale: TensorScale | None) -> None:
+    """Split the layer's weight into two INT8 tensors, the second with this scale; None: it is not split."""
+    layer.fine_quantizer = None
+    if scale is not None:
+        layer.fine_quantizer = Quantizer(layer.weight_quantizer.name.replace("the weight", "the fine weight", 1))
+        layer.fine_quantizer.set_scale(scale, layer.weight.device)
 
 
 @contextmanager
@@ -67,6 +80,13 @@ def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
         for name, layer in present.items()
         for quantizer in (layer.input_quantizer, layer.weight_quantizer)
     }
+    with switched(quantizers):
+        yield
+
+
+@contextmanager
+def switched(quantizers: Mapping[Quantizer, bool]) -> Iterator[None]:
+    """Within the block each quantizer is on or off as it is told; then it is again as it was."""
     before = {quantizer: quantizer.enabled for quantizer in quantizers}
     try:
         for quantizer, enabled in quantizers.items():
@@ -77,12 +97,16 @@ def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
             quantizer.enabled = enabled
 
 
-def _check_fit(name: LayerId, scales: LayerScales, weight_axis: int | None, shape: tuple[int, ...]) -> None:
-    channels = () if weight_axis is None else (shape[weight_axis],)
+def _check_fit(name: LayerId, scales: LayerScales, layer: QuantizedLayer) -> None:
+    axis = layer.weight_axis
+    weights = () if axis is None else (layer.weight.shape[axis],)
+    by_channel = scales.input.axis is not None and is_depthwise(layer)
     expected: list[tuple[str, TensorScale, int | None, tuple[int, ...]]] = [
-        ("input", scales.input, None, ()),
-        ("weight", scales.weight, weight_axis, channels),
+        ("input", scales.input, 1 if by_channel else None, (layer.in_channels,) if by_channel else ()),
+        ("weight", scales.weight, axis, weights),
     ]
+    if scales.fine is not None:
+        expected.append(("fine weight", scales.fine, axis, weights))
     for what, scale, axis, size in expected:
         if scale.axis != axis or scale.scale.shape != size or scale.zero_point.shape != size:
             raise QuantizationError(

@@ -1,8 +1,8 @@
 """Quantized checkpoints: a fused checkpoint whose extra tensors are scales and whose metadata says how they came about.
 
 Extra tensors per layer: ``LAYER.input.scale``, ``LAYER.input.zero_point``, ``LAYER.weight.scale`` and
-``LAYER.weight.zero_point``; the zero point's type is the integer type. The metadata entry ``quantization`` is JSON with
-the settings and the layers in INT8.
+``LAYER.weight.zero_point``, for split weights ``LAYER.fine.scale`` and so on; the zero point's type is the integer
+type. The metadata entry ``quantization`` is JSON with the settings and the layers in INT8.
 """
 
 from __future__ import annotations
@@ -34,16 +34,21 @@ class _Record(BaseModel):
 
     config: PtqConfig
     int8: tuple[str, ...]
+    maxima: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """A quantized model as read from a file: ready to run, with the settings that it was made with."""
+    """A quantized model as read from a file: ready to run, with the settings that it was made with.
+
+    ``maxima``: largest magnitude of each tensor of its float graph on the calibration images, where measured.
+    """
 
     model: Detector
     plan: QuantPlan
     config: PtqConfig
     checkpoint: Checkpoint
+    maxima: Mapping[str, float]
 
 
 def save_quantized(
@@ -53,8 +58,12 @@ def save_quantized(
     *,
     names: tuple[str, ...] | None = None,
     metadata: Mapping[str, str] | None = None,
+    maxima: Mapping[str, float] | None = None,
 ) -> None:
     """Write a calibrated model. Weights and scales come back bit for bit.
+
+    Args:
+        maxima: see ``QuantizedCheckpoint``.
 
     Raises:
         QuantizationError: a layer has no scale.
@@ -62,10 +71,12 @@ def save_quantized(
     table = scale_table(model)
     extra: dict[str, Tensor] = {}
     for layer, scales in table.items():
-        for role, value in (("input", scales.input), ("weight", scales.weight)):
+        for role, value in (("input", scales.input), ("weight", scales.weight), ("fine", scales.fine)):
+            if value is None:
+                continue
             extra[f"{layer}.{role}.scale"] = torch.tensor(value.scale)
             extra[f"{layer}.{role}.zero_point"] = torch.tensor(value.zero_point)
-    record = _Record(config=config, int8=tuple(table))
+    record = _Record(config=config, int8=tuple(table), maxima=dict(maxima or {}))
     save_checkpoint(
         path, model, names=names, metadata={**(metadata or {}), _KEY: record.model_dump_json()}, extra=extra
     )
@@ -108,13 +119,14 @@ def restore_quantized(checkpoint: Checkpoint) -> QuantizedCheckpoint:
     )
     model = insert_quantizers(checkpoint.model, plan, record.config).eval()
     apply_scales(model, {layer: _layer_scales(layer, checkpoint.extra) for layer in plan.int8})
-    return QuantizedCheckpoint(model, plan, record.config, checkpoint)
+    return QuantizedCheckpoint(model, plan, record.config, checkpoint, record.maxima)
 
 
 def _layer_scales(layer: LayerId, extra: Mapping[str, Tensor]) -> LayerScales:
     return LayerScales(
         input=_tensor_scale(f"{layer}.input", extra),
         weight=_tensor_scale(f"{layer}.weight", extra),
+        fine=_tensor_scale(f"{layer}.fine", extra) if f"{layer}.fine.scale" in extra else None,
     )
 
 
@@ -127,6 +139,6 @@ def _tensor_scale(name: str, extra: Mapping[str, Tensor]) -> TensorScale:
             fix="write the checkpoint again with `repq ptq`",
         )
     values: NDArray[np.float32] = scale.numpy()
-    # The only channel axis in use: per-channel weights are those of Conv, whose output channels come first.
-    axis = 0 if values.ndim else None
+    # Two channel axes are in use: the output channels of a Conv's weight and the channels of a depthwise Conv's input.
+    axis = None if not values.ndim else 1 if name.endswith(".input") else 0
     return TensorScale(values, zero_point.numpy(), _INTEGER_TYPES[zero_point.dtype], axis)

@@ -12,6 +12,7 @@ from repq.quant.calibration.method import activation_range
 from repq.quant.calibration.mse import mse_range
 from repq.quant.calibration.observe import Observation, observe
 from repq.quant.calibration.percentile import percentile_range
+from repq.quant.calibration.sharing import joint_observation, largest_scales
 
 __all__ = [
     "Calibration",
@@ -20,6 +21,8 @@ __all__ = [
     "activation_range",
     "calibrate",
     "entropy_range",
+    "joint_observation",
+    "largest_scales",
     "max_range",
     "mse_range",
     "observe",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -92,6 +94,31 @@ class Histogram:
     def nbytes(self) -> int:
         """Bytes held by the counts."""
         return self.counts.numel() * self.counts.element_size()
+
+    @classmethod
+    def joint(cls, histograms: Sequence[Histogram]) -> Histogram:
+        """The histogram of the values of several tensors together: what adding all of them to one would have given.
+
+        Histograms that are equal to the last count are of layers that read one tensor, which counts once.
+        """
+        distinct: list[Histogram] = []
+        for histogram in histograms:
+            if not any(histogram.same_values(other) for other in distinct):
+                distinct.append(histogram)
+        result = cls(" and ".join(histogram.name for histogram in distinct), distinct[0].bins)
+        result.minimum = min(histogram.minimum for histogram in distinct)
+        result.maximum = max(histogram.maximum for histogram in distinct)
+        result._widen(result.largest_magnitude)
+        for histogram in distinct:
+            part = copy.copy(histogram)  # widening gives it new counts and leaves the histogram its own
+            part._widen(result.largest_magnitude)
+            result.counts = result.counts + part.counts.cpu()
+        return result
+
+    def same_values(self, other: Histogram) -> bool:
+        """Whether both saw the same values, as far as a histogram can tell."""
+        edges = (self.exponent, self.minimum, self.maximum) == (other.exponent, other.minimum, other.maximum)
+        return edges and torch.equal(self.counts, other.counts)
 
     def above(self) -> NDArray[np.int64]:
         """Counts of positive values, bin by bin away from zero; shape (bins,)."""

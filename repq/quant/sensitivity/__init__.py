@@ -1,19 +1,29 @@
 """Which layers lose most by quantization, and which of them a plan should keep in float.
 
 ``measure`` takes the measures of a ``Measurement``, alone or as one of several processes, and ``collect`` puts them
-together; ``top_plan`` and ``search`` turn them into a plan.
+together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges.
 """
 
 from repq.quant.sensitivity.ap import ap_with_changes
+from repq.quant.sensitivity.assess import Detect, ap_assessor, plan_detector
 from repq.quant.sensitivity.end_to_end import end_to_end_similarity
 from repq.quant.sensitivity.guards import image_hashes, overlap_note
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.local import local_moments
 from repq.quant.sensitivity.measurement import Measurement, collect, measure
 from repq.quant.sensitivity.measures import Moments, similarity
-from repq.quant.sensitivity.planning import make_plan, plan_remarks
-from repq.quant.sensitivity.ranking import MEASURES, harm, rank_correlations, ranking, spearman, top_plan
-from repq.quant.sensitivity.search import Assess, Assessment, Detect, Found, ap_assessor, plan_detector, search
+from repq.quant.sensitivity.planning import front_plans, make_plan
+from repq.quant.sensitivity.ranking import (
+    MEASURES,
+    Order,
+    candidate_orders,
+    harm,
+    rank_correlations,
+    ranking,
+    spearman,
+    top_plan,
+)
+from repq.quant.sensitivity.search import Assess, Assessment, Found, search
 from repq.quant.sensitivity.sweep import UNCHANGED, changed_outputs, shard, sweep
 from repq.quant.sensitivity.tape import Tape, record
 
@@ -28,12 +38,15 @@ __all__ = [
     "Journal",
     "Measurement",
     "Moments",
+    "Order",
     "Tape",
     "ap_assessor",
     "ap_with_changes",
+    "candidate_orders",
     "changed_outputs",
     "collect",
     "end_to_end_similarity",
+    "front_plans",
     "harm",
     "image_hashes",
     "local_moments",
@@ -41,7 +54,6 @@ __all__ = [
     "measure",
     "overlap_note",
     "plan_detector",
-    "plan_remarks",
     "rank_correlations",
     "ranking",
     "record",

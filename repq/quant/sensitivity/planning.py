@@ -2,74 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from repq.data import DetectionDataset
-from repq.errors import DataError
+from repq.errors import DataError, QuantizationError
 from repq.layers import LayerId, QuantPlan
-from repq.quant.sensitivity.ranking import ranking, top_plan
-from repq.quant.sensitivity.search import Detect, ap_assessor, search
-from repq.recipe import PlanConfig
+from repq.quant.sensitivity.ranking import Order, candidate_orders, measured, ranking, top_plan
+from repq.quant.sensitivity.search import Assess, search
+from repq.recipe import Measure, PlanConfig
 from repq.results import PlanReport, Sensitivity
+
+DEFAULT_MEASURE: Measure = "local.snr"  # the best on the Lite models; benchmarks/compare_measures.py
+COMPARED: tuple[Measure, ...] = ("local.snr", "neck.snr", "head.snr", "ap.only_int8", "ap.only_float")
+"""What a search chooses from; MSE and cosine similarity say nearly the same as SNR, MSE without looking at the scale
+of the tensor."""
 
 
 def make_plan(
     sensitivity: Sensitivity,
     config: PlanConfig,
     *,
-    detect: Detect | None = None,
-    dataset: DetectionDataset | None = None,
+    assess: Assess | None = None,
+    images: int = 0,
+    milliseconds: Mapping[LayerId, float] | None = None,
+    always_float: Sequence[LayerId] = (),
 ) -> tuple[QuantPlan, PlanReport]:
     """Choose the layers that stay in float.
 
     Args:
-        detect: what the quantized model finds in ``dataset`` under a plan (``plan_detector``), for ``config.max_drop``.
-        dataset: labelled images to decide on, never those that accuracy is reported on.
+        assess: what a plan costs in AP (``ap_assessor``), for ``config.max_drop``; on images to decide on, never on
+            those that accuracy is reported on.
+        images: how many those are.
+        milliseconds: what each layer costs in float, to weigh by instead of multiply-adds.
+        always_float: layers that stay in float whatever they cost.
 
     Raises:
         QuantizationError: the layers were not measured by ``config.measure``.
         DataError: ``config.max_drop`` without labelled images.
     """
+    layers = tuple(LayerId(row.layer) for row in sensitivity.layers)
+    fixed = frozenset(always_float)
     if config.max_drop is None:
         assert config.top is not None  # the settings hold one of the two
-        plan = top_plan(sensitivity, config.measure, config.top)
-        return plan, _report(sensitivity, config, plan)
-    if detect is None or dataset is None:
+        measure = config.measure or DEFAULT_MEASURE
+        kept = [*top_plan(sensitivity, measure, config.top).float_, *always_float]
+        plan = QuantPlan.keeping_float(layers, kept)
+        return plan, _report(sensitivity, plan, measure, fixed)
+    if assess is None:
         raise DataError("max_drop needs labelled images to measure AP on", fix="give a data set, or use top")
-    layers = tuple(LayerId(row.layer) for row in sensitivity.layers)
-    reference = detect(QuantPlan(int8=(), float_=layers))
-    assess, drop_of = ap_assessor(layers, detect, reference, dataset, config)
-    cost = {LayerId(row.layer): float(row.macs) for row in sensitivity.layers}
-    found = search(ranking(sensitivity, config.measure), config.max_drop, assess, cost)
-    plan = QuantPlan.keeping_float(layers, found.float_)
-    final = drop_of(frozenset(found.float_))
-    report = _report(sensitivity, config, plan)
-    return plan, report.model_copy(
+    cost = _costs(sensitivity, milliseconds)
+    found = search(
+        [
+            [_without(order, fixed) for order in family]
+            for family in candidate_orders(sensitivity, _measures(sensitivity, config), cost)
+        ],
+        config.max_drop,
+        lambda chosen: assess(chosen | fixed),
+        cost,
+        max_cost=1 - config.min_int8,
+        give_back=config.give_back,
+    )
+    plan = QuantPlan.keeping_float(layers, [*found.float_, *always_float])
+    final = assess(frozenset(plan.float_))
+    return plan, _report(sensitivity, plan, found.order, fixed).model_copy(
         update={
+            "max_drop": config.max_drop,
+            "holds": found.holds,
             "drop": final.drop,
-            "drop_interval": final.interval(),
-            "images": len(dataset),
+            "drop_interval": final.interval,
+            "images": images,
             "trials": found.trials,
         }
     )
 
 
-def plan_remarks(sensitivity: Sensitivity, config: PlanConfig) -> Mapping[LayerId, str]:
-    """A comment for each layer: its place in the ranking, its value, and its share of the multiply-adds."""
-    total = sum(row.macs for row in sensitivity.layers)
-    places = {layer: place for place, layer in enumerate(ranking(sensitivity, config.measure), start=1)}
-    return {
-        LayerId(row.layer): f"{config.measure} place {places[LayerId(row.layer)]}, {row.macs / total:.1%} of the MACs"
-        for row in sensitivity.layers
-    }
+def front_plans(
+    sensitivity: Sensitivity,
+    report: PlanReport,
+    milliseconds: Mapping[LayerId, float] | None,
+    always_float: Sequence[LayerId] = (),
+    points: int = 5,
+) -> tuple[frozenset[LayerId], ...]:
+    """Float sets from all layers in INT8 to all in float, along the order that the plan was found by, and the plan.
+
+    Args:
+        points: how many lie between the ends, so that each costs about the same more than the one before.
+    """
+    layers = tuple(LayerId(row.layer) for row in sensitivity.layers)
+    cost = _costs(sensitivity, milliseconds)
+    measure: Measure = report.measure.partition(" ")[0]  # type: ignore[assignment]
+    (family,) = candidate_orders(sensitivity, (measure,), cost)
+    order = next(member for member in family if member.name == report.measure)
+    fixed, total = frozenset(always_float), sum(cost.values()) or 1.0
+    chosen = {fixed, frozenset(layers), frozenset(map(LayerId, report.float_layers))}
+    spent, kept, reached = 0.0, set(fixed), 0
+    steps = [0.5 ** (points - number) for number in range(points)]  # of the cost: close to INT8 they lie closer
+    for layer in order.layers:
+        while reached < points and spent + cost[layer] > steps[reached] * total:
+            chosen.add(frozenset(kept))
+            reached += 1
+        spent += cost[layer]
+        kept.add(layer)
+    return tuple(sorted(chosen, key=len))
 
 
-def _report(sensitivity: Sensitivity, config: PlanConfig, plan: QuantPlan) -> PlanReport:
+def _costs(sensitivity: Sensitivity, milliseconds: Mapping[LayerId, float] | None) -> dict[LayerId, float]:
+    """What each layer costs in float: the milliseconds that it takes longer, or its multiply-adds."""
+    if milliseconds is None:
+        return {LayerId(row.layer): float(row.macs) for row in sensitivity.layers}
+    return {LayerId(row.layer): max(milliseconds.get(LayerId(row.layer), 0.0), 0.0) for row in sensitivity.layers}
+
+
+def _measures(sensitivity: Sensitivity, config: PlanConfig) -> tuple[Measure, ...]:
+    if config.measure is not None:
+        return (config.measure,)
+    taken = measured(sensitivity.layers)
+    chosen = tuple(measure for measure in COMPARED if measure in taken) or taken
+    if not chosen:
+        raise QuantizationError("no measure was taken", fix="measure the layers first")
+    return chosen
+
+
+def _without(order: Order, layers: frozenset[LayerId]) -> Order:
+    return Order(order.name, tuple(layer for layer in order.layers if layer not in layers))
+
+
+def _report(sensitivity: Sensitivity, plan: QuantPlan, order: str, fixed: frozenset[LayerId]) -> PlanReport:
     kept = set(plan.float_)
     total = sum(row.macs for row in sensitivity.layers)
+    macs = {row.layer: row.macs for row in sensitivity.layers}
+    measure: Measure = order.partition(" ")[0]  # type: ignore[assignment]
+    places = {layer: place for place, layer in enumerate(ranking(sensitivity, measure), start=1)}
+    reasons = {
+        layer: f"place {places[layer]} of {len(places)} by {measure}" if layer not in fixed else "kept by the settings"
+        for layer in plan.float_
+    }
     return PlanReport(
-        measure=config.measure,
+        measure=order,
         float_layers=plan.float_,
         int8_macs_share=sum(row.macs for row in sensitivity.layers if row.layer not in kept) / total,
-        max_drop=config.max_drop,
+        reasons={layer: f"{reason}, {macs[layer] / total:.1%} of the MACs" for layer, reason in reasons.items()},
     )

@@ -1,8 +1,10 @@
-"""Order layers by any measure, and compare the orders that measures give."""
+"""Order layers by any measure, alone or against what the layer costs, and compare the orders that measures give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -47,6 +49,61 @@ def ranking(sensitivity: Sensitivity, measure: Measure) -> tuple[LayerId, ...]:
     values = _harms(sensitivity.layers, measure)
     order = sorted(range(len(values)), key=lambda i: -values[i])
     return tuple(LayerId(sensitivity.layers[i].layer) for i in order)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The layers, those first that are kept in float first, and how they were ranked."""
+
+    name: str
+    layers: tuple[LayerId, ...]
+
+
+def candidate_orders(
+    sensitivity: Sensitivity, measures: Iterable[Measure], cost: Mapping[LayerId, float]
+) -> tuple[tuple[Order, Order, Order], ...]:
+    """Three orders for each measure: by harm, by harm over cost, and between them one by both.
+
+    With the harm ``h`` and the cost ``c`` of a layer in means over the layers, they fall by ``h``, ``h / (1 + c)`` and
+    ``h / c``. The first asks for few layers, the last for cheap ones; ``1 + c`` says that a layer in float also costs
+    what all cost alike, such as conversions around it. Harm is a power or a difference of AP, which add up over layers:
+    ``N/S`` for SNR.
+
+    Raises:
+        QuantizationError: a measure was not taken.
+    """
+    mean = sum(cost.values()) / len(cost) or 1.0
+    families = []
+    for measure in measures:
+        by_harm = ranking(sensitivity, measure)
+        amounts = {LayerId(row.layer): _amount(row, measure, sensitivity) for row in sensitivity.layers}
+        dear = {layer: max(cost[layer] / mean, _LEAST) for layer in by_harm}
+        by_both = _falling({layer: amounts[layer] / (1 + dear[layer]) for layer in by_harm})
+        over_cost = _falling({layer: amounts[layer] / dear[layer] for layer in by_harm})
+        families.append(
+            (Order(measure, by_harm), Order(f"{measure} / (1 + cost)", by_both), Order(f"{measure} / cost", over_cost))
+        )
+    return tuple(families)
+
+
+_LEAST = 1e-3  # of the mean cost: what a layer counts at least
+
+
+def _falling(values: Mapping[LayerId, float]) -> tuple[LayerId, ...]:
+    return tuple(sorted(values, key=lambda layer: -values[layer]))
+
+
+def _amount(row: LayerSensitivity, measure: Measure, sensitivity: Sensitivity) -> float:
+    """The harm of one layer on a scale that adds up: 0 is none."""
+    value = harm(row, measure)
+    assert value is not None  # `ranking` has looked
+    place, _, name = measure.partition(".")
+    if place == "ap":
+        base = sensitivity.ap_float if name == "only_int8" else sensitivity.ap_int8
+        return value + (base or 0.0) * (1 if name == "only_int8" else -1)
+    if name == "snr":
+        return 10 ** (value / 10) if value > -math.inf else 0.0
+    return value + 1 if name == "cosine" else value
 
 
 def top_plan(sensitivity: Sensitivity, measure: Measure, count: int) -> QuantPlan:

@@ -34,8 +34,11 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """``outputs = run(*args, **kwargs)``, with every computed tensor among the arguments replaced by its ``_Value``."""
+class Step:
+    """``outputs = run(*args, **kwargs)``, with every computed tensor among the arguments replaced by its ``_Value``.
+
+    ``run`` is a module for a layer, else a torch operator; ``inputs`` and ``outputs`` are numbers of computed tensors.
+    """
 
     run: Callable[..., Any]
     args: Sequence[Any]
@@ -56,7 +59,7 @@ class Tape:
     """
 
     def __init__(
-        self, steps: Sequence[_Step], values: Sequence[Tensor], results: Sequence[int], changing: Collection[LayerId]
+        self, steps: Sequence[Step], values: Sequence[Tensor], results: Sequence[int], changing: Collection[LayerId]
     ) -> None:
         self._changing = frozenset(changing)
         self._results = tuple(results)
@@ -68,6 +71,16 @@ class Tape:
                 needed.update(inputs)
         self._values = {number: values[number] for number in needed}
         self._last_use = {number: i for i, inputs in enumerate(self._inputs) for number in inputs}
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What was done, in order."""
+        return tuple(self._steps)
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The numbers of the tensors that the recorded function returned."""
+        return self._results
 
     @property
     def outputs(self) -> Outputs:
@@ -129,7 +142,7 @@ def record(
 class _Recorder(TorchDispatchMode):
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.values: list[Tensor] = []  # keeps every tensor alive, so that no two share an id
         self._numbers: dict[int, int] = {}
         self._within_layer = False
@@ -156,7 +169,7 @@ class _Recorder(TorchDispatchMode):
             return _Value(self._numbers[id(tensor)]) if id(tensor) in self._numbers else tensor
 
         self.steps.append(
-            _Step(
+            Step(
                 run,
                 _replace(args, Tensor, numbered),
                 {name: _replace(value, Tensor, numbered) for name, value in kwargs.items()},

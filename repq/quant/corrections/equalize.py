@@ -1,0 +1,155 @@
+"""Equalization: move range from where it hurts to where it does not, without changing what the model computes.
+
+Before::
+
+    x -> Conv(W1, b1) -> ReLU -> Conv(W2, b2)
+
+After, with one positive factor per channel between the two::
+
+    x -> Conv(W1 / s, b1 / s) -> ReLU -> Conv(W2 s, b2)
+
+Equal because ``relu(a / s) = relu(a) / s`` for ``s > 0`` (Nagel et al., "Data-free quantization through weight
+equalization and bias correction", 2019, section 4.1). No activation between the two does as well; SiLU, Hardswish and
+everything else that is not positively homogeneous does not.
+
+The paper balances the ranges of W1 and W2, for one scale per weight tensor. Here weights have one scale per output
+channel, so the range of a row of W1 costs nothing; what costs is that all channels of the activation between share one
+scale, and all input channels in a row of W2. So the activation's range ``a_c`` stands where the paper has W1's:
+``s_c = sqrt(a_c / r_c)`` with ``r_c = max |W2[:, c]|``, which makes both ranges ``sqrt(a_c r_c)`` (as SmoothQuant,
+Xiao et al. 2023, equation 4 with alpha = 1/2), all divided by their geometric mean so that nothing drifts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from repq.layers import LayerId
+from repq.model import Detector, layer_ids
+from repq.quant.calibration.channels import ChannelRange, watch
+from repq.quant.convolution import is_depthwise
+from repq.quant.sensitivity.tape import Step, record
+
+LARGEST_FACTOR = 64.0
+"""A channel that was almost silent on the calibration images may not be on others."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Pairs of layers that can be equalized, and for all other layers why they have no partner before them."""
+
+    pairs: tuple[tuple[LayerId, LayerId], ...]
+    refused: dict[LayerId, str]
+
+    def summary(self) -> str:
+        """How many layers can be equalized, and the reasons against the others."""
+        reasons = Counter(self.refused.values()).most_common()
+        return f"{len(self.pairs)} layers are equalized with the one before them; not so: " + ", ".join(
+            f"{count} ({reason})" for reason, count in reasons
+        )
+
+
+def find_chains(model: Detector) -> Chains:
+    """Find, by running a small image through the model, which layer alone reads another one's output.
+
+    Only a ReLU that nobody else reads may lie between the two.
+    """
+    layers = layer_ids(model)
+    modules = {layer: model.get_submodule(layer) for layer in layers}
+    size = max(model.spec.strides)
+    device = next(model.parameters()).device
+    tape = record(_outputs(model), torch.zeros(1, 3, size, size, device=device), modules, ())
+    producers = {number: step for step in tape.steps for number in step.outputs}
+    readers = Counter(number for step in tape.steps for number in step.inputs) + Counter(tape.results)
+    pairs, refused = [], {}
+    for step in tape.steps:
+        if step.layer is None:
+            continue
+        found = _partner(step, producers, readers)
+        if isinstance(found, Step) and found.layer is not None:
+            conv = modules[step.layer]
+            assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+            if isinstance(modules[found.layer], nn.Conv2d) and (conv.groups == 1 or is_depthwise(conv)):
+                pairs.append((found.layer, step.layer))
+            else:
+                refused[step.layer] = "a grouped or a transposed convolution"
+        else:
+            refused[step.layer] = str(found)
+    return Chains(tuple(pairs), refused)
+
+
+def _outputs(model: Detector):  # type: ignore[no-untyped-def]  # a closure for ``record``
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        detections = model(images)
+        assert isinstance(detections, Tensor)
+        return (detections,)
+
+    return run
+
+
+def _partner(step: Step, producers: dict[int, Step], readers: Counter[int]) -> Step | str:
+    """The convolution whose output only this layer reads, or why there is none."""
+    number = step.inputs[0]
+    while True:
+        before = producers.get(number)
+        if before is None:
+            return "it reads the image"
+        if readers[number] > 1:
+            return "others read its input too"
+        if before.layer is not None:
+            return before
+        name = str(before.run)
+        if not name.startswith("aten.relu."):
+            return f"{name.removeprefix('aten.').split('.')[0]} lies before it"
+        number = before.inputs[0]
+
+
+def equalize(model: Detector, chains: Chains, batches: Iterable[Tensor]) -> None:
+    """Equalize all pairs, in place and in the order of the model.
+
+    Args:
+        batches: network inputs (B, 3, H, W), on which the ranges of the activations are taken.
+    """
+    seen = _activation_ranges(model, {after for _, after in chains.pairs}, batches)
+    with torch.no_grad():
+        for before, after in chains.pairs:
+            first, second = model.get_submodule(before), model.get_submodule(after)
+            assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d | nn.ConvTranspose2d)
+            factors = _factors(seen[after], input_magnitudes(second))
+            first.weight /= factors.view(-1, 1, 1, 1)
+            if first.bias is not None:
+                first.bias /= factors
+            on_input = isinstance(second, nn.ConvTranspose2d) or is_depthwise(second)
+            second.weight *= factors.view((-1, 1, 1, 1) if on_input else (1, -1, 1, 1))
+
+
+def input_magnitudes(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The largest magnitude among the weights that each input channel meets, (C,)."""
+    if isinstance(conv, nn.ConvTranspose2d) or is_depthwise(conv):
+        return conv.weight.detach().abs().amax((1, 2, 3))
+    return conv.weight.detach().abs().amax((0, 2, 3))
+
+
+def _activation_ranges(model: nn.Module, layers: set[LayerId], batches: Iterable[Tensor]) -> dict[LayerId, Tensor]:
+    ranges = {layer: ChannelRange() for layer in layers}
+    with ExitStack() as stack, torch.no_grad():
+        for layer, seen in ranges.items():
+            stack.enter_context(watch(model.get_submodule(layer), seen))
+        for images in batches:
+            model(images)
+    return {layer: torch.maximum(-seen.low, seen.high) for layer, seen in ranges.items()}  # type: ignore[operator, arg-type]
+
+
+def _factors(activations: Tensor, weights: Tensor) -> Tensor:
+    """``sqrt(a / r)`` over its geometric mean; 1 for channels that are dead on either side."""
+    alive = (activations > 0) & (weights > 0)
+    if not alive.any():
+        return torch.ones_like(weights)
+    logarithms = torch.where(alive, (activations / weights).clamp(1e-30, 1e30).log() / 2, 0)
+    centred = logarithms - logarithms[alive].mean()
+    return torch.where(alive, centred.exp().clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR), 1)

@@ -1,0 +1,147 @@
+"""Adaptive rounding: each weight up or down, whichever gives the layer the smaller error on real inputs.
+
+Rounding each weight to the nearest integer minimizes its own error, not that of the layer's output, in which errors of
+weights with correlated inputs add up or cancel. To second order the output's error is (AdaRound, Nagel et al., "Up or
+down? Adaptive rounding for post-training quantization", 2020, section 3.2)
+
+    E |(W_q - W) x|^2 = sum over rows of e H e^T,        H = E[x x^T]
+
+with ``x`` the patches that the quantized model feeds to the layer. Each weight has two choices, its floor and its
+ceiling, which makes it a binary quadratic problem. The paper relaxes it and runs gradient descent on every layer; here
+it is solved by coordinate descent from the nearest rounding: one weight of all rows at a time, changed in the rows
+where that lowers the error,
+
+    change of the error for e_j -> e_j + d:   2 d (e H)_j + d^2 H_jj
+
+This costs about as much as a few gradient steps, has no settings to tune, and never ends above nearest rounding. A
+small multiple of the mean of H's diagonal is added to the diagonal, so that directions which the images did not show
+keep the nearest rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repq.layers import LayerId
+from repq.progress import Progress, silent
+from repq.quant.convolution import QuantConv2d
+from repq.quant.insertion import quantized_layers
+
+POSITIONS = 256
+"""Output positions of an image that a layer is fitted on, drawn at random."""
+
+DAMPING = 0.01
+SWEEPS = 3
+GRAM_BYTES = 512 * 2**20
+"""Memory for the matrices H: layers are done in groups that fit, with one pass over the images for each group."""
+
+
+@torch.no_grad()
+def adapt_rounding(model: nn.Module, batches: Sequence[Tensor], *, seed: int = 0, progress: Progress = silent) -> None:
+    """Round the weights of all quantized layers anew, in place: weights become multiples of their scales.
+
+    Transposed convolutions and split weights are left as they are.
+
+    Args:
+        model: calibrated.
+        batches: network inputs (B, 3, H, W).
+    """
+    layers = {
+        name: layer
+        for name, layer in quantized_layers(model).items()
+        if isinstance(layer, QuantConv2d) and layer.fine_quantizer is None
+    }
+    groups = list(_groups(layers))
+    work = progress(groups, total=len(groups), label="adaptive rounding")
+    for names in work:
+        grams = input_grams(model, {name: layers[name] for name in names}, batches, seed)
+        for name in names:
+            layer = layers[name]
+            assert layer.weight_quantizer.scale is not None, "a calibrated model"
+            layer.weight.data = best_rounding(layer.weight, layer.weight_quantizer.scale, grams.pop(name))
+
+
+def input_grams(
+    model: nn.Module, layers: dict[LayerId, QuantConv2d], batches: Sequence[Tensor], seed: int
+) -> dict[LayerId, Tensor]:
+    """``H = sum x x^T`` over sampled patches of each layer's quantized input; (groups, D, D), D weights per row."""
+    grams: dict[LayerId, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(layer.register_forward_pre_hook(_adder(name, grams, generator)))
+        for images in batches:
+            model(images)
+    return grams
+
+
+def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
+    """Multiples of ``scale`` next to ``weight`` that minimize the layer's error.
+
+    Args:
+        weight: (C_out, C_in / groups, k, k).
+        scale: (C_out,).
+        gram: (groups, D, D), D = C_in / groups * k * k.
+    """
+    rows = weight.detach().reshape(len(gram), -1, gram.shape[-1])  # (groups, rows, D)
+    steps = scale.view(len(gram), -1, 1)
+    exact = rows / steps
+    nearest = exact.round().clamp(-128, 127)
+    other = (nearest + (exact - nearest).sign()).clamp(-128, 127)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    damped = gram + torch.diag_embed((DAMPING * diagonal.mean(1, keepdim=True)).expand_as(diagonal))
+    damped_diagonal = damped.diagonal(dim1=1, dim2=2)
+    current, alternative = nearest.clone(), other.clone()
+    slope = (nearest * steps - rows) @ damped
+    for _ in range(SWEEPS):
+        changed = False
+        for j in range(gram.shape[-1]):
+            move = (alternative[..., j] - current[..., j]) * steps[..., 0]
+            gain = move * (2 * slope[..., j] + move * damped_diagonal[:, None, j])
+            better = gain < 0
+            if not bool(better.any()):
+                continue
+            changed = True
+            slope += torch.where(better, move, 0)[..., None] * damped[:, None, j]
+            current[..., j], alternative[..., j] = (
+                torch.where(better, alternative[..., j], current[..., j]),
+                torch.where(better, current[..., j], alternative[..., j]),
+            )
+        if not changed:
+            break
+    return (current * steps).reshape(weight.shape)
+
+
+def _groups(layers: dict[LayerId, QuantConv2d]) -> Iterator[list[LayerId]]:
+    group: list[LayerId] = []
+    used = 0
+    for name, layer in layers.items():
+        size = 4 * layer.groups * int(np.prod(layer.weight.shape[1:])) ** 2
+        if group and used + size > GRAM_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(name)
+        used += size
+    if group:
+        yield group
+
+
+def _adder(name: LayerId, grams: dict[LayerId, Tensor], generator: torch.Generator) -> Any:
+    def hook(module: QuantConv2d, inputs: tuple[Tensor, ...]) -> None:
+        for image in module.input_quantizer(inputs[0]).split(1):
+            patches = functional.unfold(
+                image, module.kernel_size, module.dilation, module.padding, module.stride  # type: ignore[arg-type]
+            )[0]  # fmt: skip
+            chosen = torch.randperm(patches.shape[1], generator=generator)[:POSITIONS].to(patches.device)
+            x = patches[:, chosen].view(module.groups, -1, len(chosen))
+            gram = x @ x.transpose(1, 2)
+            grams[name] = grams[name] + gram if name in grams else gram
+
+    return hook

@@ -1,0 +1,269 @@
+"""Which way to INT8 a checkpoint needs: plain PTQ, corrections, some layers in float, or training.
+
+Each way that needs no training is tried, the cheapest first, and judged by the SNR of the head's output on images that
+were not calibrated on. Where none is enough, the cause decides: weights that INT8 cannot hold, in blocks whose branches
+were fused, call for RepOptimizer, which trains the fused form itself (Ding et al., "Re-parameterizing your optimizers
+rather than architectures", 2023, section 4.3); anything else for QAT.
+
+``ENOUGH_DB`` comes from the reference checkpoints (``benchmarks/results/2026-11-21-ptq-auto.md``, AP on images of the
+train split): from 20 dB on, PTQ cost 1 to 4 % of the float model's AP; below 10 dB it cost a quarter and more. It is a
+guide, not a promise: how much AP a decibel is worth differs between models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repq.layers import LayerId
+from repq.model import Detector, layer_ids
+from repq.progress import Progress, silent
+from repq.quant.calibration import Histogram, percentile_range
+from repq.quant.calibration.channels import ChannelRange, watch
+from repq.quant.calibration.observe import Images
+from repq.quant.convolution import QuantizedLayer, is_depthwise
+from repq.quant.insertion import quantized_layers
+from repq.quant.ptq import Observed, choose_scales, correct_model, observe_model
+from repq.quant.scoring import head_snr_db, outputs_of
+from repq.quant.sensitivity.measures import Moments, similarity
+from repq.quant.state import quantizing, switched
+from repq.recipe import CorrectionConfig, PtqConfig
+from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
+
+ENOUGH_DB = 20.0
+PARTIAL_SHARE = 0.1  # of the layers, the ones of most noise, stay in float in the partial trial
+
+LOW_SNR_DB = 20.0
+LARGE_CREST = 16.0  # a thousand values of a Gaussian have 3.2; at 16 the rounding error is 29 dB below the signal
+LARGE_TAIL = 4.0  # three quarters of the integers serve one value in a thousand
+LARGE_CHANNEL_RATIO = 10.0  # the median channel has a dozen integers
+
+
+def diagnose(
+    fused: Detector,
+    batches: Iterable[Images],
+    held_out: Sequence[Tensor],
+    config: PtqConfig,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Look at ranges and errors of every layer and try the ways that need no training.
+
+    Args:
+        fused: a fused model; it is not changed.
+        batches: images to calibrate on.
+        held_out: images to judge on, network inputs on the model's device.
+        config: scheme and calibration of the plain trial.
+
+    Raises:
+        QuantizationError: as ``quantize``.
+    """
+    plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": ()})
+    correct = CorrectionConfig(channel_inputs=True, rounding="adaptive", outputs="mean")
+    corrected = plain.model_copy(update={"correct": correct})
+    observed = observe_model(fused, batches, corrected, progress)
+    quantized = choose_scales(observed, plain)
+    wanted = outputs_of(fused, held_out)
+    layers = _layers(observed, quantized.model, held_out)
+    with _only(quantized.model, "weight"):
+        weights_only = head_snr_db(quantized.model, held_out, wanted)
+    with _only(quantized.model, "input"):
+        activations_only = head_snr_db(quantized.model, held_out, wanted)
+    snrs: dict[WayName, float] = {"ptq": head_snr_db(quantized.model, held_out, wanted)}
+    better = correct_model(choose_scales(observed, corrected, progress), observed, corrected)
+    snrs["corrected"] = head_snr_db(better.model, held_out, wanted)
+    worst = _worst(layers)
+    rest = [layer for layer in quantized_layers(quantized.model) if layer not in worst]
+    with quantizing(quantized.model, rest):
+        snrs["partial"] = head_snr_db(quantized.model, held_out, wanted)
+    ways, advice = _judge(snrs, layers, worst, weights_only, activations_only, config.scheme)
+    return Diagnosis(
+        model=fused.spec.name,
+        scheme=config.scheme,
+        images=observed.observation.images,
+        layers=layers,
+        weights_only_snr_db=weights_only,
+        activations_only_snr_db=activations_only,
+        ways=ways,
+        advice=advice,
+        threshold_db=ENOUGH_DB,
+    )
+
+
+def _layers(observed: Observed, model: Detector, images: Sequence[Tensor]) -> tuple[LayerDiagnosis, ...]:
+    channels, snrs = _channel_ratios(model, images), local_snrs(model, images)
+    rows = []
+    for layer in layer_ids(observed.reference):
+        module, histogram = model.get_submodule(layer), observed.observation.histograms[layer]
+        weight_db, input_db = snrs[layer]
+        row = LayerDiagnosis(
+            layer=layer,
+            macs=observed.macs[layer],
+            weight_channel_ratio=_channel_ratio(module),
+            weight_crest=weight_crest(module),
+            activation_range=(histogram.minimum, histogram.maximum),
+            activation_tail=_tail(histogram),
+            activation_channel_ratio=channels[layer],
+            weight_snr_db=weight_db,
+            activation_snr_db=input_db,
+        )
+        rows.append(row.model_copy(update={"findings": tuple(_findings(row, is_depthwise(module)))}))
+    return tuple(rows)
+
+
+def _findings(row: LayerDiagnosis, depthwise: bool) -> Iterator[str]:
+    if row.weight_snr_db is not None and row.weight_snr_db < LOW_SNR_DB:
+        yield "weights lose too much"
+    if row.weight_crest > LARGE_CREST:
+        yield "a few weights take the range"
+    if row.activation_snr_db is not None and row.activation_snr_db < LOW_SNR_DB:
+        yield "inputs lose too much"
+        if row.activation_channel_ratio > LARGE_CHANNEL_RATIO:
+            yield "its channels differ: channel_inputs" if depthwise else "its channels differ: equalize, if it can be"
+        if row.activation_tail > LARGE_TAIL:
+            yield "rare large inputs take the range: percentile or mse"
+
+
+@torch.no_grad()
+def local_snrs(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, tuple[float | None, float | None]]:
+    """SNR in dB of each layer's output with only its weight, and with only its input, in INT8; None: no error at all.
+
+    The model runs in float, so that a layer's figures are its own.
+    """
+    layers = quantized_layers(model)
+    sums = {layer: (Moments(), Moments()) for layer in layers}
+    with ExitStack() as stack:
+        stack.enter_context(quantizing(model, ()))
+        for layer, module in layers.items():
+            stack.enter_context(module.register_forward_hook(_comparing(*sums[layer])))
+        for images in batches:
+            model(images)
+    return {layer: (_decibel(weight), _decibel(inputs)) for layer, (weight, inputs) in sums.items()}
+
+
+def _comparing(weight: Moments, inputs: Moments) -> Any:
+    def hook(module: QuantizedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        for kind, moments in (("weight", weight), ("input", inputs)):
+            with _only(module, kind):
+                moments.add(output, module.forward(arguments[0]))
+
+    return hook
+
+
+@contextmanager
+def _only(model: nn.Module, kind: str) -> Iterator[None]:
+    """Within the block only the weights, or only the inputs, are quantized."""
+    quantizers = {
+        quantizer: (which == kind)
+        for module in quantized_layers(model).values()
+        for which, quantizer in (("input", module.input_quantizer), ("weight", module.weight_quantizer))
+    }
+    with switched(quantizers):
+        yield
+
+
+def weight_crest(module: nn.Module) -> float:
+    """Largest magnitude of an output channel's weights over their root mean square, in the worst channel.
+
+    A channel's rounding error is ``s / sqrt(12)`` with ``s = max / 127``, so its SNR is ``52.9 dB - 20 log10(crest)``.
+    """
+    rows = _rows(module)
+    spread = rows.square().mean(1).sqrt()
+    alive = spread > 0
+    return float((rows.abs().amax(1)[alive] / spread[alive]).max()) if bool(alive.any()) else 1.0
+
+
+def _channel_ratio(module: nn.Module) -> float:
+    largest = _rows(module).abs().amax(1)
+    alive = largest[largest > 0]
+    return float(alive.max() / alive.min()) if alive.numel() else 1.0
+
+
+def _rows(module: nn.Module) -> Tensor:
+    """Weights (C_out, the rest)."""
+    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    weight = module.weight.detach().float()
+    return (weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight).flatten(1)
+
+
+def _tail(histogram: Histogram) -> float:
+    _, edge = percentile_range(histogram, "symmetric", 99.9)
+    return histogram.largest_magnitude / edge if edge > 0 else 1.0
+
+
+@torch.no_grad()
+def _channel_ratios(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, float]:
+    ranges = {layer: ChannelRange() for layer in quantized_layers(model)}
+    with ExitStack() as stack:
+        stack.enter_context(quantizing(model, ()))
+        for layer, seen in ranges.items():
+            stack.enter_context(watch(model.get_submodule(layer), seen))
+        for images in batches:
+            model(images)
+    ratios = {}
+    for layer, seen in ranges.items():
+        low, high = seen.arrays()
+        largest = np.maximum(-low, high)
+        middle = float(np.median(largest))
+        ratios[layer] = float(largest.max()) / middle if middle > 0 else 1.0
+    return ratios
+
+
+def _decibel(moments: Moments) -> float | None:
+    value = similarity([moments]).snr_db if moments.signal > 0 else np.inf
+    return float(value) if np.isfinite(value) else None
+
+
+def _noise(row: LayerDiagnosis) -> float:
+    return sum(10 ** (-value / 10) for value in (row.weight_snr_db, row.activation_snr_db) if value is not None)
+
+
+def _worst(layers: Sequence[LayerDiagnosis]) -> set[LayerId]:
+    count = max(1, round(PARTIAL_SHARE * len(layers)))
+    return {LayerId(row.layer) for row in sorted(layers, key=_noise, reverse=True)[:count]}
+
+
+def _judge(
+    snrs: Mapping[WayName, float],
+    layers: Sequence[LayerDiagnosis],
+    worst: set[LayerId],
+    weights_only: float,
+    activations_only: float,
+    scheme: str,
+) -> tuple[tuple[Way, ...], WayName]:
+    total = sum(row.macs for row in layers)
+    kept = sum(row.macs for row in layers if row.layer in worst) / total
+    evidence: dict[WayName, str] = {
+        "ptq": f"head SNR {snrs['ptq']:.1f} dB with every layer in INT8",
+        "corrected": f"{snrs['corrected']:.1f} dB with channel inputs, adaptive rounding and corrected means",
+        "partial": f"{snrs['partial']:.1f} dB with the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
+    }
+    commands: dict[WayName, str] = {
+        "ptq": f"repq ptq --scheme {scheme}",
+        "corrected": f"repq ptq --scheme {scheme} --auto",
+        "partial": f"repq sensitivity --scheme {scheme} --max-drop 0.005, then repq ptq --plan",
+        "repopt": "repq train with RepOptimizer (a _hs model, then an _opt model), then repq ptq",
+        "qat": "quantization-aware training from the PTQ model",
+    }
+    ways = [
+        Way(name=name, command=commands[name], head_snr_db=snr, sufficient=snr >= ENOUGH_DB, evidence=evidence[name])
+        for name, snr in snrs.items()
+    ]
+    branches = [row for row in layers if row.layer.endswith("rbr_reparam")]
+    lost = [row for row in branches if row.weight_snr_db is not None and row.weight_snr_db < LOW_SNR_DB + 5]
+    weights_to_blame = bool(branches) and (weights_only < activations_only or len(lost) > len(branches) / 4)
+    causes = (
+        f"weights alone leave {weights_only:.1f} dB, activations alone {activations_only:.1f} dB; "
+        f"{len(lost)} of {len(branches)} fused blocks have weights under {LOW_SNR_DB + 5:.0f} dB"
+    )
+    training: WayName = "repopt" if weights_to_blame else "qat"
+    untried: tuple[WayName, ...] = ("repopt", "qat")
+    for name in untried:
+        why = causes if name == training else "the other training fits the cause better"
+        ways.append(Way(name=name, command=commands[name], head_snr_db=None, sufficient=None, evidence=why))
+    advice = next((way.name for way in ways if way.sufficient), training)
+    return tuple(ways), advice

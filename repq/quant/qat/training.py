@@ -1,0 +1,171 @@
+"""Quantization-aware training in one call."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repq.data import DetectionDataset, fingerprint
+from repq.errors import QuantizationError
+from repq.model import Detector, layer_ids
+from repq.progress import Progress, silent
+from repq.quant.insertion import quantized_layers
+from repq.quant.qat.learned import fix_scales, learn_scales
+from repq.quant.qat.update import QatUpdater
+from repq.quant.state import apply_scales, scale_table
+from repq.recipe import EvalConfig, QatConfig
+from repq.results import EpochRow, ScaleChange
+from repq.scales import ScaleTable, TensorScale
+from repq.train import Board, joined_processes
+from repq.train.distributed import copy_from_first, told_by_first
+from repq.train.job import check_images, content_hash
+from repq.train.trainer import Trainer, moved
+
+_WITHOUT_EFFECT = {"workers", "cache_mib", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class QatOutcome:
+    """The averaged weights of the last epoch with their scales, in eval mode on the CPU, and how they came about."""
+
+    model: Detector
+    epochs: tuple[EpochRow, ...]
+    images: int
+    images_per_s: float
+    scales: tuple[ScaleChange, ...]
+
+
+@dataclass(frozen=True)
+class QatJob:
+    """Everything that the trained weights depend on; see `train_quantized` for the parts."""
+
+    model: Detector
+    teacher: Detector
+    train_set: DetectionDataset
+    val_set: DetectionDataset
+    imgsz: tuple[int, int]
+    config: QatConfig
+    seed: int
+    eval_config: EvalConfig
+
+    def settings(self) -> dict[str, Any]:
+        """The job as JSON values: a saved state belongs to the jobs that have the same."""
+        scales = {
+            f"{layer}.{role}.{part}": torch.from_numpy(np.asarray(values))
+            for layer, pair in scale_table(self.model).items()
+            for role, value in (("input", pair.input), ("weight", pair.weight), ("fine", pair.fine))
+            if value is not None
+            for part, values in (("scale", value.scale), ("zero_point", value.zero_point))
+        }
+        return {
+            "model": json.loads(self.model.spec.to_json()),
+            "data": fingerprint(self.train_set),
+            "imgsz": list(self.imgsz),
+            "seed": self.seed,
+            **self.config.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+            "start": content_hash({**self.model.state_dict(), **scales}),
+            "teacher": content_hash(self.teacher.state_dict()),
+        }
+
+    def check(self, processes: int = 1) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            QuantizationError: no layer of the model quantizes.
+            TrainingError: there are no images, or they do not fit.
+        """
+        if not quantized_layers(self.model):
+            raise QuantizationError(
+                "there is nothing to train for: no layer of the model quantizes",
+                fix="keep fewer layers in float, or give a model that `repq ptq` wrote",
+            )
+        check_images(self.model.spec, self.train_set, self.imgsz, self.config.batch, processes)
+
+
+def train_quantized(
+    model: Detector,
+    teacher: Detector,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: QatConfig,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    state_path: Path | None = None,
+    eval_config: EvalConfig = EvalConfig(),
+    board: Board | None = None,
+    progress: Progress = silent,
+) -> QatOutcome:
+    """Train a calibrated model to answer as its float model does, and give back the average of its weights.
+
+    Layers without quantizers run in float and learn with the others. State and processes are as in `repq.train.train`.
+
+    Args:
+        model: with calibrated quantizers; it is not changed.
+        teacher: the float model of the same spec; it is not changed.
+        seed: of order and augmentation.
+        state_path: where the state is saved after every epoch, and gone on from.
+
+    Raises:
+        QuantizationError: no layer quantizes, or a layer has no scale.
+        TrainingError: nothing to train on; a size or teacher that does not fit; a loss that is not finite; a state of
+            another training; or another process is gone.
+        DataError: an image can no longer be read.
+    """
+    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config)
+    with joined_processes(device) as (processes, own_device):
+        job.check(processes.count)
+        settings, start = told_by_first(lambda: (job.settings(), scale_table(model)))
+        student = moved(copy.deepcopy(model), own_device).train()
+        imitated = moved(copy.deepcopy(teacher), own_device)
+        apply_scales(student, start)
+        copy_from_first(student)  # before the updater, whose units are made of the weights
+        copy_from_first(imitated)
+        for parameter in _weights(student):
+            parameter.requires_grad_(True)
+        if config.scales == "learned":
+            learn_scales(student, weights=config.learn_weight_scales)
+        updater = QatUpdater(student, imitated, config, own_device)
+        trainer = Trainer(
+            updater, job, settings, state_path=state_path, board=board, eval_interval=config.eval_interval
+        )
+        trainer.run(progress)
+        trained = moved(copy.deepcopy(trainer.average.model), torch.device("cpu")).eval()
+    fix_scales(trained)
+    return QatOutcome(
+        model=trained,
+        epochs=trainer.position.epochs,
+        images=len(trainer.cache),
+        images_per_s=trainer.images_per_s,
+        scales=scale_changes(start, scale_table(trained)),
+    )
+
+
+def _weights(model: Detector) -> list[torch.nn.Parameter]:
+    convolutions = [model.get_submodule(layer) for layer in layer_ids(model)]
+    return [parameter for module in convolutions for parameter in module.parameters(recurse=False)]
+
+
+def scale_changes(before: ScaleTable, after: ScaleTable) -> tuple[ScaleChange, ...]:
+    """What training made of the scales, layer by layer."""
+    return tuple(
+        ScaleChange(
+            layer=layer,
+            input_before=_middle(before[layer].input),
+            input_after=_middle(scales.input),
+            weight_ratio=_middle(scales.weight) / _middle(before[layer].weight),
+        )
+        for layer, scales in after.items()
+    )
+
+
+def _middle(value: TensorScale) -> float:
+    """The scale, or the geometric mean of a scale per channel."""
+    return float(np.exp(np.log(value.scale.astype(np.float64)).mean()))

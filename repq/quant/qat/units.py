@@ -1,0 +1,63 @@
+"""Steps of an optimizer in units of each weight's own size.
+
+A fused model has no batch norms: the sizes of its channels are in its weights, which differ by orders of magnitude
+within one layer, while a step of Adam is the same for all. So a weight w makes its steps as ``v = w / unit``, the unit
+being the size of its row times that of its column, and steps become relative. Units are powers of two: converting is
+exact, and no step is no change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LEAST = 2.0**-20  # beside the largest of the tensor: switched-off channels keep a unit
+
+
+def step_in_units(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """From now on let ``optimizer`` see the weights and biases of all convolutions, and their gradients, in units."""
+    units: list[tuple[Tensor, Tensor]] = []
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+            units.append((conv.weight, weight_unit(conv.weight.detach())))
+            if conv.bias is not None:
+                units.append((conv.bias, bias_unit(conv.bias.detach())))
+
+    @torch.no_grad()
+    def enter(*_: Any) -> None:
+        for parameter, unit in units:
+            parameter.div_(unit)
+            if parameter.grad is not None:
+                parameter.grad.mul_(unit)
+
+    @torch.no_grad()
+    def leave(*_: Any) -> None:
+        for parameter, unit in units:
+            parameter.mul_(unit)
+
+    optimizer.register_step_pre_hook(enter)
+    optimizer.register_step_post_hook(leave)
+
+
+def weight_unit(weight: Tensor) -> Tensor:
+    """The root mean square of each row (first axis) times that of each column of what is left (second axis)."""
+    rows = _power_of_two(_size(weight, axis=0))
+    return rows * _power_of_two(_size(weight / rows, axis=1))
+
+
+def bias_unit(bias: Tensor) -> Tensor:
+    """The magnitude of each entry, at least the root mean square of all."""
+    return _power_of_two(torch.maximum(bias.abs(), bias.square().mean().sqrt()))
+
+
+def _size(weight: Tensor, axis: int) -> Tensor:
+    others = [i for i in range(weight.ndim) if i != axis]
+    return weight.square().mean(others, keepdim=True).sqrt()
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    largest = size.max()
+    floor = largest * _LEAST if largest > 0 else torch.ones_like(largest)
+    return torch.maximum(size, floor).log2().round().exp2()

@@ -1,0 +1,106 @@
+"""Judge plans by the AP that they lose, with a paired bootstrap over the images, alone or as several processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repq.artifact import hash_json
+from repq.data import DetectionDataset
+from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
+from repq.layers import LayerId, QuantPlan
+from repq.model import Detector
+from repq.progress import Progress, silent
+from repq.quant.sensitivity.guards import demand_objects, image_hashes
+from repq.quant.sensitivity.journal import Entry, Journal
+from repq.quant.sensitivity.search import Assess, Assessment
+from repq.quant.state import quantizing
+from repq.recipe import EvalConfig, PlanConfig
+from repq.train.distributed import current_processes, gathered, joined_detections, told_by_first
+
+Detect = Callable[[QuantPlan], Detections]
+"""What the model finds in the images of a data set when it runs with a plan."""
+
+_KIND = "plan"
+
+
+def ap_assessor(
+    layers: tuple[LayerId, ...],
+    detect: Detect,
+    dataset: DetectionDataset,
+    config: PlanConfig,
+    journal: Journal,
+) -> Assess:
+    """Judge float sets by the AP that they lose against the float model on the images of ``dataset``.
+
+    The bound is what the drop exceeds with a probability of ``config.risk``, taken as normal with the standard error of
+    a paired bootstrap over the images: below 0.5, a plan that fits by luck on a few images is refused. What was judged
+    before is in ``journal``.
+
+    Raises:
+        DataError: no image has a labelled object.
+    """
+    demand_objects(dataset.records)
+    matcher = Matcher(dataset)
+    labels = [record.labels.tolist() for record in dataset.records]
+    setting = hash_json([image_hashes(dataset.records), labels, config.resamples, config.seed])
+    errors = NormalDist().inv_cdf(1 - config.risk)
+    known = told_by_first(lambda: {i: e.values for (kind, i), e in journal.entries().items() if kind == _KIND})
+    reference: list[Matches] = []
+
+    def assess(chosen: frozenset[LayerId]) -> Assessment:
+        item = hash_json([setting, sorted(chosen)])
+        if item not in known:
+            started = time.perf_counter()
+            if not reference:
+                reference.append(matcher.match(detect(QuantPlan(int8=(), float_=layers))))
+            found = matcher.match(detect(QuantPlan.keeping_float(layers, chosen)))
+            outcome = bootstrap_drop(reference[0], found, resamples=config.resamples, seed=config.seed)
+            low, high = outcome.interval()
+            known[item] = {"drop": outcome.drop, "error": outcome.standard_error, "low": low, "high": high}
+            if current_processes().is_first:
+                journal.append(Entry(_KIND, item, known[item], time.perf_counter() - started))
+        values = known[item]
+        return Assessment(
+            drop=values["drop"],
+            bound=values["drop"] + errors * values["error"],
+            error=values["error"],
+            interval=(values["low"], values["high"]),
+        )
+
+    return assess
+
+
+def plan_detector(
+    model: Detector,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    progress: Progress = silent,
+) -> Detect:
+    """What a calibrated model with quantizers in all layers finds under each plan, in torch's simulation.
+
+    Processes of a group take whole batches each, so that the figures are those of one process to the bit, and all of
+    them get the detections of all; each has to ask for the same plans.
+    """
+    device = next(model.parameters()).device
+    records = dataset.records
+    batches = [records[start : start + config.batch] for start in range(0, len(records), config.batch)]
+    own = dataset.subset([record for batch in current_processes().share(batches) for record in batch])
+
+    @torch.inference_mode()
+    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        detections: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        return detections
+
+    def detect(plan: QuantPlan) -> Detections:
+        with quantizing(model, plan.int8):
+            found = detect_all(predict, own, imgsz, config, progress, label=f"{len(plan.float_)} layers in float")
+        return joined_detections(gathered(found))
+
+    return detect
