@@ -29,7 +29,7 @@ from repq.graph.index import GraphIndex
 from repq.graph.int8_flow import WEIGHTED_OPS, Parameters, has_int8_weight, is_int8_layer, parameters_of
 
 Kind = Literal["quantize", "requantize", "dequantize"]
-Cause = Literal["network input", "network output", "float reader", "float operator", "unequal scales"]
+Cause = Literal["network input", "network output", "float reader", "float layer", "float operator", "unequal scales"]
 
 ACTIVATIONS = frozenset(
     {
@@ -59,7 +59,7 @@ class ExtraKernel:
 
     @property
     def avoidable(self) -> bool:
-        """Whether other scales or another placement would save it; the boundaries of the INT8 part cannot be."""
+        """Whether other scales or another placement would save it; the edges of what is planned in INT8 cannot be."""
         return self.cause in ("unequal scales", "float reader")
 
 
@@ -116,6 +116,8 @@ def _behind_float(tensor: str, producer: NodeProto | None, index: GraphIndex) ->
         cause: Cause = "network input"
     elif not writes_integers(producer, index):
         cause = "float operator"
+    elif any(reader is not None and reader.op_type in WEIGHTED_OPS for reader in floats):
+        cause = "float layer"
     elif floats:
         cause = "float reader"
     else:

@@ -103,8 +103,18 @@ def nodes_beyond_fp16(model: ModelProto, maxima: Mapping[str, float], *, margin:
     Args:
         maxima: largest magnitude of each tensor on the calibration images, by tensor name.
         margin: share of the FP16 range that may be used; other images have larger values.
+
+    Raises:
+        GraphError: a tensor that is too large is not in the graph, so the maxima are of another one.
     """
     beyond = {name for name, value in maxima.items() if not value <= margin * LARGEST_FP16}
+    present = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    if missing := sorted(beyond - present):
+        raise GraphError(
+            "tensors that FP16 cannot hold are not in the graph: the maxima were measured on another one",
+            found=", ".join(missing[:20]),
+            fix="quantize again with this version of repq and torch (`repq ptq`)",
+        )
     return tuple(
         node.name or node.output[0]
         for node in model.graph.node

@@ -1,4 +1,4 @@
-"""Q/DQ insertion: from a float graph and a scale table to an explicitly quantized graph.
+r"""Q/DQ insertion: from a float graph and a scale table to an explicitly quantized graph.
 
 Before::
 
@@ -14,11 +14,24 @@ with ``QuantizeLinear(x) = clip(round_half_even(x / scale) + zero_point)``, ``De
 scale`` (ONNX, opset 19), and the integers of W found by the same equation, so that the file holds a quarter of the
 bytes. One pair serves all layers that read one tensor with one scale. Biases, outputs and layers that are not in the
 table stay float. TensorRT wants just this: inputs quantized, nothing between a convolution and its activation.
+
+A weight may be the sum of two INT8 tensors, coarse and fine. Then the layer is two convolutions on one input::
+
+    x -> Q -> DQ -> Conv(DQ(W), b) -----> Add -> y
+                \--> Conv(DQ(W_fine)) --/
+
+A depthwise layer may have one input scale ``s_c`` per channel. The channels are then brought to one range first, and
+the weight's scales take the factors back: an activation has one scale in the graph, which is all that TensorRT and ONNX
+Runtime's integer convolution take. The factors often fuse into the activation function before them::
+
+    x -> Mul(s / s_c) -> QuantizeLinear(s) -> DequantizeLinear(s) -> Conv -> y          s = max s_c
+    W (INT8) -------------------------> DequantizeLinear(s_w s_c / s) --/
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,14 +69,24 @@ def insert_qdq(model: ModelProto, scales: Mapping[LayerId, LayerScales]) -> Mode
     index = GraphIndex.of(result.graph)
     pairs: dict[_Key, str] = {}
     for layer, node in nodes.items():
-        if layer not in scales or _is_quantized(index, layer, node, scales[layer].weight):
+        if layer not in scales:
             continue
-        _quantize_weight(result, index, layer, node, scales[layer].weight)
-        scale = scales[layer].input
+        scale, factors = scales[layer].input, _channel_factors(scales[layer].input)
+        if _is_quantized(index, layer, node, scales[layer].weight.scale * factors):
+            continue
+        fine = scales[layer].fine
+        residual = None if fine is None else _residual(index, node, scales[layer].weight)
+        _quantize_weight(result, index, layer, node, scales[layer].weight, factors)
         key = (node.input[0], scale.scale.tobytes(), scale.zero_point.tobytes(), scale.dtype)
         if key not in pairs:
-            pairs[key] = add_pair(result, node.input[0], f"{layer}.input", scale)
+            tensor = node.input[0]
+            if factors.size > 1:
+                tensor = _add_factors(result, tensor, f"{layer}.input", np.reciprocal(factors))
+                scale = TensorScale(scale.scale.max(), scale.zero_point.max(), scale.dtype)
+            pairs[key] = add_pair(result, tensor, f"{layer}.input", scale)
         node.input[0] = pairs[key]
+        if fine is not None and residual is not None:
+            _add_fine(result, node, f"{layer}.fine", quantized_integers(residual, fine), fine, factors)
     remove_unused(result.graph)
     sort_nodes(result.graph)
     return result
@@ -80,17 +103,26 @@ def _broadcast_shape(ndim: int, scale: TensorScale) -> tuple[int, ...]:
     return () if scale.axis is None else tuple(-1 if axis == scale.axis else 1 for axis in range(ndim))
 
 
-def _is_quantized(index: GraphIndex, layer: LayerId, node: NodeProto, weight: TensorScale) -> bool:
+def _channel_factors(scale: TensorScale) -> NDArray[np.float32]:
+    """``s_c / max s_c`` of an input with a scale per channel; 1 for any other."""
+    if scale.axis is None:
+        return np.ones((), np.float32)
+    return np.asarray(scale.scale / scale.scale.max(), np.float32)
+
+
+def _is_quantized(index: GraphIndex, layer: LayerId, node: NodeProto, weight: NDArray[np.float32]) -> bool:
     dequantize = index.producers.get(node.input[1])
     if dequantize is None:
         return False
     present = index.array(dequantize.input[1])
-    if present is None or not np.array_equal(present, weight.scale):
+    if present is None or not np.array_equal(present, weight):
         raise GraphError(f"the layer {layer} is quantized already, with other scales", fix="start from the float graph")
     return True
 
 
-def _quantize_weight(model: ModelProto, index: GraphIndex, layer: LayerId, node: NodeProto, scale: TensorScale) -> None:
+def _quantize_weight(
+    model: ModelProto, index: GraphIndex, layer: LayerId, node: NodeProto, scale: TensorScale, factors: NDArray[Any]
+) -> None:
     name = weight_initializer(index, node)
     assert name is not None, "layer_nodes joined this layer through its weight"
     if len(index.uses_of(name)) > 1:
@@ -105,19 +137,49 @@ def _quantize_weight(model: ModelProto, index: GraphIndex, layer: LayerId, node:
             fix="use the scale table of this very model",
         )
     tensor.CopyFrom(numpy_helper.from_array(quantized_integers(values, scale), name))
-    node.input[1] = _add_dequantize(model, name, name, scale)
+    node.input[1] = _add_dequantize(model, name, name, replace(scale, scale=scale.scale * factors))
+
+
+def _residual(index: GraphIndex, node: NodeProto, scale: TensorScale) -> NDArray[np.float32]:
+    """What rounding a weight to its coarse integers leaves of it."""
+    values = numpy_helper.to_array(index.initializers[node.input[1]])
+    steps = scale.scale.reshape(_broadcast_shape(values.ndim, scale))
+    return np.asarray(values - quantized_integers(values, scale).astype(np.float32) * steps, np.float32)
+
+
+def _add_fine(
+    model: ModelProto, node: NodeProto, name: str, integers: NDArray[Any], scale: TensorScale, factors: NDArray[Any]
+) -> None:
+    """Add the convolution of the fine weight and sum both."""
+    weight = f"{name}.weight"
+    model.graph.initializer.append(numpy_helper.from_array(integers, weight))
+    dequantized = _add_dequantize(model, weight, weight, replace(scale, scale=scale.scale * factors))
+    output, coarse, fine = node.output[0], f"{node.output[0]}_coarse", f"{node.output[0]}_fine"
+    node.output[0] = coarse
+    second = NodeProto()
+    second.CopyFrom(node)
+    second.name = name
+    del second.input[:], second.output[:]
+    second.input.extend([node.input[0], dequantized])
+    second.output.append(fine)
+    model.graph.node.extend([second, helper.make_node("Add", [coarse, fine], [output], f"{name}/Add")])
+
+
+def _add_factors(model: ModelProto, tensor: str, name: str, factors: NDArray[np.float32]) -> str:
+    """Multiply each channel of ``tensor`` (B, C, H, W) and return the result's name."""
+    constant, result = f"{name}_factors", f"{name}_scaled"
+    model.graph.initializer.append(numpy_helper.from_array(factors.reshape(1, -1, 1, 1), constant))
+    model.graph.node.append(helper.make_node("Mul", [tensor, constant], [result], f"{name}/Mul"))
+    return result
 
 
 def add_pair(model: ModelProto, tensor: str, name: str, scale: TensorScale) -> str:
     """Add Quantize and Dequantize of ``tensor`` and return the name of the dequantized tensor."""
     parameters = _add_parameters(model, name, scale)
     integers, result = f"{name}_quantized", f"{name}_dequantized"
-    model.graph.node.extend(
-        [
-            helper.make_node("QuantizeLinear", [tensor, *parameters], [integers], f"{name}/QuantizeLinear"),
-            helper.make_node("DequantizeLinear", [integers, *parameters], [result], f"{name}/DequantizeLinear"),
-        ]
-    )
+    for kind, source, output in (("Quantize", tensor, integers), ("Dequantize", integers, result)):
+        inputs, title = [source, *parameters], f"{name}/{kind}Linear"
+        model.graph.node.append(helper.make_node(f"{kind}Linear", inputs, [output], title))
     return result
 
 

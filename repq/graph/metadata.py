@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from onnx import ModelProto, helper
 
 from repq.errors import GraphError
 from repq.layers import LayerId
+from repq.recipe import NmsConfig, PreprocessConfig
 
 Precision = Literal["float32", "float16", "int8", "int8_float16"]
 _PREFIX = "repq."
@@ -27,6 +29,9 @@ class GraphMetadata:
         imgsz: height and width in pixels.
         precision: type of the float tensors, ``float32`` or ``float16``; ``int8`` or ``int8_float16`` for a Q/DQ graph.
         int8_layers: the quantized layers, in graph order.
+        preprocess: what the graph does to images before its first layer.
+        nms: the suppression at its end; None: it ends with all detections.
+        maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
 
     version: str
@@ -36,6 +41,9 @@ class GraphMetadata:
     imgsz: tuple[int, int]
     precision: Precision = "float32"
     int8_layers: tuple[LayerId, ...] = ()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    nms: NmsConfig | None = None
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
@@ -49,7 +57,12 @@ def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
         "imgsz": json.dumps(metadata.imgsz),
         "precision": metadata.precision,
         "int8_layers": json.dumps(metadata.int8_layers),
+        "maxima": json.dumps(dict(metadata.maxima)),
     }
+    if metadata.preprocess != PreprocessConfig():
+        entries["preprocess"] = metadata.preprocess.model_dump_json()
+    if metadata.nms is not None:
+        entries["nms"] = metadata.nms.model_dump_json()
     helper.set_model_props(model, others | {_PREFIX + key: value for key, value in entries.items()})
 
 
@@ -59,9 +72,16 @@ def read_metadata(model: ModelProto) -> GraphMetadata | None:
     Raises:
         GraphError: entries are missing or damaged.
     """
-    entries = {
-        entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)
-    }
+    return parse_metadata({entry.key: entry.value for entry in model.metadata_props})
+
+
+def parse_metadata(properties: Mapping[str, str]) -> GraphMetadata | None:
+    """The metadata among a model's properties, as an engine keeps them too.
+
+    Raises:
+        GraphError: entries are missing or damaged.
+    """
+    entries = {key.removeprefix(_PREFIX): value for key, value in properties.items() if key.startswith(_PREFIX)}
     if not entries:
         return None
     try:
@@ -88,4 +108,7 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         imgsz=(int(height), int(width)),
         precision=precisions[entries["precision"]],
         int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
+        preprocess=PreprocessConfig.model_validate_json(entries.get("preprocess", "{}")),
+        nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
+        maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )

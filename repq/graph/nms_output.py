@@ -1,0 +1,122 @@
+r"""Non-maximum suppression at the end of the graph.
+
+Before and after, with N boxes and C classes::
+
+    … -> detections (B, N, 5 + C)
+    … -> detections -> corners (B, N, 4) ---------------\
+                   \-> scores (B, N, C) -> NonMaxSuppression -> (k, 3) -> scores that survive -> TopK -> boxes (B, K, 6)
+
+A row of ``boxes`` is x1, y1, x2, y2 in network pixels, score, class, best first; rows of score 0 stand for no box. K is
+``max_detections``, or N C if that is less. NonMaxSuppression gives a list over all images; its scores go back to
+their places in an array of zeros (B, N, C), so that TopK finds the best of every image at once, and of equal scores the
+one of the earlier box, then of the earlier class.
+
+The result is that of ``repq.evaluate.postprocess``: per class, a box falls if its IoU with a better one exceeds
+``iou``; with ``multi_label`` a box may stand for several classes, else for its best. Two differences stay: IoU is
+computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. The objectness, a constant
+1 in these models, is not multiplied in. A box without area counts on neither side.
+
+NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace as with_changes
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from repq.errors import GraphError
+from repq.graph.building import Adder
+from repq.graph.index import remove_unused, replace, sort_nodes
+from repq.graph.metadata import read_metadata, write_metadata
+from repq.recipe import NmsConfig
+
+BOXES = "boxes"
+_FIRST_SCORE = 5
+
+
+def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
+    """Return a copy of ``model`` that ends with ``boxes`` (B, K, 6) instead of detections (B, N, 5 + C).
+
+    Raises:
+        GraphError: the output has another shape, or the graph suppresses already.
+    """
+    batch, count, classes = _detections(model)
+    result = ModelProto()
+    result.CopyFrom(model)
+    add = Adder(result, "nms")
+    detections = result.graph.output[0].name
+    axis = add.ints(2)
+    centre = add.node("Slice", detections, add.ints(0), add.ints(2), axis)
+    size = add.node("Slice", detections, add.ints(2), add.ints(4), axis)
+    half = add.node("Mul", size, add.float(0.5))
+    corners = add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2)
+    scores = add.node("Slice", detections, add.ints(_FIRST_SCORE), add.ints(_FIRST_SCORE + classes), axis)
+    if not config.multi_label:
+        scores = _best_class_only(add, scores, classes)
+    scores = add.node("Mul", scores, _has_area(add, size))
+    selected = add.node(
+        "NonMaxSuppression", corners, add.node("Transpose", scores, perm=[0, 2, 1]),
+        add.int(min(config.max_detections, count)), add.float(config.iou), add.float(config.confidence),
+    )  # fmt: skip
+    places = add.node("Gather", selected, add.ints(0, 2, 1), axis=1)  # image, box, class
+    none = add.node("ConstantOfShape", add.node("Shape", scores))
+    survivors = add.node("ScatterND", none, places, add.node("GatherND", scores, places))
+    best = min(config.max_detections, count * classes)
+    score, rank = _best(add, result, survivors, best, count * classes)
+    box, class_id = add.node("Div", rank, add.int(classes)), add.node("Mod", rank, add.int(classes))
+    corner = add.node("GatherND", corners, add.node("Unsqueeze", box, axis), batch_dims=1)
+    found = add.node("Cast", add.node("Greater", score, add.float(0)), to=TensorProto.FLOAT)
+    parts = [
+        corner,
+        *(add.node("Unsqueeze", part, axis) for part in (score, add.node("Cast", class_id, to=TensorProto.FLOAT))),
+    ]
+    add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=BOXES)
+    replace(result.graph.output, [helper.make_tensor_value_info(BOXES, TensorProto.FLOAT, [batch, best, 6])])
+    remove_unused(result.graph)
+    sort_nodes(result.graph)
+    metadata = read_metadata(result)
+    if metadata is not None:
+        write_metadata(result, with_changes(metadata, nms=config))
+    return result
+
+
+def _best_class_only(add: Adder, scores: str, classes: int) -> str:
+    """Zero all scores of a box but the best; of equal ones the first stays."""
+    best = add.node("ArgMax", scores, axis=2, keepdims=1)
+    chosen = add.node("Equal", best, add.constant(np.arange(classes, dtype=np.int64)))
+    return add.node("Mul", scores, add.node("Cast", chosen, to=TensorProto.FLOAT))
+
+
+def _has_area(add: Adder, size: str) -> str:
+    """(B, N, 1): 1 for a box whose width and height are positive, else 0."""
+    least = add.node("ReduceMin", size, add.ints(2), keepdims=1)
+    return add.node("Cast", add.node("Greater", least, add.float(0)), to=TensorProto.FLOAT)
+
+
+def _best(add: Adder, model: ModelProto, survivors: str, best: int, length: int) -> tuple[str, str]:
+    flat = add.node("Reshape", survivors, add.ints(-1, length))
+    score, rank = "nms/score", "nms/rank"
+    model.graph.node.append(helper.make_node("TopK", [flat, add.ints(best)], [score, rank], "nms/TopK", axis=1))
+    return score, rank
+
+
+def _detections(model: ModelProto) -> tuple[int | str, int, int]:
+    """Batch size, boxes and classes of the only output."""
+    if any(node.op_type == "NonMaxSuppression" for node in model.graph.node):
+        raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
+    outputs = [
+        (output.name, [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in shape.dim])
+        for output in model.graph.output
+        if (shape := output.type.tensor_type.shape) is not None
+    ]
+    if len(outputs) == 1 and len(outputs[0][1]) == 3:
+        batch, count, width = outputs[0][1]
+        if isinstance(count, int) and isinstance(width, int) and width > _FIRST_SCORE:
+            return batch or "batch", count, width - _FIRST_SCORE
+    raise GraphError(
+        "the graph does not end with detections",
+        found=", ".join(f"{name} {tuple(shape)}" for name, shape in outputs) or "no output",
+        fix="suppression needs one output of shape (batch, boxes, 5 + classes), boxes and classes fixed",
+    )
