@@ -18,6 +18,7 @@ from repq.engine.source import read_source
 from repq.engine.storage import is_engine, read_engine
 from repq.errors import EngineError
 from repq.recipe import BuildConfig, EngineName
+from repq.results import Expectation
 
 __all__ = [
     "Engine",
@@ -33,8 +34,13 @@ __all__ = [
 ]
 
 
-def build(name: EngineName, onnx_path: Path, config: BuildConfig | None = None) -> Engine:
+def build(
+    name: EngineName, onnx_path: Path, config: BuildConfig | None = None, *, expected: Expectation | None = None
+) -> Engine:
     """Build an engine from an ONNX file.
+
+    Args:
+        expected: what a look at the graph predicts; the engine keeps it to compare with what really runs.
 
     Raises:
         EngineError: the runtime is not installed, or the file is no model that it can run.
@@ -58,6 +64,8 @@ def build(name: EngineName, onnx_path: Path, config: BuildConfig | None = None) 
         device="CPU",
         cpu=cpu_name(),
         cpu_features=cpu_features(),
+        settings=config,
+        expected=expected,
     )
     return cast(Engine, runtime.build(source, manifest))
 
@@ -71,10 +79,9 @@ def load(folder: Path, *, threads: int | None = None) -> Engine:
     folder = Path(folder)
     manifest = read_engine(folder)
     runtime = _runtime(manifest.engine)
-    changes: dict[str, object] = {"version": runtime.runtime_version()}
     if threads is not None:
-        changes["threads"] = threads
-    return cast(Engine, runtime.load(folder, manifest.model_copy(update=changes)))
+        manifest = manifest.model_copy(update={"threads": threads})
+    return cast(Engine, runtime.load(folder, manifest))
 
 
 def _runtime(name: EngineName) -> ModuleType:
@@ -86,4 +93,8 @@ def _runtime(name: EngineName) -> ModuleType:
         from repq.engine import openvino
 
         return openvino
+    if name == "tensorrt":
+        from repq.engine import tensorrt
+
+        return tensorrt
     raise EngineError(f"unknown engine {name!r}", fix="use one of those that `repq doctor` lists")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 import sys
 from collections.abc import Callable
 from importlib import metadata
 
 from repq.engine.cpu import DOT_PRODUCT_FEATURES, cpu_features, cpu_name
+from repq.engine.cuda import find_gpu, gpu_or_none
+from repq.engine.onnxruntime_providers import NAMES
+from repq.errors import EngineError
+from repq.recipe import Provider
 from repq.results import Availability
 
-_NO_DRIVER = "no NVIDIA driver (libcuda) on this machine"
+OLDEST_TENSORRT = (10, 16)
+
+_GPU_PROVIDERS: tuple[Provider, ...] = ("cuda", "tensorrt")
+_GPU_FIX = "run on a machine with an NVIDIA GPU and its driver"
 
 
 def availability() -> tuple[Availability, ...]:
@@ -48,8 +54,8 @@ def _torch() -> list[Availability]:
     if torch.version.cuda is None:
         fix = "install a CUDA build of torch: https://pytorch.org/get-started/locally/"
         return [*rows, _row("torch", "cuda", False, "this torch is built without CUDA", fix)]
-    detail = "torch finds no CUDA device" if _cuda_driver() else _NO_DRIVER
-    return [*rows, _row("torch", "cuda", False, detail, "run on a machine with an NVIDIA GPU and its driver")]
+    detail = "torch finds no CUDA device" if gpu_or_none() else _no_gpu()
+    return [*rows, _row("torch", "cuda", False, detail, _GPU_FIX)]
 
 
 def _onnxruntime() -> list[Availability]:
@@ -60,7 +66,19 @@ def _onnxruntime() -> list[Availability]:
     providers = onnxruntime.get_available_providers()
     usable = "CPUExecutionProvider" in providers
     detail = f"providers: {', '.join(providers)}; {_int8_note()}"
-    return [_row("onnxruntime", "cpu", usable, detail, None if usable else "pip install onnxruntime")]
+    rows = [_row("onnxruntime", "cpu", usable, detail, None if usable else "pip install onnxruntime")]
+    return rows + [_provider(provider, providers) for provider in _GPU_PROVIDERS]
+
+
+def _provider(provider: Provider, present: list[str]) -> Availability:
+    """ONNX Runtime on a GPU; whether the provider's own libraries load shows only when a session is opened."""
+    device = f"cuda ({provider})"
+    if NAMES[provider] not in present:
+        return _row("onnxruntime", device, False, f"no {NAMES[provider]}", "pip install onnxruntime-gpu in its place")
+    gpu = gpu_or_none()
+    if gpu is None:
+        return _row("onnxruntime", device, False, _no_gpu(), _GPU_FIX)
+    return _row("onnxruntime", device, True, f"{NAMES[provider]} on {gpu}")
 
 
 def _openvino() -> list[Availability]:
@@ -83,18 +101,30 @@ def _openvino() -> list[Availability]:
 
 
 def _tensorrt() -> list[Availability]:
-    driver = _cuda_driver()
-    gpu_fix = "run on a machine with an NVIDIA GPU and its driver"
-    if not _installed("tensorrt"):
-        detail = "not installed" if driver else f"not installed, and {_NO_DRIVER}"
-        fix = "pip install 'repq[tensorrt]'" if driver else f"{gpu_fix}, then pip install 'repq[tensorrt]'"
+    gpu = gpu_or_none()
+    missing = [name for name in ("tensorrt", "polygraphy") if not _installed(name)]
+    if missing:
+        detail = f"not installed: {', '.join(missing)}" + ("" if gpu else f", and {_no_gpu()}")
+        fix = "pip install 'repq[tensorrt]'" if gpu else f"{_GPU_FIX}, then pip install 'repq[tensorrt]'"
         return [_row("tensorrt", "cuda", False, detail, fix)]
-    if not driver:
-        return [_row("tensorrt", "cuda", False, _NO_DRIVER, gpu_fix)]
     import tensorrt
 
-    detail = f"TensorRT {tensorrt.__version__} and an NVIDIA driver are here, but this repq builds no TensorRT engines"
-    return [_row("tensorrt", "cuda", False, detail, "use onnxruntime or openvino")]
+    version = str(tensorrt.__version__)
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TENSORRT:
+        detail = f"TensorRT {version} is older than repq knows: it needs 10.16 or 11"
+        return [_row("tensorrt", "cuda", False, detail, "pip install --upgrade 'repq[tensorrt]'")]
+    if gpu is None:
+        detail = f"TensorRT {version} is here, but {_no_gpu()}: it cannot run engines"
+        return [_row("tensorrt", "cuda", False, detail, _GPU_FIX, version=version)]
+    return [_row("tensorrt", "cuda", True, f"{gpu}", version=version)]
+
+
+def _no_gpu() -> str:
+    try:
+        find_gpu()
+    except EngineError as error:
+        return error.what
+    return "no GPU"
 
 
 def _int8_note() -> str:
@@ -110,13 +140,11 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _cuda_driver() -> bool:
-    return ctypes.util.find_library("cuda") is not None or ctypes.util.find_library("nvcuda") is not None
-
-
-def _row(runtime: str, device: str, usable: bool, detail: str, fix: str | None = None) -> Availability:
+def _row(
+    runtime: str, device: str, usable: bool, detail: str, fix: str | None = None, version: str | None = None
+) -> Availability:
     return Availability(
-        runtime=runtime, device=device, usable=usable, version=_version(runtime), detail=detail, fix=fix
+        runtime=runtime, device=device, usable=usable, version=version or _version(runtime), detail=detail, fix=fix
     )
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.recipe import EngineName
-from repq.results import EngineDescription, Result
+from repq.recipe import BuildConfig, EngineName
+from repq.results import EngineDescription, Expectation, Result
+
+CONVERSIONS = {"float32": "(images / 255).astype('float32')", "uint8": "(images * 255).round().astype('uint8')"}
 
 Shape = tuple[int | str, ...]
 """Dimensions of a tensor; a string names a dynamic one."""
 
 
 class TensorInfo(Result):
+    """A tensor at the edge of the network. Engines take and give float32 and convert to ``dtype`` and back."""
+
     name: str
     shape: Shape
+    dtype: str = "float32"
 
 
 class EngineManifest(Result):
@@ -29,12 +34,17 @@ class EngineManifest(Result):
     Attributes:
         version: of the runtime that built the engine.
         source_sha256: of the ONNX file that the engine was built from.
-        input: the image tensor, (batch, channels, height, width).
+        input: the image tensor, (batch, channels, height, width), or (batch, height, width, 3) of a graph that
+            letterboxes.
         metadata: the ONNX file's own metadata, such as class names.
         layers: id of every convolution, in graph order.
         int8_layers: those whose input and weight both have a scale in the source: what was asked for, not what runs.
         threads: CPU threads; None leaves the choice to the runtime.
+        device: what it runs on.
         cpu_features: of the machine that built the engine.
+        gpu, compute_capability: of the machine that built a TensorRT engine; None: there was none.
+        settings: that it was built with.
+        expected: what a look at the graph predicts, where somebody looked.
     """
 
     engine: EngineName
@@ -51,6 +61,10 @@ class EngineManifest(Result):
     device: str
     cpu: str
     cpu_features: tuple[str, ...]
+    gpu: str | None = None
+    compute_capability: str | None = None
+    settings: BuildConfig = BuildConfig()
+    expected: Expectation | None = None
 
     @property
     def batch(self) -> int | None:
@@ -73,8 +87,8 @@ class Engine(Protocol):
         """The one batch size that ``infer`` takes; None: any."""
         ...
 
-    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Run images (B, C, H, W), float32, and return every output by its name.
+    def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run images (B, C, H, W), float32 unless the manifest says otherwise, and return every output by its name.
 
         Raises:
             EngineError: the type or shape is not the one that the engine was built for.
@@ -94,17 +108,18 @@ class Engine(Protocol):
         ...
 
 
-def check_images(images: NDArray[np.float32], wanted: TensorInfo) -> None:
+def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:
     """Refuse images that the engine cannot take.
 
     Raises:
         EngineError: wrong type, number of dimensions or size.
     """
-    if images.dtype != np.float32:
+    taken = "uint8" if wanted.dtype == "uint8" else "float32"  # float16 inputs are converted to
+    if images.dtype != taken:
         raise EngineError(
-            f"the engine's input {wanted.name!r} takes float32 images in 0..1",
+            f"the engine's input {wanted.name!r} takes {taken} images in {'0..255' if taken == 'uint8' else '0..1'}",
             found=f"{images.dtype}",
-            fix="convert them, for example (images / 255).astype('float32')",
+            fix=f"convert them, for example {CONVERSIONS[taken]}",
         )
     if fits(images.shape, wanted.shape):
         return
@@ -119,6 +134,11 @@ def check_images(images: NDArray[np.float32], wanted: TensorInfo) -> None:
         found=f"{images.shape}",
         fix="resize the images, or export and build for this size",
     )
+
+
+def as_input(images: NDArray[Any], wanted: TensorInfo) -> NDArray[Any]:
+    """The images in one piece of memory and of the type that the network reads."""
+    return np.ascontiguousarray(images, wanted.dtype)
 
 
 def fits(shape: Sequence[int], wanted: Shape) -> bool:

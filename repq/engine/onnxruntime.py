@@ -1,6 +1,7 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, on the CPU unless another provider is asked for.
 
-The engine holds the graph that ``onnxruntime_lowering`` wrote, and describes the one that ONNX Runtime made of it.
+On the CPU the engine holds the graph that ``onnxruntime_lowering`` wrote, and describes the one that ONNX Runtime made
+of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in the description.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from repq.engine.base import EngineManifest, check_images
+from repq.engine.base import EngineManifest, as_input, check_images
 from repq.engine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.engine.onnxruntime_lowering import lower
+from repq.engine.onnxruntime_providers import NAMES, demand_provider, nodes_by_provider
 from repq.engine.source import CONVOLUTIONS, Source
 from repq.engine.storage import write_engine
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.recipe import EngineName
+from repq.recipe import EngineName, Provider
 from repq.results import EngineDescription, LayerPrecision
 
 INSTALL = "pip install onnxruntime"
@@ -49,7 +51,7 @@ _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
 
 
 class OnnxRuntimeEngine:
-    """One session on the CPU."""
+    """One session."""
 
     name: EngineName = "onnxruntime"
 
@@ -57,26 +59,25 @@ class OnnxRuntimeEngine:
         self.manifest = manifest
         self._model = model
         self._data = model.SerializeToString()
-        self._session = _session(self._data, manifest.threads)
+        self._provider = manifest.settings.provider
+        self._session = _session(self._data, manifest.threads, self._provider)
         self._outputs = [output.name for output in manifest.outputs]
 
     @property
     def batch(self) -> int | None:
         return self.manifest.batch
 
-    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        feed = {self.manifest.input.name: np.ascontiguousarray(images)}
-        return dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+        results = self._session.run(self._outputs, {self.manifest.input.name: as_input(images, self.manifest.input)})
+        return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
     def save(self, folder: Path) -> None:
         write_engine(folder, self.manifest, lambda new: _write(new / _MODEL, self._data))
 
     def describe(self) -> EngineDescription:
         with tempfile.TemporaryDirectory() as scratch:
-            optimized = Path(scratch) / _MODEL
-            _session(self._data, self.manifest.threads, optimized)
-            executed = onnx.load(str(optimized))
+            layers, extra, note = self._executed(Path(scratch) / _MODEL)
         return EngineDescription(
             engine=self.name,
             version=self.manifest.version,
@@ -85,9 +86,28 @@ class OnnxRuntimeEngine:
             input_shape=self.manifest.input.shape,
             output_names=tuple(self._outputs),
             size_bytes=len(self._data),
-            layers=executed_layers(executed.graph, self.manifest.layers, result_names(self._model.graph)),
-            extra_nodes=conversions(executed.graph.node),
+            layers=layers,
+            extra_nodes=extra,
+            expected=self.manifest.expected,
+            note=note,
         )
+
+    def _executed(self, optimized: Path) -> tuple[tuple[LayerPrecision, ...], dict[str, int], str | None]:
+        """Layers and conversions of the optimized graph, and for a GPU provider what its nodes really ran on."""
+        if self._provider == "tensorrt":  # its nodes are engines of their own, which ONNX Runtime cannot write down
+            unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
+            return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
+        _session(self._data, self.manifest.threads, self._provider, optimized=optimized)
+        graph = onnx.load(str(optimized)).graph
+        layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph))
+        return layers, conversions(graph.node), None if self._provider == "cpu" else self._placement()
+
+    def _placement(self) -> str:
+        shape = [size if isinstance(size, int) else 1 for size in self.manifest.input.shape]
+        images = np.zeros(shape, self.manifest.input.dtype)
+        session = _session(self._data, self.manifest.threads, self._provider, profiled=True)
+        counts = nodes_by_provider(session, {self.manifest.input.name: images})
+        return ", ".join(f"{count} nodes ran on {name}" for name, count in counts.items())
 
 
 def runtime_version() -> str:
@@ -109,7 +129,10 @@ def build(source: Source, manifest: EngineManifest) -> OnnxRuntimeEngine:
     Raises:
         EngineError: ONNX Runtime cannot run the model.
     """
-    return OnnxRuntimeEngine(manifest, lower(source.model))
+    provider = manifest.settings.provider
+    if provider == "cpu":
+        return OnnxRuntimeEngine(manifest, lower(source.model))
+    return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)
 
 
 def load(folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
@@ -118,7 +141,8 @@ def load(folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
     Raises:
         EngineError: ONNX Runtime cannot run the model.
     """
-    return OnnxRuntimeEngine(manifest, onnx.load(str(folder / _MODEL)))
+    here = manifest.model_copy(update={"version": runtime_version()})
+    return OnnxRuntimeEngine(here, onnx.load(str(folder / _MODEL)))
 
 
 def executed_layers(
@@ -170,9 +194,12 @@ def conversions(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _session(data: bytes, threads: int | None, optimized: Path | None = None) -> Any:
+def _session(
+    data: bytes, threads: int | None, provider: Provider, *, optimized: Path | None = None, profiled: bool = False
+) -> Any:
     import onnxruntime
 
+    demand_provider(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that an optimized model fits this machine only; that is wanted here
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -184,10 +211,21 @@ def _session(data: bytes, threads: int | None, optimized: Path | None = None) ->
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profiled:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "repq-onnxruntime")
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # Without this it would take the CPU when a GPU provider fails, with no more than a line in its log.
+        session = onnxruntime.InferenceSession(data, options, providers=[NAMES[provider]], enable_fallback=0)
     except Exception as error:  # its exceptions share no public base class
         raise EngineError("ONNX Runtime cannot run the model", found=str(error).strip().splitlines()[0]) from None
+    if session.get_providers()[0] != NAMES[provider]:
+        raise EngineError(
+            f"ONNX Runtime did not take {NAMES[provider]}",
+            found=", ".join(session.get_providers()),
+            fix="see `repq doctor`, or use --provider cpu",
+        )
+    return session
 
 
 def _write(path: Path, data: bytes) -> None:

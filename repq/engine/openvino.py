@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.engine.base import EngineManifest, check_images
+from repq.engine.base import EngineManifest, as_input, check_images
 from repq.engine.openvino_lowering import lower
 from repq.engine.source import Source
 from repq.engine.storage import folder_size, write_engine
@@ -37,29 +37,47 @@ class OpenVinoEngine:
     name: EngineName = "openvino"
 
     def __init__(self, manifest: EngineManifest, model: Any) -> None:
-        import openvino
-
         self.manifest = manifest
         self._model = model
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if manifest.threads is not None:
-            options["INFERENCE_NUM_THREADS"] = manifest.threads
-        try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", options)
-        except RuntimeError as error:
-            raise EngineError("OpenVINO cannot compile the model", found=_reason(error)) from None
+        self._compiled = self._compile({})
         self._request = self._compiled.create_infer_request()
 
     @property
     def batch(self) -> int | None:
         return self.manifest.batch
 
-    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        results = self._request.infer([as_input(images, self.manifest.input)], share_inputs=True)
         names = (output.name for output in self.manifest.outputs)
         # The runtime reuses its output buffers in the next run, so each result is a copy.
-        return {name: np.array(values) for name, values in zip(names, results.values(), strict=True)}
+        return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
+
+    def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
+        """Milliseconds of every layer with all that is fused into it, by OpenVINO's own counters.
+
+        They are means over ``runs`` runs of a copy that is compiled for it: counting itself costs time.
+        """
+        check_images(images, self.manifest.input)
+        compiled = self._compile({"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        for _ in range(runs):
+            request.infer([as_input(images, self.manifest.input)], share_inputs=True)
+        found = _nodes_of_layers(executed_nodes(compiled))
+        return {
+            layer: float(found[layer]["execTimeMcs"] or 0) / 1e3 for layer in self.manifest.layers if layer in found
+        }
+
+    def _compile(self, extra: Mapping[str, Any]) -> Any:
+        import openvino
+
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **extra}
+        if self.manifest.threads is not None:
+            options["INFERENCE_NUM_THREADS"] = self.manifest.threads
+        try:
+            return openvino.Core().compile_model(self._model, "CPU", options)
+        except RuntimeError as error:
+            raise EngineError("OpenVINO cannot compile the model", found=_reason(error)) from None
 
     def save(self, folder: Path) -> None:
         write_engine(folder, self.manifest, self._write_payload)
@@ -128,12 +146,12 @@ def load(folder: Path, manifest: EngineManifest) -> OpenVinoEngine:
         model = openvino.Core().read_model(str(folder / _IR))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot read {folder / _IR}", found=_reason(error), fix="build it again") from None
-    return OpenVinoEngine(manifest, model)
+    return OpenVinoEngine(manifest.model_copy(update={"version": runtime_version()}), model)
 
 
 def executed_nodes(compiled: Any) -> list[dict[str, str]]:
     """What OpenVINO notes about every node of a compiled model's execution graph."""
-    keys = ("layerType", "runtimePrecision", "outputPrecisions", "primitiveType", "originalLayersNames")
+    keys = ("layerType", "runtimePrecision", "outputPrecisions", "primitiveType", "originalLayersNames", "execTimeMcs")
     notes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return [{key: note[key].astype(str) if key in note else "" for key in keys} for note in notes]
 
@@ -144,11 +162,7 @@ def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId
     A node lists the names of all that was fused into it; a convolution with a bias is there as ``ID/WithoutBiases``.
     A layer without a node of its own is ``unknown``.
     """
-    found: dict[str, Mapping[str, str]] = {}
-    for node in nodes:
-        if node["layerType"] in _LAYER_TYPES:
-            for name in node["originalLayersNames"].split(","):
-                found.setdefault(name.removesuffix("/WithoutBiases"), node)
+    found = _nodes_of_layers(nodes)
     rows = []
     for layer in layers:
         executed = found.get(layer)
@@ -159,6 +173,15 @@ def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId
             LayerPrecision(layer=layer, precision=precision, kernel=executed["primitiveType"] if executed else "")
         )
     return tuple(rows)
+
+
+def _nodes_of_layers(nodes: Iterable[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    found: dict[str, Mapping[str, str]] = {}
+    for node in nodes:
+        if node["layerType"] in _LAYER_TYPES:
+            for name in node["originalLayersNames"].split(","):
+                found.setdefault(name.removesuffix("/WithoutBiases"), node)
+    return found
 
 
 def conversions(nodes: Iterable[Mapping[str, str]]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from repq.layers import LayerId
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """ONNX operators that are layers."""
 
+_COPIES = frozenset({"Flatten", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 _WEIGHT = re.compile(r"(?P<layer>.+)\.weight(?:[._].*)?")
 
 
@@ -104,13 +105,20 @@ def _origin(tensor: str, producers: dict[str, onnx.NodeProto]) -> str:
 
 
 def _is_dequantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    return tensor in producers and producers[tensor].op_type == "DequantizeLinear"
+    """Whether a tensor comes from DequantizeLinear, directly or through operators that copy values."""
+    producer = producers.get(tensor)
+    if producer is None or producer.op_type == "DequantizeLinear":
+        return producer is not None
+    if producer.op_type == "Concat":
+        return all(_is_dequantized(part, producers) for part in producer.input)
+    return producer.op_type in _COPIES and _is_dequantized(producer.input[0], producers)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     dimensions = value.type.tensor_type.shape.dim
     return TensorInfo(
         name=value.name,
+        dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
         shape=tuple(
             d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
         ),

@@ -1,0 +1,169 @@
+"""TensorRT 10.16 and 11 on an NVIDIA GPU.
+
+A plan runs on the GPU and with the TensorRT that it was built for, so an engine remembers both and says so where they
+differ. Building works wherever TensorRT has a builder; running, and asking which kernels were chosen, need the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.engine.base import EngineManifest, check_images
+from repq.engine.cuda import find_gpu, gpu_or_none
+from repq.engine.source import Source
+from repq.engine.storage import write_engine
+from repq.engine.tensorrt_building import INSTALL, build_plan, profile_shapes, trtexec_line
+from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, read_kernels
+from repq.engine.tensorrt_running import PlanRunner, open_plan
+from repq.errors import EngineError
+from repq.recipe import EngineName
+from repq.results import EngineDescription, LayerPrecision
+
+_PLAN = "model.plan"
+
+
+class TensorRtEngine:
+    """One serialized engine; it is put on the GPU when it first runs or is described."""
+
+    name: EngineName = "tensorrt"
+
+    def __init__(self, manifest: EngineManifest, plan: bytes) -> None:
+        self.manifest = manifest
+        self._plan = plan
+        self._opened: Any = None
+        self._runner: PlanRunner | None = None
+
+    @property
+    def batch(self) -> int | None:
+        return self.manifest.batch
+
+    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        check_images(images, self.manifest.input)
+        self._check_batch(len(images))
+        return self._ready()(images)
+
+    def on_device(self, shape: tuple[int, ...]) -> tuple[Callable[[], object], int]:
+        """One run on images of this shape that the GPU has already, and the handle of the stream that it goes to."""
+        self._check_batch(shape[0])
+        return self._ready().launcher(shape)
+
+    def _ready(self) -> PlanRunner:
+        if self._runner is None:
+            self._runner = PlanRunner(self._engine(), self.manifest.input, self.manifest.outputs)
+        return self._runner
+
+    def save(self, folder: Path) -> None:
+        write_engine(folder, self.manifest, lambda new: _write(new / _PLAN, self._plan))
+
+    def describe(self) -> EngineDescription:
+        """Say what really runs; without a GPU ``note`` says why that is not known, and every layer is ``unknown``."""
+        note: str | None = None
+        kernels: tuple[Kernel, ...] = ()
+        try:
+            find_gpu()
+        except EngineError as error:
+            note = f"{error.what}; which kernels were chosen can be asked on the GPU only"
+        else:
+            import tensorrt as trt
+
+            inspector = self._engine().create_engine_inspector()
+            kernels = read_kernels(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        layers = executed_layers(kernels, self.manifest.layers)
+        return EngineDescription(
+            engine=self.name,
+            version=self.manifest.version,
+            device=self.manifest.device,
+            input_name=self.manifest.input.name,
+            input_shape=self.manifest.input.shape,
+            output_names=tuple(output.name for output in self.manifest.outputs),
+            size_bytes=len(self._plan),
+            layers=layers or tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers),
+            extra_nodes=conversions(kernels),
+            expected=self.manifest.expected,
+            note=note,
+        )
+
+    def _engine(self) -> Any:
+        if self._opened is None:
+            self._opened = open_plan(self._plan)
+        return self._opened
+
+    def _check_batch(self, size: int) -> None:
+        (smallest, *_), _, (largest, *_) = profile_shapes(self.manifest.input, self.manifest.settings.tensorrt)
+        if not smallest <= size <= largest:
+            raise EngineError(
+                f"the engine is built for batches of {smallest} to {largest}",
+                found=f"a batch of {size}",
+                fix="split the batch, or build with another --profile",
+            )
+
+
+def runtime_version() -> str:
+    """Version of the installed TensorRT.
+
+    Raises:
+        EngineError: TensorRT or Polygraphy is not installed, or does not load.
+    """
+    try:
+        import polygraphy  # noqa: F401
+        import tensorrt
+    except (ImportError, OSError) as error:
+        raise EngineError("TensorRT cannot be used here", found=str(error), fix=INSTALL) from None
+    return str(tensorrt.__version__)
+
+
+def build(source: Source, manifest: EngineManifest) -> TensorRtEngine:
+    """Build a plan for this machine's GPU.
+
+    Raises:
+        EngineError: TensorRT refuses the model, or needs a GPU that is not there.
+    """
+    plan = build_plan(source.model.SerializeToString(), source.input, manifest.settings.tensorrt)
+    gpu = gpu_or_none()
+    place = {
+        "device": "no GPU" if gpu is None else gpu.name,
+        "gpu": None if gpu is None else gpu.name,
+        "compute_capability": None if gpu is None else gpu.compute_capability,
+    }
+    return TensorRtEngine(manifest.model_copy(update=place), plan)
+
+
+def load(folder: Path, manifest: EngineManifest) -> TensorRtEngine:
+    """Open a saved plan.
+
+    Raises:
+        EngineError: it was built with another TensorRT or for another GPU than there are here.
+    """
+    _demand_same_place(folder, manifest)
+    return TensorRtEngine(manifest, (folder / _PLAN).read_bytes())
+
+
+def build_command(manifest: EngineManifest, onnx: Path, folder: Path) -> str:
+    """The ``trtexec`` line that builds the same plan."""
+    settings = manifest.settings.tensorrt
+    return trtexec_line(str(onnx), str(folder / _PLAN), manifest.input, settings, manifest.version)
+
+
+def _demand_same_place(folder: Path, manifest: EngineManifest) -> None:
+    installed, gpu = runtime_version(), gpu_or_none()
+    fix = "build it again here, from the ONNX file with the hash that its manifest holds"
+    if installed != manifest.version and not manifest.settings.tensorrt.version_compatible:
+        raise EngineError(
+            f"{folder} was built with TensorRT {manifest.version}", found=f"TensorRT {installed} here", fix=fix
+        )
+    if gpu is None:  # it can be described; running it says that there is no GPU
+        return
+    if manifest.gpu is None:
+        raise EngineError(f"{folder} was built without a GPU, to check the model only", found=f"{gpu} here", fix=fix)
+    if (manifest.gpu, manifest.compute_capability) != (gpu.name, gpu.compute_capability):
+        built = f"{manifest.gpu} (compute capability {manifest.compute_capability})"
+        raise EngineError(f"{folder} was built on {built}", found=f"{gpu} here", fix=fix)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
