@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.bench.device_time import DeviceWork, device_ms
 from repq.bench.environment import capture_environment
+from repq.bench.gpu_readings import GpuWatch
 from repq.errors import RepqError
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
@@ -38,11 +40,15 @@ class Runner:
         infer: network input (B, 3, H, W), float32, to whatever the model gives.
         preprocess: decoded images (H, W, 3), uint8, to network input; None: only ``infer`` is timed.
         postprocess: what ``infer`` gives, to boxes; None: only ``infer`` is timed.
+        inputs: batch size -> network input, of a model that takes something else than floats (B, 3, H, W).
+        on_device: batch size -> the model's work on a GPU, whose time is then given as well.
     """
 
-    infer: Callable[[NDArray[np.float32]], Any]
-    preprocess: Callable[[RawImages], NDArray[np.float32]] | None = None
+    infer: Callable[[Any], Any]
+    preprocess: Callable[[RawImages], Any] | None = None
     postprocess: Callable[[Any], Any] | None = None
+    inputs: Callable[[int], Any] | None = None
+    on_device: Callable[[int], DeviceWork] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class TimedModel:
         variant: what it was built as; precision: what its layers really run in.
         open: number of CPU threads -> runner; called once per number, outside the timing.
         batch: the one batch size that it takes; None: any.
+        spec: its architecture, such as ``yolov6s_v2``.
     """
 
     label: str
@@ -63,6 +70,7 @@ class TimedModel:
     size_bytes: int
     open: Callable[[int], Runner]
     batch: int | None = None
+    spec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class _Job:
     model: TimedModel
     scope: Scope
     run: Callable[[], Any]
+    device: DeviceWork | None = None
 
 
 def bench(
@@ -84,6 +93,7 @@ def bench(
     clock: Clock = time.perf_counter_ns,
     environment: Environment | None = None,
     progress: Progress = silent,
+    watch_gpu: int | None = None,
 ) -> BenchReport:
     """Time models side by side at every batch size and number of threads.
 
@@ -94,6 +104,7 @@ def bench(
         seed: of the noise that is the network input.
         clock: where time comes from.
         environment: default: this machine, captured before the first run.
+        watch_gpu: index of a GPU whose clocks and power are read meanwhile.
 
     Returns:
         One row per setting, scope and model, in this order; latencies are for a whole batch.
@@ -115,8 +126,10 @@ def bench(
             for scope in _scopes(config):
                 jobs = _jobs(models, runners, scope, inputs, pictures)
                 label = f"{batch} x {threads} threads, {scope}"
-                samples = measure([job.run for job in jobs], config, clock, progress, label)
-                rows.extend(_rows(models[0], jobs, samples, batch, threads))
+                with GpuWatch(watch_gpu) as watch:
+                    samples = measure([job.run for job in jobs], config, clock, progress, label)
+                measured = _rows(models[0], jobs, samples, batch, threads)
+                rows.extend(_with_device(job, row, config, watch) for job, row in zip(jobs, measured, strict=True))
     return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds)
 
 
@@ -179,19 +192,21 @@ def _jobs(
     jobs = []
     for model, runner in zip(models, runners, strict=True):
         if scope == "infer":
-            jobs.append(_Job(model, scope, _infer_only(runner, inputs)))
+            own = inputs if runner.inputs is None else runner.inputs(len(inputs))
+            device = None if runner.on_device is None else runner.on_device(len(inputs))
+            jobs.append(_Job(model, scope, _infer_only(runner, own), device))
         elif runner.preprocess is not None and runner.postprocess is not None:
             jobs.append(_Job(model, scope, _whole_way(runner.preprocess, runner.infer, runner.postprocess, pictures)))
     return jobs
 
 
-def _infer_only(runner: Runner, inputs: NDArray[np.float32]) -> Callable[[], Any]:
+def _infer_only(runner: Runner, inputs: Any) -> Callable[[], Any]:
     return lambda: runner.infer(inputs)
 
 
 def _whole_way(
-    preprocess: Callable[[RawImages], NDArray[np.float32]],
-    infer: Callable[[NDArray[np.float32]], Any],
+    preprocess: Callable[[RawImages], Any],
+    infer: Callable[[Any], Any],
     postprocess: Callable[[Any], Any],
     pictures: RawImages,
 ) -> Callable[[], Any]:
@@ -221,9 +236,19 @@ def _rows(
                 size_bytes=job.model.size_bytes,
                 speedup=base / median if base is not None and median > 0 else None,
                 samples_ms=tuple(times),
+                spec=job.model.spec,
             )
         )
     return rows
+
+
+def _with_device(job: _Job, row: BenchRow, config: BenchConfig, watch: GpuWatch) -> BenchRow:
+    changes: dict[str, Any] = {"gpu": watch.readings}
+    if job.device is not None:
+        runs = config.rounds * config.runs_per_round
+        changes["device_ms_median"] = device_ms(job.device, runs, config.warmup, graph=False)
+        changes["device_graph_ms_median"] = device_ms(job.device, runs, config.warmup, graph=True)
+    return row.model_copy(update=changes)
 
 
 def _check(models: Sequence[TimedModel], config: BenchConfig) -> None:

@@ -1,0 +1,113 @@
+"""What layers cost in float, in milliseconds: each alone, and plans as a whole.
+
+A layer alone comes from the runtime's own clock: the difference that one layer makes to a whole inference is smaller
+than the noise of timing it. What the clock of a layer does not see, conversions between float and INT8 layers, shows
+when a plan as a whole is timed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from repq.bench.latency import measure
+from repq.engine import Engine, build
+from repq.errors import EngineError
+from repq.graph import insert_qdq, propagate_qdq, save_onnx
+from repq.layers import LayerId
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig, BuildConfig, EngineName
+from repq.scales import ScaleTable
+
+
+def layer_milliseconds(
+    engine: EngineName,
+    graph: ModelProto,
+    scales: ScaleTable,
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[LayerId, float]:
+    """What each layer of ``scales`` takes longer in float than in INT8, in milliseconds; below 0 if it is faster.
+
+    The float engine and the one with all layers in INT8 take turns; each time is a median over the rounds.
+
+    Args:
+        graph: float32, with a fixed batch.
+        scales: of all layers.
+        config: rounds, and runs in each; the first number of threads counts.
+
+    Raises:
+        EngineError: the runtime does not tell the time of its layers, or cannot build the graph.
+    """
+    images = _noise(imgsz, seed)
+    with plan_engines(engine, graph, scales, [(), tuple(scales)], config) as (float_engine, int8_engine):
+        times: dict[str, dict[LayerId, list[float]]] = {"float": {}, "int8": {}}
+        for _ in progress(range(config.rounds), total=config.rounds, label="layer times"):
+            for name, built in (("float", float_engine), ("int8", int8_engine)):
+                for layer, value in _layer_times(built, images, config.runs_per_round).items():
+                    times[name].setdefault(layer, []).append(value)
+    both = [layer for layer in scales if layer in times["float"] and layer in times["int8"]]
+    return {layer: median(times["float"][layer]) - median(times["int8"][layer]) for layer in both}
+
+
+def time_plans(
+    engine: EngineName,
+    graph: ModelProto,
+    scales: ScaleTable,
+    plans: Sequence[Sequence[LayerId]],
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[list[float]]:
+    """Milliseconds of every timed inference of each plan, given by its INT8 layers; the plans take turns."""
+    images = _noise(imgsz, seed)
+    with plan_engines(engine, graph, scales, plans, config) as engines:
+        runs = [partial(built.infer, images) for built in engines]
+        return measure(runs, config, progress=progress, label="latency of plans")
+
+
+@contextmanager
+def plan_engines(
+    name: EngineName,
+    graph: ModelProto,
+    scales: ScaleTable,
+    plans: Sequence[Sequence[LayerId]],
+    config: BenchConfig,
+) -> Iterator[list[Engine]]:
+    """One engine for each plan, given by its INT8 layers, as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        engines = []
+        for number, int8 in enumerate(plans):
+            path = Path(folder) / f"{number}.onnx"
+            chosen = {layer: scales[layer] for layer in int8}
+            save_onnx(path, propagate_qdq(insert_qdq(graph, chosen)) if chosen else graph)
+            engines.append(build(name, path, BuildConfig(threads=config.threads[0])))
+        yield engines
+
+
+def _layer_times(built: Engine, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
+    from repq.engine.openvino import OpenVinoEngine
+
+    if not isinstance(built, OpenVinoEngine):
+        raise EngineError(
+            f"{built.name} does not tell repq how long each of its layers takes",
+            fix="weigh by the times of openvino, or by multiply-adds",
+        )
+    return built.layer_times(images, runs)
+
+
+def _noise(imgsz: tuple[int, int], seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random((1, 3, *imgsz), dtype=np.float32)
