@@ -50,13 +50,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """An inline SVG drawing; ``alt`` says what it shows."""
+    """An inline SVG drawing; ``alt`` says what it shows. With ``file``, it is written beside the report as well."""
 
     kind: ClassVar = "figure"
     title: str
     svg: str
     alt: str
     wide: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True)

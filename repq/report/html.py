@@ -38,6 +38,12 @@ def to_html(summary: ReportSummary, sections: Sequence[Section]) -> str:
     )
 
 
+def colours() -> str:
+    """The part of the page's style that defines its colours, light and dark."""
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return style[: style.index("\n* {")]
+
+
 def _precision_slot(precision: str) -> str:
     """The colour class of a precision in the layer map."""
     name = precision.lower()

@@ -1,4 +1,4 @@
-"""The Markdown form (GitHub's dialect): the same sections without the drawings."""
+"""The Markdown form (GitHub's dialect): the same sections; drawings where they lie beside it as files."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def _block(block: Block) -> str:
         case Listing():
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", block.text)), default=0))
             return _folded(block.title, f"{fence}json\n{block.text}\n{fence}")
-        case Figure() | LayerMap():
-            return ""  # their figures are in the tables
+        case Figure():  # the figures of the others are in the tables
+            return f"![{escape(block.alt)}]({block.file})" if block.file else ""
+        case LayerMap():
+            return ""
 
 
 def _cards(block: Cards) -> str:

@@ -1,63 +1,32 @@
-"""Drawings as inline SVG. Text stays text and colours are CSS variables, so a drawing follows the page's theme.
-
-Matplotlib is imported inside the functions; no global state of it is touched but within ``rc_context``.
-"""
+"""Drawings of a run: accuracy, latency, ranges, training."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repq.report.comparison import engine_title
+from repq.report.drawing import (
+    BAD,
+    FLOAT,
+    INK,
+    INT8,
+    SERIES_A,
+    SERIES_B,
+    drawing,
+    figure_of,
+    layer_axis,
+    legend,
+    svg_text,
+)
 from repq.report.numbers import significant
 from repq.report.summary import VARIANT_TITLES
-from repq.results import BenchRow, EpochRow, LayerQuantization
+from repq.results import BenchRow, EpochRow, LayerQuantization, ServiceRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Stand-ins that nothing else draws with; `_svg` puts the CSS variables in their place.
-_INK, _FAINT, _FLOAT, _INT8, _SERIES_A, _SERIES_B, _BAD = (f"#0102{n:02x}" for n in range(7))
-_VARIABLES = {
-    _INK: "--ink-soft",
-    _FAINT: "--line",
-    _FLOAT: "--c-float",
-    _INT8: "--c-int8",
-    _SERIES_A: "--c-a",
-    _SERIES_B: "--c-b",
-    _BAD: "--bad",
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "repq",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlecolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.labelcolor": _INK,
-}
 _MAX_SAMPLES = 120
 
 
@@ -65,8 +34,8 @@ def paired_bars(
     name: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float], digits: int = 3
 ) -> str:
     """Horizontal FP32 and INT8 bars, one pair a label."""
-    with _drawing(4.6, 0.7 + 0.62 * len(labels)) as (figure, axes):
-        for offset, values, colour, variant in ((0.2, before, _FLOAT, "FP32"), (-0.2, after, _INT8, "INT8")):
+    with drawing(4.6, 0.7 + 0.62 * len(labels)) as (figure, axes):
+        for offset, values, colour, variant in ((0.2, before, FLOAT, "FP32"), (-0.2, after, INT8, "INT8")):
             places = [len(labels) - 1 - row + offset for row in range(len(labels))]
             bars = axes.barh(places, values, height=0.36, color=colour, label=variant)
             axes.bar_label(bars, [significant(value, digits) for value in values], padding=3, fontsize=8.5)
@@ -75,8 +44,8 @@ def paired_bars(
         axes.tick_params(axis="y", length=0)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        _legend(axes, columns=2)
-        return _svg(figure, name)
+        legend(axes, columns=2)
+        return svg_text(figure, name)
 
 
 def latency_bars(rows: Sequence[BenchRow]) -> str:
@@ -84,25 +53,25 @@ def latency_bars(rows: Sequence[BenchRow]) -> str:
     settings = list(dict.fromkeys((row.scope, row.batch, row.threads) for row in rows))
     panels = [[row for row in rows if (row.scope, row.batch, row.threads) == setting] for setting in settings]
     heights = [0.75 + 0.32 * len(panel) for panel in panels]
-    with _figure(9.6, sum(heights)) as figure:
+    with figure_of(9.6, sum(heights)) as figure:
         all_axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for axes, panel, (scope, batch, threads) in zip(all_axes, panels, settings, strict=True):
             _latency_panel(axes, panel)
             what = "inference" if scope == "infer" else "end to end (with pre- and post-processing)"
             axes.set_title(f"{what}, batch {batch}, threads {threads}", loc="left")
         all_axes[-1].set_xlabel("latency, ms per batch: bar = median, whisker = 95th percentile, ticks = single runs")
-        return _svg(figure, "latency")
+        return svg_text(figure, "latency")
 
 
 def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
     places = list(range(len(rows)))[::-1]
-    colours = [_INT8 if row.variant == "int8" else _FLOAT for row in rows]
+    colours = [INT8 if row.variant == "int8" else FLOAT for row in rows]
     axes.barh(places, [row.latency_ms_median for row in rows], height=0.62, color=colours)
     for place, row in zip(places, rows, strict=True):
-        axes.plot([row.latency_ms_median, row.latency_ms_p95], [place, place], color=_INK, linewidth=1.2)
+        axes.plot([row.latency_ms_median, row.latency_ms_p95], [place, place], color=INK, linewidth=1.2)
         stride = max(1, math.ceil(len(row.samples_ms) / _MAX_SAMPLES))
         samples = [value for value in row.samples_ms[::stride] if value <= 2 * row.latency_ms_p95]
-        axes.plot(samples, [place - 0.4] * len(samples), "|", color=_INK, markersize=3, alpha=0.5)
+        axes.plot(samples, [place - 0.4] * len(samples), "|", color=INK, markersize=3, alpha=0.5)
         text = f"{significant(row.latency_ms_median)} ms"
         axes.annotate(
             text, (max(row.latency_ms_p95, *samples, 0), place), (6, 0), textcoords="offset points", va="center"
@@ -112,33 +81,60 @@ def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
         names = [f"{row.model} · {name}" for row, name in zip(rows, names, strict=True)]
     axes.set_yticks(places, [_literal(name) for name in names])
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1.15 * max(max(row.latency_ms_p95, *row.samples_ms[:1]) for row in rows))
+    axes.set_xlim(0, 1.15 * max(max((row.latency_ms_p95, *row.samples_ms[:1])) for row in rows))
     axes.grid(axis="x")
+
+
+def step_bars(rows: Sequence[ServiceRow]) -> str:
+    """Milliseconds per image of each step from JPEG to boxes, one bar per arrangement."""
+    steps = {
+        "decode": (SERIES_A, [row.decode_ms for row in rows]),
+        "preprocess": (SERIES_B, [row.preprocess_ms for row in rows]),
+        "infer": (INT8, [row.infer_ms for row in rows]),
+        "postprocess": (FLOAT, [row.postprocess_ms for row in rows]),
+    }
+    places = list(range(len(rows)))[::-1]
+    with drawing(9.6, 1.0 + 0.36 * len(rows)) as (figure, axes):
+        left = [0.0] * len(rows)
+        for name, (colour, values) in steps.items():
+            axes.barh(places, values, left=left, height=0.62, color=colour, label=name)
+            left = [start + value for start, value in zip(left, values, strict=True)]
+        for place, total, row in zip(places, left, rows, strict=True):
+            text = f"{significant(row.images_per_s)} images/s"
+            axes.annotate(text, (total, place), (6, 0), textcoords="offset points", va="center")
+        names = [f"{row.model} · {engine_title(row.engine)} · {row.loader}, batch {row.batch}" for row in rows]
+        axes.set_yticks(places, [_literal(name) for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, 1.2 * max(left) or 1)
+        axes.set_xlabel("ms per image")
+        axes.grid(axis="x")
+        legend(axes, columns=4)
+        return svg_text(figure, "steps")
 
 
 def class_changes(changes: Sequence[tuple[str, float]], shown: int = 24) -> str:
     """INT8 AP minus FP32 AP of the classes that change most, from the largest loss to the largest gain."""
     chosen = sorted(sorted(changes, key=lambda item: -abs(item[1]))[:shown], key=lambda item: item[1])
-    with _drawing(9.6, 2.9) as (figure, axes):
+    with drawing(9.6, 2.9) as (figure, axes):
         values = [value for _, value in chosen]
         axes.bar(
-            range(len(chosen)), values, width=0.7, color=[_BAD if value < 0 else _INT8 for value in values], alpha=0.8
+            range(len(chosen)), values, width=0.7, color=[BAD if value < 0 else INT8 for value in values], alpha=0.8
         )
-        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks(range(len(chosen)), [_shortened(name) for name, _ in chosen], rotation=45, ha="right")
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.7, max(len(chosen), 8) - 0.3)
         axes.set_ylabel("AP change, INT8 − FP32")
         axes.grid(axis="y")
-        return _svg(figure, "classes")
+        return svg_text(figure, "classes")
 
 
 def layer_ranges(layers: Sequence[LayerQuantization]) -> str:
     """Largest absolute weight and activation of every layer, in model order, on a log scale."""
-    with _drawing(9.6, 3.3) as (figure, axes):
+    with drawing(9.6, 3.3) as (figure, axes):
         for values, colour, name in (
-            ([_magnitude(layer.activation_range) for layer in layers], _SERIES_B, "input activation"),
-            ([_magnitude(layer.weight_range) for layer in layers], _SERIES_A, "weight"),
+            ([_magnitude(layer.activation_range) for layer in layers], SERIES_B, "input activation"),
+            ([_magnitude(layer.weight_range) for layer in layers], SERIES_A, "weight"),
         ):
             axes.plot(
                 range(1, len(values) + 1), values, color=colour, linewidth=1.4, marker="o", markersize=2.6, label=name
@@ -146,57 +142,57 @@ def layer_ranges(layers: Sequence[LayerQuantization]) -> str:
         _mark_float(axes, layers)
         axes.set_yscale("log")
         axes.set_ylabel("largest |value|")
-        _layer_axis(axes, len(layers))
-        return _svg(figure, "ranges")
+        layer_axis(axes, len(layers))
+        return svg_text(figure, "ranges")
 
 
 def layer_noise(layers: Sequence[LayerQuantization]) -> str:
     """Signal-to-noise ratio of every layer's quantized weight and input."""
-    with _drawing(9.6, 3.0) as (figure, axes):
+    with drawing(9.6, 3.0) as (figure, axes):
         for values, colour, name in (
-            ([_finite(layer.activation_snr_db) for layer in layers], _SERIES_B, "input activation"),
-            ([_finite(layer.weight_snr_db) for layer in layers], _SERIES_A, "weight"),
+            ([_finite(layer.activation_snr_db) for layer in layers], SERIES_B, "input activation"),
+            ([_finite(layer.weight_snr_db) for layer in layers], SERIES_A, "weight"),
         ):
             axes.plot(
                 range(1, len(values) + 1), values, color=colour, linewidth=1.4, marker="o", markersize=2.6, label=name
             )
         _mark_float(axes, layers)
         axes.set_ylabel("SNR, dB (higher is better)")
-        _layer_axis(axes, len(layers))
-        return _svg(figure, "noise")
+        layer_axis(axes, len(layers))
+        return svg_text(figure, "noise")
 
 
 def weight_growth(before: Sequence[float], after: Sequence[float]) -> str:
     """Largest absolute weight of every block before and after fusing, on a log scale."""
     numbers = range(1, len(before) + 1)
-    with _drawing(9.6, 2.8) as (figure, axes):
-        axes.plot(numbers, before, color=_FLOAT, linewidth=1.4, marker="o", markersize=2.6, label="branches, before")
-        axes.plot(numbers, after, color=_SERIES_A, linewidth=1.4, marker="o", markersize=2.6, label="fused, after")
+    with drawing(9.6, 2.8) as (figure, axes):
+        axes.plot(numbers, before, color=FLOAT, linewidth=1.4, marker="o", markersize=2.6, label="branches, before")
+        axes.plot(numbers, after, color=SERIES_A, linewidth=1.4, marker="o", markersize=2.6, label="fused, after")
         axes.set_yscale("log")
         axes.set_ylabel("largest |weight|")
-        _layer_axis(axes, len(before), "block, in model order")
-        return _svg(figure, "fusion")
+        layer_axis(axes, len(before), "block, in model order")
+        return svg_text(figure, "fusion")
 
 
-def training_losses(epochs: Sequence[EpochRow]) -> str:
+def training_losses(epochs: Sequence[EpochRow], name: str = "losses") -> str:
     """Mean losses per epoch."""
-    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.losses))
-    curves = {name: [(epoch.epoch, epoch.losses[name]) for epoch in epochs if name in epoch.losses] for name in names}
-    return _curves(curves, "losses", "mean loss")
+    parts = list(dict.fromkeys(part for epoch in epochs for part in epoch.losses))
+    curves = {part: [(epoch.epoch, epoch.losses[part]) for epoch in epochs if part in epoch.losses] for part in parts}
+    return _curves(curves, name, "mean loss")
 
 
-def training_accuracy(epochs: Sequence[EpochRow]) -> str:
+def training_accuracy(epochs: Sequence[EpochRow], name: str = "accuracy") -> str:
     """AP and AP50 at the epochs that were evaluated."""
     curves = {
         "AP": [(epoch.epoch, epoch.ap) for epoch in epochs if epoch.ap is not None],
         "AP50": [(epoch.epoch, epoch.ap50) for epoch in epochs if epoch.ap50 is not None],
     }
-    return _curves(curves, "accuracy", "AP on the validation images")
+    return _curves(curves, name, "AP on the validation images")
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, label: str) -> str:
-    colours = (_INT8, _SERIES_B, _SERIES_A, _FLOAT, _BAD, _INK)
-    with _drawing(4.9, 3.0) as (figure, axes):
+    colours = (INT8, SERIES_B, SERIES_A, FLOAT, BAD, INK)
+    with drawing(4.9, 3.0) as (figure, axes):
         for index, (title, points) in enumerate(curves.items()):
             epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
             axes.plot(epochs, values, color=colours[index % len(colours)], linewidth=1.5, label=title)
@@ -206,30 +202,16 @@ def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, label:
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid()
-        _legend(axes, columns=4)
-        return _svg(figure, name)
-
-
-def _layer_axis(axes: Axes, layers: int, label: str = "layer, in model order (its number in the table)") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlim(0.2, max(layers, 2) + 0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    axes.set_xlabel(label)
-    axes.grid()
-    _legend(axes, columns=3)
+        legend(axes, columns=4)
+        return svg_text(figure, name)
 
 
 def _mark_float(axes: Axes, layers: Sequence[LayerQuantization]) -> None:
     kept = [index for index, layer in enumerate(layers, start=1) if layer.precision == "float"]
     for number, index in enumerate(kept):
         axes.axvspan(
-            index - 0.5, index + 0.5, color=_FLOAT, alpha=0.22, linewidth=0, label=None if number else "kept float"
+            index - 0.5, index + 0.5, color=FLOAT, alpha=0.22, linewidth=0, label=None if number else "kept float"
         )
-
-
-def _legend(axes: Axes, columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
 def _magnitude(limits: tuple[float, float]) -> float:
@@ -249,39 +231,3 @@ def _shortened(name: str, length: int = 18) -> str:
 def _literal(text: str) -> str:
     """Keep matplotlib from reading formulas into a name."""
     return text.replace("$", r"\$")
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's own style must not change the report
-        matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-@contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    with _figure(width, height) as figure:
-        yield figure, figure.subplots()
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Render to an SVG element for inline use: no prologue, metadata, namespace links or ids that could clash."""
-    stream = io.StringIO()
-    with warnings.catch_warnings():
-        # Text stays text, so a glyph that the measuring font lacks is drawn by the browser.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
-    referred = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referred else "", text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    for stand_in, variable in _VARIABLES.items():
-        text = text.replace(stand_in, f"var({variable})")
-    return text.strip()

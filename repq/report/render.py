@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from repq.errors import DataError, RepqError
 from repq.files import write_text
+from repq.report.blocks import Figure
 from repq.report.comparison import compare
+from repq.report.drawing import standalone
 from repq.report.findings import findings
 from repq.report.markdown import to_markdown
 from repq.report.sections import sections_of
@@ -22,13 +24,14 @@ _FORMAT = 1
 def render_report(summary: ReportSummary, folder: Path) -> dict[str, Path]:
     """Write ``report.html``, ``report.md`` and ``report.json`` and return their paths by form.
 
-    The same summary gives the same bytes. Each file is written beside its place and renamed.
+    Drawings that have a file name are written beside them. The same summary gives the same bytes. Each file is written
+    beside its place and renamed.
 
     Raises:
         RepqError: jinja2 or matplotlib is not installed.
     """
     try:
-        from repq.report.html import to_html
+        from repq.report.html import colours, to_html
 
         sections = sections_of(summary)
         texts = {
@@ -41,6 +44,9 @@ def render_report(summary: ReportSummary, folder: Path) -> dict[str, Path]:
     paths = {form: folder / f"report.{form}" for form in texts}
     for form, path in paths.items():
         write_text(path, texts[form])
+    for block in (block for section in sections for block in section.blocks):
+        if isinstance(block, Figure) and block.file:
+            write_text(folder / block.file, standalone(block.svg, colours()))
     return paths
 
 

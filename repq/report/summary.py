@@ -12,9 +12,13 @@ from repq.results import (
     CheckReport,
     EngineDescription,
     Environment,
+    ExportReport,
     FusionReport,
+    PlanReport,
     PtqReport,
+    QatReport,
     Result,
+    Sensitivity,
     TrainReport,
     Variant,
 )
@@ -55,12 +59,28 @@ class DrawnImage(Result):
     matched: int | None = None
 
 
+class MachineBench(Result):
+    """The timings of one machine; ``name`` is what the tables call it."""
+
+    name: str
+    bench: BenchReport
+
+    @property
+    def processor(self) -> str:
+        """What the models ran on, as far as the environment tells."""
+        on_gpu = any(row.device_ms_median is not None or row.gpu is not None for row in self.bench.rows)
+        environment = self.bench.environment
+        return environment.gpu if on_gpu and environment.gpu else environment.cpu
+
+
 class ReportSummary(Result):
     """The parts of a report. All but the title, the date and the environment may be absent.
 
     Attributes:
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
+        graph: the INT8 file that TensorRT gets.
         accuracies: one per variant and engine; the baseline of an engine is its own FP32, else torch's FP32.
+        machines: timings of several machines, set side by side.
         drawn_engine: the engine whose boxes the pictures show.
         drawn_confidence: lowest score of a box that the pictures show.
         manifests: the manifests of the run's artifacts, as they are on disk.
@@ -75,11 +95,16 @@ class ReportSummary(Result):
     imgsz: tuple[int, int] | None = None
     training: TrainReport | None = None
     fusion: FusionReport | None = None
+    sensitivity: Sensitivity | None = None
+    plan: PlanReport | None = None
     ptq: PtqReport | None = None
+    qat: QatReport | None = None
+    graph: ExportReport | None = None
     accuracies: tuple[MeasuredAccuracy, ...] = ()
     engines: tuple[BuiltEngine, ...] = ()
     check: CheckReport | None = None
     bench: BenchReport | None = None
+    machines: tuple[MachineBench, ...] = ()
     sizes: tuple[ArtifactSize, ...] = ()
     drawn: tuple[DrawnImage, ...] = ()
     drawn_engine: str | None = None

@@ -13,7 +13,7 @@ from repq.results import Environment
 def environment_section(summary: ReportSummary) -> Section:
     """The machine of the run, and that of the timing where it is another one."""
     blocks: list[Block] = list(_environment(summary.environment))
-    lead = ""
+    lead = "Of the first machine; the others are in the table of machines." if len(summary.machines) > 1 else ""
     if summary.bench and _machine(summary.bench.environment) != _machine(summary.environment):
         lead = "The timing ran on another machine than the rest; it is given second."
         blocks += _environment(summary.bench.environment)

@@ -26,8 +26,36 @@ def quantization_section(summary: ReportSummary) -> Section | None:
     if any(layer.weight_snr_db is not None or layer.activation_snr_db is not None for layer in ptq.layers):
         alt = "signal-to-noise ratio of every layer's weight and input"
         blocks.append(Figure("Quantization noise", layer_noise(ptq.layers), alt, wide=True))
+    if ptq.trials:
+        blocks.append(_trial_table(ptq))
     blocks.append(_layer_table(ptq))
     return Section("layers", "Ranges and scales by layer", blocks, lead, short="Layers")
+
+
+def _trial_table(ptq: PtqReport) -> Table:
+    columns = [
+        Column("Settings", numeric=False),
+        Column("Kept", numeric=False),
+        Column("Head SNR, dB", hint="of the detections, against the float model"),
+        Column("Gain, dB", hint="against the last row that was kept before"),
+        Column("AP on train"),
+        Column("Seconds"),
+    ]
+    rows = [
+        [
+            Cell(trial.name),
+            Cell("yes" if trial.kept else "no", level="" if trial.kept else "muted"),
+            Cell(decibels(trial.head_snr_db), trial.head_snr_db),
+            Cell(ABSENT if trial.gain_db is None else f"{trial.gain_db:+.2f}", trial.gain_db),
+            Cell(ABSENT if trial.ap_train is None else f"{trial.ap_train:.4f}", trial.ap_train),
+            Cell(f"{trial.seconds:.1f}", trial.seconds),
+        ]
+        for trial in ptq.trials
+    ]
+    note = "On images of the train split: those that accuracy is reported on decide nothing."
+    if ptq.extra_macs_share:
+        note += f" Split layers add {percent(ptq.extra_macs_share)} to the multiply-adds."
+    return Table("What each setting gained", columns, rows, note)
 
 
 def _layer_table(ptq: PtqReport) -> Table:

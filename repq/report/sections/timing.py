@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repq.report.blocks import Block, Cell, Column, Figure, Section, Table
 from repq.report.comparison import engine_title
-from repq.report.numbers import count, mebibytes, significant, times
-from repq.report.plots import latency_bars
+from repq.report.numbers import count, mebibytes, percent, significant, times
+from repq.report.plots import latency_bars, step_bars
 from repq.report.summary import VARIANT_TITLES, ReportSummary
-from repq.results import BenchReport, BenchRow
+from repq.results import BenchReport, BenchRow, ServiceRow
 
 
 def timing_section(summary: ReportSummary) -> Section | None:
@@ -22,6 +24,11 @@ def timing_section(summary: ReportSummary) -> Section | None:
     )
     alt = "bars of the median latency of every model, engine and setting"
     blocks: list[Block] = [Figure("Latency", latency_bars(bench.rows), alt, wide=True), _bench_table(bench)]
+    if any(row.device_ms_median is not None for row in bench.rows):
+        blocks.append(_device_table(bench.rows))
+    if bench.service:
+        alt = "stacked bars of the time that each step takes per image"
+        blocks += [Figure("JPEG to boxes", step_bars(bench.service), alt, wide=True), _service_table(bench.service)]
     return Section("timing", "Latency", blocks, lead)
 
 
@@ -76,4 +83,74 @@ def _bench_cells(row: BenchRow) -> list[Cell]:
         Cell(times(row.speedup), row.speedup),
         Cell(mebibytes(row.size_bytes), row.size_bytes),
         Cell(count(row.runs), row.runs),
+    ]
+
+
+def _device_table(rows: Sequence[BenchRow]) -> Table:
+    columns = [
+        Column("Model", numeric=False),
+        Column("Engine", numeric=False),
+        Column("Batch"),
+        Column("Host, ms", hint="what the caller waits for, copies included"),
+        Column("Device, ms", hint="on the GPU alone, kernels started one by one"),
+        Column("CUDA graph, ms", hint="on the GPU alone, all kernels started at once"),
+        Column("SM clock, MHz", numeric=False),
+        Column("Power, W", numeric=False),
+        Column("Clock limited by", numeric=False),
+    ]
+    shown = [row for row in rows if row.device_ms_median is not None]
+    note = "Clocks and power are read while all models took turns at the setting; nothing is set."
+    return Table("On the GPU", columns, [_device_cells(row) for row in shown], note)
+
+
+def _device_cells(row: BenchRow) -> list[Cell]:
+    gpu = row.gpu
+    return [
+        Cell(row.model),
+        Cell(engine_title(row.engine)),
+        Cell(count(row.batch), row.batch),
+        Cell(significant(row.latency_ms_median), row.latency_ms_median),
+        Cell(significant(row.device_ms_median), row.device_ms_median),
+        Cell(significant(row.device_graph_ms_median), row.device_graph_ms_median),
+        Cell("–" if gpu is None else "{:.0f} … {:.0f}".format(*gpu.sm_clock_range_mhz)),
+        Cell("–" if gpu is None else f"{significant(gpu.power_w)} of {significant(gpu.power_limit_w)}"),
+        Cell("–" if gpu is None else ", ".join(gpu.limited_by) or "nothing"),
+    ]
+
+
+def _service_table(rows: Sequence[ServiceRow]) -> Table:
+    columns = [
+        Column("Model", numeric=False),
+        Column("Engine", numeric=False),
+        Column("Decoded by", numeric=False),
+        Column("Letterbox", numeric=False, hint="loader: together with decoding"),
+        Column("NMS", numeric=False),
+        Column("Batch"),
+        Column("Threads"),
+        Column("Decode, ms"),
+        Column("Preprocess, ms"),
+        Column("Infer, ms"),
+        Column("Postprocess, ms"),
+        Column("Images/s", hint="one step after the other"),
+        Column("Overlapped", hint="images/s with decoding and letterbox in background threads"),
+        Column("Bottleneck", numeric=False, hint="the step that takes most, and its share"),
+    ]
+    note = "Milliseconds per image, medians over the rounds; decoding and letterbox run in one thread there."
+    return Table("JPEG to boxes", columns, [_service_cells(row) for row in rows], note)
+
+
+def _service_cells(row: ServiceRow) -> list[Cell]:
+    steps = (row.decode_ms, row.preprocess_ms, row.infer_ms, row.postprocess_ms)
+    return [
+        Cell(row.model),
+        Cell(engine_title(row.engine)),
+        Cell(row.loader),
+        Cell(row.letterbox),
+        Cell(row.nms),
+        Cell(count(row.batch), row.batch),
+        Cell(count(row.threads), row.threads),
+        *(Cell(significant(value), value) for value in steps),
+        Cell(significant(row.images_per_s), row.images_per_s),
+        Cell(significant(row.overlapped_images_per_s), row.overlapped_images_per_s),
+        Cell(f"{row.bottleneck}, {percent(row.bottleneck_share)}"),
     ]

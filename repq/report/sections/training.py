@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repq.report.blocks import Block, Cell, Column, Facts, Figure, Section, Table
 from repq.report.numbers import compact, count, fraction, significant
 from repq.report.plots import training_accuracy, training_losses
 from repq.report.summary import ReportSummary
-from repq.results import TrainReport
+from repq.results import EpochRow
 
 
 def training_section(summary: ReportSummary) -> Section | None:
@@ -25,19 +27,22 @@ def training_section(summary: ReportSummary) -> Section | None:
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
     ]
-    blocks: list[Block] = [Facts(facts)]
-    if training.epochs:
-        blocks.append(Figure("Losses", training_losses(training.epochs), "mean losses per epoch"))
-    if any(epoch.ap is not None for epoch in training.epochs):
+    return Section("training", "Training", [Facts(facts), *epoch_blocks(training.epochs, "training")])
+
+
+def epoch_blocks(epochs: Sequence[EpochRow], section: str) -> list[Block]:
+    """Curves and a table of the training that a section is about."""
+    if not epochs:
+        return []
+    blocks: list[Block] = [Figure("Losses", training_losses(epochs, f"{section}-losses"), "mean losses per epoch")]
+    if any(epoch.ap is not None for epoch in epochs):
         alt = "AP and AP50 at the evaluated epochs"
-        blocks.append(Figure("Accuracy", training_accuracy(training.epochs), alt))
-    if training.epochs:
-        blocks.append(_epoch_table(training))
-    return Section("training", "Training", blocks)
+        blocks.append(Figure("Accuracy", training_accuracy(epochs, f"{section}-accuracy"), alt))
+    return [*blocks, _epoch_table(epochs)]
 
 
-def _epoch_table(training: TrainReport) -> Table:
-    names = list(dict.fromkeys(name for epoch in training.epochs for name in epoch.losses))
+def _epoch_table(epochs: Sequence[EpochRow]) -> Table:
+    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.losses))
     columns = [
         Column("Epoch"),
         Column("Learning rate"),
@@ -55,6 +60,6 @@ def _epoch_table(training: TrainReport) -> Table:
             Cell(fraction(epoch.ap50), epoch.ap50),
             Cell(significant(epoch.seconds), epoch.seconds),
         ]
-        for epoch in training.epochs
+        for epoch in epochs
     ]
     return Table(f"All {len(rows)} epochs", columns, rows, collapsed=len(rows) > 12)

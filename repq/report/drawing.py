@@ -1,0 +1,129 @@
+"""What all drawings share: their style, and how they become SVG.
+
+Text stays text and colours are CSS variables, so a drawing follows the page's theme. Matplotlib is imported inside the
+functions; no global state of it is touched but within ``rc_context``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that nothing else draws with; `svg_text` puts the CSS variables in their place.
+INK, FAINT, FLOAT, INT8, SERIES_A, SERIES_B, BAD, HALF = (f"#0102{n:02x}" for n in range(8))
+_VARIABLES = {
+    INK: "--ink-soft",
+    FAINT: "--line",
+    FLOAT: "--c-float",
+    INT8: "--c-int8",
+    SERIES_A: "--c-a",
+    SERIES_B: "--c-b",
+    BAD: "--bad",
+    HALF: "--c-half",
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "repq",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelcolor": INK,
+}
+
+
+@contextmanager
+def figure_of(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure in the report's style, of this size in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the user's own style must not change the report
+        matplotlib.rcParams.update(_STYLE)
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes."""
+    with figure_of(width, height) as figure:
+        yield figure, figure.subplots()
+
+
+@contextmanager
+def panels(width: float, heights: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Drawings one above the other, of these heights."""
+    with figure_of(width, sum(heights)) as figure:
+        found = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": list(heights)})
+        yield figure, list(found[:, 0])
+
+
+def svg_text(figure: Figure, name: str) -> str:
+    """Render to an SVG element for inline use: no prologue, metadata, namespace links or ids that could clash."""
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        # Text stays text, so a glyph that the measuring font lacks is drawn by the browser.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    referred = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referred else "", text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    for stand_in, variable in _VARIABLES.items():
+        text = text.replace(stand_in, f"var({variable})")
+    return text.strip()
+
+
+def standalone(svg: str, style: str) -> str:
+    """A drawing as a file of its own; ``style`` is CSS that defines the page's colours."""
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = f"<style>{style}\nsvg {{ background: var(--sheet); }}</style>"
+    head, body = svg.replace("<svg", opening, 1).split(">", 1)
+    return f"{head}>\n{style}{body}\n"
+
+
+LAYERS = "layer, in model order (its number in the table)"
+
+
+def layer_axis(axes: Axes, layers: int, label: str = LAYERS, columns: int = 3) -> None:
+    """Number the layers along the bottom, with the legend above."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0.2, max(layers, 2) + 0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.set_xlabel(label)
+    axes.grid()
+    legend(axes, columns)
+
+
+def legend(axes: Axes, columns: int) -> None:
+    """Put the legend above the axes, on the left."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.4)
