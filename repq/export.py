@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as with_changes
 
@@ -74,11 +74,19 @@ def export_float(
 
 
 def export_quantized(
-    model: Detector, imgsz: tuple[int, int], config: ExportConfig | None = None, *, names: Sequence[str] | None = None
+    model: Detector,
+    imgsz: tuple[int, int],
+    config: ExportConfig | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    maxima: Mapping[str, float] | None = None,
 ) -> ModelProto:
     """Export a calibrated detector as a Q/DQ graph: ``propagate_qdq(insert_qdq(float graph, scales))``.
 
     Arguments and errors are those of ``export_float``; besides:
+
+    Args:
+        maxima: largest magnitude of each tensor on the calibration images, for the file's metadata.
 
     Raises:
         QuantizationError: a quantized layer has no scales yet.
@@ -89,7 +97,8 @@ def export_quantized(
     graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
     metadata = read_metadata(graph)
     assert metadata is not None, "export_float wrote it"
-    write_metadata(graph, with_changes(metadata, precision="int8", int8_layers=tuple(scales)))
+    layers = tuple(scales)
+    write_metadata(graph, with_changes(metadata, precision="int8", int8_layers=layers, maxima=maxima or {}))
     _verify(graph, config)
     return graph
 

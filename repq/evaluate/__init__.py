@@ -2,13 +2,14 @@
 
 from repq.evaluate.bootstrap import ApDrop, bootstrap_drop, resample_weights
 from repq.evaluate.coco_metrics import coco_accuracy
-from repq.evaluate.detections import Detections, Predict, boxes_in_images, detect_all
+from repq.evaluate.detections import Detect, Detections, Predict, boxes_in_images, detect_all, detect_images
 from repq.evaluate.evaluate import evaluate
 from repq.evaluate.matches import Matcher, Matches
 from repq.evaluate.postprocess import postprocess
 
 __all__ = [
     "ApDrop",
+    "Detect",
     "Detections",
     "Matcher",
     "Matches",
@@ -17,6 +18,7 @@ __all__ = [
     "boxes_in_images",
     "coco_accuracy",
     "detect_all",
+    "detect_images",
     "evaluate",
     "postprocess",
     "resample_weights",

@@ -28,14 +28,10 @@ class ApDrop:
         low, high = np.quantile(self.samples, [tail, 1 - tail])
         return float(low), float(high)
 
-    def bound(self, risk: float) -> float:
-        """The drop that is exceeded with a probability of ``risk``; at 0.5 the drop itself.
-
-        It is the drop plus the spread of the resamples around their own median: AP is not a mean over images, so the
-        median of its resamples lies a little off its value.
-        """
-        middle, high = np.quantile(self.samples, [0.5, 1 - risk])
-        return float(self.drop + high - middle)
+    @property
+    def standard_error(self) -> float:
+        """How far the drop is from that over all images of the kind, one standard deviation."""
+        return float(self.samples.std(ddof=1))
 
 
 def resample_weights(images: int, resamples: int, seed: int) -> NDArray[np.float64]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, prefetch, read_image
 from repq.errors import DataError
 from repq.evaluate.postprocess import postprocess
 from repq.progress import Progress, silent
@@ -16,6 +17,9 @@ from repq.recipe import EvalConfig
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """Images (B, 3, H, W), RGB in 0..1, to detections (B, N, 5 + classes) in network pixels; the last B may be smaller."""
+
+Detect = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.float32]]]
+"""Images (h, w, 3), RGB, of any sizes, to boxes (k, 6) in each one's own pixels, as in `Detections.boxes`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,22 @@ def detect_all(
     for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
         output = np.asarray(predict(batch.images))
         found.extend(boxes_in_images(output, batch, dataset.names, config))
+    return Detections(_names(dataset.records), tuple(found))
+
+
+def detect_images(
+    detect: Detect, dataset: DetectionDataset, batch: int, progress: Progress = silent, *, label: str = "detecting"
+) -> Detections:
+    """Find the objects in every image of a data set with a detector that takes the images as they are.
+
+    Raises:
+        DataError: an image can no longer be read.
+    """
+    loaded = prefetch(lambda record: read_image(record.path), dataset.records, ahead=2 * batch)
+    found: list[NDArray[np.float32]] = []
+    starts = range(0, len(dataset), batch)
+    for _ in progress(starts, total=len(starts), label=label):
+        found.extend(detect(list(islice(loaded, batch))))
     return Detections(_names(dataset.records), tuple(found))
 
 

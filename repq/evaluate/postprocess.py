@@ -17,7 +17,7 @@ def postprocess(detections: NDArray[np.floating], config: EvalConfig) -> list[ND
     An input row is box centre x, y, width, height in pixels, an objectness, C class scores; the score of a class is
     objectness times class score. With ``config.multi_label`` a row yields a candidate for each class above
     ``config.confidence``, else only for its best class. A box falls if its IoU with a better one of its class exceeds
-    ``config.iou``. Rows that are not finite yield nothing.
+    ``config.iou``. Rows that are not finite or whose box has no area yield nothing.
     """
     return [_one_image(rows, config) for rows in np.asarray(detections)]
 
@@ -33,7 +33,7 @@ def _one_image(rows: NDArray[np.floating], config: EvalConfig) -> NDArray[np.flo
     score = scores[row, class_id]
     centre, half = rows[row, :2], rows[row, 2:4] / 2
     candidates = np.column_stack([centre - half, centre + half, score, class_id]).astype(np.float32)
-    candidates = candidates[np.isfinite(candidates).all(axis=1)]
+    candidates = candidates[np.isfinite(candidates).all(axis=1) & (rows[row, 2:4] > 0).all(axis=1)]
     order = np.argsort(-candidates[:, 4], kind="stable")[:MAX_CANDIDATES]
     candidates = candidates[order]
     return candidates[suppress(candidates, config.iou)[: config.max_detections]]

@@ -55,11 +55,15 @@ def accuracy_of(
     config: EvalConfig,
     progress: Progress = silent,
 ) -> Accuracy:
-    """COCO AP of an opened model."""
-    from repq.evaluate import evaluate
+    """COCO AP of an opened model, with the work of a service inside or without."""
+    from repq.evaluate import coco_accuracy, detect_images, evaluate
+    from repq.service import service_of
 
     demand_fit(predictor, dataset, imgsz)
-    return evaluate(predictor.infer, dataset, imgsz, config, progress)
+    if predictor.plain:
+        return evaluate(predictor.infer, dataset, imgsz, config, progress)
+    service = service_of(predictor, imgsz, config)
+    return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
 
 def demand_fit(predictor: Predictor, dataset: DetectionDataset, imgsz: tuple[int, int]) -> None:
@@ -69,6 +73,21 @@ def demand_fit(predictor: Predictor, dataset: DetectionDataset, imgsz: tuple[int
             f"{predictor.label} was trained for {len(predictor.names)} classes",
             found=f"{len(dataset.names)} classes in the data set",
             fix="give the data set that the model was trained for",
+        )
+
+
+def demand_plain(predictor: Predictor) -> None:
+    """Refuse a graph that does the work of a service itself, where its detections are to be compared.
+
+    Raises:
+        RepqError: it has preprocessing or suppression inside.
+    """
+    if not predictor.plain:
+        inside = "suppression" if predictor.nms is not None else "preprocessing"
+        raise RepqError(
+            f"the detections of {predictor.label} cannot be compared",
+            found=f"{inside} inside the graph",
+            fix="compare the graph exported without it; `repq eval` gives the AP of either",
         )
 
 
@@ -120,6 +139,7 @@ def check_models(
     else:
         candidates = [open_model(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
     for predictor in (reference, *candidates):
+        demand_plain(predictor)
         demand_fit(predictor, dataset, imgsz)
     rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
     return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress)

@@ -1,78 +1,47 @@
-"""Export and engines as stages."""
+"""Engines as stages."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from repq.checkpoints import open_checkpoint, to_onnx
+from repq.checkpoints import open_checkpoint
+from repq.errors import GraphError
+from repq.log import Log, quiet
 from repq.predictor import open_model
-from repq.recipe import BuildConfig, EngineName, ExportConfig
-from repq.results import EngineDescription
-
-if TYPE_CHECKING:
-    from repq.graph import LintReport
+from repq.recipe import BuildConfig, EngineName
+from repq.results import EngineDescription, Expectation
 
 
-def export_checkpoint(model: Path, out: Path, imgsz: tuple[int, int], config: ExportConfig) -> dict[str, Any]:
-    """Write a checkpoint as ONNX: Q/DQ nodes for a quantized one, plain float else (fused on the way).
-
-    Raises:
-        RepqError: the checkpoint cannot be read, or the size does not fit the model.
-    """
-    from repq.export import save_onnx
-    from repq.graph import count_qdq, layer_nodes, merge_scales, quantize_residuals, read_metadata, to_fp16
-
-    opened = open_checkpoint(model)
-    graph = to_onnx(opened, imgsz, config)
-    before = count_qdq(graph)
-    if config.merge_scales and opened.quantized:
-        graph, _ = quantize_residuals(graph)
-        graph, _ = merge_scales(graph)
-    after = count_qdq(graph)
-    if config.float16:
-        graph, _ = to_fp16(graph)
-    metadata = read_metadata(graph)
-    assert metadata is not None
-    int8 = len(metadata.int8_layers)
-    save_onnx(out, graph)
-    return {
-        "out": str(out),
-        "imgsz": list(imgsz),
-        "batch": config.batch,
-        "opset": config.opset,
-        "precision": metadata.precision,
-        "qdq_before_merging": asdict(before),
-        "qdq": asdict(after),
-        "layers_int8": int8,
-        "layers_float": len(layer_nodes(graph)) - int8,
-        "size_bytes": out.stat().st_size,
-    }
-
-
-def lint_graph(onnx: Path) -> LintReport:
-    """Look at an ONNX file, repq's or another tool's, through TensorRT's eyes.
-
-    Raises:
-        GraphError: the file is no ONNX model.
-    """
-    from repq.graph import lint, load_onnx
-
-    return lint(load_onnx(onnx))
-
-
-def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig) -> EngineDescription:
+def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig, log: Log = quiet) -> EngineDescription:
     """Build an engine from an ONNX file, save it and describe what it really runs.
+
+    A TensorRT engine remembers what ``lint`` expects of it, and the equivalent ``trtexec`` line is logged.
 
     Raises:
         EngineError: the file is no ONNX model, or the runtime is missing or cannot build it.
     """
     from repq.engine import build
 
-    built = build(engine, onnx, config)
+    built = build(engine, onnx, config, expected=_expectation(onnx) if engine == "tensorrt" else None)
     built.save(out)
+    if engine == "tensorrt":
+        from repq.engine.tensorrt import build_command
+
+        log(build_command(built.manifest, onnx, out))
     return built.describe()
+
+
+def _expectation(onnx: Path) -> Expectation | None:
+    """What lint makes of a graph; None where it cannot read it (the build then says why)."""
+    from repq.graph import lint, load_onnx
+
+    try:
+        report = lint(load_onnx(onnx))
+    except GraphError:
+        return None
+    layers = {row.layer: str(row.precision) for row in report.layers}
+    return Expectation(layers=layers, extra_kernels=report.counts.extra_kernels)
 
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:

@@ -2,66 +2,183 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from repq.errors import DataError, RepqError
 from repq.files import write_text
+from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
 from repq.predictor import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 from repq.stages.data import read_data
-from repq.stages.quantizing import calibrated
+from repq.stages.plan_latency import layer_costs, timed_front
+from repq.stages.quantizing import calibrated, warn_of_overlap
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+    from repq.quant.sensitivity import Journal, Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
+PATIENCE = timedelta(hours=6)  # processes share out layers, not time: one may be done long before another
 
 
 def measure_sensitivity(
     weights: Path,
     out: Path,
     config: SensitivityConfig,
-    plan_config: PlanConfig,
+    plan_config: PlanConfig | None,
     ptq: PtqConfig,
     *,
     data: Path,
     split: str = "train",
+    val_split: str | None = "val",
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
+    journal_folder: Path | None = None,
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
-) -> tuple[Sensitivity, PlanReport]:
+) -> tuple[Sensitivity, PlanReport | None]:
     """Measure every layer of a checkpoint and decide which stay in float, on images of one split alone.
 
-    The folder ``out`` gets ``sensitivity.json``, ``plan.yaml`` (for ``repq ptq --plan``), ``plan.json`` (how the plan
-    was found) and a journal, from which a killed measurement goes on.
+    The folder ``out`` gets ``sensitivity.json``, with a plan ``plan.yaml`` (for ``repq ptq --plan``) and ``plan.json``
+    (how it was found), and the report on them. A killed measurement goes on from the journal. Under ``torchrun``
+    layers, and images of the search, are dealt out to the processes; the first one writes.
+
+    Args:
+        plan_config: None measures only.
+        ptq: its ``keep_float`` is measured like all layers and is in every plan.
+        val_split: where accuracy is reported later, to warn of images that are in both.
+        journal_folder: default: ``out/journal``.
 
     Raises:
-        RepqError: the checkpoint or the data is not usable, or the journal is of another measurement.
+        RepqError: the checkpoint or the data is not usable, the journal is of another measurement, or another process
+            ended.
     """
     from repq.data import calibration_set
-    from repq.quant.plan_file import write_plan
-    from repq.quant.sensitivity import Journal, Measurement, collect, make_plan, measure, plan_detector, plan_remarks
+    from repq.quant.sensitivity import Journal, Measurement, collect, measure
     from repq.recipe import CalibrationConfig
+    from repq.train.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
 
-    dataset = read_data(data, split, log)
-    ptq = ptq.model_copy(update={"keep_float": ()})
-    outcome = calibrated(weights, ptq, dataset, imgsz, eval_config, resolve_device(device), progress, log)
-    records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
-    labelled = dataset.subset(dataset.records[: config.ap_images])
-    job = Measurement(outcome.model, records, imgsz, config, eval_config, labelled)
-    journal = Journal(out / JOURNAL, job.key)
-    measure(job, journal, progress=progress)
-    sensitivity = collect(job, journal, outcome.notes)
-    write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))
-    searched = dataset.subset(dataset.records[: plan_config.images])
-    detect = plan_detector(outcome.model, searched, imgsz, eval_config) if plan_config.max_drop is not None else None
-    plan, report = make_plan(sensitivity, plan_config, detect=detect, dataset=searched)
-    aim = f"top {plan_config.top}" if plan_config.max_drop is None else f"AP drop of at most {plan_config.max_drop}"
-    title = (
-        f"{aim} by {plan_config.measure}, {sensitivity.scheme} scheme; {report.int8_macs_share:.1%} of the MACs INT8"
+    resolve_device(device)
+    with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
+        if not processes.is_first:
+            progress, log = silent, quiet
+        dataset = read_data(data, split, log)
+        _look_for_overlap(dataset, data, val_split, log)
+        plain = ptq.model_copy(update={"keep_float": ()})
+        outcome = calibrated(weights, plain, dataset, imgsz, eval_config, str(own_device), progress, log)
+        records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
+        labelled = dataset.subset(dataset.records[: config.ap_images])
+        job = Measurement(outcome.model, records, imgsz, config, eval_config, labelled)
+        journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
+        measure(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
+        wait_for_all()
+        sensitivity = told_by_first(lambda: collect(job, journal, outcome.notes))
+        for note in sensitivity.notes:
+            log(note)
+        report = None
+        if plan_config is not None:
+            kept = select(job.layers, ptq.keep_float)
+            report = _plan(job, sensitivity, plan_config, kept, dataset, journal, progress)
+        if processes.is_first:
+            write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))
+            if plan_config is not None and report is not None:
+                _write_plan(out, job, sensitivity, plan_config, report, log)
+            _write_report(out, sensitivity, report, data, imgsz, log)
+        wait_for_all()
+    return sensitivity, report
+
+
+def _plan(
+    job: Measurement,
+    sensitivity: Sensitivity,
+    config: PlanConfig,
+    always_float: tuple[LayerId, ...],
+    dataset: DetectionDataset,
+    journal: Journal,
+    progress: Progress,
+) -> PlanReport:
+    from repq.quant.sensitivity import ap_assessor, front_plans, make_plan, plan_detector
+    from repq.train.distributed import told_by_first
+
+    if config.max_drop is None:
+        return make_plan(sensitivity, config, always_float=always_float)[1]
+    searched = dataset.subset(dataset.records[: config.images])
+    detect = plan_detector(job.model, searched, job.imgsz, job.eval_config, progress)
+    assess = ap_assessor(job.layers, detect, searched, config, journal)
+    front = None
+    if config.latency is not None:
+        engine = config.latency
+        front = told_by_first(lambda: layer_costs(engine, job.model, job.imgsz, progress))
+    milliseconds = None if front is None else {LayerId(layer): ms for layer, ms in front.layer_ms.items()}
+    _, report = make_plan(
+        sensitivity, config, assess=assess, images=len(searched), milliseconds=milliseconds, always_float=always_float
     )
-    remarks = plan_remarks(sensitivity, plan_config)
+    if front is None:
+        return report
+    plans = front_plans(sensitivity, report, milliseconds, always_float)
+    outcomes = [assess(plan) for plan in plans]  # by all processes, before one of them takes the time
+    timed = told_by_first(
+        lambda: timed_front(front, job.model, plans, frozenset(map(LayerId, report.float_layers)), outcomes, progress)
+    )
+    return report.model_copy(update={"latency": timed})
+
+
+def _write_plan(
+    out: Path, job: Measurement, sensitivity: Sensitivity, config: PlanConfig, report: PlanReport, log: Log
+) -> None:
+    from repq.quant.plan_file import write_plan
+
+    aim = f"top {config.top}" if config.max_drop is None else f"AP drop of at most {config.max_drop}"
+    title = f"{aim} by {report.measure}, {sensitivity.scheme} scheme; {report.int8_macs_share:.1%} of the MACs INT8"
+    if report.holds is False:
+        assert report.drop is not None
+        warning = (
+            f"no plan tried holds the AP budget of {config.max_drop} with {config.min_int8:.0%} in INT8: this one is "
+            f"{report.drop:.4f} below float on {report.images} images"
+        )
+        log(f"{warning}; allow more float (min_int8), or quantize with more care (another method, scheme, or QAT)")
+        title += f"\n{warning}"
+    plan = QuantPlan.keeping_float(job.layers, report.float_layers)
+    remarks = {LayerId(layer): reason for layer, reason in report.reasons.items()}
     write_plan(out / PLAN, plan, sensitivity.model, remarks=remarks, title=title)
     write_text(out / PLAN_REPORT, report.model_dump_json(indent=1))
-    return sensitivity, report
+
+
+def _write_report(
+    out: Path, sensitivity: Sensitivity, plan: PlanReport | None, data: Path, imgsz: tuple[int, int], log: Log
+) -> None:
+    """Write ``report.html``, ``.md`` and ``.json``, and each drawing as an SVG file; without the libraries, say so."""
+    from repq.bench import capture_environment
+    from repq.report import ReportSummary, render_report
+
+    summary = ReportSummary(
+        title=f"{sensitivity.model}: what quantizing each layer costs ({sensitivity.scheme})",
+        created=date.today().isoformat(),
+        environment=capture_environment(),
+        model=sensitivity.model,
+        data=str(data),
+        imgsz=imgsz,
+        sensitivity=sensitivity,
+        plan=plan,
+    )
+    try:
+        render_report(summary, out)
+    except RepqError as error:  # what was measured is written all the same
+        log(str(error))
+
+
+def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | None, log: Log) -> None:
+    """Warn if the images that plans are chosen on are those that accuracy is reported on."""
+    if val_split is None:
+        return
+    try:
+        evaluation = read_data(data, val_split)
+    except DataError:  # there is none, which is no harm here
+        return
+    warn_of_overlap(dataset.records, evaluation.records, log)

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from repq.checkpoints import open_checkpoint
 from repq.log import Log, quiet
-from repq.predictor import open_model
+from repq.predictor import CHECKPOINT_SUFFIXES, open_model
 from repq.progress import Progress, silent
 from repq.recipe import (
     BenchConfig,
-    EvalConfig,
 )
 from repq.results import (
     Availability,
@@ -21,9 +23,11 @@ from repq.results import (
     Environment,
 )
 from repq.stages.accuracy import demand_size
+from repq.stages.serving import service_as_exported
 
 if TYPE_CHECKING:
-    from repq.bench import Runner
+    from repq.bench import DeviceWork, Runner
+    from repq.service import Prepared, Service
 
 
 def bench_models(
@@ -46,11 +50,12 @@ def bench_models(
 
     timed = []
     for path in models:
-        for engine in engines if engines and not path.is_dir() else (None,):
-            predictor = open_model(path, engine=engine, imgsz=imgsz, device=device)
+        for engine, half in _forms(path, engines, device):
+            predictor = open_model(path, engine=engine, imgsz=imgsz, device=device, half=half)
             demand_size(predictor, imgsz)
             label = path.name if engine is None else f"{path.name} ({engine})"
-            opener = partial(_open_runner, path, engine, imgsz, device)
+            label = f"{label} FP16" if half else label
+            opener = partial(_open_runner, path, engine, imgsz, device, half, seed)
             timed.append(
                 TimedModel(
                     label,
@@ -60,23 +65,57 @@ def bench_models(
                     predictor.size_bytes,
                     opener,
                     predictor.batch,
+                    predictor.spec,
                 )
             )
-    return bench(timed, imgsz, config, seed=seed, progress=progress)
+    gpu = gpu_index(device, [model.engine for model in timed])
+    return bench(timed, imgsz, config, seed=seed, progress=progress, watch_gpu=gpu)
 
 
-def _open_runner(path: Path, engine: Any, imgsz: tuple[int, int], device: str, threads: int) -> Runner:
+def _forms(path: Path, engines: Sequence[Any], device: str) -> list[tuple[Any, bool]]:
+    """The runtimes of one file, and whether in FP16: torch runs a float checkpoint on a GPU in both."""
+    chosen = list(engines) if engines and not path.is_dir() else [None]
+    forms = [(engine, False) for engine in chosen]
+    on_torch = path.suffix in CHECKPOINT_SUFFIXES and set(chosen) & {None, "torch"}
+    if on_torch and device.startswith("cuda") and not open_checkpoint(path).quantized:
+        forms += [(engine, True) for engine in chosen if engine in (None, "torch")]
+    return forms
+
+
+def gpu_index(device: str, engines: Sequence[str]) -> int | None:
+    """Which GPU a timing runs on; None: it runs on the CPU."""
+    if device.startswith("cuda"):
+        return int(device.partition(":")[2] or 0)
+    return 0 if "tensorrt" in engines else None
+
+
+def _open_runner(
+    path: Path, engine: Any, imgsz: tuple[int, int], device: str, half: bool, seed: int, threads: int
+) -> Runner:
     from repq.bench import Runner
-    from repq.data import letterbox, to_input
-    from repq.evaluate import postprocess
 
-    config = EvalConfig()
-    predictor = open_model(path, engine=engine, imgsz=imgsz, device=device, threads=threads)
+    predictor = open_model(path, engine=engine, imgsz=imgsz, device=device, threads=threads, half=half)
+    on_device = predictor.on_device
+    service = service_as_exported(predictor, imgsz)
+    noise = np.random.default_rng(seed).integers(0, 256, (*(predictor.preprocess.source or imgsz), 3), dtype=np.uint8)
+
+    def run(prepared: Prepared) -> tuple[list[Any], Prepared]:
+        return service.infer(prepared), prepared
+
     return Runner(
-        infer=predictor.infer,
-        preprocess=lambda images: to_input([letterbox(image, imgsz, config.letterbox)[0] for image in images]),
-        postprocess=lambda detections: postprocess(detections, config),
+        infer=run,
+        preprocess=service.prepare,
+        postprocess=lambda ran: service.finish(*ran),
+        inputs=lambda batch: service.prepare([noise] * batch),
+        on_device=None if on_device is None else partial(_work_on_device, service, noise, on_device),
     )
+
+
+def _work_on_device(service: Service, image: Any, on_device: Any, batch: int) -> DeviceWork:
+    from repq.bench import DeviceWork
+
+    (images,) = service.prepare([image] * batch).parts
+    return DeviceWork(*on_device(images.shape))
 
 
 def write_bench(report: BenchReport, folder: Path) -> None:

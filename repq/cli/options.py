@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import click
 from repq.errors import RepqError
 
 F = TypeVar("F", bound=Callable[..., Any])
-ENGINES = ("onnxruntime", "openvino")
+CPU_ENGINES = ("onnxruntime", "openvino")
+ENGINES = (*CPU_ENGINES, "tensorrt")
 RUNTIMES = ("torch", *ENGINES)
 
 
@@ -65,7 +67,9 @@ class Shell:
         return on_terminal if sys.stderr.isatty() else silent
 
     def finish(self, values: dict[str, Any], text: Callable[[], str] | str) -> None:
-        """Print one JSON object, or the text."""
+        """Print one JSON object, or the text; under ``torchrun`` the first process does."""
+        if os.environ.get("RANK", "0") != "0":
+            return
         if self.as_json:
             click.echo(json.dumps(values, indent=1, allow_nan=False))
         else:
@@ -73,7 +77,10 @@ class Shell:
 
 
 def shared_options(command: F) -> F:
-    """Add the options that every command has; a command gets the values of those that its signature names."""
+    """Add the options that every command has; a command gets the values of those that its signature names.
+
+    A command with ``devices`` gives --device a meaning of its own.
+    """
     wanted = inspect.signature(command).parameters
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
@@ -81,7 +88,7 @@ def shared_options(command: F) -> F:
                      expose_value="seed" in wanted),
         click.option("--device", default="cpu", show_default=True, help="Where torch runs: cpu, cuda, cuda:1 …",
                      expose_value="device" in wanted),
-    ):  # fmt: skip
+    )[: 2 if "devices" in wanted else 3]:  # fmt: skip
         command = option(command)
     return command
 

@@ -1,0 +1,123 @@
+"""The way from image files to boxes as a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from repq.log import Log, quiet
+from repq.predictor import Predictor, open_model
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig, EvalConfig
+from repq.results import ServiceRow
+from repq.stages.data import read_data
+
+if TYPE_CHECKING:
+    from repq.bench import ServedModel
+    from repq.data.dali import DaliLoader
+    from repq.service import Prepared, Service
+
+LoaderName = Literal["opencv", "dali"]
+
+
+def service_as_exported(predictor: Predictor, imgsz: tuple[int, int]) -> Service:
+    """The service with the settings that the graph has inside, else the usual ones."""
+    from repq.service import service_of
+
+    inside = {} if predictor.nms is None else predictor.nms.model_dump()
+    letterbox = predictor.preprocess.letterbox
+    if letterbox is not None:
+        inside["letterbox"] = letterbox
+    return service_of(predictor, imgsz, EvalConfig(**inside))
+
+
+def bench_service(
+    models: Sequence[Path],
+    data: Path,
+    split: str,
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    engines: Sequence[Any] = (),
+    loaders: Sequence[LoaderName] = ("opencv",),
+    images: int = 64,
+    device: str = "cpu",
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> tuple[ServiceRow, ...]:
+    """Time the way from JPEG files to boxes, for every model, engine and loader.
+
+    Raises:
+        RepqError: a model or the data cannot be used, or a loader is not installed.
+    """
+    from repq.bench import time_service
+
+    records = read_data(data, split, log).records[:images]
+    files = [record.path.read_bytes() for record in records]
+    rows: list[ServiceRow] = []
+    for threads in config.threads:
+        opened = [
+            (path, open_model(path, engine=engine, imgsz=imgsz, device=device, threads=threads))
+            for path in models
+            for engine in (engines if engines and not path.is_dir() else (None,))
+        ]
+        for batch in config.batches:
+            served = [
+                arrange(predictor, imgsz, loader, batch, threads, device)
+                for _, predictor in opened
+                for loader in loaders
+                if loader == "opencv" or predictor.preprocess.letterbox is None
+            ]
+            rows.extend(time_service(served, files, batch, threads, config, progress=progress))
+    return tuple(rows)
+
+
+def arrange(
+    predictor: Predictor, imgsz: tuple[int, int], loader: LoaderName, batch: int, threads: int, device: str
+) -> ServedModel:
+    """A model, what it does itself, and the loader that does the rest."""
+    from repq.bench import ServedModel
+
+    service = service_as_exported(predictor, imgsz)
+    inside = predictor.preprocess
+    label = "opencv"
+    decode: Callable[[Sequence[bytes]], Any] = partial(_decode_all, service)
+    preprocess: Callable[[Any], Any] = service.prepare
+    if loader == "dali":
+        from repq.data.dali import DaliLoader
+
+        where: Literal["cpu", "gpu"] = "gpu" if device.startswith("cuda") else "cpu"
+        load = DaliLoader(
+            imgsz, batch, dtype="uint8" if inside.uint8 else "float32", bgr=inside.bgr, device=where, threads=threads
+        )
+        label, decode, preprocess = f"dali ({where})", partial(_load_all, load), _as_it_is
+    return ServedModel(
+        label=predictor.label,
+        engine=predictor.engine,
+        precision=predictor.precision,
+        loader=label,
+        letterbox="loader" if loader == "dali" else "host" if inside.letterbox is None else "graph",
+        nms="host" if predictor.nms is None else "graph",
+        decode=decode,
+        preprocess=preprocess,
+        infer=lambda prepared: (service.infer(prepared), prepared),
+        postprocess=lambda ran: service.finish(*ran),
+        batch=predictor.batch,
+    )
+
+
+def _decode_all(service: Service, files: Sequence[bytes]) -> list[Any]:
+    return [service.decode(file) for file in files]
+
+
+def _load_all(load: DaliLoader, files: Sequence[bytes]) -> Prepared:
+    from repq.service import Prepared
+
+    images, transforms = load(files)
+    return Prepared((images,), transforms)
+
+
+def _as_it_is(prepared: Prepared) -> Prepared:
+    return prepared
