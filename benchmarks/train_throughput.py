@@ -1,8 +1,10 @@
 """Images per second of the training loop, data loading included, against the plain arrangement of the same work.
 
 Plain means: every sample decodes its images again, fits each of a mosaic's four into a canvas of twice the size and
-warps that once more, and objects are assigned image by image. Both make the same updates of the same model with the
-same number of loader threads, in turns, so that a busy machine disturbs both alike. Then the parts of a step, apart.
+warps that once more, objects are assigned image by image, and memory is left to the C library's defaults; once with
+threads that load ahead, and once loading in between. All make the same updates of the same model, each in a process of
+its own, in turns, so that a busy machine disturbs all alike. The ratio is to the faster plain one. Then the parts of a
+step, apart.
 
     python benchmarks/train_throughput.py                                   # YOLOv6-N v2, 256x256, the demo set
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5
@@ -10,12 +12,18 @@ same number of loader threads, in turns, so that a busy machine disturbs both al
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
@@ -24,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repq.bench import capture_environment
 from repq.data import (
     DetectionDataset,
     ImageCache,
@@ -36,6 +45,8 @@ from repq.data import (
     read_image,
 )
 from repq.data.augment import Placement, mirror, place_objects, shift_colours
+from repq.files import write_text
+from repq.memory import keep_freed_memory
 from repq.model import build
 from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
@@ -43,6 +54,12 @@ from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
 
 RATES = Rates(0.001, 0.001, 0.9)
+ARRANGEMENTS: dict[str, tuple[bool, int | None]] = {
+    "repq": (False, None),
+    "plain, 2 loader threads": (True, 2),
+    "plain, loading in between": (True, 0),
+}
+"""By name: whether it is plain, and its loader threads; None is the training loop's own choice."""
 
 
 # --- the plain arrangement -------------------------------------------------------------------------------------------
@@ -82,7 +99,7 @@ def plain_batches(dataset: DetectionDataset, imgsz: int, config: TrainConfig, ep
         return plain_mosaic([dataset[index], *(dataset[int(i)] for i in others)], imgsz, config, rng)
 
     order = np.random.default_rng(epoch).permutation(len(dataset)).tolist()
-    drawn = prefetch(draw, order, workers=config.workers, ahead=2 * config.batch)
+    drawn = prefetch(draw, order, workers=config.workers or 0, ahead=2 * config.batch)
     for start in range(0, len(order) - config.batch + 1, config.batch):
         samples = [next(drawn) for _ in order[start : start + config.batch]]
         yield TrainBatch(np.stack([s.image for s in samples]), tuple(s.objects for s in samples))
@@ -100,25 +117,74 @@ def assign_one_by_one(scores: Tensor, boxes: Tensor, objects: Objects, grid: Anc
     return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in Assignment.__annotations__))
 
 
+# --- one arrangement, in a process of its own ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    model: str
+    data: Path
+    imgsz: int
+    config: TrainConfig
+    threads: int
+    steps: int
+
+
+class Arrangement:
+    """The training loop's own way, or the plain one."""
+
+    def __init__(self, job: Job, *, plain: bool, workers: int | None) -> None:
+        job = replace(job, config=job.config.model_copy(update={"workers": workers}))
+        torch.set_num_threads(job.threads)
+        if not plain:
+            keep_freed_memory()
+        self.job, self.plain, self.dataset = job, plain, load_dataset(job.data, "train")
+        self.size = (job.imgsz, job.imgsz)
+        self.cache = ImageCache(self.dataset.records, self.size, job.config.cache_mib << 20)
+        if not plain:
+            for index in range(len(self.cache)):
+                self.cache.image(index)  # steady state
+        torch.manual_seed(0)
+        self.updater = Updater(build(job.model, self.dataset.num_classes).train(), job.config, torch.device("cpu"))
+        if plain:
+            self.updater.options = replace(self.updater.options, assign=assign_one_by_one)
+        self.average = MovingAverage(self.updater.model, 0.999, 100)
+        self.source = self.batches(job.config)
+
+    def batches(self, config: TrainConfig) -> Iterator[TrainBatch]:
+        """Full batches of one epoch after another."""
+        for epoch in count():
+            epoch_of = (
+                plain_batches(self.dataset, self.job.imgsz, config, epoch)
+                if self.plain
+                else training_batches(self.cache, self.size, config, seed=0, epoch=epoch)
+            )
+            yield from (found for found in epoch_of if len(found.images) == config.batch)
+
+    def images_per_s(self) -> float:
+        started, images = time.perf_counter(), 0
+        for _ in range(self.job.steps):
+            batch = next(self.source)
+            float(self.updater.update([batch], RATES)["total"])
+            self.average.update(self.updater.model)
+            images += len(batch.images)
+        return images / (time.perf_counter() - started)
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of a step, in order; loading as it is without threads beside it."""
+        source = self.batches(self.job.config.model_copy(update={"workers": 0}))
+        next(source)
+        return parts_of_a_step(self.updater, self.average, source)
+
+
+def serve(job: Job, plain: bool, workers: int | None, line: Connection) -> None:
+    """Answer what the main process asks for, a method by name, until it asks for nothing."""
+    own = Arrangement(job, plain=plain, workers=workers)
+    for method in iter(line.recv, None):
+        line.send(getattr(own, method)())
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
-
-
-def endless(epoch_of: Callable[[int], Iterator[TrainBatch]], batch: int) -> Iterator[TrainBatch]:
-    """Full batches of one epoch after another."""
-    epoch = 0
-    while True:
-        yield from (found for found in epoch_of(epoch) if len(found.images) == batch)
-        epoch += 1
-
-
-def images_per_s(updater: Updater, average: MovingAverage, source: Iterator[TrainBatch], steps: int) -> float:
-    started, images = time.perf_counter(), 0
-    for _ in range(steps):
-        batch = next(source)
-        float(updater.update([batch], RATES)["total"])
-        average.update(updater.model)
-        images += len(batch.images)
-    return images / (time.perf_counter() - started)
 
 
 def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[TrainBatch]) -> dict[str, float]:
@@ -156,69 +222,58 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 @click.option("--batch", default=16, show_default=True)
 @click.option("--steps", default=6, show_default=True, help="Updates a round.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--workers", default=2, show_default=True, help="Loader threads of both.")
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
-    model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, workers: int, threads: int
-) -> None:
-    torch.set_num_threads(threads)
+    model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, out: Path | None,
+) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
-        dataset = load_dataset(path, "train")
-        config = TrainConfig(batch=batch, workers=workers, mosaic=1.0)
-        compare(dataset, model, imgsz, config, steps, rounds)
-
-
-def compare(dataset: DetectionDataset, model: str, imgsz: int, config: TrainConfig, steps: int, rounds: int) -> None:
-    size = (imgsz, imgsz)
-    cache = ImageCache(dataset.records, size, config.cache_mib << 20)
-    for index in range(len(cache)):
-        cache.image(index)  # steady state
-
-    def updater(*, plain: bool) -> Updater:
-        torch.manual_seed(0)
-        found = Updater(build(model, dataset.num_classes).train(), config, torch.device("cpu"))
-        if plain:
-            found.options = replace(found.options, assign=assign_one_by_one)
-        return found
-
-    def cached(settings: TrainConfig) -> Callable[[int], Iterator[TrainBatch]]:
-        return lambda epoch: training_batches(cache, size, settings, seed=0, epoch=epoch)
-
-    def uncached(settings: TrainConfig) -> Callable[[int], Iterator[TrainBatch]]:
-        return lambda epoch: plain_batches(dataset, imgsz, settings, epoch)
-
-    arrangements = {"repq": (updater(plain=False), cached), "plain": (updater(plain=True), uncached)}
-    averages = {name: MovingAverage(own.model, 0.999, 100) for name, (own, _) in arrangements.items()}
-    sources = {name: endless(batches(config), config.batch) for name, (_, batches) in arrangements.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in arrangements}
-    for number in range(rounds + 1):
-        for name, (own, _) in arrangements.items():
-            speed = images_per_s(own, averages[name], sources[name], steps)
-            if number:  # the first round warms up
-                speeds[name].append(speed)
-    for source in sources.values():
-        source.close()  # type: ignore[attr-defined]
-
-    click.echo(
-        f"{model}, {imgsz}x{imgsz}, batch {config.batch}, {len(dataset)} images, {torch.get_num_threads()} threads"
-    )
+        config = TrainConfig(batch=batch, mosaic=1.0)
+        speeds, steps_apart = measure(Job(model, path, imgsz, config, threads, steps), rounds)
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    rival = max((name for name in medians if name != "repq"), key=medians.__getitem__)
+    ratios = [own / other for own, other in zip(speeds["repq"], speeds[rival], strict=True)]
+    click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {threads} threads")
     for name, found in speeds.items():
-        click.echo(
-            f"{name:6} {statistics.median(found):7.1f} images/s  (rounds: {', '.join(f'{s:.1f}' for s in found)})"
-        )
-    ratios = [own / other for own, other in zip(speeds["repq"], speeds["plain"], strict=True)]
-    click.echo(f"repq over plain, median of rounds: {statistics.median(ratios):.2f}")
-
-    alone = config.model_copy(update={"workers": 0})
-    steps_apart: dict[str, list[dict[str, float]]] = {}
-    for name, (own, batches) in arrangements.items():
-        source = endless(batches(alone), config.batch)
-        steps_apart[name] = [parts_of_a_step(own, averages[name], source) for _ in range(rounds + 1)][1:]
-    click.echo("\nmilliseconds of a step, medians; loading without threads beside it   repq    plain")
+        rows = ", ".join(f"{speed:.1f}" for speed in found)
+        click.echo(f"{name:26} {medians[name]:7.1f} images/s  (rounds: {rows})")
+    click.echo(f"repq over {rival}, median of rounds: {statistics.median(ratios):.2f}")
+    click.echo(f"\nmilliseconds of a step, medians; loading without threads beside it: {', '.join(steps_apart)}")
+    parts = {}
     for part in steps_apart["repq"][0]:
-        medians = [1000 * statistics.median(row[part] for row in rows) for rows in steps_apart.values()]
-        click.echo(f"{part:66} {medians[0]:8.1f} {medians[1]:8.1f}")
+        parts[part] = {n: 1000 * statistics.median(row[part] for row in rows) for n, rows in steps_apart.items()}
+        click.echo(f"{part:40}" + "".join(f" {found:8.1f}" for found in parts[part].values()))
+    if out is not None:
+        figures = {
+            "model": model, "data": data.parent.name if data else "demo", "imgsz": imgsz, "batch": batch,
+            "threads": threads, "images_per_s": speeds, "ratio_median": statistics.median(ratios),
+            "parts_ms": parts, "environment": capture_environment().values(),
+        }  # fmt: skip
+        write_text(out, json.dumps(figures, indent=1))
+
+
+def measure(job: Job, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
+    """Images per second of each round, and the parts of some steps, by arrangement."""
+    spawn = multiprocessing.get_context("spawn")
+    lines: dict[str, Connection] = {}
+    with ExitStack() as stack:
+        for name, arrangement in ARRANGEMENTS.items():
+            lines[name], theirs = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(job, *arrangement, theirs))
+            process.start()
+            stack.callback(process.join)
+            stack.callback(lines[name].send, None)
+
+        def asked(name: str, method: str) -> Any:
+            lines[name].send(method)
+            return lines[name].recv()
+
+        def in_turns(method: str) -> dict[str, list[Any]]:
+            found = [{name: asked(name, method) for name in lines} for _ in range(rounds + 1)][1:]  # the first warms up
+            return {name: [row[name] for row in found] for name in lines}
+
+        return in_turns("images_per_s"), in_turns("parts")
 
 
 if __name__ == "__main__":
