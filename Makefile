@@ -1,9 +1,12 @@
 # make quickstart: the main job on data that repq draws by itself.   make test: linters, types, tests.
+# make test-tensorrt: the tests on TensorRT's own builder, after make tensorrt-check has put one here (no GPU needed).
 # Each makes the virtual environment .venv when it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
+REPQ_SHARED ?= ../shared
+CHECK_BUILD := .venv/tensorrt-check
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test tensorrt-check test-tensorrt lint clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: setup.cfg constraints.txt
@@ -23,6 +26,12 @@ lint: .venv/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+tensorrt-check: .venv/ready
+	PYTHON="$(CURDIR)/$(BIN)/python" bash "$(REPQ_SHARED)/trt/setup.sh" $(CHECK_BUILD)
+
+test-tensorrt:
+	. ./$(CHECK_BUILD)/env.sh && $(BIN)/python -m pytest -m tensorrt
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "progress", "log", "files"),
+    ("errors", "progress", "log", "files", "memory"),
     ("layers",),
     ("scales", "results", "recipe", "artifact"),
     ("model",),
@@ -21,20 +21,21 @@ ORDER = (
     ("train",),
     ("quant",),
     ("graph",),
-    ("export",),
+    ("export", "estimate"),
     ("engine",),
     ("bench",),
     ("report",),
     ("checkpoints",),
     ("predictor",),
+    ("service",),
     ("stages",),
-    ("stage_table",),
     ("pipeline",),
-    ("cli_options",),
+    ("ablation",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-CORE = {"errors", "progress", "log", "files", "layers", "scales", "results", "recipe", "artifact"}
+CORE = {"errors", "progress", "log", "files", "memory", "layers", "scales", "results", "recipe", "artifact"}
 ONLY_CORE = {"graph", "engine", "report"}  # these stand low in the table but know nothing above them except the core
 NO_TORCH = ("graph", "report", "data", "evaluate")
 

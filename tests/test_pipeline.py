@@ -21,6 +21,7 @@ TINY = {
     "imgsz": 64,
     "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
     "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
+    "export": {"merge_scales": True, "float16": True},
     "check": {"max_ap_gap": 1.0},
     "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
     "report": {"images": 1},
@@ -63,7 +64,10 @@ def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOu
     for stage in stages[:-1]:  # the report cannot hold the hash of itself
         assert first.artifacts[stage].manifest.key in page
     assert json.loads((work / "report.json").read_text())["summary"]["recipe"] == "tiny"
-    assert (work / "report.md").read_text().startswith("#")
+    text = (work / "report.md").read_text()
+    assert text.startswith("#") and "Predicted extra kernels" in text
+    exported = {path.name for path in first.artifacts["export"].folder.glob("*.onnx")}
+    assert exported == {"float32.onnx", "int8.onnx", "float16.onnx", "int8_float16.onnx"}
 
 
 def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
@@ -86,6 +90,17 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     first: RunOutcome, work: Path, change: dict, expected: list[str]
 ) -> None:
     assert remade(run_recipe(recipe(**change), work)) == expected
+
+
+def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, work: Path) -> None:
+    outcome = run_recipe(recipe(qat={"epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0}), work)
+    assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "report"]
+    trained = json.loads((outcome.artifacts["qat"] / "qat.json").read_text())
+    before = json.loads((outcome.artifacts["ptq"] / "ptq.json").read_text())
+    assert trained["accuracy_calibrated"] == before["accuracy_quantized"]
+    check = json.loads((outcome.artifacts["check"] / "check.json").read_text())
+    assert check["reference"] == trained["accuracy_trained"]
+    assert "Quantization-aware training" in (work / "report.html").read_text()
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(first: RunOutcome, work: Path, tmp_path: Path) -> None:
@@ -149,11 +164,29 @@ def test_a_plan_from_a_measurement_is_what_ptq_keeps_in_float(first: RunOutcome,
     arguments = ("sensitivity", fused, *common, "--images", 2, "--calib-images", 4, "--top", 3, "-o", tmp_path / "out")
     measured = values(*arguments)
     kept = measured["plan"]["float_layers"]
-    worst = sorted(measured["layers"], key=lambda row: float(row["head"]["snr_db"]))[:3]
+    worst = sorted(measured["layers"], key=lambda row: float(row["local"]["snr_db"]))[:3]
     assert set(kept) == {row["layer"] for row in worst}
     assert values(*arguments)["layers"] == measured["layers"]
     plan = ("--plan", tmp_path / "out/plan.yaml", "-o", tmp_path / "int8.safetensors")
     assert values("ptq", fused, *common, "--images", 4, *plan)["layers_float"] == kept
+
+
+def test_a_recipe_may_find_its_plan(first: RunOutcome, work: Path) -> None:
+    """Measured and planned between fusing and quantizing; the report shows both; again, all is reused."""
+    changes = {"sensitivity": {"images": 2}, "plan": {"max_drop": 1.0, "resamples": 100},
+               "ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}}  # type: ignore[dict-item]  # fmt: skip
+    outcome = run_recipe(recipe(**changes), work)
+    made = remade(outcome)  # not what follows from a graph that another test has made
+    assert made[:2] == ["sensitivity", "ptq"] and made[-1] == "report"
+    plan = json.loads((outcome.artifacts["sensitivity"] / "plan.json").read_text())
+    rows = json.loads((outcome.artifacts["ptq"] / "ptq.json").read_text())["layers"]
+    assert plan["holds"] and plan["trials"]
+    assert plan["float_layers"] == [row["layer"] for row in rows if row["precision"] == "float"]
+    assert all(layer.startswith("detect.") for layer in plan["float_layers"])  # the rest fits a budget of everything
+    summary = json.loads((work / "report.json").read_text())["summary"]
+    assert summary["plan"]["float_layers"] == plan["float_layers"] and summary["sensitivity"]["layers"]
+    assert "](measures.svg)" in (work / "report.md").read_text() and (work / "measures.svg").is_file()
+    assert remade(run_recipe(recipe(**changes), work)) == []
 
 
 def test_merging_scales_leaves_lint_nothing_to_warn_of(first: RunOutcome, tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_overrides_win_and_are_validated(tmp_path: Path) -> None:
             load_recipe(path, [wrong])
 
 
+def test_the_tool_chooses_corrections_or_the_recipe_does(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load_recipe(path, ["ptq.auto=true"]).ptq.auto
+    assert load_recipe(path, ["ptq.correct.rounding=adaptive"]).ptq.correct.rounding == "adaptive"
+    with pytest.raises(RecipeError, match="chooses the corrections itself"):
+        load_recipe(path, ["ptq.auto=true", "ptq.correct.equalize=true"])
+
+
 @pytest.mark.parametrize(
     ("extra", "hint"),
     [("wieghts: x", "'weights'"), ("ptq: {kep_float: [a]}", "'keep_float'"), ("bench: {batch: [1]}", "'batches'")],

@@ -12,6 +12,7 @@ from sample_graphs import LAYERS, calibrated_scales, detector
 
 from repq.engine import build, load
 from repq.errors import EngineError
+from repq.graph import to_fp16
 from repq.recipe import BuildConfig
 
 ENGINES = ("onnxruntime", "openvino")
@@ -239,3 +240,13 @@ def test_missing_runtime_says_how_to_get_it(monkeypatch, onnx_file):
 def test_unknown_engine_is_refused(onnx_file):
     with pytest.raises(EngineError, match="unknown engine"):
         build("abacus", onnx_file(detector()))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_fp16_graph_takes_and_gives_float32(name, onnx_file):
+    half, _ = to_fp16(detector(), float32_io=False)
+    engine = build(name, onnx_file(half))
+    assert engine.manifest.input.dtype == "float16"
+    found = engine.infer(IMAGES)["detections"]
+    assert found.dtype == np.float32
+    assert snr_db(reference(detector(), IMAGES), found) > 40

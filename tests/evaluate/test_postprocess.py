@@ -101,6 +101,14 @@ def test_rows_that_are_not_finite_yield_nothing(bad: float) -> None:
         assert postprocess(rows, EvalConfig())[0][:, 0].tolist() == [116]
 
 
+@pytest.mark.parametrize("column", [2, 3])
+@pytest.mark.parametrize("size", [0, -8])
+def test_boxes_without_area_yield_nothing(column: int, size: float) -> None:
+    rows = np.tile(np.array([20, 20, 8, 8, 1, 0.9], np.float32), (1, 2, 1))
+    rows[0, 0, column] = size
+    assert len(postprocess(rows, EvalConfig())[0]) == 1
+
+
 def test_no_rows_and_no_candidates() -> None:
     for rows in (np.zeros((2, 0, 8), np.float32), np.zeros((2, 9, 8), np.float32)):
         assert [boxes.shape for boxes in postprocess(rows, EvalConfig())] == [(0, 6), (0, 6)]

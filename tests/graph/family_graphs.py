@@ -31,12 +31,19 @@ FAMILY = {
     "s_mbla": ("yolov6s_mbla", 2, 1 / 4),
     "lite_s": ("yolov6lite_s", 2, 1.0),
 }
+OTHERS = {
+    "s": ("yolov6s", 2, 1 / 4),
+    "s_v2": ("yolov6s_v2", 2, 1 / 4),
+    "l_v2 (CSP)": ("yolov6l_v2", 2, 1 / 8),
+    "s_qa": ("yolov6s_qa", 2, 1 / 4),
+}
+"""Alike in their graphs to some above; the builder sees them all."""
 
 
 @cache
 def detector(label: str) -> Detector:
     """A fused detector whose activations keep their size from layer to layer, and whose branches differ in size."""
-    name, classes, width = FAMILY[label]
+    name, classes, width = (FAMILY | OTHERS)[label]
     full = get_spec(name, classes)
     fields = ("backbone_channels", "top_down_channels", "bottom_up_channels")
     channels = {f: tuple(max(6, round(c * width)) for c in getattr(full, f)) for f in fields}

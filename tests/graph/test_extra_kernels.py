@@ -16,6 +16,7 @@ CONSTANTS = {
     "z": np.int8(0),
     "w8": np.clip(np.rint(normal(0, 4, 4, 1, 1) * 40), -127, 127).astype(np.int8),
     "v8": np.clip(np.rint(normal(1, 4, 8, 1, 1) * 40), -127, 127).astype(np.int8),
+    "w32": normal(2, 4, 4, 1, 1),
     "axes": np.array([2, 3]),
 }
 INT8_CONV = "wd = DequantizeLinear(w8, s, z)\n"
@@ -44,6 +45,11 @@ def test_a_float_reader_makes_the_quantizer_a_kernel() -> None:
     body = START + pair("r", "e") + "o = Conv(e, wd)\ny = Add(o, r)"
     assert kernels(body) == {INPUT: 1, ("quantize", "float reader"): 1}
     assert kernels(body.replace("Add(o, r)", "Add(o, e)")) == {INPUT: 1}
+
+
+def test_a_layer_that_stays_in_float_makes_it_one_that_no_placement_saves() -> None:
+    body = START + pair("r", "e") + "o = Conv(e, wd)\np = Conv(r, w32)\ny = Add(o, p)"
+    assert kernels(body) == {INPUT: 1, ("quantize", "float layer"): 1}
 
 
 def test_two_scales_on_one_tensor() -> None:

@@ -162,3 +162,11 @@ def test_layers_say_why_they_are_float() -> None:
     assert rows["backbone.stem.rbr_reparam"].precision == "int8"
     kept = rows["detect.cls_preds.0"]
     assert kept.precision == "float32" and "neither" in kept.reason
+
+
+def test_every_rule_is_written_down_with_its_source() -> None:
+    page = (Path(__file__).parents[2] / "docs/lint.md").read_text(encoding="utf-8")
+    for rule in RULES:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{rule.id}` |")]
+        assert [cell.strip() for cell in row.split("|")[2:4]] == [rule.severity, rule.title]
+    assert len([line for line in page.splitlines() if line.startswith("| `")]) == len(RULES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +13,28 @@ import torch
 
 from repq.data import DetectionDataset, load_dataset, make_demo_set
 from repq.errors import DataError, QuantizationError
-from repq.evaluate import evaluate
+from repq.evaluate import Detections, evaluate
 from repq.layers import LayerId, QuantPlan
 from repq.model import build, get_spec, layer_ids
 from repq.quant import quantize, quantizing
 from repq.quant.plan_file import read_plan, write_plan
 from repq.quant.sensitivity import (
     MEASURES,
+    Detect,
     Journal,
     Measurement,
+    ap_assessor,
     collect,
+    front_plans,
     image_hashes,
     make_plan,
     measure,
     overlap_note,
     plan_detector,
-    plan_remarks,
     ranking,
 )
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
-from repq.results import Sensitivity
+from repq.results import PlanReport, Sensitivity
 
 SIZE = (64, 64)
 EVAL = EvalConfig(batch=4, confidence=0.0, iou=0.3, max_detections=50, multi_label=False)
@@ -128,6 +131,36 @@ def test_bad_images_are_refused(job: Measurement, dataset: DetectionDataset) -> 
         measure(replace(job, records=()), Journal(None, ""))
 
 
+def test_a_budget_needs_labels(job: Measurement, dataset: DetectionDataset) -> None:
+    blank = [replace(r, labels=np.zeros((0, 5), np.float32), areas=np.zeros(0, np.float32)) for r in dataset.records]
+    for records in ((), blank):
+        with pytest.raises(DataError, match="AP cannot be measured"):
+            ap_assessor(
+                job.layers, lambda plan: Detections((), ()), dataset.subset(records), PlanConfig(max_drop=0.1),
+                Journal(None, ""),
+            )  # fmt: skip
+
+
+def test_a_layer_that_says_nothing_is_noted(job: Measurement) -> None:
+    model = copy.deepcopy(job.model)
+    silent = model.get_submodule(job.layers[5])
+    silent.weight.data.zero_()
+    silent.bias.data.zero_()
+    quiet = replace(job, model=model, config=CONFIG.model_copy(update={"end_to_end": False, "ap": ()}))
+    journal = Journal(None, quiet.key)
+    measure(quiet, journal)
+    notes = collect(quiet, journal).notes
+    assert [note.split(":")[0] for note in notes if "zero on all images" in note] == [job.layers[5]]
+    assert not [note for note in collect_notes(job) if "zero on all images" in note]
+
+
+def collect_notes(job: Measurement) -> tuple[str, ...]:
+    plain = replace(job, config=CONFIG.model_copy(update={"end_to_end": False, "ap": ()}))
+    journal = Journal(None, plain.key)
+    measure(plain, journal)
+    return collect(plain, journal).notes
+
+
 def test_shared_images_are_warned_of(dataset: DetectionDataset) -> None:
     first, last = image_hashes(dataset.records[:4]), image_hashes(dataset.records[3:])
     assert "1 of 4 images" in (overlap_note(first, last) or "")
@@ -140,16 +173,50 @@ def test_a_measurement_becomes_a_plan(
     config = PlanConfig(measure="head.snr", top=5)
     plan, report = make_plan(whole, config)
     assert set(plan.float_) == set(ranking(whole, "head.snr")[:5]) == set(report.float_layers)
-    write_plan(tmp_path / "plan.yaml", plan, whole.model, remarks=plan_remarks(whole, config))
+    remarks = {LayerId(layer): reason for layer, reason in report.reasons.items()}
+    write_plan(tmp_path / "plan.yaml", plan, whole.model, remarks=remarks)
     assert read_plan(tmp_path / "plan.yaml", job.layers, whole.model) == plan
+    more, _ = make_plan(whole, config, always_float=plan.int8[:1])
+    assert set(more.float_) == {*plan.float_, plan.int8[0]}
+    assert make_plan(whole, PlanConfig(top=5))[1].measure == "local.snr"
 
+
+def found_plan(
+    job: Measurement, whole: Sensitivity, dataset: DetectionDataset, journal: Journal, detect: Detect, **settings: Any
+) -> tuple[QuantPlan, PlanReport]:
+    config = PlanConfig(resamples=100, **settings)
+    assess = ap_assessor(job.layers, detect, dataset, config, journal)
+    return make_plan(whole, config, assess=assess, images=len(dataset), always_float=job.layers[-2:])
+
+
+def test_an_ap_budget_becomes_a_plan(
+    job: Measurement, whole: Sensitivity, dataset: DetectionDataset, tmp_path: Path
+) -> None:
     detect = plan_detector(job.model, dataset, SIZE, EVAL)
-    searched, report = make_plan(whole, PlanConfig(max_drop=1.0, resamples=100), detect=detect, dataset=dataset)
-    assert searched == QuantPlan(int8=job.layers) and report.int8_macs_share == 1
-    searched, report = make_plan(
-        whole, PlanConfig(max_drop=0.0, risk=0.2, resamples=100), detect=detect, dataset=dataset
-    )
-    assert report.drop is not None and report.drop <= 0
-    assert report.drop_interval is not None and report.trials
+    journal = Journal(tmp_path, job.key)
+    loose, report = found_plan(job, whole, dataset, journal, detect, max_drop=1.0)
+    assert loose.float_ == job.layers[-2:] and report.holds
+    tight, report = found_plan(job, whole, dataset, journal, detect, max_drop=0.0, min_int8=0.5)
+    assert set(job.layers[-2:]) <= set(tight.float_)
+    assert report.drop is not None and report.drop_interval is not None
+    assert report.drop_interval[0] <= report.drop <= report.drop_interval[1]
+    assert all(trial.int8_share >= 0.5 for trial in report.trials)
+    assert report.holds == any(trial.fits for trial in report.trials)
+    assert set(report.reasons) == set(report.float_layers)
+    assert report.reasons[job.layers[-1]].startswith("kept by the settings")
+
+    plans = front_plans(whole, report, None, job.layers[-2:])
+    assert plans[0] == set(job.layers[-2:]) and plans[-1] == set(job.layers)
+    assert frozenset(tight.float_) in plans
+
+    def refuse(plan: QuantPlan) -> Detections:
+        raise AssertionError("this plan was judged before")
+
+    asked = [ap_assessor(job.layers, refuse, dataset, PlanConfig(max_drop=0, resamples=100, risk=risk), journal)
+             for risk in (0.5, 0.2, 0.05)]  # fmt: skip
+    bounds = [assess(frozenset(tight.float_)).bound for assess in asked]
+    assert bounds[0] == pytest.approx(report.drop) and bounds == sorted(bounds) and bounds[0] < bounds[2]
+    again = found_plan(job, whole, dataset, Journal(tmp_path, job.key), refuse, max_drop=0.0, min_int8=0.5)
+    assert again == (tight, report)
     with pytest.raises(DataError, match="labelled images"):
         make_plan(whole, PlanConfig(max_drop=0.0))

@@ -21,6 +21,9 @@ from repq.results import (
     LayerPrecision,
     LayerQuantization,
     PtqReport,
+    PtqTrial,
+    QatReport,
+    ScaleChange,
     TrainReport,
 )
 
@@ -111,6 +114,12 @@ def make_ptq() -> PtqReport:
         int8_macs_share=0.9214,
         accuracy_float=full,
         accuracy_quantized=nudged(full, 0.2987, 5),
+        trials=(
+            PtqTrial(name="mse", head_snr_db=8.2, gain_db=None, kept=True, ap_train=0.2188, seconds=14.2),
+            PtqTrial(name="+ equalize", head_snr_db=8.1, gain_db=-0.1, kept=False, seconds=22.3),
+            PtqTrial(name="+ outputs=mean", head_snr_db=21.6, gain_db=13.4, kept=True, ap_train=0.288, seconds=15.2),
+        ),
+        extra_macs_share=0.03,
     )
 
 
@@ -233,6 +242,38 @@ def make_drawn() -> tuple[DrawnImage, ...]:
     return tuple(pairs)
 
 
+def make_qat(ptq: PtqReport) -> QatReport:
+    rng = np.random.default_rng(12)
+    int8 = [row.layer for row in ptq.layers if row.precision == "int8"]
+    names = ("distill_features", "distill_class", "distill_box")
+    epochs = [
+        EpochRow(epoch=number, learning_rate=0.001 / number, losses=dict.fromkeys(names, 3 / number), seconds=12.5)
+        for number in range(1, 21)
+    ]
+    return QatReport(
+        model=ptq.model,
+        scheme=ptq.scheme,
+        scales="learned",
+        epochs=tuple(epochs),
+        images=128,
+        images_per_s=10.2,
+        int8_layers=tuple(int8),
+        float_layers=tuple(row.layer for row in ptq.layers if row.precision == "float"),
+        changes=tuple(
+            ScaleChange(
+                layer=layer,
+                input_before=0.02,
+                input_after=0.02 * rng.uniform(0.7, 1.2),
+                weight_ratio=rng.uniform(0.9, 1),
+            )
+            for layer in int8
+        ),
+        accuracy_float=ptq.accuracy_float,
+        accuracy_calibrated=ptq.accuracy_quantized,
+        accuracy_trained=nudged(ptq.accuracy_float, 0.3012, 9),
+    )
+
+
 def make_summary() -> ReportSummary:
     ptq = make_ptq()
     full = ptq.accuracy_float
@@ -274,6 +315,7 @@ def make_summary() -> ReportSummary:
         training=make_training(),
         fusion=make_fusion(),
         ptq=ptq,
+        qat=make_qat(ptq),
         accuracies=tuple(accuracies),
         engines=(
             make_engine("onnxruntime", "fp32", 18_912_345),

@@ -177,6 +177,7 @@ PARTS = {
     "training": {"training"},
     "fusion": {"fusion"},
     "ptq": {"headline", "accuracy", "layers"},
+    "qat": {"qat"},
     "engines": {"headline", "size", "execution"},
     "check": {"headline", "agreement"},
     "bench": {"headline", "timing"},
@@ -225,3 +226,10 @@ def test_names_that_drawing_could_trip_over(tmp_path: Path) -> None:
     summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, accuracies=tuple(measured))
     text = render_report(summary, tmp_path)["html"].read_text(encoding="utf-8")
     assert text.count("猫") >= 3  # two tables at least and the drawing
+
+
+def test_what_each_setting_gained_is_in_every_form(folder: Path) -> None:
+    for name in ("report.html", "report.md", "report.json"):
+        text = html.unescape((folder / name).read_text(encoding="utf-8"))
+        assert "+ outputs=mean" in text
+    assert "Split layers add" in (folder / "report.md").read_text(encoding="utf-8")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repq.train.assigner import (
+    MOST_PAIRS,
     Assignment,
     Objects,
     assign_atss,
@@ -83,6 +85,31 @@ def test_slices_change_nothing(assign, grid: AnchorGrid) -> None:
     for most_pairs in (1, 2 * 9 * len(grid.points), 1 << 24):
         parts = fields(assign_in_slices(assign, scores, boxes, objects, grid, most_pairs))
         assert all(torch.equal(first, second) for first, second in zip(whole, parts, strict=True))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for found in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(found, torch.Tensor):
+                self.elements = max(self.elements, found.untyped_storage().nbytes() // found.element_size())
+        return result
+
+
+@pytest.mark.parametrize("assign", ASSIGNERS)
+def test_memory_does_not_grow_with_crowded_images(assign, grid: AnchorGrid) -> None:
+    scores, boxes, objects = random_batch(grid, [300] * 8)
+    pairs_of_an_image = 300 * len(grid.points)
+    with LargestTensor() as largest:
+        assign_in_slices(assign, scores, boxes, objects, grid)
+    assert largest.elements <= 2 * max(MOST_PAIRS["cpu"], pairs_of_an_image)  # two coordinates of a pair at the most
+    with LargestTensor() as whole:
+        assign_in_slices(assign, scores, boxes, objects, grid, most_pairs=1 << 30)
+    assert whole.elements >= 8 * pairs_of_an_image  # what it would be
 
 
 @pytest.mark.parametrize("seed", range(4))

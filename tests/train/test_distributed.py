@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -81,10 +82,34 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [2, 3]
-    assert "another of the 2 processes of this training ended" in messages[0]
+    assert "another of the 2 processes of this command ended" in messages[0]
     assert "run the same command again" in messages[0]
     report = train(tiny_model(), *sets(folder), SIZE, QUICK, state_path=folder / "state.safetensors").report
     assert len(report.epochs) == QUICK.epochs
+
+
+STOPPED = """
+import os, signal
+from repq.errors import TrainingError
+from repq.train import distributed
+
+distributed.current_processes = lambda: distributed.Processes(0, 2)
+before = signal.getsignal(signal.SIGTERM)
+try:
+    with distributed.told_when_stopped():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+except TrainingError as error:
+    print(error)
+assert signal.getsignal(signal.SIGTERM) == before
+"""
+
+
+def test_a_process_that_torchrun_stops_says_why() -> None:
+    """In a process of its own: other libraries that are loaded here handle signals as well."""
+    run = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"another of the 2 processes .* ended", run.stdout)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

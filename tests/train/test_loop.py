@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
 
 from repq.data import ImageCache
@@ -14,9 +16,9 @@ from repq.errors import TrainingError
 from repq.model import build
 from repq.recipe import LetterboxConfig, TrainConfig
 from repq.train import accumulation, train
-from repq.train import loop as loop_module
+from repq.train import trainer as trainer_module
 from repq.train import update as update_module
-from repq.train.loader import training_batches
+from repq.train.loader import loading_threads, training_batches
 from repq.train.state import load_state
 
 
@@ -108,6 +110,20 @@ def test_fewer_images_than_a_batch_and_images_without_objects(data) -> None:
     assert report.epochs[-1].losses["iou"] == 0.0
 
 
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_objects_of_one_pixel_and_as_large_as_the_image_train(data, mosaic: float) -> None:
+    train_set, val_set = data
+    point, whole = [0, 0.5, 0.5, 1 / 64, 1 / 64], [1, 0.5, 0.5, 1.0, 1.0]
+    corner = [1, 1 - 0.5 / 64, 1 - 0.5 / 64, 1 / 64, 1 / 64]
+    labels = np.array([point, whole, corner, point], np.float32)
+    extreme = tuple(replace(record, labels=labels, areas=np.ones(4, np.float32)) for record in train_set.records)
+    config = QUICK.model_copy(update={"epochs": 2, "mosaic": mosaic, "atss_epochs": 1})
+    report = train(tiny_model(), replace(train_set, records=extreme), val_set, SIZE, config).report
+    for row in report.epochs:
+        assert all(np.isfinite(value) for value in row.losses.values())
+        assert row.losses["iou"] > 0
+
+
 def test_what_does_not_fit_is_refused(data) -> None:
     train_set, val_set = data
     with pytest.raises(TrainingError, match="multiples of 32"):
@@ -134,6 +150,16 @@ def test_workers_change_nothing_and_every_image_comes_once(data) -> None:
     assert (other.images != runs[0][0].images).any()
 
 
+def test_loading_takes_the_cores_that_torch_leaves(monkeypatch) -> None:
+    choice = QUICK.model_copy(update={"workers": None})
+    assert loading_threads(QUICK, "cuda") == QUICK.workers, "what is asked for is done"
+    torch.set_num_threads(2)
+    for cores, on_cpu, on_cuda in ((2, 0, 1), (4, 2, 3), (64, 8, 8), (1, 0, 0)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert (loading_threads(choice, "cpu"), loading_threads(choice, "cuda")) == (on_cpu, on_cuda)
+    torch.set_num_threads(1)
+
+
 def test_multi_scale_draws_sizes_that_fit_and_trains(data) -> None:
     config = QUICK.model_copy(update={"multi_scale": 0.5, "letterbox": LetterboxConfig(border=2, inner_size=60)})
     cache = ImageCache(data[0].records, (96, 96), 1 << 24)
@@ -148,12 +174,12 @@ def test_multi_scale_draws_sizes_that_fit_and_trains(data) -> None:
 
 def test_stops_early_when_nothing_gets_better(data, monkeypatch, tmp_path: Path) -> None:
     accuracies = iter([0.1, 0.3, 0.2, 0.29, 0.1, 0.9])
-    real = loop_module.evaluate_together
+    real = trainer_module.evaluate_together
 
     def scripted(*args):
         return real(*args).model_copy(update={"ap": next(accuracies)})
 
-    monkeypatch.setattr(loop_module, "evaluate_together", scripted)
+    monkeypatch.setattr(trainer_module, "evaluate_together", scripted)
     config = QUICK.model_copy(update={"epochs": 6, "eval_interval": 1, "patience": 2})
     path = tmp_path / "state.safetensors"
     report = train(tiny_model(), *data, SIZE, config, state_path=path).report

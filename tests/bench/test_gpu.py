@@ -1,0 +1,67 @@
+"""Device times and readings: what they are without a GPU, and on one that they make sense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from repq.bench import DeviceWork, GpuWatch, device_ms
+from repq.errors import EngineError
+from repq.model import build
+from repq.predictor import from_torch
+from repq.stages.timing import gpu_index
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+
+def test_which_gpu_is_watched() -> None:
+    assert gpu_index("cpu", ["onnxruntime"]) is None
+    assert gpu_index("cpu", ["onnxruntime", "tensorrt"]) == 0
+    assert (gpu_index("cuda", []), gpu_index("cuda:1", [])) == (0, 1)
+
+
+def test_nothing_to_watch_gives_no_readings() -> None:
+    with GpuWatch(None) as watch:
+        pass
+    assert watch.readings is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_without_a_gpu_there_are_no_figures() -> None:
+    with GpuWatch(0) as watch:
+        pass
+    assert watch.readings is None
+    assert device_ms(DeviceWork(lambda: None, 0), 3, 1, graph=False) is None
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    with pytest.raises(EngineError, match="FP16"):
+        from_torch("m", build("yolov6n_v2", 3, deploy=True), half=True)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("half", [False, True])
+def test_a_graph_is_no_slower_than_kernels_one_by_one(half: bool) -> None:
+    predictor = from_torch("m", build("yolov6n_v2", 3, deploy=True), device="cuda", half=half)
+    assert predictor.on_device is not None
+    work = DeviceWork(*predictor.on_device((1, 3, 320, 320)))
+    one_by_one, graph = (device_ms(work, 50, 10, graph=graph) for graph in (False, True))
+    assert one_by_one is not None and graph is not None
+    assert 0 < graph < 1.1 * one_by_one
+
+
+@gpu
+@needs_cuda
+def test_readings_are_within_their_limits() -> None:
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'repq[gpu]'")
+    values = torch.randn(4096, 4096, device="cuda")
+    with GpuWatch(0) as watch:
+        for _ in range(200):
+            values = (values @ values).clamp(-1, 1)
+        torch.cuda.synchronize()
+    readings = watch.readings
+    assert readings is not None and readings.samples > 1
+    low, high = readings.sm_clock_range_mhz
+    assert 0 < low <= readings.sm_clock_mhz <= high <= (readings.max_sm_clock_mhz or high)

@@ -1,0 +1,1 @@
+from drawn_sets import data, one_thread  # noqa: F401 (fixtures)

@@ -1,0 +1,38 @@
+"""Two real processes over gloo learn what one learns from the joined batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_qat import QUICK, gradients_of_first_batch
+
+from repq.data import load_dataset, make_demo_set
+from repq.recipe import DemoConfig
+
+WORKER = Path(__file__).with_name("qat_worker.py")
+
+
+def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
+    make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=2, size=64, classes=2))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*launcher, str(WORKER), str(tmp_path)], check=True, env=environment, timeout=300)
+
+    _, parts, gradients = gradients_of_first_batch(load_dataset(tmp_path / "set" / "data.yaml", "train"))
+    assert {name.rpartition(".")[2] for name in gradients} == {"weight", "bias", "log_ratio"}
+    images = 0
+    for rank in range(2):
+        count, own_parts, own_gradients = torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True)
+        images += count
+        for name, value in parts.items():
+            assert own_parts[name].item() == pytest.approx(value.item(), rel=1e-5)
+        for name, gradient in gradients.items():
+            largest = gradient.abs().max().item()
+            torch.testing.assert_close(own_gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest)  # order of sums
+    assert images == QUICK.batch
+    assert (tmp_path / "weights0.txt").read_text() == (tmp_path / "weights1.txt").read_text()

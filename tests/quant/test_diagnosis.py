@@ -1,0 +1,86 @@
+"""A diagnosis on models whose illness is known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_detectors import images, uneven
+from torch import nn
+
+from repq.layers import LayerId
+from repq.model import Detector
+from repq.quant.diagnosis import ENOUGH_DB, diagnose, local_snrs, weight_crest
+from repq.quant.ptq import quantize
+from repq.quant.sensitivity import local_moments, similarity
+from repq.recipe import CalibrationConfig, PtqConfig
+from repq.report.diagnosis import ADVICE, diagnosis_table
+from repq.results import Diagnosis
+
+CONFIG = PtqConfig(calibration=CalibrationConfig(method="max", bins=256))
+BLOWN = LayerId("backbone.ERBlock_3.1.block.0.rbr_reparam")
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Detector:
+    return uneven("yolov6n_v2", spread=0.0)
+
+
+@pytest.fixture(scope="module")
+def blown(healthy: Detector) -> Detector:
+    """One tap in each row of a fused block dwarfs all others, as a blown-up identity branch leaves it."""
+    model = copy.deepcopy(healthy)
+    conv = model.get_submodule(BLOWN)
+    assert isinstance(conv, nn.Conv2d)
+    for channel in range(conv.out_channels):
+        conv.weight.data[channel, channel, 1, 1] = 60.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def diagnosis(blown: Detector) -> Diagnosis:
+    return diagnose(blown, [images()], [images(1, seed=5)], CONFIG)
+
+
+def test_a_blown_up_weight_is_found_and_named(diagnosis: Diagnosis, healthy: Detector) -> None:
+    sick = {row.layer: row for row in diagnosis.layers}
+    well = {row.layer: row for row in diagnose(healthy, [images()], [images(1, seed=5)], CONFIG).layers}
+    assert "a few weights take the range" in sick[BLOWN].findings
+    assert sick[BLOWN].weight_crest > 2 * well[BLOWN].weight_crest
+    assert not [row.layer for row in well.values() if "a few weights take the range" in row.findings]
+
+
+def test_the_advice_is_the_first_way_that_is_enough(diagnosis: Diagnosis) -> None:
+    tried = [way for way in diagnosis.ways if way.head_snr_db is not None]
+    assert [way.name for way in tried] == ["ptq", "corrected", "partial"]
+    assert all(way.sufficient == (way.head_snr_db >= ENOUGH_DB) for way in tried if way.head_snr_db is not None)
+    enough = [way.name for way in tried if way.sufficient]
+    assert diagnosis.advice == (enough[0] if enough else diagnosis.advice)
+    assert enough or diagnosis.advice in ("repopt", "qat")
+    assert Diagnosis.model_validate_json(diagnosis.model_dump_json()) == diagnosis
+    text = diagnosis_table(diagnosis)
+    assert ADVICE[diagnosis.advice] in text
+    assert BLOWN in text
+
+
+def test_the_crest_predicts_the_weight_error() -> None:
+    """A channel's SNR after rounding is 52.9 dB less its crest, but for the few weights that set the range."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 1, 3)
+    nn.init.normal_(conv.weight)
+    rounded = (conv.weight / (step := conv.weight.abs().max() / 127)).round() * step
+    snr = 20 * torch.log10(conv.weight.norm() / (conv.weight - rounded).norm())
+    expected = 52.9 - 20 * torch.log10(torch.tensor(weight_crest(conv)))
+    assert float(snr.detach()) == pytest.approx(float(expected), abs=0.5)
+
+
+def test_separate_errors_add_up_to_the_layers_error(healthy: Detector) -> None:
+    model = quantize(healthy, [images()], CONFIG).model
+    layers = [layer for layer in local_snrs(model, [images()]) if layer.startswith("neck")]
+    whole = local_moments(model, layers, [images()])
+    for layer, (weight, inputs) in local_snrs(model, [images()]).items():
+        if layer in whole and weight is not None and inputs is not None:
+            both = 10 ** (-weight / 10) + 10 ** (-inputs / 10)
+            found = 10 ** (-similarity([whole[layer]]).snr_db / 10)
+            assert 0.5 * both < found < 2 * both

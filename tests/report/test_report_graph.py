@@ -1,0 +1,87 @@
+"""What the report says of the graph that TensorRT gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from report_samples import make_accuracy, make_ptq, make_summary
+
+from repq.report import render_report
+from repq.report.sections.graph import graph_section
+from repq.report.text import engine_table, export_text
+from repq.results import EngineDescription, Expectation, ExportReport, GraphFinding, LayerPrecision, QdqCount
+
+BEFORE = QdqCount(quantize=80, dequantize=79, extra_kernels=40, avoidable=31)
+AFTER = QdqCount(quantize=60, dequantize=58, extra_kernels=9, avoidable=0)
+GRAPH = ExportReport(
+    out="int8_float16.onnx",
+    imgsz=(320, 320),
+    batch=1,
+    opset=19,
+    precision="int8_float16",
+    qdq_before_merging=BEFORE,
+    qdq=AFTER,
+    merged_groups=5,
+    fp32_nodes=("neck.loud",),
+    layers_int8=50,
+    layers_float=8,
+    size_bytes=1000,
+    findings=(
+        GraphFinding(rule="extra-kernel", severity="info", where="images", message="one <kernel>", source="guide"),
+    ),
+)
+
+
+def page(**changes: object) -> str:
+    summary = make_summary().model_copy(update={"graph": GRAPH, **changes})
+    section = graph_section(summary)
+    assert section is not None
+    return repr(section)
+
+
+def test_counts_stand_before_and_after_merging() -> None:
+    text = page()
+    assert all(str(number) in text for number in (80, 79, 40, 31, 60, 58, 9))
+    assert "neck.loud" in text and "the largest of each group" in text
+
+
+def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
+    own = BEFORE.model_copy(update={"quantize": 87})
+    ptq = make_ptq().model_copy(
+        update={
+            "accuracy_own_scales": make_accuracy(0.3),
+            "qdq_own_scales": own,
+            "share_scales": "joint",
+            "shared_groups": 4,
+        }
+    )
+    text = page(ptq=ptq)
+    assert "87" in text and "4 groups share one scale: calibrated on joint histograms" in text
+    assert "AP with own scales" in text
+
+
+def test_a_run_without_a_graph_has_no_section() -> None:
+    assert graph_section(make_summary().model_copy(update={"graph": None})) is None
+
+
+def test_the_whole_report_renders_with_it(tmp_path: Path) -> None:
+    paths = render_report(make_summary().model_copy(update={"graph": GRAPH}), tmp_path)
+    assert "one &lt;kernel&gt;" in Path(paths["html"]).read_text()
+    assert "Predicted extra kernels" in Path(paths["md"]).read_text()
+
+
+def test_the_terminal_says_the_same() -> None:
+    text = export_text(GRAPH)
+    assert "Q 80 -> 60, DQ 79 -> 58" in text and "40 -> 9" in text and "neck.loud" in text
+    description = EngineDescription(
+        engine="tensorrt", version="11", device="T4", input_name="images", input_shape=(1, 3, 8, 8),
+        output_names=("y",), size_bytes=1, layers=(LayerPrecision(layer="a", precision="float16"),),
+        extra_nodes={"quantize": 2, "reformat": 3}, expected=Expectation(layers={"a": "int8"}, extra_kernels=1),
+    )  # fmt: skip
+    table = engine_table(description)
+    assert "a: expected int8, runs float16" in table
+    assert "1 layers otherwise than expected, with 2 such kernels" in table
+    unknown = description.model_copy(
+        update={"layers": (LayerPrecision(layer="a", precision="unknown"),), "note": "no GPU: none here"}
+    )
+    assert "no GPU: none here" in engine_table(unknown) and "otherwise" not in engine_table(unknown)

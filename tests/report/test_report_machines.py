@@ -1,0 +1,103 @@
+"""Timings of several machines side by side, and published figures beside what was measured of the same models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from report_samples import CREATED, ENVIRONMENT
+
+from repq.cli import main
+from repq.report import MachineBench, ReportSummary, render_report
+from repq.report.published import PUBLISHED, architecture
+from repq.results import BenchReport, BenchRow, GpuReadings, ServiceRow
+
+READINGS = GpuReadings(
+    sm_clock_mhz=1005, sm_clock_range_mhz=(1005, 1005), max_sm_clock_mhz=1590, power_w=68.4, power_limit_w=70,
+    temperature_c=61, limited_by=("power limit",), samples=40,
+)  # fmt: skip
+
+
+def row(**changes: object) -> BenchRow:
+    values = {
+        "model": "s.onnx", "engine": "tensorrt", "variant": "fp16", "precision": "float16", "batch": 1, "threads": 1,
+        "scope": "infer", "latency_ms_median": 4.0, "latency_ms_p95": 4.4, "images_per_s": 250.0, "runs": 50,
+        "size_bytes": 10**7, "spec": "yolov6s_v2_opt", "device_ms_median": 3.1, "device_graph_ms_median": 2.9,
+        "gpu": READINGS,
+    }  # fmt: skip
+    return BenchRow.model_validate(values | changes)
+
+
+def service(loader: str) -> ServiceRow:
+    return ServiceRow(
+        model="s.onnx", engine="tensorrt", precision="float16", loader=loader, letterbox="host", nms="graph", batch=1,
+        threads=2, images=64, decode_ms=5.125, preprocess_ms=1.375, infer_ms=4.5, postprocess_ms=0.25,
+        images_per_s=88.9, overlapped_images_per_s=151.0, bottleneck="decode", bottleneck_share=0.456,
+    )  # fmt: skip
+
+
+def bench(*rows: BenchRow, gpu: str | None = None, imgsz: tuple[int, int] = (640, 640), **more: object) -> BenchReport:
+    environment = ENVIRONMENT.model_copy(update={"gpu": gpu})
+    return BenchReport(rows=rows, environment=environment, imgsz=imgsz, rounds=3, **more)
+
+
+def text_of(folder: Path, *benches: tuple[str, BenchReport], single: bool = False) -> str:
+    summary = ReportSummary(
+        title="T", created=CREATED, environment=ENVIRONMENT, bench=benches[0][1] if single else None,
+        machines=tuple(MachineBench(name=name, bench=report) for name, report in benches),
+    )  # fmt: skip
+    return render_report(summary, folder)["md"].read_text()
+
+
+def line(text: str, *parts: str) -> str:
+    return next(line for line in text.splitlines() if all(part in line for part in parts))
+
+
+def test_measured_stands_beside_published(tmp_path: Path) -> None:
+    gpu, cpu = bench(row(), gpu="Imaginary T4"), bench(row(variant="fp32", device_ms_median=None, gpu=None))
+    text = text_of(tmp_path, ("one", gpu), ("two", cpu))
+    for table, published in (("17", 377), ("18", 362)):
+        found = line(text, "yolov6s_v2", "FP16", f"| {table} (T4", f"| {published} |")
+        assert "| one: TensorRT | 250 |" in found and f"{250 / published:.2f}" in found
+    assert "not measured" in line(text, "yolov6n_v2", "810")
+    assert "Imaginary T4" in line(text, "| one |", "held at 1005 MHz, 68 W", "| 2.90 |")
+    assert ENVIRONMENT.cpu in line(text, "| two |", "FP32")
+
+
+@pytest.mark.parametrize("other", [{"spec": "yolov6n"}, {"batch": 8}, {"variant": "fp32"}, {"spec": None}])
+def test_only_the_same_is_set_beside(tmp_path: Path, other: dict[str, object]) -> None:
+    text = text_of(tmp_path, ("one", bench(row(**other))))
+    assert "one: TensorRT" not in text
+    assert "one: TensorRT" not in text_of(tmp_path, ("one", bench(row(), imgsz=(320, 320))))
+
+
+def test_every_published_row_is_there_once(tmp_path: Path) -> None:
+    text = text_of(tmp_path, ("one", bench(row(spec=None))))
+    assert text.count("not measured |") == len(PUBLISHED) == 12
+    assert architecture("yolov6s_v2_opt") == architecture("yolov6s_v2_hs") == "yolov6s_v2"
+
+
+def test_steps_and_device_times_of_one_machine(tmp_path: Path) -> None:
+    report = bench(row(), service=(service("opencv"), service("dali (gpu)")))
+    text = text_of(tmp_path, ("one", report), single=True)
+    assert "1005 … 1005" in line(text, "| 4.00 | 3.10 | 2.90 |", "68.4 of 70.0", "power limit")
+    found = line(text, "dali (gpu)", "| 5.12 | 1.38 | 4.50 | 0.250 |")
+    assert "decode, 45.6" in found or "decode, 46" in found
+    html = (tmp_path / "report.html").read_text()
+    assert "JPEG to boxes" in html and "postprocess" in html
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bench.json").write_text(bench(row()).model_dump_json())
+    arguments = ["report", str(tmp_path / "a"), str(tmp_path / "b" / "bench.json"), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| a |" in text and "| b |" in text
+    (tmp_path / "c.json").write_text('{"rows": 3}')
+    for wrong in ("c.json", "nothing.json"):
+        result = CliRunner().invoke(main, ["report", str(tmp_path / wrong), "-o", str(tmp_path / "other")])
+        assert result.exit_code == 2 and "bench.json" in result.stderr
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,83 @@
+"""The report of a measurement: complete in its three forms, with drawings that stand alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from report_samples import ENVIRONMENT, LAYERS
+from sensitivity_samples import KEPT, make_plan, make_sensitivity, make_sensitivity_summary
+
+from repq.report import ReportSummary, read_summary, render_report
+from repq.report.text import sensitivity_table
+
+DRAWINGS = ("measures.svg", "correlation.svg", "seconds.svg", "plans-tried.svg", "front.svg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    render_report(make_sensitivity_summary(), folder)
+    return folder
+
+
+def test_every_figure_is_in_both_forms(folder: Path) -> None:
+    summary = make_sensitivity_summary()
+    measured, plan = summary.sensitivity, summary.plan
+    assert measured and plan and plan.latency
+    rows = measured.layers
+    wanted = {f"{row.head.snr_db:.1f}" for row in rows if row.head} | {f"{row.ap_only_float:.4f}" for row in rows}
+    wanted |= {"3.25", "1234", "4.22", "9.44", "96.1", "0.0123", "∞"} | set(LAYERS)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert not [figure for figure in wanted if figure not in text], name
+        assert all(text.count(layer) >= 2 for layer in KEPT)
+    assert read_summary(folder / "report.json") == summary
+
+
+def test_drawings_are_files_of_their_own_that_markdown_shows(folder: Path) -> None:
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    for name in DRAWINGS:
+        drawing = ElementTree.fromstring((folder / name).read_text(encoding="utf-8"))
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+        used = set(re.findall(r"var\((--[\w-]+)\)", (folder / name).read_text()))
+        style = drawing.findtext("{http://www.w3.org/2000/svg}style") or ""
+        assert used and all(f"{variable}:" in style for variable in used)
+        assert f"]({name})" in markdown
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(DRAWINGS)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_a_budget_that_is_not_held_is_marked(tmp_path: Path, folder: Path) -> None:
+    render_report(make_sensitivity_summary(holds=False), tmp_path)
+    assert "no plan tried holds it" in (tmp_path / "report.md").read_text()
+    assert "no plan tried holds it" not in (folder / "report.md").read_text()
+
+
+def test_a_measurement_of_little_gives_what_it_has(tmp_path: Path) -> None:
+    bare = [row.model_copy(update={"neck": None, "head": None, "ap_only_int8": None, "ap_only_float": None})
+            for row in make_sensitivity().layers]  # fmt: skip
+    changes = {
+        "layers": tuple(bare),
+        "ap_float": None,
+        "ap_int8": None,
+        "ap_images": {},
+        "correlations": {},
+        "notes": (),
+    }
+    measured = make_sensitivity().model_copy(update=changes)
+    summary = ReportSummary(title="bare", created="2026-01-31", environment=ENVIRONMENT, sensitivity=measured)
+    render_report(summary, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "SNR, dB: local" in text and "SNR, dB: head" not in text and "AP, only" not in text
+    assert not (tmp_path / "correlation.svg").exists()
+
+
+def test_the_terminal_shows_the_same(folder: Path) -> None:
+    text = sensitivity_table(make_sensitivity(), make_plan())
+    assert all(layer in text for layer in LAYERS)
+    assert f"3 of {len(LAYERS)} layers stay in float" in text
+    assert "*4.22 ms" in text and "6.33" not in text  # a plan that another one beats is left out

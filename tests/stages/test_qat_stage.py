@@ -1,0 +1,112 @@
+"""`repq qat` on files: from what `repq ptq` wrote and from float weights, into what `repq ptq` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from repq.cli import main
+from repq.data import make_demo_set
+from repq.model import Detector, build, save_checkpoint
+from repq.quant import load_quantized, scale_table
+from repq.recipe import DemoConfig
+
+NAMES = ("circle", "square", "ring")
+FAST = ("--epochs", "1", "--batch", "4", "--set", "workers=0", "--set", "warmup_steps=1")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qat")
+    make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
+    save_checkpoint(folder / "float.safetensors", detector(), names=NAMES)
+    common = ("--imgsz", "64", "--images", "2", "--method", "max", "--keep-float", "detect.*_preds.*")
+    values("ptq", folder / "float.safetensors", *data(folder), *common, "-o", folder / "ptq.safetensors")
+    return folder
+
+
+def detector(name: str = "yolov6n_v2", classes: int = 3) -> Detector:
+    torch.manual_seed(0)
+    return build(name, classes, deploy=True).eval()
+
+
+def data(folder: Path) -> tuple[object, ...]:
+    return ("--data", folder / "set" / "data.yaml")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def values(*arguments: object) -> dict:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def qat(files: Path, weights: Path, *options: object) -> tuple[object, ...]:
+    return ("qat", weights, *data(files), "--imgsz", "64", *FAST, *options)
+
+
+def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "qat.safetensors"
+    found = values(*qat(files, files / "ptq.safetensors", "-o", out, "--keep-float", "backbone.stem*"))
+    assert {"ap_float", "ap_calibrated", "ap_trained"} <= found.keys()
+    before, after = (load_quantized(path) for path in (files / "ptq.safetensors", out))
+    assert set(before.plan.int8) - set(after.plan.int8) == {
+        layer for layer in before.plan.int8 if layer.startswith("backbone.stem")
+    }
+    assert found["int8_layers"] == list(after.plan.int8)
+    assert after.checkpoint.names == NAMES
+    assert after.config.scheme == before.config.scheme
+    assert len(scale_table(after.model)) == len(after.plan.int8)
+    assert [path.name for path in tmp_path.iterdir()] == ["qat.safetensors"]  # no state is left
+    # Both engines take it as they take what `repq ptq` wrote.
+    values("check", out, *data(files), "--imgsz", "64", "--max-ap-gap", "1")
+
+
+def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "qat.safetensors", tmp_path / "plan.yaml"
+    plan.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
+    options = ("--scheme", "asymmetric", "--images", 2, "--scales", "frozen", "--plan", plan, "--task-weight", "1")
+    found = values(*qat(files, files / "float.safetensors", *options, "-o", out))
+    assert found["scheme"] == "asymmetric"
+    assert {"class", "iou"} < found["epochs"][0]["losses"].keys()
+    assert found["float_layers"]
+    assert all(layer.startswith("neck.") for layer in found["float_layers"])
+    assert {row["weight_ratio"] for row in found["changes"]} == {1.0}
+    assert load_quantized(out).config.scheme == "asymmetric"
+
+
+def test_what_cannot_be_used_is_refused_without_a_trace(files: Path, tmp_path: Path) -> None:
+    wrong_plan = tmp_path / "plan.yaml"
+    wrong_plan.write_text("float: ['neck.Rep_p9.*']\n")
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, detector("yolov6s_v2"), names=NAMES)
+    quantized, out = files / "ptq.safetensors", tmp_path / "out" / "qat.safetensors"
+    cases = (
+        (quantized, ("--plan", wrong_plan), "matches no layer"),
+        (quantized, ("--keep-float", "bakcbone.*"), "closest"),
+        (quantized, ("--keep-float", "*"), "no layer of the model quantizes"),
+        (quantized, ("--scheme", "asymmetric"), "quantized already"),
+        (quantized, ("--teacher", quantized), "quantized already"),
+        (quantized, ("--teacher", other), "neck channels"),
+        (quantized, ("--set", "learnig_rate=0.1"), "learning_rate"),
+        (
+            quantized,
+            ("--set", "feature_weight=0", "--set", "class_weight=0", "--set", "box_weight=0"),
+            "nothing to learn",
+        ),
+        (tmp_path / "absent.safetensors", (), "absent"),
+    )
+    for weights, options, message in cases:
+        result = invoke(*qat(files, weights, *options, "-o", out))
+        assert result.exit_code == 2, result.output
+        assert "error:" in result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
+    assert not out.parent.exists()

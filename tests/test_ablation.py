@@ -1,0 +1,127 @@
+"""Ablations: variants of a tiny recipe, run for real; and how they are read and summed up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from repq.ablation import range_figures
+from repq.cli import main
+from repq.errors import RecipeError
+from repq.recipe import load_ablation
+from repq.report.ablation import ablation_markdown
+from repq.results import AblationReport, LayerQuantization, TrialFigures
+
+TINY = {
+    "name": "schemes",
+    "seeds": [3],
+    "base": {
+        "data": {"demo": {"train_images": 8, "val_images": 4, "size": 64}},
+        "imgsz": 64,
+        "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
+        "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
+        "build": {"engines": ["onnxruntime"]},
+        "check": {"max_ap_gap": 1.0},
+        "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
+        "report": {"images": 0},
+    },
+    "variants": {"symmetric": {"ptq": {"scheme": "symmetric"}}, "asymmetric": {"ptq": {"scheme": "asymmetric"}}},
+}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "ablation.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return path
+
+
+def test_variants_share_what_is_the_same_and_end_in_one_table(tmp_path: Path) -> None:
+    path, work = written(tmp_path), tmp_path / "work"
+    arguments = ["ablation", str(path), "--work", str(work), "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    report = AblationReport.model_validate_json((work / "ablation.json").read_text())
+    assert [(trial.variant, trial.seed) for trial in report.trials] == [("symmetric", 3), ("asymmetric", 3)]
+    assert len([folder for folder in (work / "train").iterdir() if not folder.name.startswith(".")]) == 1
+    assert len([folder for folder in (work / "ptq").iterdir() if not folder.name.startswith(".")]) == 2
+    first, second = (trial.figures for trial in report.trials)
+    assert first["AP FP32"] == second["AP FP32"]
+    assert first["AP lost"] == first["AP FP32"] - first["AP INT8 simulated"]
+    assert first["largest |weight|"] == second["largest |weight|"] > 0
+    assert first["activation SNR, median layer (dB)"] < second["activation SNR, median layer (dB)"]  # a bit more
+    assert sorted(page.name for page in (work / "reports").iterdir()) == [
+        "asymmetric-seed-3.html",
+        "symmetric-seed-3.html",
+    ]
+    table = (work / "ablation.md").read_text()
+    again = CliRunner().invoke(main, arguments)
+    assert json.loads(again.stdout)["trials"] == json.loads(result.stdout)["trials"]
+    assert (work / "ablation.md").read_text() == table
+
+
+def test_variants_change_the_base_and_overrides_change_both(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    _, trials = load_ablation(path, ["train.epochs=7"], seeds=(1, 2))
+    assert [(trial.variant, trial.seed) for trial in trials] == [
+        ("symmetric", 1), ("symmetric", 2), ("asymmetric", 1), ("asymmetric", 2),
+    ]  # fmt: skip
+    for trial in trials:
+        assert (trial.recipe.ptq.scheme, trial.recipe.seed) == (trial.variant, trial.seed)
+        assert trial.recipe.ptq.calibration.images == 4, "what a variant does not name stays"
+        assert trial.recipe.train is not None and trial.recipe.train.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}}, "variant 'odd'(.|\n)*scheme"),
+        ({"variants": {}}, "variants"),
+        ({"seeds": []}, "seeds"),
+        ({"varaints": {}}, "varaints: unknown key; the closest valid one is|closest valid key is 'variants'"),
+        ({"base": {"ptq": {}}}, "data"),
+    ],
+)
+def test_what_is_no_ablation_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_ablation(written(tmp_path, **changes))
+
+
+def test_every_ablation_of_the_project_is_valid() -> None:
+    folder = Path(__file__).resolve().parents[1] / "recipes/ablations"
+    for path in sorted(folder.glob("*.yaml")):
+        ablation, trials = load_ablation(path)
+        assert len(trials) == len(ablation.seeds) * len(ablation.variants) >= 2
+
+
+def trial(variant: str, seed: int, **figures: float) -> TrialFigures:
+    return TrialFigures(variant=variant, seed=seed, figures=figures)
+
+
+def test_mean_and_spread_go_over_the_seeds_of_a_variant() -> None:
+    report = AblationReport(
+        name="a", trials=(trial("x", 0, ap=0.2), trial("x", 1, ap=0.4), trial("y", 0, ap=0.5, only_y=9.0))
+    )
+    spread = report.spreads()["x"]["ap"]
+    assert (spread.mean, spread.low, spread.high) == (pytest.approx(0.3), 0.2, 0.4)
+    assert spread.deviation == pytest.approx(0.1 * 2**0.5)
+    assert report.spreads()["y"]["ap"].deviation is None
+    text = ablation_markdown(report)
+    assert "| ap | 0.3000 (0.2000 … 0.4000) | 0.5000 |" in text
+    assert "| only_y | – | 9 |" in text
+
+
+def test_ranges_leave_out_what_stays_in_float() -> None:
+    row = LayerQuantization(
+        layer="a", precision="int8", macs=1, weight_range=(-2.0, 1.0), weight_channel_ratio=1.0,
+        activation_range=(0.0, 6.0), activation_scale=1.0, activation_zero_point=0, weight_snr_db=30.0,
+        activation_snr_db=20.0,
+    )  # fmt: skip
+    wide = row.model_copy(update={"layer": "b", "precision": "float", "weight_range": (-50.0, 1.0)})
+    figures = range_figures([row, wide])
+    assert figures["largest |weight|"] == 2.0
+    assert figures["weight SNR, median layer (dB)"] == 30.0
+    assert range_figures([wide]) == {}
