@@ -1,8 +1,8 @@
 """Images per second of the training loop, data loading included, against the plain arrangement of the same work.
 
 Plain means: every sample decodes its images again, fits each of a mosaic's four into a canvas of twice the size and
-warps that once more, objects are assigned image by image, and memory is left to the C library's defaults; once with
-threads that load ahead, and once loading in between. All make the same updates of the same model, each in a process of
+warps that once more, objects are assigned image by image, and the layout of tensors and the handling of memory are left
+to torch's and the C library's defaults; once with threads that load ahead, and once loading in between. All make the same updates of the same model, each in a process of
 its own, in turns, so that a busy machine disturbs all alike. The ratio is to the faster plain one. Then the parts of a
 step, apart.
 
@@ -52,6 +52,7 @@ from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
 from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
+from repq.train.update import LAYOUT
 
 RATES = Rates(0.001, 0.001, 0.9)
 ARRANGEMENTS: dict[str, tuple[bool, int | None]] = {
@@ -105,6 +106,13 @@ def plain_batches(dataset: DetectionDataset, imgsz: int, config: TrainConfig, ep
         yield TrainBatch(np.stack([s.image for s in samples]), tuple(s.objects for s in samples))
 
 
+class PlainUpdater(Updater):
+    """Leaves images in torch's default layout."""
+
+    def pixels(self, batch: TrainBatch) -> Tensor:
+        return torch.from_numpy(batch.images).permute(0, 3, 1, 2).to(torch.float32).contiguous() / 255
+
+
 def assign_one_by_one(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGrid) -> Assignment:
     """The same assignment with a Python loop over images, each with its own objects only."""
     parts = []
@@ -145,7 +153,10 @@ class Arrangement:
             for index in range(len(self.cache)):
                 self.cache.image(index)  # steady state
         torch.manual_seed(0)
-        self.updater = Updater(build(job.model, self.dataset.num_classes).train(), job.config, torch.device("cpu"))
+        model = build(job.model, self.dataset.num_classes).train()
+        if not plain:
+            model = model.to(memory_format=LAYOUT)
+        self.updater = (PlainUpdater if plain else Updater)(model, job.config, torch.device("cpu"))
         if plain:
             self.updater.options = replace(self.updater.options, assign=assign_one_by_one)
         self.average = MovingAverage(self.updater.model, 0.999, 100)
@@ -197,7 +208,7 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 
     batch = next(source)
     note("loading")
-    pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float() / 255
+    pixels = updater.pixels(batch)
     output = updater.model(pixels)
     note("forward")
     objects, grid = pad_objects(batch.objects), updater.grid(*batch.images.shape[1:3])

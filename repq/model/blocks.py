@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repq.model.specs import Style
@@ -75,12 +76,28 @@ class ConvBlock(nn.Module):
         return self.block(x)
 
 
+class PointConv(nn.Conv2d):
+    """A 1x1 convolution without bias: a branch of a block in its training form."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.stride[0]
+        if step > 1 and not x.is_cuda:  # several times faster on CPUs, above all with few channels and backwards
+            return F.conv2d(x[..., ::step, ::step], self.weight)
+        return super().forward(x)
+
+
 class ConvBN(nn.Module):
     """``bn(conv(x))``: one branch of a block; it exists in training form only."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        if kernel == 1:
+            self.conv: nn.Conv2d = PointConv(in_channels, out_channels, stride)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
         self.bn = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +150,7 @@ class QARepVGGBlock(ReparamBlock):
 
     def add_branches(self) -> None:
         self.rbr_dense = ConvBN(self.in_channels, self.out_channels, 3, self.stride)
-        self.rbr_1x1 = nn.Conv2d(self.in_channels, self.out_channels, 1, self.stride, bias=False)
+        self.rbr_1x1 = PointConv(self.in_channels, self.out_channels, self.stride)
         self.bn = batch_norm(self.out_channels)
 
     def branches(self, x: Tensor) -> Tensor:
@@ -174,7 +191,7 @@ class LinearAddBlock(ReparamBlock):
     def add_branches(self) -> None:
         self.conv = nn.Conv2d(self.in_channels, self.out_channels, 3, self.stride, 1, bias=False)
         self.scale_conv = ScaleLayer(self.out_channels)
-        self.conv_1x1 = nn.Conv2d(self.in_channels, self.out_channels, 1, self.stride, bias=False)
+        self.conv_1x1 = PointConv(self.in_channels, self.out_channels, self.stride)
         self.scale_1x1 = ScaleLayer(self.out_channels)
         self.scale_identity = ScaleLayer(self.out_channels) if self.has_identity else None
         self.bn = batch_norm(self.out_channels)

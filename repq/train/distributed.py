@@ -84,8 +84,8 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)
-    # Optimizers import this late; imported while a group exists it holds that group for ever, and the threads of a group
-    # that outlives the interpreter can abort the process.
+    # Optimizers import this late. Imported while a group exists, it holds the group to the end of the process, which
+    # the threads of the group may then abort.
     from torch import _dynamo  # noqa: F401
 
     try:

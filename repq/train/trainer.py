@@ -35,14 +35,14 @@ from repq.train.state import (
     restore_optimizer,
     save_state,
 )
-from repq.train.update import Stepper, layout_on
+from repq.train.update import LAYOUT, Stepper
 
 CUDA_CHECK_UPDATES = 50  # reading a loss waits for the device, so CUDA losses are looked at in bundles
 
 
 def moved(model: Detector, device: torch.device) -> Detector:
-    """The model on the device, in the layout that the device likes, in place."""
-    return model.to(device=device, memory_format=layout_on(device))  # type: ignore[call-overload]
+    """The model on the device, in the layout of the training, in place."""
+    return model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload]
 
 
 class Job(Protocol):
@@ -202,7 +202,7 @@ class Trainer:
 
         def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                pixels = torch.from_numpy(images).to(self.device, memory_format=self.updater.layout)
+                pixels = torch.from_numpy(images).to(self.device, memory_format=LAYOUT)
                 return self.average.model(pixels).cpu().numpy()
 
         return evaluate_together(predict, self.job.val_set, self.job.imgsz, self.job.eval_config)
