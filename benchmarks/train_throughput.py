@@ -2,9 +2,9 @@
 
 Plain means: every sample decodes its images again, fits each of a mosaic's four into a canvas of twice the size and
 warps that once more, objects are assigned image by image, and the layout of tensors and the handling of memory are left
-to torch's and the C library's defaults; once with threads that load ahead, and once loading in between. All make the same updates of the same model, each in a process of
-its own, in turns, so that a busy machine disturbs all alike. The ratio is to the faster plain one. Then the parts of a
-step, apart.
+to the defaults of torch and of the C library; once with threads that load ahead, and once loading in between. All make
+the same updates of the same model, each in a process of its own, in turns, so that a busy machine disturbs all alike.
+The ratio is to the faster plain one. Then the parts of a step, apart.
 
     python benchmarks/train_throughput.py                                   # YOLOv6-N v2, 256x256, the demo set
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from repq.data import DetectionDataset
 from repq.model import Detector
 from repq.progress import Progress, silent
@@ -17,7 +15,7 @@ from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.distributed import joined_processes, told_by_first
 from repq.train.job import TrainJob
-from repq.train.trainer import Trainer, moved
+from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
 
 
@@ -90,7 +88,7 @@ def _outcome(trainer: Trainer) -> TrainOutcome:
     best, rows = trainer.position.best, trainer.position.epochs
     assert best is not None, "the last epoch is evaluated"
     trainer.model.load_state_dict(trainer.best)
-    model = moved(trainer.model, torch.device("cpu")).eval()
+    model = handed_back(trainer.model)
     report = TrainReport(
         model=model.spec.name,
         epochs=rows,

@@ -45,6 +45,11 @@ def moved(model: Detector, device: torch.device) -> Detector:
     return model.to(device=device, memory_format=LAYOUT)  # type: ignore[call-overload]
 
 
+def handed_back(model: Detector) -> Detector:
+    """The model on the CPU, in torch's default layout, for use; in place."""
+    return model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
 class Job(Protocol):
     """What a trainer trains on, and how."""
 

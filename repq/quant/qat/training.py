@@ -25,7 +25,7 @@ from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
 from repq.train.distributed import copy_from_first, told_by_first
 from repq.train.job import check_images, content_hash
-from repq.train.trainer import Trainer, moved
+from repq.train.trainer import Trainer, handed_back, moved
 
 _WITHOUT_EFFECT = {"workers", "cache_mib", "tensorboard"}
 
@@ -137,7 +137,7 @@ def train_quantized(
             updater, job, settings, state_path=state_path, board=board, eval_interval=config.eval_interval
         )
         trainer.run(progress)
-        trained = moved(copy.deepcopy(trainer.average.model), torch.device("cpu")).eval()
+        trained = handed_back(copy.deepcopy(trainer.average.model))
     fix_scales(trained)
     return QatOutcome(
         model=trained,
