@@ -1,8 +1,8 @@
 """Images per second of the training loop, data loading included, against the plain arrangement of the same work.
 
 Plain means: every sample decodes its images again, fits each of a mosaic's four into a canvas of twice the size and
-warps that once more, objects are assigned image by image, and the layout of tensors and the handling of memory are left
-to the defaults of torch and of the C library; once with threads that load ahead, and once loading in between. All make
+warps that once more, objects are assigned image by image, and convolutions, the layout of tensors and the handling of
+memory are left to torch and the C library; once with threads that load ahead, and once loading in between. All make
 the same updates of the same model, each in a process of its own, in turns, so that a busy machine disturbs all alike.
 The ratio is to the faster plain one. Then the parts of a step, apart.
 
@@ -48,6 +48,7 @@ from repq.data.augment import Placement, mirror, place_objects, shift_colours
 from repq.files import write_text
 from repq.memory import keep_freed_memory
 from repq.model import build
+from repq.model.blocks import PointConv
 from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
 from repq.train.assigner import assign_in_slices
@@ -144,7 +145,9 @@ class Arrangement:
     def __init__(self, job: Job, *, plain: bool, workers: int | None) -> None:
         job = replace(job, config=job.config.model_copy(update={"workers": workers}))
         torch.set_num_threads(job.threads)
-        if not plain:
+        if plain:
+            PointConv.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign]
+        else:
             keep_freed_memory()
         self.job, self.plain, self.dataset = job, plain, load_dataset(job.data, "train")
         self.size = (job.imgsz, job.imgsz)

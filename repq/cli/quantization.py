@@ -17,6 +17,7 @@ from repq.cli.options import ENGINES, Shell, data_options, imgsz_option, out_opt
 @imgsz_option
 @click.option("--scheme", type=click.Choice(["symmetric", "asymmetric"]), default="symmetric", show_default=True)
 @click.option("--method", type=click.Choice(["max", "percentile", "mse", "entropy"]), default="mse", show_default=True)
+@click.option("--auto", is_flag=True, help="Choose --method and all corrections by what they gain on train images.")
 @click.option("--calib-images", default=128, show_default=True, type=click.IntRange(1), help="Calibration images.")
 @click.option("--images", default=16, show_default=True, type=click.IntRange(1), help="Images for the similarities.")
 @click.option("--ap", multiple=True, type=click.Choice(["only_int8", "only_float"]), help="AP sweeps (slow).")
@@ -32,8 +33,8 @@ from repq.cli.options import ENGINES, Shell, data_options, imgsz_option, out_opt
 @out_option
 @shared_options
 def sensitivity(
-    weights: Path, data: Path, split: str, imgsz: tuple[int, int], scheme: Any, method: Any, calib_images: int,
-    images: int, ap: tuple[Any, ...], ap_images: int | None, measure: str | None, top: int | None,
+    weights: Path, data: Path, split: str, imgsz: tuple[int, int], scheme: Any, method: Any, auto: bool,
+    calib_images: int, images: int, ap: tuple[Any, ...], ap_images: int | None, measure: str | None, top: int | None,
     max_drop: float | None, min_int8: float, latency: Any, keep_float: tuple[str, ...], out: Path, device: str,
     seed: int, as_json: bool,
 ) -> None:  # fmt: skip
@@ -57,8 +58,8 @@ def sensitivity(
             PlanConfig, {"measure": measure, "images": ap_images, "seed": seed, "latency": latency, **aim},
             what="planning",
         ),
-        PtqConfig(scheme=scheme, calibration=calibration, keep_float=keep_float), data=data, split=split, imgsz=imgsz,
-        eval_config=EvalConfig(), device=device, progress=shell.progress, log=shell.log,
+        PtqConfig(scheme=scheme, calibration=calibration, keep_float=keep_float, auto=auto), data=data, split=split,
+        imgsz=imgsz, eval_config=EvalConfig(), device=device, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     assert plan is not None
     values = {**measured.values(), "plan": plan.values(), "out": str(out)}

@@ -17,6 +17,9 @@ from repq.layers import LayerId
 from repq.quant.quantizer import Quantizer
 from repq.quant.scaling import Scheme
 
+Spare = tuple[Tensor, Tensor | None] | None
+"""Weight and bias for when a layer changes between INT8 and float; see ``set_quantizing``."""
+
 
 class QuantConv2d(nn.Conv2d):
     """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel."""
@@ -26,6 +29,7 @@ class QuantConv2d(nn.Conv2d):
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     fine_quantizer: Quantizer | None
+    spare: Spare = None
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(self.input_quantizer(input), quantized_weight(self), self.bias)
@@ -39,6 +43,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     fine_quantizer: Quantizer | None
+    spare: Spare = None
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(
@@ -74,6 +79,21 @@ def quantized_weight(layer: QuantizedLayer) -> Tensor:
     """The weight that a layer computes with: ``Q(w)``, or ``Q(w) + Q'(w - Q(w))`` if it is split."""
     coarse: Tensor = layer.weight_quantizer(layer.weight)
     return coarse if layer.fine_quantizer is None else coarse + layer.fine_quantizer(layer.weight - coarse)
+
+
+def keep_float_values(layer: QuantizedLayer) -> None:
+    """Remember weight and bias as they are now for when the layer runs in float: corrections may change them."""
+    layer.spare = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+
+
+def set_quantizing(layer: QuantizedLayer, on: bool) -> None:
+    """Let a layer run in INT8 or in float; with weight and bias as they were before corrections if it keeps those."""
+    if on != layer.input_quantizer.enabled and layer.spare is not None:
+        (weight, bias), layer.spare = layer.spare, (layer.weight.data, None if layer.bias is None else layer.bias.data)
+        layer.weight.data = weight
+        if layer.bias is not None and bias is not None:
+            layer.bias.data = bias
+    layer.input_quantizer.enabled = layer.weight_quantizer.enabled = on
 
 
 def is_depthwise(module: nn.Module) -> bool:

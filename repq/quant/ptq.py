@@ -16,8 +16,9 @@ from repq.progress import Progress, silent
 from repq.quant.calibration import Observation, joint_observation, largest_scales, observe, set_scales
 from repq.quant.calibration.channels import ChannelRange, set_channel_scales, watching_channels
 from repq.quant.calibration.observe import Images
+from repq.quant.convolution import keep_float_values
 from repq.quant.corrections import adapt_rounding, correct_outputs, equalize, find_chains, split_layers
-from repq.quant.insertion import insert_quantizers
+from repq.quant.insertion import insert_quantizers, quantized_layers
 from repq.quant.rows import int8_macs_share, layer_rows
 from repq.quant.state import apply_scales, scale_table
 from repq.recipe import CorrectionConfig, PtqConfig
@@ -30,7 +31,7 @@ class QuantizedModel:
     """A calibrated model and what is known about it.
 
     Attributes:
-        model: the detector with fake quantization, ready to run.
+        model: the detector with fake quantization, ready to run; ``quantizing`` runs layers of it in float.
         plan: which layers quantize.
         config: the settings that it was made with, as they were chosen if the choice was left to the tool.
         layers: one row per layer of the model; the weights' SNR is that of rounding to nearest.
@@ -128,6 +129,8 @@ def observe_model(
         equalize(reference, chains, on_device_of(fused, batches))
         notes = (chains.summary(),)
     model = insert_quantizers(reference, plan, config).eval()
+    for layer in quantized_layers(model).values():
+        keep_float_values(layer)
     kept: list[Tensor] = []
     wanted = config.correct.images if _needs_images(config.correct) else 0
     with watching_channels(model, layers) as channels:

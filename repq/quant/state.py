@@ -9,7 +9,7 @@ from torch import nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-from repq.quant.convolution import QuantizedLayer, is_depthwise
+from repq.quant.convolution import QuantizedLayer, is_depthwise, set_quantizing
 from repq.quant.insertion import quantized_layers
 from repq.quant.quantizer import Quantizer
 from repq.scales import LayerScales, ScaleTable, TensorScale
@@ -68,6 +68,8 @@ def set_fine_scale(layer: QuantizedLayer, scale: TensorScale | None) -> None:
 def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
     """Within the block exactly ``layers`` quantize and every other layer runs in float: ``()`` is the float model.
 
+    Float layers have the weights from before corrections, where the model remembers them.
+
     Raises:
         QuantizationError: a layer that holds no quantizers.
     """
@@ -75,13 +77,14 @@ def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
     chosen = set(layers)
     if unknown := chosen - present.keys():
         raise QuantizationError("not all of these layers hold quantizers", found=_some(unknown))
-    quantizers = {
-        quantizer: name in chosen
-        for name, layer in present.items()
-        for quantizer in (layer.input_quantizer, layer.weight_quantizer)
-    }
-    with switched(quantizers):
+    before = {name: layer.input_quantizer.enabled for name, layer in present.items()}
+    try:
+        for name, layer in present.items():
+            set_quantizing(layer, name in chosen)
         yield
+    finally:
+        for name, layer in present.items():
+            set_quantizing(layer, before[name])
 
 
 @contextmanager

@@ -188,6 +188,17 @@ def test_moments_leave_the_integers_alone(fused: Detector) -> None:
         assert float(same) > 0.9999  # a weight halfway between two integers may fall to either side
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "adaptive"])
+def test_a_corrected_model_still_holds_the_float_model(fused: Detector, rounding: str) -> None:
+    model, x = quantized(fused, rounding=rounding, outputs="moments"), images(2)
+    before = compute(model, x)
+    with quantizing(model, ()):
+        torch.testing.assert_close(compute(model, x), compute(fused, x), rtol=0, atol=0)
+        with quantizing(model, list(quantized_layers(model))):
+            torch.testing.assert_close(compute(model, x), before, rtol=0, atol=0)
+    torch.testing.assert_close(compute(model, x), before, rtol=0, atol=0)
+
+
 def test_correcting_twice_is_correcting_once(lite: Detector) -> None:
     model = quantized(lite, outputs="mean")
     again = copy.deepcopy(model)
