@@ -18,9 +18,10 @@ from repq.recipe import (
     EvalConfig,
     ExportConfig,
     PtqConfig,
+    QatConfig,
     TensorRtConfig,
 )
-from repq.stages import build_engine, export_checkpoint, ptq_checkpoint
+from repq.stages import QatSource, build_engine, export_checkpoint, ptq_checkpoint, qat_checkpoint
 
 pytest.importorskip("tensorrt", reason="TensorRT's Python API, parser and builder are not installed")
 
@@ -44,7 +45,19 @@ def after_training(weights: Path, out: Path, data: Path) -> None:
     assert report.shared_groups > 0 and report.qdq_own_scales.avoidable > 0
 
 
-QUANTIZED: dict[str, Callable[[Path, Path, Path], None]] = {"after training": after_training}
+def after_quantization_aware_training(weights: Path, out: Path, data: Path) -> None:
+    source = QatSource(weights, keep_float=("detect.*_preds.*",), calibration=CalibrationConfig(images=4))
+    config = QatConfig(epochs=1, batch=2, warmup_steps=0, learning_rate=0.01)
+    report = qat_checkpoint(
+        source, out, out.with_suffix(".state"), config, data=data, imgsz=SIZE, eval_config=EvalConfig()
+    )
+    assert any(row.input_after != row.input_before for row in report.changes)  # scales that meet move apart
+
+
+QUANTIZED: dict[str, Callable[[Path, Path, Path], None]] = {
+    "after training": after_training,
+    "after quantization-aware training": after_quantization_aware_training,
+}
 """Ways from a float checkpoint to a quantized one; what they write has one form."""
 
 
