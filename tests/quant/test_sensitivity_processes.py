@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sensitivity_worker import measured, prepare
+from two_processes import launch_two, start_two
 
 from repq.quant.sensitivity import measurement
 from repq.recipe import BenchConfig
@@ -45,8 +42,7 @@ def written(out: Path) -> tuple[Sensitivity, PlanReport]:
 
 
 def test_two_processes_are_one(folder: Path, alone: tuple[Sensitivity, PlanReport | None]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launcher, str(WORKER), str(folder), str(folder / "two")], check=True, timeout=300)
+    launch_two(WORKER, folder, folder / "two")
     sensitivity, plan = written(folder / "two")
     assert without_times(sensitivity) == without_times(alone[0])
     assert plan == alone[1] and plan.trials
@@ -79,22 +75,10 @@ def test_a_dead_process_ends_the_other_with_a_word_and_leaves_what_it_measured(
     folder: Path, alone: tuple[Sensitivity, PlanReport | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = folder / "broken"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    workers = []
-    for rank in range(2):
-        settings = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(WORKER), str(folder), str(out), "1"]
-        workers.append(subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True))
-    try:
-        messages = [worker.communicate(timeout=300)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [2, 3]
-    assert "another of the 2 processes of this command ended" in messages[0]
-    assert "run the same command again" in messages[0]
+    (first, message), (second, _) = start_two(WORKER, folder, out, 1)
+    assert (first, second) == (2, 3)
+    assert "another of the 2 processes of this command ended" in message
+    assert "run the same command again" in message
     assert not (out / "sensitivity.json").exists() and not (out / "plan.yaml").exists()
 
     swept: list[str] = []

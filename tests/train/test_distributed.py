@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
+from two_processes import launch_two, start_two
 
 from repq.data import DetectionDataset, ImageCache, load_dataset, make_demo_set
 from repq.errors import TrainingError
@@ -37,8 +36,7 @@ def sets(folder: Path) -> tuple[DetectionDataset, DetectionDataset]:
 
 
 def test_two_processes_are_one_with_the_joined_batch(folder: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launcher, str(WORKER), str(folder), "-1"], check=True, capture_output=True, timeout=300)
+    launch_two(WORKER, folder, -1)
     train_set, val_set = sets(folder)
 
     updater = Updater(settled(tiny_model()), QUICK, torch.device("cpu"))
@@ -68,22 +66,10 @@ def test_two_processes_are_one_with_the_joined_batch(folder: Path) -> None:
 
 
 def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    workers = []
-    for rank in range(2):
-        settings = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(WORKER), str(folder), "1"]
-        workers.append(subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True))
-    try:
-        messages = [worker.communicate(timeout=300)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [2, 3]
-    assert "another of the 2 processes of this command ended" in messages[0]
-    assert "run the same command again" in messages[0]
+    (first, message), (second, _) = start_two(WORKER, folder, 1)
+    assert (first, second) == (2, 3)
+    assert "another of the 2 processes of this command ended" in message
+    assert "run the same command again" in message
     report = train(tiny_model(), *sets(folder), SIZE, QUICK, state_path=folder / "state.safetensors").report
     assert len(report.epochs) == QUICK.epochs
 

@@ -1,0 +1,35 @@
+"""A worker script as two processes that know of each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PATIENCE = 300  # seconds
+
+
+def launch_two(worker: Path, *arguments: object) -> None:
+    """Let ``torchrun`` start both; both have to end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launcher, str(worker), *map(str, arguments)], check=True, timeout=PATIENCE)
+
+
+def start_two(worker: Path, *arguments: object) -> list[tuple[int, str]]:
+    """Start both without ``torchrun``, which would end one when the other dies; status and stderr of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    workers = []
+    for rank in range(2):
+        settings = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, str(worker), *map(str, arguments)]
+        workers.append(subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True))
+    try:
+        messages = [worker.communicate(timeout=PATIENCE)[1] for worker in workers]
+    finally:
+        for running in workers:
+            running.kill()
+    return [(running.returncode, message) for running, message in zip(workers, messages, strict=True)]
