@@ -81,11 +81,6 @@ def quantized_weight(layer: QuantizedLayer) -> Tensor:
     return coarse if layer.fine_quantizer is None else coarse + layer.fine_quantizer(layer.weight - coarse)
 
 
-def keep_float_values(layer: QuantizedLayer) -> None:
-    """Remember weight and bias as they are now for when the layer runs in float: corrections may change them."""
-    layer.spare = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
-
-
 def set_quantizing(layer: QuantizedLayer, on: bool) -> None:
     """Let a layer run in INT8 or in float; with weight and bias as they were before corrections if it keeps those."""
     if on != layer.input_quantizer.enabled and layer.spare is not None:

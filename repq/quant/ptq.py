@@ -16,11 +16,10 @@ from repq.progress import Progress, silent
 from repq.quant.calibration import Observation, joint_observation, largest_scales, observe, set_scales
 from repq.quant.calibration.channels import ChannelRange, set_channel_scales, watching_channels
 from repq.quant.calibration.observe import Images
-from repq.quant.convolution import keep_float_values
 from repq.quant.corrections import adapt_rounding, correct_outputs, equalize, find_chains, split_layers
-from repq.quant.insertion import insert_quantizers, quantized_layers
+from repq.quant.insertion import insert_quantizers
 from repq.quant.rows import int8_macs_share, layer_rows
-from repq.quant.state import apply_scales, scale_table
+from repq.quant.state import apply_scales, keep_float_values, scale_table
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import LayerQuantization, PtqTrial
 from repq.scales import ScaleTable
@@ -129,8 +128,6 @@ def observe_model(
         equalize(reference, chains, on_device_of(fused, batches))
         notes = (chains.summary(),)
     model = insert_quantizers(reference, plan, config).eval()
-    for layer in quantized_layers(model).values():
-        keep_float_values(layer)
     kept: list[Tensor] = []
     wanted = config.correct.images if _needs_images(config.correct) else 0
     with watching_channels(model, layers) as channels:
@@ -158,6 +155,7 @@ def choose_scales(observed: Observed, config: PtqConfig, progress: Progress = si
         notes += (f"{len(split)} layers run as two convolutions: {', '.join(split) or 'none'}",)
     rows = layer_rows(model, observed.observation, observed.macs)
     if correct.rounding == "adaptive":
+        keep_float_values(model)
         adapt_rounding(model, observed.kept, seed=config.calibration.seed, progress=progress)
     return QuantizedModel(
         model, observed.plan, config, rows, observed.observation.images, notes, own_scales, len(observed.groups)
@@ -170,6 +168,7 @@ def correct_model(outcome: QuantizedModel, observed: Observed, config: PtqConfig
     if what == "as_they_are":
         return outcome
     model = copy.deepcopy(outcome.model)
+    keep_float_values(model)
     correct_outputs(model, observed.reference, torch.cat(observed.kept), what)
     return replace(outcome, model=model, config=config)
 

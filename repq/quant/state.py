@@ -64,6 +64,13 @@ def set_fine_scale(layer: QuantizedLayer, scale: TensorScale | None) -> None:
         layer.fine_quantizer.set_scale(scale, layer.weight.device)
 
 
+def keep_float_values(model: nn.Module) -> None:
+    """Remember weights and biases, about to be corrected, for layers that ``quantizing`` runs in float."""
+    for layer in quantized_layers(model).values():
+        if layer.spare is None:  # else they were corrected before
+            layer.spare = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+
+
 @contextmanager
 def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
     """Within the block exactly ``layers`` quantize and every other layer runs in float: ``()`` is the float model.
