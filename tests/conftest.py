@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run; `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # One thread: the models are so small that a second one spends its time spinning. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

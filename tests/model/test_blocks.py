@@ -10,6 +10,7 @@ from torch.nn import functional
 from repq.model.blocks import (
     BlockKit,
     LinearAddBlock,
+    PointConv,
     QARepVGGBlock,
     QARepVGGBlockV2,
     RealVGGBlock,
@@ -83,3 +84,13 @@ def test_plain_convolutions_follow_the_style(style: str, act: str) -> None:
 )
 def test_mbla_branches(units: int, lengths: tuple[int, ...]) -> None:
     assert _branch_lengths(units) == lengths
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 7)])
+def test_a_point_convolution_is_torchs_own(stride: int, size: int) -> None:
+    layer, x = PointConv(3, 5, stride), torch.randn(2, 3, size, size, requires_grad=True)
+    found = layer(x)
+    expected = functional.conv2d(x, layer.weight, stride=stride)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(y.square().sum(), (x, layer.weight)) for y in (found, expected)]
+    torch.testing.assert_close(grads[0], grads[1])
