@@ -26,7 +26,7 @@ from repq.cli.options import ENGINES, Shell, data_options, imgsz_option, out_opt
               "[default: local.snr; with --max-drop the best of several]")  # fmt: skip
 @click.option("--top", type=click.IntRange(0), help="Keep so many layers in float.  [default: 12]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep the fewest in float that hold this AP budget.")
-@click.option("--min-int8", default=0.85, show_default=True, type=click.FloatRange(0, 1),
+@click.option("--min-int8", default=0.9, show_default=True, type=click.FloatRange(0, 1),
               help="Share of the multiply-adds that stays in INT8 in any case.")  # fmt: skip
 @click.option("--latency", type=click.Choice(ENGINES), help="Weigh by milliseconds in this engine; needs --max-drop.")
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Layer id or glob that every plan keeps in float.")

@@ -188,7 +188,7 @@ class PlanConfig(Config):
     measure: Measure | None = None
     top: int | None = Field(None, ge=0)
     max_drop: float | None = Field(None, ge=0, le=1)
-    min_int8: float = Field(0.85, ge=0, le=1)
+    min_int8: float = Field(0.9, ge=0, le=1)
     latency: EngineName | None = None
     risk: float = Field(0.4, gt=0, lt=1)
     give_back: int = Field(8, ge=0)

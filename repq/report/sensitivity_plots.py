@@ -122,8 +122,8 @@ def measure_cost(seconds: Mapping[str, float]) -> str:
 def tried_plans(trials: Sequence[PlanTrial], plan: PlanReport) -> str:
     """AP drop of every plan that the search tried, against what of it is in INT8; the budget is a line."""
     with drawing(9.6, 3.3) as (figure, axes):
-        for step, marker, name in (("comparison", "s", "comparing orders"), ("bisection", "o", "bisection"),
-                                   ("greedy", "^", "giving back")):  # fmt: skip
+        for step, marker, name in (("all_int8", "D", "all in INT8"), ("comparison", "s", "comparing orders"),
+                                   ("bisection", "o", "bisection"), ("greedy", "^", "giving back")):  # fmt: skip
             chosen = [trial for trial in trials if trial.step == step]
             if chosen:
                 _with_intervals(axes, [t.int8_share for t in chosen], [t.drop for t in chosen],

@@ -139,7 +139,7 @@ class PlanTrial(Result):
     drop_interval: Range  # 95 %
     bound: float
     fits: bool
-    step: Literal["comparison", "bisection", "greedy"]
+    step: Literal["all_int8", "comparison", "bisection", "greedy"]
 
 
 class FrontPoint(Result):

@@ -102,7 +102,8 @@ def test_layers_that_are_dear_in_float_are_given_back_first() -> None:
     given = [[order(layers)]]
     assert search(given, 1.0, additive(late), cost).float_ == layers[1:]
     assert search(given, 1.0, additive(late)).float_ == (layers[0], layers[2])
-    assert search(given, 3.0, additive(drops)).float_ == ()
+    nothing = search(given, 3.0, additive(drops))
+    assert nothing.float_ == () and len(nothing.trials) == 1
     assert search(given, 0.0, additive(drops)).float_ == layers
     assert len(search(given, 3.0, additive(late), give_back=0).trials) == 2  # bisection alone
 

@@ -1,6 +1,7 @@
 """Find the smallest set of float layers that keeps AP within a budget.
 
-Three steps, over one or more orders of the layers, those first that should stay in float first:
+If the plan with no layer in float fits, that is the answer. Else three steps, over one or more orders of the layers,
+those first that should stay in float first:
 
 1. If there are several orders, the plan that spends half of the cost allowed is tried for each. Orders come in families
    (a measure, weighed in several ways): the family is chosen by the middle member of each, then the member. The first
@@ -27,7 +28,7 @@ from repq.layers import LayerId
 from repq.quant.sensitivity.ranking import Order
 from repq.results import PlanTrial, Range
 
-Step = Literal["comparison", "bisection", "greedy"]
+Step = Literal["all_int8", "comparison", "bisection", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def search(
         give_back: how many layers are offered INT8 again at most.
     """
     hunt = _Hunt(families[0][0].layers, max_drop, assess, cost)
+    given = families[0][0]
+    if hunt.fits(given, (), "all_int8"):
+        return Found((), given.name, True, hunt.trials)
 
     def best(orders: Sequence[Order]) -> Order:
         first, *others = orders
@@ -85,7 +89,7 @@ def search(
     middle_ones = {family[len(family) // 2]: family for family in families}
     chosen = best(list(middle_ones))
     order = best([chosen, *(member for member in middle_ones[chosen] if member != chosen)])
-    low, high = 0, len(hunt.prefix(order, max_cost))  # fewer than `low` layers in float do not fit
+    low, high = 1, len(hunt.prefix(order, max_cost))  # fewer than `low` layers in float do not fit
     while low < high:
         middle = (low + high) // 2
         if hunt.fits(order, order.layers[:middle], "bisection"):

@@ -14,7 +14,12 @@ from repq.report.sensitivity_plots import (
 from repq.report.summary import ReportSummary
 from repq.results import LatencyFront, LayerSensitivity, PlanReport, Sensitivity, Similarity
 
-_STEPS = {"comparison": "comparing orders", "bisection": "bisection", "greedy": "giving back"}
+_STEPS = {
+    "all_int8": "all in INT8",
+    "comparison": "comparing orders",
+    "bisection": "bisection",
+    "greedy": "giving back",
+}
 
 
 def plan_section(summary: ReportSummary) -> Section | None:
