@@ -4,7 +4,7 @@ A Q is free where TensorRT can put it into the kernel that computes its tensor, 
 takes integers. What remains is a kernel of its own, which reads a whole tensor and writes it again:
 
 - *quantize*: a Q behind something that writes float: the network input, a float layer, a reduction, or a tensor that
-  somebody else reads in float as well;
+  somebody else reads in float as well, be it only to multiply its channels by the factors of a scale per channel;
 - *requantize*: integers of one scale wanted with another: a second Q on one tensor, or unequal sides of a Concat;
 - *dequantize*: integers that a float operator other than an element-wise one reads, or that leave the network.
 
@@ -29,7 +29,15 @@ from repq.graph.index import GraphIndex
 from repq.graph.int8_flow import WEIGHTED_OPS, Parameters, has_int8_weight, is_int8_layer, parameters_of
 
 Kind = Literal["quantize", "requantize", "dequantize"]
-Cause = Literal["network input", "network output", "float reader", "float layer", "float operator", "unequal scales"]
+Cause = Literal[
+    "network input",
+    "network output",
+    "float reader",
+    "channel factors",
+    "float layer",
+    "float operator",
+    "unequal scales",
+]
 
 ACTIVATIONS = frozenset(
     {
@@ -59,7 +67,10 @@ class ExtraKernel:
 
     @property
     def avoidable(self) -> bool:
-        """Whether other scales or another placement would save it; the edges of what is planned in INT8 cannot be."""
+        """Whether other scales or another placement would save it.
+
+        The edges of what is planned in INT8 cannot be saved, nor a second reader of what has a scale per channel.
+        """
         return self.cause in ("unequal scales", "float reader")
 
 
@@ -118,6 +129,8 @@ def _behind_float(tensor: str, producer: NodeProto | None, index: GraphIndex) ->
         cause = "float operator"
     elif any(reader is not None and reader.op_type in WEIGHTED_OPS for reader in floats):
         cause = "float layer"
+    elif floats and all(_scales_channels(reader, index) for reader in floats):
+        cause = "channel factors"
     elif floats:
         cause = "float reader"
     else:
@@ -191,6 +204,13 @@ def _activated_layer(producer: NodeProto, index: GraphIndex) -> NodeProto | None
         return None
     node = index.producers.get(inputs[0]) if len(inputs) == 1 else None
     return node if node is not None and node.op_type in WEIGHTED_OPS else None
+
+
+def _scales_channels(reader: NodeProto | None, index: GraphIndex) -> bool:
+    """Whether a node multiplies by constants before a Q: a scale per channel for what the Q leads to."""
+    if reader is None or reader.op_type != "Mul" or not any(name in index.initializers for name in reader.input):
+        return False
+    return all(use is not None and use.op_type == "QuantizeLinear" for use in reads_of(reader.output[0], index))
 
 
 def _takes_integers(reader: NodeProto, index: GraphIndex) -> bool:

@@ -170,6 +170,7 @@ def _boundaries(scan: Scan) -> Iterator[Hit]:
                 "network input": "the network input arrives in float",
                 "network output": "integers leave the network",
                 "float reader": "somebody reads it in float as well",
+                "channel factors": "a depthwise layer reads it with a scale per channel",
                 "float layer": "a layer that stays in float reads it as well",
                 "float operator": "a float operator writes or reads it",
             }[kernel.cause]

@@ -17,6 +17,7 @@ CONSTANTS = {
     "w8": np.clip(np.rint(normal(0, 4, 4, 1, 1) * 40), -127, 127).astype(np.int8),
     "v8": np.clip(np.rint(normal(1, 4, 8, 1, 1) * 40), -127, 127).astype(np.int8),
     "w32": normal(2, 4, 4, 1, 1),
+    "gains": np.array([1, 0.5, 0.2, 1], np.float32).reshape(1, 4, 1, 1),
     "axes": np.array([2, 3]),
 }
 INT8_CONV = "wd = DequantizeLinear(w8, s, z)\n"
@@ -50,6 +51,13 @@ def test_a_float_reader_makes_the_quantizer_a_kernel() -> None:
 def test_a_layer_that_stays_in_float_makes_it_one_that_no_placement_saves() -> None:
     body = START + pair("r", "e") + "o = Conv(e, wd)\np = Conv(r, w32)\ny = Add(o, p)"
     assert kernels(body) == {INPUT: 1, ("quantize", "float layer"): 1}
+
+
+def test_channels_that_one_reader_wants_scaled_cost_a_kernel_that_is_part_of_the_plan() -> None:
+    body = START + pair("r", "e") + "m = Mul(r, gains)\n" + pair("m", "f", "t") + "o = Conv(e, wd)\np = Conv(f, wd)\n"
+    assert kernels(body + "y = Add(o, p)") == {INPUT: 1, ("quantize", "channel factors"): 1}
+    read_twice = kernels(body + "h = Add(o, m)\ny = Add(h, p)")
+    assert read_twice["quantize", "float reader"] > 0 and ("quantize", "channel factors") not in read_twice
 
 
 def test_two_scales_on_one_tensor() -> None:
