@@ -51,10 +51,15 @@ def _scale_gradient(dx: Tensor, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor)
     Since dx is dy inside and 0 elsewhere, that is ``(sum(dy * y) - sum(dx * x)) / s``.
     """
     if scale.ndim == 0:
-        total = torch.dot(dy.reshape(-1), y.reshape(-1)) - torch.dot(dx.reshape(-1), x.reshape(-1))
-    else:
-        total = (dy * y - dx * x).sum_to_size(scale.shape)
-    return total / scale
+        return (_dot(dy, y) - _dot(dx, x)) / scale
+    return (dy * y - dx * x).sum_to_size(scale.shape) / scale
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products, without copies of tensors that both are ``channels_last``."""
+    if a.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: int) -> Tensor:
