@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from small_detectors import with_boxes
 
 from repq.data import make_demo_set
 from repq.errors import RepqError
-from repq.model import build, get_spec, save_checkpoint
+from repq.model import save_checkpoint
 from repq.quant.sensitivity import measurement
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
@@ -22,15 +22,7 @@ from repq.stages import measure_sensitivity
 def prepare(folder: Path) -> None:
     """Write a small checkpoint and a data set to measure it on."""
     make_demo_set(folder / "set", DemoConfig(train_images=6, val_images=2, size=64, classes=1))
-    torch.manual_seed(0)
-    spec = replace(get_spec("yolov6n_v2", 1), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    model = build(spec, deploy=True).eval()
-    for name, parameter in model.detect.named_parameters():
-        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "reg_preds" in name:
-            parameter.data += 0.5
-    save_checkpoint(folder / "weights.safetensors", model)
+    save_checkpoint(folder / "weights.safetensors", with_boxes())
 
 
 def measured(folder: Path, out: Path, **plan: Any) -> tuple[Sensitivity, PlanReport | None]:

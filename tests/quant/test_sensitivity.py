@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_detectors import SIZE, images, with_boxes
 
 from repq.data import DetectionDataset, load_dataset, make_demo_set
 from repq.errors import DataError, QuantizationError
 from repq.evaluate import Detections, evaluate
 from repq.layers import LayerId, QuantPlan
-from repq.model import build, get_spec, layer_ids
+from repq.model import layer_ids
 from repq.quant import quantize, quantizing
 from repq.quant.plan_file import read_plan, write_plan
 from repq.quant.sensitivity import (
@@ -36,7 +37,6 @@ from repq.quant.sensitivity import (
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 
-SIZE = (64, 64)
 EVAL = EvalConfig(batch=4, confidence=0.0, iou=0.3, max_detections=50, multi_label=False)
 CONFIG = SensitivityConfig(images=3, ap=("only_int8", "only_float"), batch=6, group=16)
 
@@ -49,17 +49,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
 
 @pytest.fixture(scope="module")
 def job(dataset: DetectionDataset) -> Measurement:
-    torch.manual_seed(0)
-    spec = replace(get_spec("yolov6n_v2", 1), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    fused = build(spec, deploy=True).eval()
-    for name, parameter in fused.detect.named_parameters():
-        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "reg_preds" in name:
-            parameter.data += 0.5
     config = PtqConfig(calibration=CalibrationConfig(method="max", bins=128))
-    images = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    return Measurement(quantize(fused, [images], config).model, dataset.records[:3], SIZE, CONFIG, EVAL, dataset)
+    model = quantize(with_boxes(), [images(4)], config).model
+    return Measurement(model, dataset.records[:3], SIZE, CONFIG, EVAL, dataset)
 
 
 @pytest.fixture(scope="module")
