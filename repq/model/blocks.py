@@ -23,10 +23,19 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
 
 
-def activation(kind: Activation) -> nn.Module:
-    # never in place: hooks on convolutions must see their true outputs
-    kinds = {"relu": nn.ReLU, "silu": nn.SiLU, "hardswish": nn.Hardswish, "none": nn.Identity}
+def activation(kind: Activation, *, deploy: bool) -> nn.Module:
+    if kind == "relu":
+        return relu(deploy=deploy)
+    kinds = {"silu": nn.SiLU, "hardswish": nn.Hardswish, "none": nn.Identity}
     return kinds[kind]()
+
+
+def relu(*, deploy: bool) -> nn.ReLU:
+    """In place in the training form, where it follows a batch norm and saves a pass over memory.
+
+    Not in the deployed form: there hooks on the convolution must see its true output.
+    """
+    return nn.ReLU(inplace=not deploy)
 
 
 class ConvModule(nn.Module):
@@ -48,7 +57,7 @@ class ConvModule(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=deploy)
         if not deploy:
             self.bn = batch_norm(out_channels)
-        self.act = activation(act)
+        self.act = activation(act, deploy=deploy)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -114,7 +123,7 @@ class ReparamBlock(nn.Module):
             self.rbr_reparam = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
         else:
             self.add_branches()
-        self.nonlinearity = nn.ReLU()
+        self.nonlinearity = relu(deploy=deploy)
 
     @property
     def has_identity(self) -> bool:
@@ -141,8 +150,8 @@ class RepVGGBlock(ReparamBlock):
         self.rbr_1x1 = ConvBN(self.in_channels, self.out_channels, 1, self.stride)
 
     def branches(self, x: Tensor) -> Tensor:
-        y = self.rbr_dense(x) + self.rbr_1x1(x)
-        return y if self.rbr_identity is None else y + self.rbr_identity(x)
+        y = self.rbr_dense(x).add_(self.rbr_1x1(x))
+        return y if self.rbr_identity is None else y.add_(self.rbr_identity(x))
 
 
 class QARepVGGBlock(ReparamBlock):
@@ -158,8 +167,8 @@ class QARepVGGBlock(ReparamBlock):
 
     def pre_norm(self, x: Tensor) -> Tensor:
         """The sum of the branches, before the last batch norm."""
-        y = self.rbr_dense(x) + self.rbr_1x1(x)
-        return y + x if self.has_identity else y
+        y = self.rbr_dense(x).add_(self.rbr_1x1(x))
+        return y.add_(x) if self.has_identity else y
 
 
 class QARepVGGBlockV2(QARepVGGBlock):
@@ -171,7 +180,7 @@ class QARepVGGBlockV2(QARepVGGBlock):
 
     def pre_norm(self, x: Tensor) -> Tensor:
         y = super().pre_norm(x)
-        return y if self.rbr_avg is None else y + self.rbr_avg(x)
+        return y if self.rbr_avg is None else y.add_(self.rbr_avg(x))
 
 
 class ScaleLayer(nn.Module):
@@ -197,8 +206,8 @@ class LinearAddBlock(ReparamBlock):
         self.bn = batch_norm(self.out_channels)
 
     def branches(self, x: Tensor) -> Tensor:
-        y = self.scale_conv(self.conv(x)) + self.scale_1x1(self.conv_1x1(x))
-        return self.bn(y if self.scale_identity is None else y + self.scale_identity(x))
+        y = self.scale_conv(self.conv(x)).add_(self.scale_1x1(self.conv_1x1(x)))
+        return self.bn(y if self.scale_identity is None else y.add_(self.scale_identity(x)))
 
 
 class RealVGGBlock(ConvModule):

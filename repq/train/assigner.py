@@ -130,14 +130,15 @@ def assign_task_aligned(
     class_index = objects.classes.unsqueeze(-1).expand(-1, -1, scores.shape[1])
     class_scores = scores.transpose(1, 2).gather(1, class_index)
     allowed = points_inside(grid.points, objects.boxes).logical_and_(objects.valid.unsqueeze(-1))
-    alignment = overlaps.pow(beta).mul_(class_scores.pow(alpha)).masked_fill_(~allowed, 0)
-    chosen = _mask_of(_top_indices(alignment, top), alignment).logical_and_(allowed)
-    chosen = _one_object_per_point(chosen, overlaps)
+    alignment = _power(overlaps, beta).mul_(_power(class_scores, alpha)).mul_(allowed)
 
-    alignment.masked_fill_(~chosen, 0)
-    best_overlap = overlaps.masked_fill(~chosen, 0).amax(-1, keepdim=True)
-    quality = alignment * best_overlap / (alignment.amax(-1, keepdim=True) + EPS)
-    return assignment_of(chosen, quality, objects, scores.shape[-1])
+    best = alignment.topk(min(top, alignment.shape[-1]), dim=-1)
+    overlaps = overlaps.gather(-1, best.indices)
+    claims = settle(best.indices, allowed.gather(-1, best.indices), overlaps, len(grid.points))
+    aligned = best.values * claims.granted
+    best_overlap = (overlaps * claims.granted).amax(-1, keepdim=True)
+    quality = aligned * best_overlap / (aligned.amax(-1, keepdim=True) + EPS)
+    return assignment_of(claims, quality, objects, scores.shape[-1])
 
 
 @torch.no_grad()
@@ -152,15 +153,15 @@ def assign_atss(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGri
         scores: (B, N, C); only its shape matters.
         boxes: (B, N, 4) predicted, in pixels.
     """
-    anchor_overlaps = pairwise_iou(objects.boxes, grid.boxes(ATSS_ANCHOR_CELLS))
     candidates = _nearest_points(objects.boxes, grid)
-    candidate_overlaps = anchor_overlaps.gather(-1, candidates)
-    threshold = candidate_overlaps.mean(-1, keepdim=True) + candidate_overlaps.std(-1, keepdim=True)
+    anchor_overlaps = pairwise_iou(objects.boxes, grid.boxes(ATSS_ANCHOR_CELLS)).gather(-1, candidates)
+    threshold = anchor_overlaps.mean(-1, keepdim=True) + anchor_overlaps.std(-1, keepdim=True)
+    inside = points_inside(grid.points, objects.boxes).logical_and_(objects.valid.unsqueeze(-1))
+    accepted = inside.gather(-1, candidates) & (anchor_overlaps > threshold)
 
-    chosen = _mask_of(candidates, anchor_overlaps) & (anchor_overlaps > threshold)
-    chosen &= points_inside(grid.points, objects.boxes) & objects.valid.unsqueeze(-1)
-    chosen = _one_object_per_point(chosen, anchor_overlaps)
-    return assignment_of(chosen, pairwise_iou(objects.boxes, boxes) * chosen, objects, scores.shape[-1])
+    claims = settle(candidates, accepted, anchor_overlaps, len(grid.points))
+    quality = pairwise_iou(objects.boxes, boxes).gather(-1, candidates)
+    return assignment_of(claims, quality * claims.granted, objects, scores.shape[-1])
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
@@ -179,22 +180,58 @@ def _nearest_points(boxes: Tensor, grid: AnchorGrid) -> Tensor:
     return torch.cat(indices, dim=-1)
 
 
-def _mask_of(indices: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.bool).scatter_(-1, indices, True)
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """A new tensor; small even powers as products, many times faster than logarithms on CPUs."""
+    if exponent == 6:
+        square = values.square()
+        return square.square().mul_(square)
+    return values.pow(exponent)
 
 
-def _one_object_per_point(chosen: Tensor, overlaps: Tensor) -> Tensor:
-    """Leave a point that several objects chose to the one of them that it overlaps most."""
-    owner = overlaps.where(chosen, -1).argmax(1, keepdim=True)
-    return torch.zeros_like(chosen).scatter_(1, owner, True) & chosen
+@dataclass(frozen=True)
+class Claims:
+    """Which of the K points that each object asks for it gets.
+
+    Attributes:
+        points: (B, M, K) indices, different ones along K.
+        granted: (B, M, K) bool; of one point to one object at most.
+        owner: (B, N) the object that has the point; M where none has.
+    """
+
+    points: Tensor
+    granted: Tensor
+    owner: Tensor
 
 
-def assignment_of(chosen: Tensor, quality: Tensor, objects: Objects, num_classes: int) -> Assignment:
-    """Gather the chosen object of each point. ``chosen`` and ``quality`` are (B, M, N)."""
-    positive = chosen.any(1)
-    owner = chosen.to(torch.uint8).argmax(1)
+def settle(points: Tensor, wanted: Tensor, worth: Tensor, num_points: int) -> Claims:
+    """Give each point that several objects want to the one of them to which it is worth most, the first if equal.
+
+    Args:
+        points: (B, M, K) indices, different ones along K.
+        wanted: (B, M, K) bool, which of them count.
+        worth: (B, M, K).
+    """
+    images, most, _ = points.shape
+    where = points.flatten(1)
+
+    def seen(per_point: Tensor) -> Tensor:
+        return per_point.gather(1, where).view_as(points)
+
+    offers = worth.masked_fill(~wanted, -torch.inf)
+    highest = offers.new_full((images, num_points), -torch.inf).scatter_reduce_(1, where, offers.flatten(1), "amax")
+    wins = wanted & ~(offers < seen(highest))  # not a number wins, so that losses show it
+    ranks = torch.arange(most, device=points.device).view(1, most, 1)
+    bids = torch.where(wins, ranks, most)
+    owner = bids.new_full((images, num_points), most).scatter_reduce_(1, where, bids.flatten(1), "amin")
+    return Claims(points, wins & (seen(owner) == ranks), owner)
+
+
+def assignment_of(claims: Claims, quality: Tensor, objects: Objects, num_classes: int) -> Assignment:
+    """Gather the object of each point. ``quality`` is (B, M, K), 0 or more where granted and 0 elsewhere."""
+    positive = claims.owner < objects.boxes.shape[1]
+    owner = claims.owner * positive
     boxes = objects.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
     classes = objects.classes.gather(1, owner)
     labels = torch.nn.functional.one_hot(classes, num_classes) * positive.unsqueeze(-1)
-    scores = labels * quality.amax(1).unsqueeze(-1)
-    return Assignment(positive, boxes, labels.to(scores.dtype), scores)
+    of_point = quality.new_zeros(owner.shape).scatter_reduce_(1, claims.points.flatten(1), quality.flatten(1), "amax")
+    return Assignment(positive, boxes, labels.to(of_point.dtype), labels * of_point.unsqueeze(-1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repq.train.assigner import Assignment, Objects, assignment_of
+from repq.train.assigner import Assignment, Objects, assignment_of, settle
 from repq.train.boxes import EPS, AnchorGrid, pairwise_iou, points_inside
 
 CENTRE_CELLS = 2.5  # a point this near to an object's centre, on each axis, is a candidate even outside of its box
@@ -37,13 +37,13 @@ def assign_simota(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorG
     cost = cost + FAR * ~(inside & near) + NEVER * ~allowed
     most = min(OVERLAPS_COUNTED, overlaps.shape[-1])
     counts = overlaps.topk(most, dim=-1).values.sum(-1).long().clamp(min=1)
-    cheapest = cost.topk(most, dim=-1, largest=False).indices
+    cheapest = cost.topk(most, dim=-1, largest=False)
     taken = torch.arange(most, device=cost.device) < counts.unsqueeze(-1)
-    chosen = torch.zeros_like(allowed).scatter_(-1, cheapest, taken) & allowed
+    wanted = allowed.gather(-1, cheapest.indices) & taken
 
-    owner = cost.where(chosen, 2 * NEVER).argmin(1, keepdim=True)
-    chosen &= torch.zeros_like(chosen).scatter_(1, owner, True)
-    return assignment_of(chosen, overlaps * chosen, objects, scores.shape[-1])
+    claims = settle(cheapest.indices, wanted, -cheapest.values, len(grid.points))
+    quality = overlaps.gather(-1, cheapest.indices) * claims.granted
+    return assignment_of(claims, quality, objects, scores.shape[-1])
 
 
 def _near_centre(boxes: Tensor, grid: AnchorGrid) -> Tensor:
