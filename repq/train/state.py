@@ -94,6 +94,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, _, key = name.partition(".")
         whole["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(whole)
+    for parameter, buffers in optimizer.state.items():
+        for key, value in buffers.items():
+            if value.shape == parameter.shape:  # in the layout of the parameter: steps over two layouts are slow
+                buffers[key] = torch.empty_like(parameter).copy_(value)
 
 
 def require_same_settings(path: Path, position: Position, settings: Mapping[str, Any]) -> None:

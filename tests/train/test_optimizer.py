@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from repq.model import build
 from repq.recipe import TrainConfig
 from repq.train.optimizer import build_optimizer, parameter_groups, set_rates
 from repq.train.schedule import Rates
+from repq.train.state import optimizer_tensors, restore_optimizer
+from repq.train.update import LAYOUT
 
 
 def test_only_kernels_decay_and_fixed_values_are_left_out() -> None:
@@ -37,3 +41,18 @@ def test_adamw_keeps_its_betas_and_has_no_rate_of_its_own_for_biases() -> None:
     set_rates(optimizer, Rates(0.0005, 0.1, 0.85))
     assert {group["lr"] for group in optimizer.param_groups} == {0.0005}
     assert {group["betas"] for group in optimizer.param_groups} == {(0.937, 0.999)}
+
+
+def test_restored_momentum_has_the_layout_of_its_parameter() -> None:
+    model = build("yolov6n_v2", 1).to(memory_format=LAYOUT)
+    kernel = model.backbone.stem.rbr_dense.conv.weight
+    assert not kernel.is_contiguous()
+    kernel.grad = torch.randn_like(kernel)
+    optimizer = build_optimizer(model, TrainConfig())
+    optimizer.step()
+    momentum = optimizer.state[kernel]["momentum_buffer"].clone()
+    saved = {name: value.contiguous() for name, value in optimizer_tensors(optimizer).items()}
+    restore_optimizer(optimizer, saved)
+    restored = optimizer.state[kernel]["momentum_buffer"]
+    assert restored.stride() == kernel.stride()
+    assert torch.equal(restored, momentum)
