@@ -115,6 +115,8 @@ def lint(model: Path, fail_on: Any, as_json: bool) -> None:
               help="What ONNX Runtime runs on; nothing else takes its place.")  # fmt: skip
 @click.option("--profile", nargs=3, type=click.IntRange(1), metavar="MIN USUAL MAX",
               help="TensorRT: batch sizes of a model with a free batch axis.")  # fmt: skip
+@click.option("--source-profile", nargs=3, type=Size(), metavar="MIN USUAL MAX",
+              help="TensorRT: sizes of the images that a model letterboxes by itself.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="TensorRT: memory for one kernel.")
 @click.option("--timing-cache", type=Path, help="TensorRT: file of kernel timings, read and written.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: for later versions as well, a little slower.")
@@ -123,7 +125,8 @@ def lint(model: Path, fail_on: Any, as_json: bool) -> None:
 @shared_options
 def build(
     model: Path, engine: Any, out: Path, threads: int | None, provider: Any, profile: tuple[int, int, int] | None,
-    workspace: int | None, timing_cache: Path | None, version_compatible: bool, refit: bool, tf32: bool, as_json: bool,
+    source_profile: tuple[tuple[int, int], ...] | None, workspace: int | None, timing_cache: Path | None,
+    version_compatible: bool, refit: bool, tf32: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build an engine from an ONNX file.
 
@@ -137,7 +140,7 @@ def build(
     config = parse_settings(
         BuildConfig,
         {"engines": (engine,), "threads": threads, "provider": provider, "tensorrt": {
-            "batches": profile, "workspace_mib": workspace, "timing_cache": timing_cache,
+            "batches": profile, "sources": source_profile, "workspace_mib": workspace, "timing_cache": timing_cache,
             "version_compatible": version_compatible, "refit": refit, "tf32": tf32}},
         what="building",
     )  # fmt: skip

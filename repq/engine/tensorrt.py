@@ -44,12 +44,12 @@ class TensorRtEngine:
 
     def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        self._check_batch(len(images))
+        self._check_shape(images.shape)
         return self._ready()(images)
 
     def on_device(self, shape: tuple[int, ...]) -> tuple[Callable[[], object], int]:
         """One run on images of this shape that the GPU has already, and the handle of the stream that it goes to."""
-        self._check_batch(shape[0])
+        self._check_shape(shape)
         return self._ready().launcher(shape)
 
     def _ready(self) -> PlanRunner:
@@ -93,13 +93,19 @@ class TensorRtEngine:
             self._opened = open_plan(self._plan)
         return self._opened
 
-    def _check_batch(self, size: int) -> None:
-        (smallest, *_), _, (largest, *_) = profile_shapes(self.manifest.input, self.manifest.settings.tensorrt)
-        if not smallest <= size <= largest:
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        smallest, _, largest = profile_shapes(self.manifest.input, self.manifest.settings.tensorrt)
+        if not smallest[0] <= shape[0] <= largest[0]:
             raise EngineError(
-                f"the engine is built for batches of {smallest} to {largest}",
-                found=f"a batch of {size}",
+                f"the engine is built for batches of {smallest[0]} to {largest[0]}",
+                found=f"a batch of {shape[0]}",
                 fix="split the batch, or build with another --profile",
+            )
+        if not all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+            raise EngineError(
+                f"the engine is built for images of {smallest[1]}x{smallest[2]} to {largest[1]}x{largest[2]}",
+                found=f"images of {shape[1]}x{shape[2]}",
+                fix="shrink them, or build with another --source-profile",
             )
 
 

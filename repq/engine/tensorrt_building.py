@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from repq.engine.base import TensorInfo
 from repq.engine.cuda import find_gpu
@@ -24,6 +24,8 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The smallest, the most frequent and the largest shape of the input."""
 
 _FIRST_ERRORS = 3
+
+Bound = TypeVar("Bound")
 
 
 def build_plan(onnx: bytes, images: TensorInfo, config: TensorRtConfig) -> bytes:
@@ -62,28 +64,43 @@ def build_plan(onnx: bytes, images: TensorInfo, config: TensorRtConfig) -> bytes
 
 
 def profile_shapes(images: TensorInfo, config: TensorRtConfig) -> Shapes:
-    """The shapes that the engine is built for; three equal ones for a model of one batch size.
+    """The shapes that the engine is built for; three equal ones for a model of one shape.
 
     Raises:
-        EngineError: the batch is free and ``config.batches`` is not given, or another axis is free.
+        EngineError: the batch or the height and width are free and the configuration does not bound them, or another
+            axis is free.
     """
-    if free := [size for size in images.shape[1:] if isinstance(size, str)]:
+    free = [axis for axis, size in enumerate(images.shape) if isinstance(size, str)]
+    bounds: dict[int, tuple[int, ...]] = {}
+    if 0 in free:
+        bounds[0] = _bounds(
+            config.batches, f"the input {images.name!r} takes any batch", images,
+            "give --profile SMALLEST USUAL LARGEST (build.tensorrt.batches), such as 1 8 32, or export one batch",
+        )  # fmt: skip
+    if images.shape[-1] == 3 and free[-2:] == [1, 2]:  # decoded images, which the graph letterboxes
+        sizes = _bounds(
+            config.sources, f"the input {images.name!r} takes images of any size", images,
+            "give --source-profile SMALLEST USUAL LARGEST (build.tensorrt.sources), such as 240x320 720x1280 "
+            "1080x1920, or export one --source-size",
+        )  # fmt: skip
+        bounds[1], bounds[2] = zip(*sizes, strict=True)
+    if other := [str(images.shape[axis]) for axis in free if axis not in bounds]:
         raise EngineError(
             f"the input {images.name!r} has free axes beside the batch",
-            found=f"{images.shape}: {', '.join(free)}",
-            fix="export the model for one image size (`repq export --imgsz`, and --source-size if it letterboxes)",
+            found=f"{images.shape}: {', '.join(other)}",
+            fix="export the model for one image size (`repq export --imgsz`)",
         )
-    batch, *rest = images.shape
-    if isinstance(batch, str) and config.batches is None:
-        raise EngineError(
-            f"the input {images.name!r} takes any batch, and TensorRT must know which",
-            found=f"{images.shape} and no profile",
-            fix="give --profile SMALLEST USUAL LARGEST (build.tensorrt.batches), such as 1 8 32, or export one batch",
-        )
-    sizes = config.batches if isinstance(batch, str) and config.batches is not None else (int(batch),) * 3
-    image = tuple(int(size) for size in rest)
-    smallest, usual, largest = ((size, *image) for size in sizes)
+    smallest, usual, largest = (
+        tuple(bounds[axis][which] if axis in bounds else int(size) for axis, size in enumerate(images.shape))
+        for which in range(3)
+    )
     return smallest, usual, largest
+
+
+def _bounds(wanted: tuple[Bound, Bound, Bound] | None, what: str, images: TensorInfo, fix: str) -> tuple[Bound, ...]:
+    if wanted is None:
+        raise EngineError(f"{what}, and TensorRT must know which", found=f"{images.shape} and no profile", fix=fix)
+    return wanted
 
 
 def trtexec_line(onnx: str, plan: str, images: TensorInfo, config: TensorRtConfig, version: str) -> str:
@@ -91,7 +108,7 @@ def trtexec_line(onnx: str, plan: str, images: TensorInfo, config: TensorRtConfi
     parts = ["trtexec", f"--onnx={onnx}", f"--saveEngine={plan}"]
     if int(version.partition(".")[0]) < 11:
         parts.append("--stronglyTyped")
-    if isinstance(images.shape[0], str):
+    if any(isinstance(size, str) for size in images.shape):
         for name, shape in zip(("min", "opt", "max"), profile_shapes(images, config), strict=True):
             parts.append(f"--{name}Shapes={images.name}:{'x'.join(map(str, shape))}")
     if config.workspace_mib is not None:

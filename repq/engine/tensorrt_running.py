@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -38,7 +39,7 @@ def open_plan(plan: bytes) -> Any:
 class PlanRunner:
     """Copies images to the GPU, runs the plan and copies its outputs back, in buffers that are made once.
 
-    The buffers hold the largest batch of the profile; a smaller one uses their first part.
+    The buffers hold the largest shape of the profile; a smaller one uses their first part.
     """
 
     def __init__(self, engine: Any, images: TensorInfo, outputs: tuple[TensorInfo, ...]) -> None:
@@ -65,12 +66,12 @@ class PlanRunner:
         """Run images (B, C, H, W) that fit the profile; outputs come back as new float32 arrays."""
         if images.shape != self._shape:
             self._set_shape(images.shape)
-        staged = self._host[self._input][: len(images)]
+        staged = self._staged(self._input)
         np.copyto(staged, images, casting="same_kind")
         self._device[self._input].copy_from(_flat(staged), self._stream)
         if not self._context.execute_async_v3(self._stream.ptr):
             raise EngineError("TensorRT could not run the engine", found="the reason is in its log above")
-        results = {name: self._host[name][: len(images)] for name in self._outputs}
+        results = {name: self._staged(name) for name in self._outputs}
         for name, host in results.items():
             self._device[name].view((host.nbytes,)).copy_to(_flat(host), self._stream)
         self._stream.synchronize()
@@ -84,13 +85,22 @@ class PlanRunner:
 
     def _set_shape(self, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(self._input, shape):
-            raise EngineError("the engine does not take this batch", found=str(shape))
+            raise EngineError("the engine does not take images of this shape", found=str(shape))
         self._shape = shape
 
     def _buffer(self, name: str) -> NDArray[Any]:
+        """Room on the host for a tensor of the shape that is set, in one row."""
         import tensorrt as trt
 
-        return np.empty(tuple(self._context.get_tensor_shape(name)), trt.nptype(self._engine.get_tensor_dtype(name)))
+        return np.empty(math.prod(self._shape_of(name)), trt.nptype(self._engine.get_tensor_dtype(name)))
+
+    def _staged(self, name: str) -> NDArray[Any]:
+        """The part of the room that a tensor takes with the shape that is set now."""
+        shape = self._shape_of(name)
+        return self._host[name][: math.prod(shape)].reshape(shape)
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        return tuple(self._context.get_tensor_shape(name))
 
 
 def _free(held: Iterable[Any]) -> None:

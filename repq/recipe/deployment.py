@@ -80,6 +80,8 @@ class TensorRtConfig(Config):
 
     Attributes:
         batches: smallest, most frequent and largest batch of a model whose batch axis is free, which needs them.
+        sources: smallest, most frequent and largest height and width of the images of a model that letterboxes images
+            of any size, which needs them.
         workspace_mib: memory that a kernel may use while it runs; null for all that the GPU has.
         timing_cache: a file of kernel timings, read if it is there and written back: the next build is quicker and
             chooses alike.
@@ -89,6 +91,7 @@ class TensorRtConfig(Config):
     """
 
     batches: tuple[BatchSize, BatchSize, BatchSize] | None = None
+    sources: tuple[ImageSize, ImageSize, ImageSize] | None = None
     workspace_mib: int | None = Field(None, ge=1)
     timing_cache: Path | None = None
     version_compatible: bool = False
@@ -99,6 +102,10 @@ class TensorRtConfig(Config):
     def _ordered(self) -> TensorRtConfig:
         if self.batches is not None and list(self.batches) != sorted(self.batches):
             raise ValueError("batches are the smallest, the most frequent and the largest one, in this order")
+        if any(list(axis) != sorted(axis) for axis in zip(*(self.sources or ()), strict=True)):
+            raise ValueError(
+                "sources are the smallest, the most frequent and the largest size, each way, in this order"
+            )
         return self
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from pydantic import ValidationError
 from sample_graphs import LAYERS, detector
 
 from repq.engine import build, cuda, load
@@ -16,7 +18,8 @@ from repq.engine.base import TensorInfo
 from repq.engine.cuda import Gpu
 from repq.engine.tensorrt_building import trtexec_line
 from repq.errors import EngineError
-from repq.recipe import BuildConfig, TensorRtConfig
+from repq.graph import letterbox_input, uint8_input
+from repq.recipe import BuildConfig, LetterboxConfig, TensorRtConfig
 
 pytest.importorskip("tensorrt", reason="TensorRT's Python API, parser and builder are not installed")
 
@@ -46,8 +49,6 @@ def test_the_manifest_says_what_it_was_built_with(tmp_path: Path) -> None:
 
 @without_gpu
 def test_without_a_gpu_it_builds_and_says_why_it_does_not_run(tmp_path: Path) -> None:
-    import numpy as np
-
     engine = build("tensorrt", write(detector(), tmp_path))
     description = engine.describe()
     assert description.precision_counts() == {"unknown": len(LAYERS)}
@@ -98,6 +99,26 @@ def test_other_free_axes_are_refused(tmp_path: Path) -> None:
         build("tensorrt", write(model, tmp_path), settings(batches=(1, 1, 2)))
 
 
+SIZES = ((24, 32), (48, 64), (90, 160))
+
+
+def letterboxing(batch: int | None) -> onnx.ModelProto:
+    return letterbox_input(uint8_input(detector(batch=batch)), LetterboxConfig())
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_images_of_any_size_need_a_profile_and_build_with_it(batch: int | None, tmp_path: Path) -> None:
+    path, batches = write(letterboxing(batch), tmp_path), (1, 2, 4) if batch is None else None
+    with pytest.raises(EngineError, match="images of any size") as caught:
+        build("tensorrt", path, settings(batches=batches))
+    assert "--source-profile" in str(caught.value.fix)
+    engine = build("tensorrt", path, settings(batches=batches, sources=SIZES))
+    assert engine.describe().size_bytes > 0
+    with pytest.raises(EngineError, match="images of 24x32 to 90x160") as caught:
+        engine.infer(np.zeros((1, 90, 161, 3), np.uint8))
+    assert "--source-profile" in str(caught.value.fix)
+
+
 def test_too_little_workspace_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"workspace \(1 MiB\)") as caught:
         build("tensorrt", write(detector(size=640, width=64), tmp_path), settings(workspace_mib=1))
@@ -140,3 +161,15 @@ def test_the_trtexec_line_is_that_of_the_version(version: str, flag: bool) -> No
                  "--noTF32"):  # fmt: skip
         assert part in line
     assert "--refit" not in line and "--versionCompatible" not in line
+
+
+def test_the_trtexec_line_names_the_sizes_of_images_that_the_graph_letterboxes() -> None:
+    images = TensorInfo(name="images", shape=(1, "source_height", "source_width", 3), dtype="uint8")
+    line = trtexec_line("in.onnx", "out.plan", images, TensorRtConfig(sources=SIZES), "11.4.0.106")
+    for part in ("--minShapes=images:1x24x32x3", "--optShapes=images:1x48x64x3", "--maxShapes=images:1x90x160x3"):
+        assert part in line
+
+
+def test_sizes_that_shrink_are_refused() -> None:
+    with pytest.raises(ValidationError, match="smallest, the most frequent and the largest size"):
+        TensorRtConfig(sources=((24, 64), (48, 32), (90, 160)))

@@ -14,8 +14,8 @@ from sample_graphs import LAYERS, calibrated_scales, detector
 
 from repq.engine import Engine, build, cuda, load
 from repq.errors import EngineError
-from repq.graph import merge_scales, quantize_residuals, to_fp16
-from repq.recipe import BuildConfig, TensorRtConfig
+from repq.graph import letterbox_input, merge_scales, quantize_residuals, to_fp16, uint8_input
+from repq.recipe import BuildConfig, LetterboxConfig, TensorRtConfig
 from repq.results import Expectation
 
 pytest.importorskip("tensorrt", reason="TensorRT is not installed")
@@ -80,6 +80,15 @@ def test_batches_within_the_profile_agree_with_single_images_and_others_are_refu
         np.testing.assert_allclose(engine.infer(batch[:size])["detections"], together[:size], atol=1e-4)
     with pytest.raises(EngineError, match="batches of 1 to 4"):
         engine.infer(images(32, 5))
+
+
+def test_images_of_any_size_within_the_profile_agree_with_the_graph(tmp_path: Path) -> None:
+    model = letterbox_input(uint8_input(detector(**SMALL)), LetterboxConfig())
+    engine = built(model, tmp_path, sources=((24, 32), (48, 64), (90, 160)), tf32=False)
+    for height, width in ((24, 32), (90, 160), (50, 40)):
+        pixels = np.random.default_rng(height).integers(0, 256, (1, height, width, 3), np.uint8)
+        found = engine.infer(pixels)["detections"]
+        np.testing.assert_allclose(found, reference(model, pixels), atol=1e-3)
 
 
 def test_a_saved_engine_runs_the_same(tmp_path: Path) -> None:
