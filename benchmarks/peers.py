@@ -150,6 +150,25 @@ class OnnxRuntimePeer(Peer):
         return self._path.stat().st_size
 
 
+def modelopt_int8(onnx_path: Path, images: Sequence[Images], folder: Path) -> Path:
+    """The file that ModelOpt's quantizer for ONNX writes: symmetric Q/DQ for TensorRT, entropy calibration."""
+    from modelopt.onnx.quantization import quantize
+
+    written, name = folder / "modelopt-int8.onnx", read_source(onnx_path).input.name
+    quantize(
+        str(onnx_path),
+        quantize_mode="int8",
+        calibration_data={name: np.concatenate(images)},
+        calibration_method="entropy",
+        calibration_shapes=f"{name}:{'x'.join(map(str, images[0].shape))}",
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        log_level="ERROR",
+        output_path=str(written),
+    )
+    return written
+
+
 def decoding_nodes(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes from which no convolution can be reached, other than convolutions."""
     needed: set[str] = set()

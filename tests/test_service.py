@@ -142,6 +142,18 @@ def test_the_command_line(detector: Detector, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, [*command, "--source-size", "50x60"]).exit_code == 2
 
 
+def test_a_graph_of_one_source_size_is_timed_beside_others(exported: Path, tmp_path: Path) -> None:
+    from repq.recipe import BenchConfig
+    from repq.stages import bench_models
+
+    fixed = saved(exported, tmp_path, WHOLE.model_copy(update={"source": (50, 60)}), NmsConfig())
+    config = BenchConfig(batches=(2,), threads=(1,), rounds=1, runs_per_round=1, warmup=1, end_to_end=True)
+    rows = bench_models([exported, fixed], IMGSZ, config).rows
+    assert [(row.model, row.scope) for row in rows] == [
+        (path.name, scope) for scope in ("infer", "end_to_end") for path in (exported, fixed)
+    ]
+
+
 def test_from_files_to_boxes(exported: Path, tmp_path: Path) -> None:
     """Every arrangement on real files: the steps add up, and the graph takes over what it says."""
     from repq.data import make_demo_set

@@ -41,6 +41,7 @@ class Runner:
         preprocess: decoded images (H, W, 3), uint8, to network input; None: only ``infer`` is timed.
         postprocess: what ``infer`` gives, to boxes; None: only ``infer`` is timed.
         inputs: batch size -> network input, of a model that takes something else than floats (B, 3, H, W).
+        images: decoded images for the runs with pre- and post-processing, of a model that takes one size only.
         on_device: batch size -> the model's work on a GPU, whose time is then given as well.
     """
 
@@ -48,6 +49,7 @@ class Runner:
     preprocess: Callable[[RawImages], Any] | None = None
     postprocess: Callable[[Any], Any] | None = None
     inputs: Callable[[int], Any] | None = None
+    images: RawImages | None = None
     on_device: Callable[[int], DeviceWork] | None = None
 
 
@@ -122,9 +124,8 @@ def bench(
         runners = [model.open(threads) for model in models]
         for batch in config.batches:
             inputs = rng.random((batch, 3, *imgsz), dtype=np.float32)
-            pictures = [raw[index % len(raw)] for index in range(batch)]
             for scope in _scopes(config):
-                jobs = _jobs(models, runners, scope, inputs, pictures)
+                jobs = _jobs(models, runners, scope, inputs, raw)
                 label = f"{batch} x {threads} threads, {scope}"
                 with GpuWatch(watch_gpu) as watch:
                     samples = measure([job.run for job in jobs], config, clock, progress, label)
@@ -187,7 +188,7 @@ def _jobs(
     runners: Sequence[Runner],
     scope: Scope,
     inputs: NDArray[np.float32],
-    pictures: RawImages,
+    raw: RawImages,
 ) -> list[_Job]:
     jobs = []
     for model, runner in zip(models, runners, strict=True):
@@ -196,6 +197,8 @@ def _jobs(
             device = None if runner.on_device is None else runner.on_device(len(inputs))
             jobs.append(_Job(model, scope, _infer_only(runner, own), device))
         elif runner.preprocess is not None and runner.postprocess is not None:
+            known = runner.images or raw
+            pictures = [known[index % len(known)] for index in range(len(inputs))]
             jobs.append(_Job(model, scope, _whole_way(runner.preprocess, runner.infer, runner.postprocess, pictures)))
     return jobs
 

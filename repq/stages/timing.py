@@ -107,6 +107,7 @@ def _open_runner(
         preprocess=service.prepare,
         postprocess=lambda ran: service.finish(*ran),
         inputs=lambda batch: service.prepare([noise] * batch),
+        images=[noise],
         on_device=None if on_device is None else partial(_work_on_device, service, noise, on_device),
     )
 
