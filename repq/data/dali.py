@@ -70,7 +70,7 @@ class DaliLoader:
             images, sizes = (output.as_cpu() for output in self._pipeline.run())
         except RuntimeError as error:
             self._pipeline = self._build()  # DALI gives a pipeline up after an error
-            reason = next((line for line in str(error).splitlines() if "rror" in line), str(error))
+            reason = _reason(error)
             raise DataError("DALI cannot decode the images", found=reason, fix="read them with OpenCV") from None
         sizes = [np.asarray(sizes[index]) for index in range(len(files))]
         transforms = (letterbox_transform(int(w), int(h), self._imgsz, self._config) for h, w, *_ in sizes)
@@ -110,9 +110,19 @@ def _pipeline(
             pipeline.set_outputs(image, sizes)
         pipeline.build()
     except RuntimeError as error:
-        found = str(error).strip().splitlines()[0]
-        raise EngineError(f"DALI cannot run on the {device}", found=found, fix="use the device cpu") from None
+        raise EngineError(
+            f"DALI cannot run on the {device}",
+            found=_reason(error),
+            fix=f"use the device cpu, or see whether {INSTALL} brings what is missing",
+        ) from None
     return pipeline
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line in which DALI says what it met; where in the pipeline stands before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    start = lines.index("encountered:") + 1 if "encountered:" in lines[:-1] else 0
+    return lines[start] if lines else "no reason given"
 
 
 def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxConfig) -> Any:
