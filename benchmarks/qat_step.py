@@ -1,7 +1,8 @@
 """What a step of quantization-aware training costs, against a float step of the same fused model.
 
-All steps are on the same batches, already drawn, and make the same update: forward, loss, backward, clipped gradients,
-AdamW, average of the weights. They take turns, and the order reverses every round.
+All steps are on the same batches, already drawn, and make the same update as the training loop, in its layout of
+tensors: forward, loss, backward, clipped gradients, AdamW, average of the weights. They take turns, and the order
+reverses every round.
 
     float               the fused model without quantizers, the detection loss
     float, teacher      the same, with the loss of QAT: the teacher's forward pass and the imitation of it
@@ -34,13 +35,16 @@ import torch
 from repq.bench import capture_environment
 from repq.data import ImageCache, load_dataset, make_demo_set
 from repq.layers import QuantPlan
+from repq.memory import keep_freed_memory
 from repq.model import Detector, build, layer_ids
 from repq.quant import calibrate, insert_quantizers
 from repq.quant.qat import QatUpdater, learn_scales
 from repq.recipe import CalibrationConfig, DemoConfig, PtqConfig, QatConfig
 from repq.train import MovingAverage, Rates
 from repq.train.loader import TrainBatch, training_batches
+from repq.train.trainer import moved
 
+CPU = torch.device("cpu")
 RATES = Rates(1e-4, 1e-4, 0.9)
 RESULTS = Path(__file__).parent / "results"
 LABELS_ALONE = {"task_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.0, "box_weight": 0.0}
@@ -72,12 +76,12 @@ def contenders(fused: Detector, calibrated: Detector, config: QatConfig) -> dict
         ("float", fused, None), ("QAT frozen", calibrated, "frozen"), ("QAT learned", calibrated, "learned"),
     ):  # fmt: skip
         for with_teacher in (False, True):
-            model = copy.deepcopy(start).train()
+            model = moved(copy.deepcopy(start), CPU).train()
             if scales == "learned":
                 learn_scales(model)
             kind = QatUpdater if with_teacher else WithoutTeacher
             settings = config if with_teacher else config.model_copy(update=LABELS_ALONE)
-            updater = kind(model, copy.deepcopy(fused), settings, torch.device("cpu"))
+            updater = kind(model, moved(copy.deepcopy(fused), CPU), settings, CPU)
             title = f"{name}, teacher" if with_teacher else name
             found[title] = Contender(updater, MovingAverage(model, 0.99, 50), [])
     return found
@@ -106,11 +110,12 @@ def ratio(own: list[float], other: list[float]) -> float:
 @click.option("--batch", default=8, show_default=True)
 @click.option("--scheme", type=click.Choice(["symmetric", "asymmetric"]), default="symmetric", show_default=True)
 @click.option("--rounds", default=15, show_default=True)
-@click.option("--threads", default=1, show_default=True, help="Threads of torch.")
+@click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--save", is_flag=True, help="Write the samples to benchmarks/results/.")
 def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: int, save: bool) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     size, config = (imgsz, imgsz), QatConfig(batch=batch, workers=0)
     with tempfile.TemporaryDirectory() as folder:
         drawn = make_demo_set(Path(folder) / "demo", DemoConfig(train_images=4 * batch, size=imgsz))
