@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -151,22 +153,31 @@ class OnnxRuntimePeer(Peer):
 
 
 def modelopt_int8(onnx_path: Path, images: Sequence[Images], folder: Path) -> Path:
-    """The file that ModelOpt's quantizer for ONNX writes: symmetric Q/DQ for TensorRT, entropy calibration."""
+    """The file that ModelOpt's quantizer for ONNX writes: symmetric Q/DQ for TensorRT, entropy calibration.
+
+    It works in a process of its own: imported, it changes ONNX Runtime's quantizer for all that comes after.
+    """
+    written = folder / "modelopt-int8.onnx"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(_run_modelopt, onnx_path, np.concatenate(images), written).result()
+    return written
+
+
+def _run_modelopt(onnx_path: Path, images: Images, written: Path) -> None:
     from modelopt.onnx.quantization import quantize
 
-    written, name = folder / "modelopt-int8.onnx", read_source(onnx_path).input.name
+    name = read_source(onnx_path).input.name
     quantize(
         str(onnx_path),
         quantize_mode="int8",
-        calibration_data={name: np.concatenate(images)},
+        calibration_data={name: images},
         calibration_method="entropy",
-        calibration_shapes=f"{name}:{'x'.join(map(str, images[0].shape))}",
+        calibration_shapes=f"{name}:1x{'x'.join(map(str, images.shape[1:]))}",
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",
         log_level="ERROR",
         output_path=str(written),
     )
-    return written
 
 
 def decoding_nodes(model: onnx.ModelProto) -> list[str]:
