@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from repq.layers import LayerId
+from repq.quant.convolve import Geometry, convolve
 from repq.quant.quantizer import Quantizer
 from repq.quant.scaling import Scheme
 
@@ -32,6 +33,9 @@ class QuantConv2d(nn.Conv2d):
     spare: Spare = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_one_step(self):
+            geometry = Geometry(self.stride, self.padding, self.dilation, False, (0, 0), self.groups)  # type: ignore[arg-type]
+            return convolve(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer, geometry)
         return self._conv_forward(self.input_quantizer(input), quantized_weight(self), self.bias)
 
 
@@ -55,6 +59,9 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
             2,
             self.dilation,  # type: ignore[arg-type]
         )
+        if is_one_step(self):
+            geometry = Geometry(self.stride, self.padding, self.dilation, True, padding, self.groups)  # type: ignore[arg-type]
+            return convolve(input, self.weight, self.bias, self.input_quantizer, self.weight_quantizer, geometry)
         return functional.conv_transpose2d(
             self.input_quantizer(input),
             quantized_weight(self),
@@ -73,6 +80,13 @@ QuantizedLayer = QuantConv2d | QuantConvTranspose2d
 def is_quantized(module: nn.Module) -> TypeGuard[QuantizedLayer]:
     """Whether a module is a convolution with quantizers."""
     return isinstance(module, QuantConv2d | QuantConvTranspose2d)
+
+
+def is_one_step(layer: QuantizedLayer) -> bool:
+    """Whether the layer is to run as one step that gradients go back through."""
+    on = layer.input_quantizer.enabled and layer.weight_quantizer.enabled
+    plain = layer.fine_quantizer is None and (layer.input_quantizer.axis is None or layer.groups == layer.in_channels)
+    return torch.is_grad_enabled() and on and plain and layer.padding_mode == "zeros"
 
 
 def quantized_weight(layer: QuantizedLayer) -> Tensor:

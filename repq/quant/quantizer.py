@@ -8,7 +8,7 @@ four in-place passes used here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,11 +51,11 @@ def _scale_gradient(dx: Tensor, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor)
     Since dx is dy inside and 0 elsewhere, that is ``(sum(dy * y) - sum(dx * x)) / s``.
     """
     if scale.ndim == 0:
-        return (_dot(dy, y) - _dot(dx, x)) / scale
+        return (dot(dy, y) - dot(dx, x)) / scale
     return (dy * y - dx * x).sum_to_size(scale.shape) / scale
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """The sum of all products, without copies of tensors that both are ``channels_last``."""
     if a.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
@@ -76,6 +76,22 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: 
     """
     result: Tensor = _FakeQuantize.apply(x, scale, q_min - zero_point, q_max - zero_point)
     return result
+
+
+class Step(NamedTuple):
+    """How one tensor is quantized: ``clip(round(x / scale), *limits) * scale``.
+
+    Attributes:
+        scale: of shape (), or one that broadcasts against the tensor; without a gradient.
+        limits: the smallest and the largest integer, the zero point taken off.
+        log_ratio: what is learned of the scale, if it is.
+        factor: the gradient of ``log_ratio`` is that of the scale times this, divided by the scale.
+    """
+
+    scale: Tensor
+    limits: tuple[int, int]
+    log_ratio: Tensor | None = None
+    factor: float = 1.0
 
 
 class Quantizer(nn.Module):
@@ -109,11 +125,29 @@ class Quantizer(nn.Module):
             return x
         scale = self.current_scale(x)
         if scale is None:
-            raise QuantizationError(
-                f"{self.name} has no scale", found="a model that was not calibrated", fix="calibrate it before use"
-            )
+            raise self.without_scale()
+        return fake_quantize(x, self._aligned(scale, x.ndim), 0, *self.limits)
+
+    def step(self, x: Tensor) -> Step:
+        """How ``x`` is quantized, for who computes values and gradients by himself.
+
+        Raises:
+            QuantizationError: there is no scale yet.
+        """
+        if self.scale is None:
+            raise self.without_scale()
+        return Step(self._aligned(self.scale, x.ndim), self.limits)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest integer, the zero point taken off."""
         limits = np.iinfo(self.dtype)
-        return fake_quantize(x, self._aligned(scale, x.ndim), self.zero_point, int(limits.min), int(limits.max))
+        return int(limits.min) - self.zero_point, int(limits.max) - self.zero_point
+
+    def without_scale(self) -> QuantizationError:
+        return QuantizationError(
+            f"{self.name} has no scale", found="a model that was not calibrated", fix="calibrate it before use"
+        )
 
     def current_scale(self, x: Tensor | None = None) -> Tensor | None:
         """The scale that is in use, for ``x`` where it is about to quantize it; None before calibration."""

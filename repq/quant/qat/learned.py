@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repq.errors import QuantizationError
 from repq.quant.insertion import quantized_layers
-from repq.quant.quantizer import Quantizer
+from repq.quant.quantizer import Quantizer, Step
 from repq.scales import TensorScale
 
 
@@ -27,7 +27,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_ratio: Tensor, start: Tensor, factor: float) -> Tensor:
-        scale = start * log_ratio.exp()
+        scale = _moved(start, log_ratio)
         ctx.factor = factor
         ctx.save_for_backward(scale)
         return scale
@@ -36,6 +36,10 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (scale,) = ctx.saved_tensors
         return gradients[0] * ctx.factor / scale, None, None
+
+
+def _moved(start: Tensor, log_ratio: Tensor) -> Tensor:
+    return start * log_ratio.exp()
 
 
 class LearnedQuantizer(Quantizer):
@@ -69,9 +73,17 @@ class LearnedQuantizer(Quantizer):
 
     def current_scale(self, x: Tensor | None = None) -> Tensor | None:
         assert self.scale is not None
-        factor = 1.0 if x is None else 1 / math.sqrt(self._values_per_scale(x) * np.iinfo(self.dtype).max)
-        scale: Tensor = _Scale.apply(self.log_ratio, self.scale, factor)
+        scale: Tensor = _Scale.apply(self.log_ratio, self.scale, 1.0 if x is None else self._factor(x))
         return scale
+
+    def step(self, x: Tensor) -> Step:
+        assert self.scale is not None
+        with torch.no_grad():
+            scale = _moved(self.scale, self.log_ratio)
+        return Step(self._aligned(scale, x.ndim), self.limits, self.log_ratio, self._factor(x))
+
+    def _factor(self, x: Tensor) -> float:
+        return 1 / math.sqrt(self._values_per_scale(x) * np.iinfo(self.dtype).max)
 
     def _values_per_scale(self, x: Tensor) -> float:
         return x.numel() / self.log_ratio.numel() / (len(x) if self.batched else 1)

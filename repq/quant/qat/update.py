@@ -57,10 +57,13 @@ class QatUpdater(Stepper):
 
 
 def qat_groups(model: Detector, config: QatConfig) -> list[dict[str, Any]]:
-    """The groups of `parameter_groups`, and the scales in one of their own."""
+    """The groups of `parameter_groups`, and the scales in one of their own; they are many and small, so fused."""
     scales = scale_parameters(model)
     apart = {id(parameter) for parameter in scales}
     groups = parameter_groups(model, config.weight_decay)
     for group in groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in apart]
-    return [*groups, {"name": "scales", "params": scales, "weight_decay": 0.0, "rate_factor": config.scale_rate}]
+    return [
+        *groups,
+        {"name": "scales", "params": scales, "weight_decay": 0.0, "rate_factor": config.scale_rate, "fused": True},
+    ]
