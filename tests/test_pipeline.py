@@ -80,6 +80,7 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
         ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "report"]),  # type: ignore[dict-item]
         ({"check": {"max_ap_gap": 0.9}}, ["check", "report"]),
         ({"report": {"images": 0}}, ["report"]),
+        ({"train": {**TINY["train"], "workers": 1, "cache_mib": 7}}, []),  # type: ignore[dict-item]
         (
             {"ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}},  # type: ignore[dict-item]
             ["ptq", "export", "build", "check", "eval", "bench", "report"],

@@ -16,8 +16,14 @@ def _plain(config: Config, *names: str) -> dict[str, Any]:
 def _train_settings(recipe: Recipe, config: TrainConfig | None) -> Settings:
     assert config is not None
     # Where files lie does not matter; their hashes are among the inputs.
-    values = config.model_dump(mode="json", exclude={"weights": True, "rep_scales": True, "distill": {"teacher"}})
-    return {**_plain(recipe, "imgsz", "eval", "device"), "train": values}
+    exclude: Any = {**dict.fromkeys({"weights", "rep_scales", *config.SPEED_ALONE}, True), "distill": {"teacher"}}
+    return {**_plain(recipe, "imgsz", "eval", "device"), "train": config.model_dump(mode="json", exclude=exclude)}
+
+
+def _qat_settings(recipe: Recipe) -> Settings:
+    assert recipe.qat is not None
+    values = recipe.qat.model_dump(mode="json", exclude=set(recipe.qat.SPEED_ALONE))
+    return {**_plain(recipe, "imgsz", "eval", "device"), "qat": values}
 
 
 def _report_settings(recipe: Recipe) -> Settings:
@@ -54,7 +60,7 @@ TABLE = (
         steps.ptq, ("torch", "opencv-python-headless", "pycocotools"), reads_data=True,
     ),
     Stage(
-        "qat", ("data", "fuse", "ptq"), lambda recipe: _plain(recipe, "imgsz", "qat", "eval", "device"), steps.qat,
+        "qat", ("data", "fuse", "ptq"), _qat_settings, steps.qat,
         ("torch", "numpy", "opencv-python-headless", "pycocotools"), reads_data=True,
         wanted=lambda recipe: recipe.qat is not None,
     ),

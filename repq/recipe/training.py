@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,6 +49,9 @@ class LoopConfig(Config):
         cache_mib: memory for decoded images, of each process.
         tensorboard: whether to write event files for TensorBoard (extra ``train``).
     """
+
+    SPEED_ALONE: ClassVar[frozenset[str]] = frozenset({"workers", "cache_mib"})
+    """Settings that no weight depends on."""
 
     epochs: int = Field(60, ge=1)
     batch: int = Field(16, ge=1)

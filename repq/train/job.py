@@ -18,7 +18,7 @@ from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 
 # What is trained does not depend on these; the files they name count by their content.
-_WITHOUT_EFFECT = ("model", "weights", "rep_scales", "workers", "cache_mib", "tensorboard")
+_WITHOUT_EFFECT = (*TrainConfig.SPEED_ALONE, "model", "weights", "rep_scales", "tensorboard")
 
 
 @dataclass(frozen=True)

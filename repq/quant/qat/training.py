@@ -27,7 +27,7 @@ from repq.train.distributed import copy_from_first, told_by_first
 from repq.train.job import check_images, content_hash
 from repq.train.trainer import Trainer, handed_back, moved
 
-_WITHOUT_EFFECT = {"workers", "cache_mib", "tensorboard"}
+_WITHOUT_EFFECT = {*QatConfig.SPEED_ALONE, "tensorboard"}
 
 
 @dataclass(frozen=True)
