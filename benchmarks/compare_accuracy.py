@@ -118,14 +118,8 @@ def main(names: tuple[str, ...], data_name: str, imgsz: int, count: int, out: Pa
                 row: Row = {"how": label, "engine": engine, "convolutions": precision}
                 rows.append(row | {"ap": accuracy.ap, "ap50": accuracy.ap50})
                 click.echo(f"{name:20} {label:40} {engine:12} {precision:26} AP {accuracy.ap:.4f}")
-        write(
-            rows,
-            out / f"{datetime.date.today():%Y-%m-%d}-accuracy-{name}-{imgsz}",
-            name,
-            imgsz,
-            count,
-            len(val.records),
-        )
+        stem = out / f"{datetime.date.today():%Y-%m-%d}-accuracy-{name}-{imgsz}"
+        write(rows, stem, name, imgsz, count, len(val.records))
 
 
 def write(rows: list[Row], stem: Path, name: str, imgsz: int, count: int, images: int) -> None:

@@ -86,7 +86,8 @@ def is_one_step(layer: QuantizedLayer) -> bool:
     """Whether the layer is to run as one step that gradients go back through."""
     on = layer.input_quantizer.enabled and layer.weight_quantizer.enabled
     plain = layer.fine_quantizer is None and (layer.input_quantizer.axis is None or layer.groups == layer.in_channels)
-    return torch.is_grad_enabled() and on and plain and layer.padding_mode == "zeros"
+    padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return torch.is_grad_enabled() and on and plain and padded
 
 
 def quantized_weight(layer: QuantizedLayer) -> Tensor:
