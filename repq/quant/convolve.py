@@ -47,8 +47,7 @@ class _Convolve(torch.autograd.Function):
         geometry: Geometry,
     ) -> Tensor:
         steps, w_steps = x.div(inputs.scale), weight.div(weights.scale)
-        # Backwards x has to be compared with the limits. In steps they are plain numbers, x itself is there already.
-        ctx.in_steps = inputs.scale.ndim > 0 or x.is_cuda
+        ctx.in_steps = kept_in_steps(x, inputs)
         qx = _rounded(steps) if ctx.in_steps else steps.round_()
         qx.clamp_(*inputs.limits).mul_(inputs.scale)
         qw = _rounded(w_steps).clamp_(*weights.limits).mul_(weights.scale)
@@ -82,6 +81,14 @@ class _Convolve(torch.autograd.Function):
         if for_weights:
             of_weights = _learned(products.addcmul_(of_w, weight, value=-1).sum_to_size(weights.scale.shape), weights)
         return of_x, of_w, of_bias, of_inputs, of_weights, None, None, None
+
+
+def kept_in_steps(x: Tensor, inputs: Step) -> bool:
+    """Whether x is kept for its comparison with the limits as ``x / scale``, where the limits are plain numbers.
+
+    Else it is kept as it is, which costs no memory; on CUDA the limits would then have to wait for the scale.
+    """
+    return inputs.scale.ndim > 0 or x.is_cuda
 
 
 def _learned(slope: Tensor, step: Step) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repq.quant import Quantizer
+from repq.quant import Quantizer, convolve
 from repq.quant import convolution as module
 from repq.quant.convolution import QuantConv2d, QuantConvTranspose2d, QuantizedLayer, with_quantizers
 from repq.quant.qat import LearnedQuantizer
@@ -79,6 +79,19 @@ def test_one_step_is_quantizers_and_a_convolution(
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
     if learned:
         assert found["input_quantizer.log_ratio"].abs().min() > 0
+
+
+@pytest.mark.parametrize("kind", ["3x3", "transposed"])
+def test_gradients_do_not_depend_on_the_form_in_which_the_input_is_kept(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = quantized(LAYERS[kind], INPUTS["asymmetric"], learned=True)
+    x = torch.randn(2, 6, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    _, expected = values_and_gradients(layer, x)
+    monkeypatch.setattr(convolve, "kept_in_steps", lambda *_: True)  # as on CUDA
+    _, found = values_and_gradients(layer, x)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("kind", [QuantConv2d, QuantConvTranspose2d])
