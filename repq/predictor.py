@@ -231,8 +231,8 @@ def resolve_device(device: str) -> str:
 
 def from_engine(label: str, engine: Engine) -> Predictor:
     """Wrap a built engine."""
-    from repq.engine.cuda import gpu_or_none
     from repq.graph import parse_metadata
+    from repq.machine.cuda import gpu_or_none
 
     description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
     height, width = metadata.imgsz if metadata else description.input_shape[2:]

@@ -14,9 +14,11 @@ ORDER = (
     ("errors", "progress", "log", "files", "memory"),
     ("layers",),
     ("scales", "results", "recipe", "artifact"),
+    ("machine",),
     ("model",),
     ("data",),
     ("evaluate",),
+    ("distributed",),
     ("reparam",),
     ("train",),
     ("quant",),
@@ -30,12 +32,11 @@ ORDER = (
     ("service",),
     ("stages",),
     ("pipeline",),
-    ("ablation",),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-CORE = {"errors", "progress", "log", "files", "memory", "layers", "scales", "results", "recipe", "artifact"}
+CORE = {"machine", "errors", "progress", "log", "files", "memory", "layers", "scales", "results", "recipe", "artifact"}
 ONLY_CORE = {"graph", "engine", "report"}  # these stand low in the table but know nothing above them except the core
 NO_TORCH = ("graph", "report", "data", "evaluate")
 

@@ -3,10 +3,10 @@
 from repq.bench.agreement import Candidate, compare
 from repq.bench.device_time import DeviceWork, device_ms
 from repq.bench.end_to_end import ServedModel, time_service
-from repq.bench.environment import capture_environment, load_average
-from repq.bench.gpu_readings import GpuWatch
 from repq.bench.latency import Runner, TimedModel, bench, measure
 from repq.bench.plans import layer_milliseconds, plan_engines, time_plans
+from repq.machine.environment import capture_environment, load_average
+from repq.machine.gpu_readings import GpuWatch
 
 __all__ = [
     "Candidate",

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.bench.device_time import DeviceWork, device_ms
-from repq.bench.environment import capture_environment
-from repq.bench.gpu_readings import GpuWatch
 from repq.errors import RepqError
+from repq.machine.environment import capture_environment
+from repq.machine.gpu_readings import GpuWatch
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import BenchReport, BenchRow, Environment, Variant

@@ -65,7 +65,7 @@ def ablation(
     Ends with one table, mean and spread, in WORK/ablation.md and ablation.json. What variants have in common is made
     once; a killed ablation goes on where it stopped.
     """
-    from repq.ablation import run_ablation
+    from repq.pipeline.ablation import run_ablation
     from repq.recipe import load_ablation
     from repq.report.ablation import ablation_table
 

@@ -13,10 +13,10 @@ from typing import cast
 from repq import __version__
 from repq.engine.availability import availability
 from repq.engine.base import Engine, EngineManifest, TensorInfo
-from repq.engine.cpu import cpu_cores, cpu_features, cpu_name
 from repq.engine.source import read_source
 from repq.engine.storage import is_engine, read_engine
 from repq.errors import EngineError
+from repq.machine.cpu import cpu_cores, cpu_features, cpu_name
 from repq.recipe import BuildConfig, EngineName
 from repq.results import Expectation
 

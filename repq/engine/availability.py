@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-from repq.engine.cpu import DOT_PRODUCT_FEATURES, cpu_features, cpu_name
-from repq.engine.cuda import find_gpu, gpu_or_none
 from repq.engine.onnxruntime_providers import NAMES
 from repq.errors import EngineError
+from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features, cpu_name
+from repq.machine.cuda import find_gpu, gpu_or_none
 from repq.recipe import Provider
 from repq.results import Availability
 

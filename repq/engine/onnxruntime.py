@@ -18,13 +18,13 @@ import onnx
 from numpy.typing import NDArray
 
 from repq.engine.base import EngineManifest, as_input, check_images
-from repq.engine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.engine.onnxruntime_lowering import lower
 from repq.engine.onnxruntime_providers import NAMES, demand_provider, nodes_by_provider
 from repq.engine.source import CONVOLUTIONS, Source
 from repq.engine.storage import write_engine
 from repq.errors import EngineError
 from repq.layers import LayerId
+from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.recipe import EngineName, Provider
 from repq.results import EngineDescription, LayerPrecision
 

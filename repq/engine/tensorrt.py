@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.base import EngineManifest, check_images
-from repq.engine.cuda import find_gpu, gpu_or_none
 from repq.engine.source import Source
 from repq.engine.storage import write_engine
 from repq.engine.tensorrt_building import INSTALL, build_plan, profile_shapes, trtexec_line
 from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, read_kernels
 from repq.engine.tensorrt_running import PlanRunner, open_plan
 from repq.errors import EngineError
+from repq.machine.cuda import find_gpu, gpu_or_none
 from repq.recipe import EngineName
 from repq.results import EngineDescription, LayerPrecision
 

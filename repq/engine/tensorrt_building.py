@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repq.engine.base import TensorInfo
-from repq.engine.cuda import find_gpu
 from repq.errors import EngineError
+from repq.machine.cuda import find_gpu
 from repq.recipe import TensorRtConfig
 
 INSTALL = "pip install 'repq[tensorrt]'"

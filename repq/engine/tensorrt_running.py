@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.base import TensorInfo
-from repq.engine.cuda import find_gpu
 from repq.errors import EngineError
+from repq.machine.cuda import find_gpu
 
 
 def open_plan(plan: bytes) -> Any:

@@ -206,7 +206,7 @@ def _accuracy_together(
     device: str,
     names: tuple[str, ...] | None,
 ) -> Accuracy:
-    from repq.train.distributed import evaluate_together
+    from repq.distributed import evaluate_together
 
     predictor = from_torch(model.spec.name, model, device=device, names=names)
     demand_fit(predictor, dataset, imgsz)

@@ -60,9 +60,9 @@ def measure_sensitivity(
             ended.
     """
     from repq.data import calibration_set
+    from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, Measurement, collect, measure
     from repq.recipe import CalibrationConfig
-    from repq.train.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
 
     resolve_device(device)
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
@@ -103,8 +103,8 @@ def _plan(
     journal: Journal,
     progress: Progress,
 ) -> PlanReport:
+    from repq.distributed import told_by_first
     from repq.quant.sensitivity import ap_assessor, front_plans, make_plan, plan_detector
-    from repq.train.distributed import told_by_first
 
     if config.max_drop is None:
         return make_plan(sensitivity, config, always_float=always_float)[1]

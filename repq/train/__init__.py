@@ -1,12 +1,12 @@
 """Training: assignment, losses, schedule, and the loop over them."""
 
+from repq.distributed import Processes, current_processes, joined_processes
 from repq.train.accumulation import batches_per_update
 from repq.train.assigner import Assignment, Objects, assign_atss, assign_task_aligned, pad_objects
 from repq.train.board import Board
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.class_losses import class_loss
 from repq.train.distill import Teacher
-from repq.train.distributed import Processes, current_processes, joined_processes
 from repq.train.ema import MovingAverage
 from repq.train.finetune import FineTuned, fine_tuned
 from repq.train.iou_losses import iou_loss

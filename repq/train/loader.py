@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from repq.data import ImageCache, Sample, draw_sample, prefetch
+from repq.distributed import ALONE, Processes
 from repq.recipe import LoopConfig
-from repq.train.distributed import ALONE, Processes
 from repq.train.sampler import epoch_order, image_weights
 
 _MOST_THREADS = 8

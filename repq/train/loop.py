@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repq.data import DetectionDataset
+from repq.distributed import joined_processes, told_by_first
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
@@ -13,7 +14,6 @@ from repq.reparam.repopt import RepScales, reinitialize
 from repq.results import TrainReport
 from repq.train.board import Board
 from repq.train.distill import Teacher
-from repq.train.distributed import joined_processes, told_by_first
 from repq.train.job import TrainJob
 from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
@@ -48,7 +48,7 @@ def train(
     With ``state_path`` the state is saved after every epoch, and a state that is there already is gone on from: on a
     CPU with the same number of threads, to the same bits as without the interruption. Remove the file to start again.
 
-    Processes that ``torchrun`` started train together (see `repq.train.distributed`): all of them make this call with
+    Processes that ``torchrun`` started train together (see `repq.distributed`): all of them make this call with
     equal arguments and get an equal outcome; the first one writes the state.
 
     Args:

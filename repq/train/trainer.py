@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repq.data import DetectionDataset, ImageCache
+from repq.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
 from repq.errors import TrainingError
 from repq.memory import keep_freed_memory
 from repq.model import Detector
@@ -22,7 +23,6 @@ from repq.recipe import EvalConfig, LoopConfig
 from repq.results import Accuracy, EpochRow
 from repq.train.accumulation import batches_per_update, update_sizes
 from repq.train.board import Board
-from repq.train.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
 from repq.train.ema import MovingAverage
 from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
 from repq.train.schedule import rates_at

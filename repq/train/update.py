@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from repq.distributed import sum_over_processes
 from repq.model import Detector, TrainOutput
 from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
-from repq.train.distributed import sum_over_processes
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss, LossOptions, detection_loss
 from repq.train.optimizer import build_optimizer, set_rates

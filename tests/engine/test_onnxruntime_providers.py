@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 from sample_graphs import LAYERS, detector
 
-from repq.engine import build, cuda
+from repq.engine import build
 from repq.engine.onnxruntime_providers import NAMES, nodes_by_provider
 from repq.errors import EngineError
+from repq.machine import cuda
 from repq.recipe import BuildConfig, Provider
 
 GPU_PROVIDERS: tuple[Provider, ...] = ("cuda", "tensorrt")

@@ -12,13 +12,14 @@ import pytest
 from pydantic import ValidationError
 from sample_graphs import LAYERS, detector
 
-from repq.engine import build, cuda, load
+from repq.engine import build, load
 from repq.engine import tensorrt as engine_module
 from repq.engine.base import TensorInfo
-from repq.engine.cuda import Gpu
 from repq.engine.tensorrt_building import trtexec_line
 from repq.errors import EngineError
 from repq.graph import letterbox_input, uint8_input
+from repq.machine import cuda
+from repq.machine.cuda import Gpu
 from repq.recipe import BuildConfig, LetterboxConfig, TensorRtConfig
 
 pytest.importorskip("tensorrt", reason="TensorRT's Python API, parser and builder are not installed")

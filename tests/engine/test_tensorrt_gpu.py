@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from sample_graphs import LAYERS, calibrated_scales, detector
 
-from repq.engine import Engine, build, cuda, load
+from repq.engine import Engine, build, load
 from repq.errors import EngineError
 from repq.graph import letterbox_input, merge_scales, quantize_residuals, to_fp16, uint8_input
+from repq.machine import cuda
 from repq.recipe import BuildConfig, LetterboxConfig, TensorRtConfig
 from repq.results import Expectation
 

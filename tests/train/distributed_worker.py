@@ -11,10 +11,10 @@ import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
 
 from repq.data import ImageCache, load_dataset
+from repq.distributed import evaluate_together
 from repq.errors import TrainingError
 from repq.recipe import EvalConfig
 from repq.train import Updater, joined_processes, train
-from repq.train.distributed import evaluate_together
 from repq.train.job import content_hash
 from repq.train.loader import training_batches
 

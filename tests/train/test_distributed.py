@@ -77,7 +77,7 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
 STOPPED = """
 import os, signal
 from repq.errors import TrainingError
-from repq.train import distributed
+from repq import distributed
 
 distributed.current_processes = lambda: distributed.Processes(0, 2)
 before = signal.getsignal(signal.SIGTERM)

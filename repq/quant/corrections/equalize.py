@@ -33,7 +33,7 @@ from repq.layers import LayerId
 from repq.model import Detector, layer_ids
 from repq.quant.calibration.channels import ChannelRange, watch
 from repq.quant.convolution import is_depthwise
-from repq.quant.sensitivity.tape import Step, record
+from repq.quant.tape import Step, record
 
 LARGEST_FACTOR = 64.0
 """A channel that was almost silent on the calibration images may not be on others."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from repq.data import DetectionDataset, fingerprint
+from repq.distributed import copy_from_first, told_by_first
 from repq.errors import QuantizationError
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
@@ -23,7 +24,6 @@ from repq.recipe import EvalConfig, QatConfig
 from repq.results import EpochRow, ScaleChange
 from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
-from repq.train.distributed import copy_from_first, told_by_first
 from repq.train.job import check_images, content_hash
 from repq.train.trainer import Trainer, handed_back, moved
 

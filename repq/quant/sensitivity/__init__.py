@@ -25,7 +25,7 @@ from repq.quant.sensitivity.ranking import (
 )
 from repq.quant.sensitivity.search import Assess, Assessment, Found, search
 from repq.quant.sensitivity.sweep import UNCHANGED, changed_outputs, shard, sweep
-from repq.quant.sensitivity.tape import Tape, record
+from repq.quant.tape import Tape, record
 
 __all__ = [
     "MEASURES",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from repq.artifact import hash_json
 from repq.data import DetectionDataset
+from repq.distributed import current_processes, gathered, joined_detections, told_by_first
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector
@@ -21,7 +22,6 @@ from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.search import Assess, Assessment
 from repq.quant.state import quantizing
 from repq.recipe import EvalConfig, PlanConfig
-from repq.train.distributed import current_processes, gathered, joined_detections, told_by_first
 
 Detect = Callable[[QuantPlan], Detections]
 """What the model finds in the images of a data set when it runs with a plan."""

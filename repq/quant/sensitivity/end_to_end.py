@@ -14,7 +14,7 @@ from repq.quant.calibration.observe import Images
 from repq.quant.sensitivity.guards import demand_images
 from repq.quant.sensitivity.measures import Moments, similarity
 from repq.quant.sensitivity.sweep import UNCHANGED, as_inputs, changed_outputs
-from repq.quant.sensitivity.tape import Outputs
+from repq.quant.tape import Outputs
 from repq.results import Similarity
 
 _BOX = 4  # columns of a detection's box; a constant 1 follows, then the class scores

@@ -19,8 +19,8 @@ from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.insertion import quantized_layers
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.sensitivity.tape import Outputs, record
 from repq.quant.state import quantizing
+from repq.quant.tape import Outputs, record
 
 Change = Literal["only_int8", "only_float"]
 UNCHANGED = LayerId("")

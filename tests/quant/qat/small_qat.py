@@ -7,6 +7,7 @@ from small_training import SIZE, tiny_model
 from torch import nn
 
 from repq.data import DetectionDataset, ImageCache
+from repq.distributed import ALONE
 from repq.layers import QuantPlan
 from repq.model import Detector, layer_ids
 from repq.quant import calibrate, insert_quantizers
@@ -14,7 +15,6 @@ from repq.quant.qat import QatUpdater, learn_scales
 from repq.recipe import CalibrationConfig, PtqConfig, QatConfig
 from repq.reparam import fuse
 from repq.train import Processes
-from repq.train.distributed import ALONE
 from repq.train.loader import training_batches
 
 QUICK = QatConfig(epochs=3, batch=4, warmup_steps=2, workers=0, ema_decay=0.9, ema_ramp_steps=5, learning_rate=0.001)

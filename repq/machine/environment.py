@@ -7,7 +7,7 @@ import platform
 import subprocess
 from importlib import metadata
 
-from repq.engine.cpu import cpu_cores, cpu_features, cpu_name
+from repq.machine.cpu import cpu_cores, cpu_features, cpu_name
 from repq.results import Environment
 
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "nncf", "opencv-python-headless")

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from repq.ablation import range_figures
 from repq.cli import main
 from repq.errors import RecipeError
+from repq.pipeline.ablation import range_figures
 from repq.recipe import load_ablation
 from repq.report.ablation import ablation_markdown
 from repq.results import AblationReport, LayerQuantization, TrialFigures

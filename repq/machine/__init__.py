@@ -1,0 +1,1 @@
+"""The machine: its CPU and GPU, their readings, and which runtimes work on it."""
