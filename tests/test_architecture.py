@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "progress", "log", "files", "memory"),
+    ("errors", "progress", "log", "files", "memory", "lazy"),
     ("layers",),
     ("scales", "results", "recipe", "artifact"),
     ("machine",),
@@ -36,7 +36,20 @@ ORDER = (
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-CORE = {"machine", "errors", "progress", "log", "files", "memory", "layers", "scales", "results", "recipe", "artifact"}
+CORE = {
+    "machine",
+    "lazy",
+    "errors",
+    "progress",
+    "log",
+    "files",
+    "memory",
+    "layers",
+    "scales",
+    "results",
+    "recipe",
+    "artifact",
+}
 ONLY_CORE = {"graph", "engine", "report"}  # these stand low in the table but know nothing above them except the core
 NO_TORCH = ("graph", "report", "data", "evaluate")
 
