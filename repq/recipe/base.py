@@ -40,7 +40,7 @@ def setting(
         no_effect: the field has no effect on the result (threads, cache sizes …), and so none on its identity.
         limits: ``ge``, ``gt``, ``le``, ``lt``, ``pattern`` …, as for ``pydantic.Field``.
     """
-    extra = {"flag": flag, "metavar": metavar, "no_effect": no_effect}
+    extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "no_effect": no_effect}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
