@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 from repq import stages
 from repq.errors import RecipeError
@@ -18,13 +19,16 @@ from repq.results import (
     EngineDescription,
     ExportReport,
     FusionReport,
+    Pictures,
     PlanReport,
     PtqReport,
     QatReport,
+    Result,
     Sensitivity,
     TrainReport,
-    Variant,
 )
+
+R = TypeVar("R", bound=Result)
 
 
 def draw_data(context: Context, payload: Path, resume: Path) -> None:
@@ -170,34 +174,40 @@ def bench(context: Context, payload: Path, resume: Path) -> None:
 
 
 def report(context: Context, payload: Path, resume: Path) -> None:
-    from repq.report import ArtifactSize, BuiltEngine, MeasuredAccuracy, ReportSummary, render_report
+    from repq.report import ReportSummary, render_report
 
     recipe, artifacts = context.recipe, context.artifacts
     ptq = PtqReport.model_validate_json((artifacts["ptq"] / "ptq.json").read_text())
-    trained = QatReport.model_validate_json((artifacts["qat"] / "qat.json").read_text()) if "qat" in artifacts else None
     bench = BenchReport.model_validate_json((artifacts["bench"] / "bench.json").read_text())
-    quantized = ptq.accuracy_quantized if trained is None else trained.accuracy_trained
-    accuracies = [
-        MeasuredAccuracy(variant="fp32", engine="torch", accuracy=ptq.accuracy_float),
-        MeasuredAccuracy(variant="int8", engine="torch", accuracy=quantized),
-    ]
-    engines = []
-    titles: tuple[tuple[Variant, str], ...] = (("fp32", "float32"), ("fp16", "float16"), ("int8", "int8"))
-    for variant, built in titles:
-        for folder in context.built(built):
-            text = (artifacts["build"] / f"{folder.name}.json").read_text()
-            engines.append(BuiltEngine(variant=variant, description=EngineDescription.model_validate_json(text)))
-            accuracy = Accuracy.model_validate_json((artifacts["eval"] / f"{folder.name}.json").read_text())
-            engine = engines[-1].description.engine
-            accuracies.append(MeasuredAccuracy(variant=variant, engine=engine, accuracy=accuracy))
+    names = [folder.name for variant in VARIANTS for folder in context.built(variant)]
+    built = [(artifacts["build"] / f"{name}.json").read_text() for name in names]
+    measured = [(artifacts["eval"] / f"{name}.json").read_text() for name in names]
     files = {
         "checkpoint": context.weights,
         "fused checkpoint": artifacts["fuse"] / "fused.safetensors",
         "float ONNX": artifacts["export"] / "float32.onnx",
         "INT8 ONNX": artifacts["export"] / "int8.onnx",
     }
-    training, measured = artifacts.get("train"), artifacts.get("sensitivity")
     graph = "int8_float16" if recipe.export.float16 else "int8"
+    drawn = stages.draw_detections(
+        context.built("float32")[-1], context.built("int8")[-1], context.data, recipe.data.val, recipe.imgsz,
+        recipe.report, recipe.eval,
+    )  # fmt: skip
+    results = {
+        "train": _optional(context, "train", "train.json", TrainReport),
+        "fuse": _optional(context, "fuse", "fusion.json", FusionReport),
+        "sensitivity": _optional(context, "sensitivity", "sensitivity.json", Sensitivity),
+        "plan": _optional(context, "sensitivity", "plan.json", PlanReport) if recipe.plan else None,
+        "ptq": ptq,
+        "qat": _optional(context, "qat", "qat.json", QatReport),
+        "export": _optional(context, "export", f"{graph}.json", ExportReport),
+        "build": dict(zip(names, map(EngineDescription.model_validate_json, built), strict=True)),
+        "eval": dict(zip(names, map(Accuracy.model_validate_json, measured), strict=True)),
+        "check": _optional(context, "check", "check.json", CheckReport),
+        "bench": bench,
+        "sizes": {name: path.stat().st_size for name, path in files.items()},
+        "pictures": Pictures(engine=recipe.build.engines[-1], confidence=recipe.report.confidence, images=drawn),
+    }
     summary = ReportSummary(
         title=recipe.report.title or f"{recipe.name}: {ptq.model} in INT8",
         created=date.today().isoformat(),
@@ -206,24 +216,13 @@ def report(context: Context, payload: Path, resume: Path) -> None:
         model=ptq.model,
         data=str(recipe.data.path or "drawn demo set"),
         imgsz=recipe.imgsz,
-        training=TrainReport.model_validate_json((training / "train.json").read_text()) if training else None,
-        fusion=FusionReport.model_validate_json((artifacts["fuse"] / "fusion.json").read_text()),
-        sensitivity=Sensitivity.model_validate_json((measured / "sensitivity.json").read_text()) if measured else None,
-        plan=PlanReport.model_validate_json((measured / "plan.json").read_text()) if measured and recipe.plan else None,
-        ptq=ptq,
-        qat=trained,
-        graph=ExportReport.model_validate_json((artifacts["export"] / f"{graph}.json").read_text()),
-        accuracies=tuple(accuracies),
-        engines=tuple(engines),
-        check=CheckReport.model_validate_json((artifacts["check"] / "check.json").read_text()),
-        bench=bench,
-        sizes=tuple(ArtifactSize(name=name, size_bytes=path.stat().st_size) for name, path in files.items()),
-        drawn=stages.draw_detections(
-            context.built("float32")[-1], context.built("int8")[-1], context.data, recipe.data.val, recipe.imgsz,
-            recipe.report, recipe.eval,
-        ),
-        drawn_engine=recipe.build.engines[-1],
-        drawn_confidence=recipe.report.confidence,
+        results=results,
         manifests=tuple(artifact.manifest.model_dump(mode="json") for artifact in artifacts.values()),
-    )  # fmt: skip
+    )
     render_report(summary, payload)
+
+
+def _optional(context: Context, stage: str, name: str, kind: type[R]) -> R | None:
+    """The result of a stage; None where the recipe does not have it."""
+    artifact = context.artifacts.get(stage)
+    return None if artifact is None else kind.model_validate_json((artifact / name).read_text())

@@ -13,7 +13,7 @@ from repq.recipe import (
 from repq.stages.data import read_data
 
 if TYPE_CHECKING:
-    from repq.report import DrawnImage
+    from repq.results import DrawnImage
 
 
 def draw_detections(

@@ -20,18 +20,16 @@ def report_benches(paths: Sequence[Path], out: Path, title: str) -> dict[str, Pa
         DataError: a file cannot be read or is none that ``repq bench -o`` wrote.
         RepqError: jinja2 or matplotlib is not installed.
     """
-    from repq.report import MachineBench, ReportSummary, render_report
+    from repq.report import ReportSummary, render_report
 
     benches = [read_bench(path) for path in paths]
-    names = _names(paths)
-    machines = tuple(MachineBench(name=name, bench=bench) for name, bench in zip(names, benches, strict=True))
+    machines = dict(zip(_names(paths), benches, strict=True))
     only = benches[0] if len(benches) == 1 else None
     summary = ReportSummary(
         title=title,
         created=date.today().isoformat(),
         environment=benches[0].environment,
-        bench=only,
-        machines=machines,
+        results={"bench": only, "machines": machines},
     )
     return render_report(summary, out)
 
