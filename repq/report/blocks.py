@@ -88,6 +88,11 @@ class Table:
     note: str = ""
     collapsed: bool = False  # long: folded away until it is opened
 
+    @property
+    def key(self) -> int:
+        """The column that says what a row is about: the first one of words."""
+        return next((place for place, column in enumerate(self.columns) if column.title and not column.numeric), 0)
+
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), f"ragged table {self.title!r}"
 
