@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repq.report.comparison import VARIANT_TITLES, engine_title
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 _MAX_SAMPLES = 120
 
 
-def paired_bars(name: str, pairs: Mapping[str, tuple[float, float]], digits: int = 3) -> str:
-    """Horizontal FP32 and INT8 bars, one pair a label."""
+def paired_bars(name: str, pairs: Mapping[str, tuple[float, float]], write: Callable[[float], str]) -> str:
+    """Horizontal FP32 and INT8 bars, one pair a label; ``write`` puts a value at the end of its bar."""
     places = list(range(len(pairs)))[::-1]
     with drawing(4.1, 0.7 + 0.62 * len(pairs)) as (figure, axes):
         for side, offset, colour, variant in ((0, 0.2, FLOAT, "FP32"), (1, -0.2, INT8, "INT8")):
             values = [pair[side] for pair in pairs.values()]
             bars = axes.barh([place + offset for place in places], values, height=0.36, color=colour, label=variant)
-            axes.bar_label(bars, [significant(value, digits) for value in values], padding=3, fontsize=8.5)
+            axes.bar_label(bars, list(map(write, values)), padding=3, fontsize=8.5)
         name_bars(axes, places, list(pairs))
         axes.set_xlim(0, 1.22 * max((value for pair in pairs.values() for value in pair), default=1) or 1)
         axes.set_xticks([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from repq.report.blocks import (
     Facts,
     Figure,
     Findings,
+    Level,
     Listing,
     Metric,
     Picture,
@@ -167,7 +169,7 @@ def _card(comparison: Comparison) -> Card:
         title=comparison.title,
         level=comparison.level,
         verdict=_verdict(comparison),
-        metrics=[metric for metric in (_ap(comparison), _latency(comparison), _size(comparison)) if metric],
+        metrics=[metric for measure in _MEASURES for metric in measure.metric(comparison)],
         note=_note(comparison),
     )
 
@@ -184,33 +186,57 @@ def _verdict(comparison: Comparison) -> str:
     return ", ".join(words for level, words in troubles if level in ("warn", "bad"))
 
 
-def _ap(comparison: Comparison) -> Metric | None:
+@dataclass(frozen=True)
+class _Measure:
+    """A figure of FP32 beside that of INT8: a line of a card, and a pair of bars."""
+
+    name: str
+    title: str
+    pair: Callable[[Comparison], tuple[float | None, float | None]]
+    write: Callable[[float | None], str]
+    words: Callable[[Comparison], str]
+    level: Callable[[Comparison], Level]
+    bars: Callable[[float | None], str]
+    unit: float = 1.0  # of the bars
+
+    def metric(self, comparison: Comparison) -> list[Metric]:
+        before, after = self.pair(comparison)
+        if after is None:
+            return []
+        words = self.words(comparison) if before is not None else ""
+        return [Metric(self.name, self.write(before), self.write(after), words, self.level(comparison))]
+
+    def figure(self, shown: Sequence[Comparison], setting: str) -> list[Figure]:
+        found = {comparison.title: self.pair(comparison) for comparison in shown}
+        pairs = {
+            title: (before / self.unit, after / self.unit)
+            for title, (before, after) in found.items()
+            if before is not None and after is not None
+        }
+        if not pairs:
+            return []
+        draw = partial(paired_bars, f"bars-{self.name.lower()}", pairs, self.bars)
+        return [Figure(self.title.format(setting=setting), draw, f"{self.name} of FP32 and INT8 in each engine")]
+
+
+def _aps(comparison: Comparison) -> tuple[float | None, float | None]:
     before, after = comparison.float_accuracy, comparison.int8_accuracy
-    if after is None:
-        return None
-    words = change(comparison.ap_change) if before else ""
-    return Metric(
-        "AP",
-        fraction(defined(before) if before else None),
-        fraction(defined(after)),
-        words,
-        comparison.accuracy_level,
-    )
+    return None if before is None else defined(before), None if after is None else defined(after)
 
 
-def _latency(comparison: Comparison) -> Metric | None:
+def _medians(comparison: Comparison) -> tuple[float | None, float | None]:
     before, after = comparison.float_latency, comparison.int8_latency
-    if before is None or after is None:
-        return None
-    medians = milliseconds(before.latency_ms_median), milliseconds(after.latency_ms_median)
-    return Metric("Latency", *medians, f"{times(comparison.speedup)} as fast", comparison.speed_level)
+    return None if before is None else before.latency_ms_median, None if after is None else after.latency_ms_median
 
 
-def _size(comparison: Comparison) -> Metric | None:
-    if comparison.int8_size_bytes is None:
-        return None
-    words = f"{percent(comparison.size_ratio)} of FP32" if comparison.size_ratio is not None else ""
-    return Metric("Size", mebibytes(comparison.float_size_bytes), mebibytes(comparison.int8_size_bytes), words)
+_MEASURES = (
+    _Measure("AP", "Accuracy (AP, higher is better)", _aps, fraction, lambda item: change(item.ap_change),
+             lambda item: item.accuracy_level, fraction),
+    _Measure("Latency", "Latency (median ms{setting})", _medians, milliseconds,
+             lambda item: f"{times(item.speedup)} as fast", lambda item: item.speed_level, significant),
+    _Measure("Size", "Size (MiB on disk)", lambda item: (item.float_size_bytes, item.int8_size_bytes), mebibytes,
+             lambda item: f"{percent(item.size_ratio)} of FP32", lambda item: "", significant, 2**20),
+)  # fmt: skip
 
 
 def _setting(row: BenchRow) -> str:
@@ -232,40 +258,7 @@ def _note(comparison: Comparison) -> str:
 def _bars(shown: Sequence[Comparison]) -> list[Figure]:
     timed = next((comparison.int8_latency for comparison in shown if comparison.int8_latency), None)
     setting = f", {_setting(timed)}" if timed else ""
-    return [
-        *_pair_figure("Accuracy", "AP, higher is better", 4, _ap_pair, shown),
-        *_pair_figure("Latency", f"median ms{setting}", 3, _latency_pair, shown),
-        *_pair_figure("Size", "MiB on disk", 3, _size_pair, shown),
-    ]
-
-
-def _pair_figure(
-    name: str,
-    unit: str,
-    digits: int,
-    pick: Callable[[Comparison], tuple[float, float] | None],
-    shown: Sequence[Comparison],
-) -> list[Figure]:
-    pairs = {comparison.title: pair for comparison in shown if (pair := pick(comparison))}
-    if not pairs:
-        return []
-    draw = partial(paired_bars, f"bars-{name.lower()}", pairs, digits)
-    return [Figure(f"{name} ({unit})", draw, f"{name} of FP32 and INT8 in each engine")]
-
-
-def _ap_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_accuracy, comparison.int8_accuracy
-    return (before.ap, after.ap) if before and after and before.objects else None
-
-
-def _latency_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_latency, comparison.int8_latency
-    return (before.latency_ms_median, after.latency_ms_median) if before and after else None
-
-
-def _size_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_size_bytes, comparison.int8_size_bytes
-    return (before / 2**20, after / 2**20) if before and after is not None else None
+    return [figure for measure in _MEASURES for figure in measure.figure(shown, setting)]
 
 
 def _pair(image: DrawnImage) -> PicturePair:
