@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from repq.report.blocks import Level
+from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
-from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision, Variant
+from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision
 
 AP_DROP_WARN = 0.01
 AP_DROP_BAD = 0.03
 NOT_INT8_BAD_SHARE = 0.25
 
 TORCH = "torch"
-VARIANT_TITLES: dict[Variant, str] = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}
+_VARIANT_TITLES = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}
 _ENGINE_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
 
@@ -23,26 +24,24 @@ def engine_title(engine: str) -> str:
     return _ENGINE_TITLES.get(engine, engine)
 
 
+def variant_title(variant: str) -> str:
+    return _VARIANT_TITLES.get(variant, variant)
+
+
 def built_title(name: str) -> str:
     """ENGINE-VARIANT in words: ``OpenVINO INT8``."""
     engine, variant = _parts(name)
-    return f"{engine_title(engine)} {VARIANT_TITLES[variant]}"
+    return f"{engine_title(engine)} {variant_title(variant)}"
 
 
-def names_of(summary: ReportSummary, key: Key[dict[str, Any]]) -> list[tuple[str, Variant]]:
+def names_of(summary: ReportSummary, key: Key[dict[str, Any]]) -> list[tuple[str, str]]:
     """Engine and variant of results that are kept by ENGINE-VARIANT."""
     return [_parts(name) for name in summary.get(key) or ()]
 
 
-def _parts(name: str) -> tuple[str, Variant]:
-    engine, _, found = name.rpartition("-")
-    return engine, next(variant for variant in get_args(Variant) if variant == found)
-
-
-def defined(accuracy: Accuracy, metric: str = "ap") -> float | None:
-    """A COCO metric; None where the data holds no object, so that there is no AP."""
-    found: float | None = getattr(accuracy, metric)
-    return found if accuracy.objects else None
+def _parts(name: str) -> tuple[str, str]:
+    engine, _, variant = name.rpartition("-")
+    return engine, variant
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Comparison:
         """INT8 minus FP32: negative is a loss."""
         if self.float_accuracy is None or self.int8_accuracy is None:
             return None
-        before, after = defined(self.float_accuracy, metric), defined(self.int8_accuracy, metric)
-        return None if before is None or after is None else after - before
+        return difference(self.float_accuracy.defined(metric), self.int8_accuracy.defined(metric))
 
     @property
     def ap_change(self) -> float | None:
@@ -130,9 +128,9 @@ class Comparison:
         """The headline as plain values, for the JSON form."""
         return {
             "engine": self.engine,
-            "ap_float": self.float_accuracy.ap if self.float_accuracy else None,
+            "ap_float": self.float_accuracy.defined() if self.float_accuracy else None,
             "ap_float_engine": self.float_engine if self.float_accuracy else None,
-            "ap_int8": self.int8_accuracy.ap if self.int8_accuracy else None,
+            "ap_int8": self.int8_accuracy.defined() if self.int8_accuracy else None,
             "ap_change": self.ap_change,
             "latency_ms_float": self.float_latency.latency_ms_median if self.float_latency else None,
             "latency_ms_int8": self.int8_latency.latency_ms_median if self.int8_latency else None,
@@ -155,23 +153,22 @@ def worst(*levels: Level) -> Level:
 def comparisons(summary: ReportSummary) -> tuple[Comparison, ...]:
     """Compare FP32 with INT8 in every engine that has INT8 results; torch's simulation comes first."""
     names = [*names_of(summary, EVAL), *names_of(summary, BUILD)]
-    names += [(row.engine, row.variant) for row in _bench_rows(summary)]
+    names += [(row.engine, str(row.variant)) for row in _bench_rows(summary)]
     engines = dict.fromkeys(engine for engine, variant in names if variant == "int8")
     simulated = TORCH in engines or summary.get(PTQ) is not None
     others = [engine for engine in engines if engine != TORCH]
     return tuple(_compare(summary, engine) for engine in ([TORCH] if simulated else []) + others)
 
 
-def accuracy_of(summary: ReportSummary, engine: str, variant: Variant) -> Accuracy | None:
+def accuracy_of(summary: ReportSummary, engine: str, variant: str) -> Accuracy | None:
     """The measured accuracy; torch's also come with the report of the quantization."""
     if found := (summary.get(EVAL) or {}).get(f"{engine}-{variant}"):
         return found
     ptq, qat = summary.get(PTQ), summary.get(QAT)
-    if engine != TORCH or ptq is None or variant == "float16":
+    if engine != TORCH or ptq is None:
         return None
-    if variant == "float32":
-        return ptq.accuracy_float
-    return qat.accuracy_trained if qat is not None else ptq.accuracy_quantized
+    quantized = ptq.accuracy_quantized if qat is None else qat.accuracy_trained
+    return {"float32": ptq.accuracy_float, "int8": quantized}.get(variant)
 
 
 def _compare(summary: ReportSummary, engine: str) -> Comparison:

@@ -89,6 +89,11 @@ def count(value: float) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
+def difference(before: float | None, after: float | None) -> float | None:
+    """What was gained; None where one of both was not measured."""
+    return None if before is None or after is None else after - before
+
+
 def plural(value: int, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 

@@ -28,6 +28,11 @@ class Accuracy(Result):
     objects: int
     detections: int
 
+    def defined(self, metric: str = "ap") -> float | None:
+        """A metric by its name; None where the data holds no object, so that there is no AP."""
+        found: float | None = getattr(self, metric)
+        return found if self.objects else None
+
 
 class DrawnImage(Result):
     """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""

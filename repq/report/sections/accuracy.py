@@ -11,15 +11,14 @@ from repq.report.comparison import (
     AP_DROP_BAD,
     AP_DROP_WARN,
     TORCH,
-    VARIANT_TITLES,
     Comparison,
     accuracy_of,
     comparisons,
-    defined,
     engine_title,
     names_of,
+    variant_title,
 )
-from repq.report.numbers import change, count, fraction, plural
+from repq.report.numbers import change, count, difference, fraction, plural
 from repq.report.plots import class_changes
 from repq.report.summary import EVAL, PTQ, QAT, ReportSummary, Section
 from repq.results import Accuracy, ClassAccuracy
@@ -48,7 +47,7 @@ class _Class(NamedTuple):
     after: ClassAccuracy
 
     def change(self, metric: str) -> float | None:
-        return _difference(getattr(self.before, metric), getattr(self.after, metric))
+        return difference(getattr(self.before, metric), getattr(self.after, metric))
 
 
 def _blocks(summary: ReportSummary) -> list[Block]:
@@ -80,7 +79,7 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
     counts = (
         f"{plural(accuracy.images, 'image')}, {plural(accuracy.objects, 'object')}, {accuracy.detections} detections"
     )
-    metrics = "  ".join(f"{name} {fraction(defined(accuracy, metric))}" for name, metric, _ in _METRICS)
+    metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
     return [table("By class", columns, rows), Text(f"{title}: {counts}\n{metrics}")]
 
 
@@ -89,7 +88,7 @@ def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
 
     def column(name: str, metric: str, hint: str) -> Column[_Measured]:
         def value(row: _Measured) -> float | None:
-            return defined(row.accuracy, metric)
+            return row.accuracy.defined(metric)
 
         def note(row: _Measured) -> str:
             return "the data has no such object" if value(row) is None else ""
@@ -106,22 +105,17 @@ def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
 
 
 def _measured(summary: ReportSummary) -> list[_Measured]:
-    engines = dict.fromkeys([TORCH, *(engine for engine, _ in names_of(summary, EVAL))])
+    names = dict.fromkeys([(TORCH, "float32"), (TORCH, "int8"), *names_of(summary, EVAL)])
+    engines = list(dict.fromkeys(engine for engine, _ in names))
     return [
         _Measured(
-            VARIANT_TITLES[variant],
+            variant_title(variant),
             "torch (simulation)" if (engine, variant) == (TORCH, "int8") else engine_title(engine),
             accuracy,
         )
-        for engine in engines
-        for variant in VARIANT_TITLES
+        for engine, variant in sorted(names, key=lambda name: engines.index(name[0]))
         if (accuracy := accuracy_of(summary, engine, variant))
     ]
-
-
-def _loss(value: float | None, warn: float = AP_DROP_WARN, bad: float = AP_DROP_BAD) -> Level:
-    """How bad a change of AP is."""
-    return "" if value is None or value >= -warn else "warn" if value >= -bad else "bad"
 
 
 def _change_column(
@@ -170,7 +164,3 @@ def _classes(item: Comparison) -> list[_Class]:
     assert item.int8_accuracy is not None
     before = {row.name: row for row in item.float_accuracy.per_class}
     return [_Class(before[row.name], row) for row in item.int8_accuracy.per_class if row.name in before]
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before

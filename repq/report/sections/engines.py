@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from repq.report.blocks import Block, Column, Columns, LayerMap, LayerStrip, Level, Table, Text, number, table
-from repq.report.comparison import built_title, defined, engine_title
+from repq.report.comparison import built_title, engine_title
 from repq.report.numbers import ABSENT, change, compact, count, decibels, fraction, mebibytes, plural
 from repq.report.summary import BUILD, CHECK, PTQ, ReportSummary, Section
 from repq.results import Agreement, CheckReport, EngineDescription, LayerPrecision
@@ -104,7 +104,7 @@ def check_blocks(check: CheckReport) -> list[Block]:
         Column("Engine", lambda row: engine_title(row.title)),
         *map(snr, outputs),
         *(number(f"Max error, {name}", partial(_error, name), compact) for name in outputs),
-        number("AP", lambda row: defined(row.accuracy), fraction),
+        number("AP", lambda row: row.accuracy.defined(), fraction),
         number("AP gap", "ap_gap", change, hint="engine minus simulation",
                level=lambda row: "good" if abs(row.ap_gap) <= check.max_ap_gap else "bad"),
         number("INT8 layers", "int8_layers", count, note=_untold),
@@ -113,7 +113,7 @@ def check_blocks(check: CheckReport) -> list[Block]:
     demanded = f", SNR of at least {check.min_snr_db:.1f} dB" if check.min_snr_db is not None else ""
     lead = (
         f"{'Passed' if check.passed else 'Failed'} on {plural(check.images, 'image')}: torch's fake quantization has "
-        f"AP {fraction(defined(check.reference))}; allowed gap ±{compact(check.max_ap_gap)} AP{demanded}."
+        f"AP {fraction(check.reference.defined())}; allowed gap ±{compact(check.max_ap_gap)} AP{demanded}."
     )
     return [Text(lead), table("Agreement", columns, check.engines)]
 

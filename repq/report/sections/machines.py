@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Text, number, table
-from repq.report.comparison import VARIANT_TITLES, engine_title
+from repq.report.comparison import engine_title, variant_title
 from repq.report.numbers import count, significant, times
 from repq.report.summary import MACHINES, ReportSummary, Section
 from repq.results import BenchReport, BenchRow, Variant
@@ -132,7 +132,7 @@ _TIMED: Columns[_Timed] = (
     Column("Runs on", "bench.processor", wrap=True),
     Column("Model", "row.model"),
     Column("Engine", lambda timed: engine_title(timed.row.engine)),
-    Column("Built as", lambda timed: VARIANT_TITLES[timed.row.variant]),
+    Column("Built as", lambda timed: variant_title(timed.row.variant)),
     Column("Layers ran in", "row.precision"),
     Column("Input", lambda timed: "{} × {}".format(*timed.bench.imgsz)),
     number("Batch", "row.batch", count),
@@ -144,7 +144,7 @@ _TIMED: Columns[_Timed] = (
 
 _PAIR: Columns[_Pair] = (
     Column("Model", "published.spec", code=True),
-    Column("Precision", lambda pair: VARIANT_TITLES[pair.published.variant]),
+    Column("Precision", lambda pair: variant_title(pair.published.variant)),
     number("Batch", "published.batch", count),
     number("Published, images/s", "published.images_per_s", count),
     Column("Table", lambda pair: f"{pair.published.table} ({pair.published.setting})"),

@@ -28,7 +28,7 @@ from repq.report.blocks import (
     number,
     table,
 )
-from repq.report.comparison import TORCH, Comparison, accuracy_of, comparisons, defined, engine_title
+from repq.report.comparison import TORCH, Comparison, accuracy_of, comparisons, engine_title
 from repq.report.findings import findings
 from repq.report.numbers import (
     change,
@@ -221,7 +221,7 @@ class _Measure:
 
 def _aps(comparison: Comparison) -> tuple[float | None, float | None]:
     before, after = comparison.float_accuracy, comparison.int8_accuracy
-    return None if before is None else defined(before), None if after is None else defined(after)
+    return None if before is None else before.defined(), None if after is None else after.defined()
 
 
 def _medians(comparison: Comparison) -> tuple[float | None, float | None]:

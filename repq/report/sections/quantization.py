@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Level, Table, Text, number, table
-from repq.report.numbers import change, compact, decibels, fraction, gain, percent, plural, significant, span
+from repq.report.numbers import (
+    change,
+    compact,
+    decibels,
+    difference,
+    fraction,
+    gain,
+    percent,
+    plural,
+    significant,
+    span,
+)
 from repq.report.plots import layer_noise, layer_ranges
 from repq.report.summary import PTQ, ReportSummary, Section
 from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport, PtqTrial, Way
@@ -44,16 +55,20 @@ def ptq_blocks(ptq: PtqReport) -> list[Block]:
     lead = (
         f"{ptq.model}: {int8} of {plural(len(ptq.layers), 'layer')} in INT8, {percent(ptq.int8_macs_share)} of the "
         f"multiply-adds. Ranges over {plural(ptq.images, 'calibration image')} ({ptq.method}, {ptq.scheme}). "
-        f"AP {fraction(before.ap)} → {fraction(after.ap)} ({change(after.ap - before.ap)}), "
-        f"AP50 {fraction(before.ap50)} → {fraction(after.ap50)} ({change(after.ap50 - before.ap50)})."
+        f"AP {_became(before.defined(), after.defined())}, "
+        f"AP50 {_became(before.defined('ap50'), after.defined('ap50'))}."
     )
     if ptq.accuracy_own_scales is not None:
         own = ptq.accuracy_own_scales
         lead += (
             f" {plural(ptq.shared_groups, 'group')} of layers share a scale, which changes AP by "
-            f"{change(after.ap - own.ap)} against scales of their own."
+            f"{change(difference(own.defined(), after.defined()))} against scales of their own."
         )
     return [Text(lead), *([_trial_table(ptq)] if ptq.trials else []), _layer_table(ptq.layers)]
+
+
+def _became(before: float | None, after: float | None) -> str:
+    return f"{fraction(before)} → {fraction(after)} ({change(difference(before, after))})"
 
 
 def _trial_table(ptq: PtqReport) -> Table:

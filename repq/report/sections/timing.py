@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Table, Text, number, table
-from repq.report.comparison import VARIANT_TITLES, built_title, engine_title
+from repq.report.comparison import built_title, engine_title, variant_title
 from repq.report.numbers import count, mebibytes, percent, significant, times
 from repq.report.plots import latency_bars, step_bars
 from repq.report.summary import BENCH, BUILD, SIZES, ReportSummary, Section
@@ -54,7 +54,7 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
 _SETTING: Columns[BenchRow] = (
     Column("Model", "model"),
     Column("Engine", lambda row: engine_title(row.engine)),
-    Column("Built as", lambda row: VARIANT_TITLES[row.variant]),
+    Column("Built as", lambda row: variant_title(row.variant)),
     Column("Layers ran in", "precision"),
     Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
            hint="end to end adds pre- and post-processing"),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
-from repq.report.numbers import change, compact, count, fraction, largest, plural, significant, span
+from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
 from repq.report.plots import training_accuracy, training_losses, weight_growth
 from repq.report.summary import FUSE, QAT, TRAIN, Section
 from repq.results import Accuracy, BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
@@ -24,7 +24,7 @@ class _Stage(NamedTuple):
 
     title: str
     accuracy: Accuracy
-    change: float
+    float_accuracy: Accuracy
 
 
 def train_blocks(training: TrainReport) -> list[Block]:
@@ -35,8 +35,8 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("Training images", count(training.images)),
         ("Epochs", count(len(training.epochs))),
         ("Weights kept", f"of epoch {training.best_epoch}"),
-        ("AP", fraction(training.accuracy.ap)),
-        ("AP50", fraction(training.accuracy.ap50)),
+        ("AP", fraction(training.accuracy.defined())),
+        ("AP50", fraction(training.accuracy.defined("ap50"))),
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
     ]
@@ -50,12 +50,12 @@ def qat_blocks(training: QatReport) -> list[Block]:
         "INT8, calibrated": training.accuracy_calibrated,
         "INT8, trained": training.accuracy_trained,
     }
-    stages = [_Stage(name, found, found.ap - training.accuracy_float.ap) for name, found in accuracies.items()]
+    stages = [_Stage(name, found, training.accuracy_float) for name, found in accuracies.items()]
     columns: Columns[_Stage] = (
         Column("Model", "title"),
-        number("AP", "accuracy.ap", fraction),
-        number("AP50", "accuracy.ap50", fraction),
-        number("AP change", "change", change),
+        number("AP", lambda stage: stage.accuracy.defined(), fraction),
+        number("AP50", lambda stage: stage.accuracy.defined("ap50"), fraction),
+        number("AP change", lambda s: difference(s.float_accuracy.defined(), s.accuracy.defined()), change),
     )
     facts = [
         ("Layers INT8", f"{len(training.int8_layers)} of {len(training.int8_layers) + len(training.float_layers)}"),
