@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from repq.checkpoints import open_checkpoint, to_onnx
 from repq.errors import EngineError, RepqError
 from repq.recipe import BuildConfig, EngineName, ExportConfig, NmsConfig, PreprocessConfig, TensorRtConfig
-from repq.results import EngineDescription, Variant
+from repq.results import EngineDescription, ModelInfo, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,22 @@ class Predictor:
     def plain(self) -> bool:
         """Whether pre- and postprocessing are left to the caller, as for a checkpoint."""
         return self.preprocess == PreprocessConfig() and self.nms is None
+
+    @property
+    def info(self) -> ModelInfo:
+        """What rows of measurements say of it."""
+        layers = self.description.layers if self.description is not None else ()
+        int8 = sum(layer.precision == "int8" for layer in layers)
+        return ModelInfo(
+            model=self.label,
+            engine=self.engine,
+            variant=self.variant,
+            precision=self.precision,
+            size_bytes=self.size_bytes or None,
+            spec=self.spec,
+            int8_layers=int8 if layers else None,
+            float_layers=len(layers) - int8 if layers else None,
+        )
 
 
 def open_model(
@@ -187,7 +203,7 @@ def from_torch(
         result: Images = model(batch).float().cpu().numpy()
         return result
 
-    variant: Variant = "int8" if quantized else "fp16" if half else "fp32"
+    variant: Variant = "int8" if quantized else "float16" if half else "float32"
     precision = "int8 simulated in float32" if quantized else "float16" if half else "float32"
     return Predictor(
         label=label,
@@ -260,7 +276,7 @@ def from_engine(label: str, engine: Engine) -> Predictor:
 
 
 def _float_variant(metadata: GraphMetadata | None) -> Variant:
-    return "fp16" if metadata is not None and metadata.precision == "float16" else "fp32"
+    return "float16" if metadata is not None and metadata.precision == "float16" else "float32"
 
 
 def _in_chunks(infer: Callable[[Images], Images], size: int) -> Callable[[Images], Images]:

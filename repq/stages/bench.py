@@ -52,19 +52,9 @@ def bench_models(
             label = path.name if engine is None else f"{path.name} ({engine})"
             label = f"{label} FP16" if half else label
             opener = partial(_open_runner, path, engine, imgsz, device, half, seed)
-            timed.append(
-                TimedModel(
-                    label,
-                    predictor.engine,
-                    predictor.variant,
-                    predictor.precision,
-                    predictor.size_bytes,
-                    opener,
-                    predictor.batch,
-                    predictor.spec,
-                )
-            )
-    gpu = gpu_index(device, [model.engine for model in timed])
+            info = predictor.info.model_copy(update={"model": label})
+            timed.append(TimedModel(info, opener, predictor.batch))
+    gpu = gpu_index(device, [model.info.engine for model in timed])
     return bench(timed, imgsz, config, seed=seed, progress=progress, watch_gpu=gpu)
 
 
@@ -122,7 +112,10 @@ def write_bench(report: BenchReport, folder: Path) -> None:
 
     write_text(folder / "bench.json", report.model_dump_json(indent=1))
     summary = ReportSummary(
-        title="Latency", created=date.today().isoformat(), environment=report.environment, bench=report
+        title="Latency",
+        created=date.today().isoformat(),
+        environment=report.environment,
+        results={"bench": report},
     )
     render_report(summary, folder)
 

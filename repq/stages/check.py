@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repq.errors import RepqError, ToleranceError
 from repq.log import Log, quiet
-from repq.predictor import Predictor, open_model
+from repq.predictor import open_model
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
 from repq.results import CheckReport
@@ -35,7 +35,7 @@ def check_models(
     Raises:
         RepqError: a model or the data cannot be used.
     """
-    from repq.bench import Candidate, compare
+    from repq.bench import check_agreement
 
     dataset = read_data(data, split, log)
     if config.images is not None:
@@ -58,8 +58,8 @@ def check_models(
     for predictor in (reference, *candidates):
         demand_plain(predictor)
         demand_fit(predictor, dataset, imgsz)
-    rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
-    return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+    rows = [(predictor.info, predictor.infer) for predictor in candidates]
+    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
 
 
 def demand_agreement(report: CheckReport) -> None:
@@ -74,20 +74,9 @@ def demand_agreement(report: CheckReport) -> None:
     bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
     raise ToleranceError(
         "the engines do not compute what the reference computes",
-        found=f"{worst.engine}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
+        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
-
-
-def _title(predictor: Predictor) -> str:
-    return predictor.engine if predictor.engine in predictor.label else f"{predictor.label} ({predictor.engine})"
-
-
-def _layer_counts(predictor: Predictor) -> tuple[int, int]:
-    if predictor.description is None:
-        return 0, 0
-    int8 = predictor.description.precision_counts().get("int8", 0)
-    return int8, len(predictor.description.layers) - int8
 
 
 def _check(job: Job) -> CheckReport:

@@ -47,7 +47,7 @@ def lint_graph(onnx: Path) -> LintReport:
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:
     """The layers of a model of any form: as values and as text."""
-    from repq.report.text import engine_table, table_text
+    from repq.report.text import engine_table, layer_table
 
     if not path.is_dir() and path.suffix != ".onnx" and engine in (None, "torch"):
         from repq.model import count_macs, layer_ids
@@ -65,9 +65,8 @@ def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int
         ]  # fmt: skip
         values = {"model": fused.spec.name, "classes": fused.spec.num_classes, "names": opened.names,
                   "notes": opened.notes, "layers": rows}  # fmt: skip
-        cells = [[str(row[key]) for key in ("layer", "precision", "weight_shape", "macs")] for row in rows]
         title = f"{fused.spec.name}, {fused.spec.num_classes} classes, {imgsz[0]}x{imgsz[1]}"
-        return values, table_text(title, ("layer", "precision", "weight", "multiply-adds"), cells, left=2)
+        return values, layer_table(title, rows)
     predictor = open_model(path, engine=engine, imgsz=imgsz, threads=threads)
     assert predictor.description is not None
     return predictor.description.values(), engine_table(predictor.description)

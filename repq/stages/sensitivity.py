@@ -165,8 +165,7 @@ def _write_report(
         model=sensitivity.model,
         data=str(data),
         imgsz=imgsz,
-        sensitivity=sensitivity,
-        plan=plan,
+        results={"sensitivity": sensitivity, "plan": plan},
     )
     try:
         render_report(summary, out)

@@ -94,9 +94,7 @@ def arrange(
         )
         label, decode, preprocess = f"dali ({where})", partial(_load_all, load), _as_it_is
     return ServedModel(
-        label=predictor.label,
-        engine=predictor.engine,
-        precision=predictor.precision,
+        info=predictor.info,
         loader=label,
         letterbox="loader" if loader == "dali" else "host" if inside.letterbox is None else "graph",
         nms="host" if predictor.nms is None else "graph",
