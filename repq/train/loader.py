@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.data import ImageCache, Sample, draw_sample, prefetch
+from repq.data import ImageCache, ImageRecord, Sample, draw_sample, prefetch
 from repq.distributed import ALONE, Processes
 from repq.recipe import LoopConfig
-from repq.train.sampler import epoch_order, image_weights
 
 _MOST_THREADS = 8
 _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not be those of samples
@@ -111,3 +110,33 @@ def _drawn_size(imgsz: tuple[int, int], config: LoopConfig, stride: int, seed: t
         return imgsz
     ratio = np.random.default_rng(seed).uniform(1 - config.multi_scale, 1 + config.multi_scale)
     return scaled_size(imgsz, ratio, stride)
+
+
+def image_weights(records: Sequence[ImageRecord], balance: float) -> NDArray[np.float64]:
+    """How often each image is drawn in relation to the others: ``(most / n_c) ^ balance`` of its rarest class c.
+
+    n_c is the number of images with class c, and most the largest of these numbers. Images without objects weigh 1.
+    With ``balance`` 1, images of a class come up about as often as those of any other; a half is the usual compromise
+    (the repeat factors of Gupta et al., LVIS, 1908.03195, section 4.2, have this root).
+    """
+    classes = [np.unique(record.labels[:, 0]).astype(np.int64) for record in records]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *classes]))
+    if not counts.any():
+        return np.ones(len(records))
+    factors = (counts.max() / np.maximum(counts, 1)) ** balance
+    return np.array([factors[own].max(initial=1.0) for own in classes])
+
+
+def epoch_order(weights: NDArray[np.float64], seed: int, epoch: int) -> Sequence[int]:
+    """As many images as there are, in random order: each once for equal weights, else drawn with replacement.
+
+    Drawing is systematic: an image comes up ``count * weight / sum`` times, rounded down or up by chance.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = len(weights)
+    if (weights == weights[0]).all():
+        return rng.permutation(count).tolist()
+    shuffled = rng.permutation(count)
+    steps = np.cumsum(weights[shuffled]) / weights.sum() * count
+    drawn = np.searchsorted(steps, np.arange(count) + rng.random(), side="right")
+    return rng.permutation(shuffled[np.minimum(drawn, count - 1)]).tolist()

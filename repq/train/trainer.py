@@ -22,11 +22,9 @@ from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, LoopConfig
 from repq.results import Accuracy, EpochRow
-from repq.train.accumulation import batches_per_update, update_sizes
 from repq.train.board import Board
-from repq.train.ema import MovingAverage
 from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
-from repq.train.schedule import rates_at
+from repq.train.optimizer import MovingAverage, batches_per_update, rates_at, update_sizes
 from repq.train.state import (
     Best,
     Position,

@@ -17,8 +17,7 @@ from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss, LossOptions, detection_loss
-from repq.train.optimizer import build_optimizer, set_rates
-from repq.train.schedule import Rates
+from repq.train.optimizer import Rates, build_optimizer, set_rates
 
 LAYOUT = torch.channels_last
 """Of images and weights: convolutions gain from it on GPUs and on CPUs, above all backwards."""

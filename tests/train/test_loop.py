@@ -15,7 +15,7 @@ from repq.data import ImageCache
 from repq.errors import TrainingError
 from repq.model import build
 from repq.recipe import LetterboxConfig, TrainConfig
-from repq.train import accumulation, train
+from repq.train import optimizer, train
 from repq.train import trainer as trainer_module
 from repq.train import update as update_module
 from repq.train.loader import loading_threads, training_batches
@@ -237,7 +237,7 @@ def test_other_blocks_train(data, style: str) -> None:
 
 
 def test_accumulation_makes_fewer_updates_and_resumes_to_the_same_bits(data, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(accumulation, "LEAST_UPDATES", 4)
+    monkeypatch.setattr(optimizer, "LEAST_UPDATES", 4)
     config = QUICK.model_copy(update={"nominal_batch": 8})  # 3 batches an epoch: updates of 2 and of 1
     path = tmp_path / "state.safetensors"
     whole = train(tiny_model(), *data, SIZE, config, state_path=path)
