@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,10 +22,15 @@ _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels."""
+    """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels.
+
+    A batch that does not ``count`` adds nothing to loss and gradients: a process for which there is no image computes
+    with one that is in another's share, so that all processes take part in every sum.
+    """
 
     images: NDArray[np.uint8]
     objects: tuple[NDArray[np.float32], ...]
+    counts: bool = True
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
@@ -42,6 +48,14 @@ def largest_size(imgsz: tuple[int, int], config: LoopConfig, stride: int) -> tup
     return scaled_size(imgsz, 1 + config.multi_scale, stride)
 
 
+def smallest_batch(
+    images: int, imgsz: tuple[int, int], config: LoopConfig, stride: int, processes: int
+) -> tuple[int, tuple[int, int]]:
+    """The least number of images in a process's batch, and the smallest input size that multi-scale training draws."""
+    share = images // steps_per_epoch(images, config.batch) // processes
+    return max(1, share), scaled_size(imgsz, 1 - config.multi_scale, stride)
+
+
 def training_batches(
     cache: ImageCache,
     imgsz: tuple[int, int],
@@ -52,7 +66,7 @@ def training_batches(
     stride: int = 32,
     processes: Processes = ALONE,
     device: str = "cpu",
-) -> Iterator[TrainBatch]:
+) -> Generator[TrainBatch]:
     """Yield an epoch's images in random order, in batches whose sizes differ by at most one.
 
     Each sample has a generator of its own, seeded with (seed, epoch, position), so the number of workers changes
@@ -70,17 +84,20 @@ def training_batches(
     chunks = np.array_split(np.arange(len(order)), steps_per_epoch(len(order), config.batch))
     sizes = [_drawn_size(imgsz, config, stride, (seed, epoch, _SIZES + number)) for number in range(len(chunks))]
     shares = [processes.share(chunk.tolist()) for chunk in chunks]
+    computed = [share or chunk[:1].tolist() for share, chunk in zip(shares, chunks, strict=True)]
 
     def draw(item: tuple[int, tuple[int, int]]) -> Sample:
         position, size = item
         rng = np.random.default_rng((seed, epoch, position))
         return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng)
 
-    items = [(position, size) for share, size in zip(shares, sizes, strict=True) for position in share]
+    items = [(position, size) for share, size in zip(computed, sizes, strict=True) for position in share]
     samples = prefetch(draw, items, workers=loading_threads(config, device), ahead=2 * config.batch)
-    for share in shares:
-        drawn = list(islice(samples, len(share)))
-        yield TrainBatch(np.stack([sample.image for sample in drawn]), tuple(sample.objects for sample in drawn))
+    with closing(samples):
+        for share in shares:
+            drawn = list(islice(samples, len(share) or 1))
+            images = np.stack([sample.image for sample in drawn])
+            yield TrainBatch(images, tuple(sample.objects for sample in drawn), counts=len(share) > 0)
 
 
 def loading_threads(config: LoopConfig, device: str) -> int:

@@ -192,13 +192,21 @@ def class_loss(scores: Tensor, labels: Tensor, quality: Tensor, kind: ClassLoss)
     """
     if kind == "varifocal":
         weights = VARIFOCAL_ALPHA * scores.pow(GAMMA) * (1 - labels) + quality * labels
-        return F.binary_cross_entropy(scores, quality, reduction="none") * weights
+        return _cross_entropy(scores, quality) * weights
     if kind == "quality_focal":
-        return F.binary_cross_entropy(scores, quality, reduction="none") * (quality - scores).abs().pow(GAMMA)
+        return _cross_entropy(scores, quality) * (quality - scores).abs().pow(GAMMA)
     wrong = scores * (1 - labels) + (1 - scores) * labels
     alpha = ALPHA * labels + (1 - ALPHA) * (1 - labels)
-    focal = alpha * wrong.pow(GAMMA) * F.binary_cross_entropy(scores, labels, reduction="none")
+    focal = alpha * wrong.pow(GAMMA) * _cross_entropy(scores, labels)
     return focal if kind == "focal" else focal + POLY_EPSILON * alpha * wrong.pow(GAMMA + 1)
+
+
+def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    """The binary one, finite for a score that is not a number: torch stops at one, on CUDA with the whole process.
+
+    The weights of all kinds of loss hold the score, so the loss is not a number then, which the training reports.
+    """
+    return F.binary_cross_entropy(scores.nan_to_num(0.5), wanted.nan_to_num(0.5), reduction="none")
 
 
 # --- losses of boxes: ``1 - IoU`` plus a penalty that still has a gradient where boxes don't overlap

@@ -80,6 +80,8 @@ class Stepper(ABC):
         target_score = torch.zeros((), device=self.device)
         for batch in batches:
             loss = self.loss(batch, warm_up=warm_up, progress=progress)
+            if not batch.counts:
+                loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
             # A constant keeps gradients in the range of half precision; it is taken out again below.
             self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
             for name, value in loss.sums.items():
