@@ -32,7 +32,7 @@ class LoopConfig(Config):
     Attributes:
         batch: images of one forward pass, of all processes together.
         nominal_batch: images that an update of the weights is meant for: gradients of several batches are summed, as
-            long as the training keeps enough updates (see ``repq.train.accumulation``).
+            long as the training keeps enough updates (see ``repq.train.optimizer``).
         optimizer: ``adamw`` wants a ``learning_rate`` around 0.001; ``momentum`` is its first beta.
         warmup_steps: updates in which the learning rate rises from 0 (biases: falls from ``warmup_bias_learning_rate``)
             and the momentum rises from ``warmup_momentum``; the last two with SGD only.
