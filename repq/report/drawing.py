@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from repq.privacy import keep_matplotlib_out_of_home
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,6 +61,7 @@ _STYLE: dict[Any, Any] = {
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator[Figure]:
     """An empty figure in the report's style, of this size in inches."""
+    keep_matplotlib_out_of_home()
     import matplotlib
     from matplotlib.figure import Figure
 
