@@ -1,5 +1,6 @@
-"""Nothing leaves the machine, and nothing is written but where the user says: what other packages would do by
-themselves is switched off before they load.
+"""Nothing leaves the machine, and nothing is written but where the user says.
+
+What other packages would do by themselves is switched off before they load:
 
 - ONNX Runtime (1.31 and later) looks a telemetry host up and stores a device id and a data base in the user's cache
   folder; ``ORT_DISABLE_TELEMETRY`` stops both. It is read when the library loads.

@@ -34,6 +34,7 @@ from repq.results.quantization import (
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow, Variant
 from repq.results.training import EpochRow, TrainReport
+from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
     "AblationReport",
@@ -58,6 +59,7 @@ __all__ = [
     "GraphFinding",
     "KernelEstimate",
     "LatencyFront",
+    "LayerDescription",
     "LayerDiagnosis",
     "LayerPrecision",
     "LayerQuantization",
@@ -80,4 +82,5 @@ __all__ = [
     "Variant",
     "Way",
     "WayName",
+    "WeightsDescription",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.predictor import open_model
+from repq.api.opening import load
 from repq.recipe import (
     EvalConfig,
     ReportConfig,
@@ -37,8 +37,7 @@ def draw_detections(
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
     float_found, quantized_found = (
-        detect_all(open_model(engine).infer, dataset, imgsz, single).boxes
-        for engine in (float_engine, quantized_engine)
+        detect_all(load(engine).infer, dataset, imgsz, single).boxes for engine in (float_engine, quantized_engine)
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from repq.checkpoints import open_checkpoint
-from repq.errors import GraphError
+from repq.api.opening import load
 from repq.log import Log, quiet
-from repq.predictor import open_model
 from repq.recipe import BuildConfig, EngineName
-from repq.results import EngineDescription, Expectation
+from repq.results import EngineDescription, WeightsDescription
 
 
 def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig, log: Log = quiet) -> EngineDescription:
@@ -21,9 +19,9 @@ def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig,
     Raises:
         EngineError: the file is no ONNX model, or the runtime is missing or cannot build it.
     """
-    from repq.engine import build
+    from repq.api.opening import build_graph
 
-    built = build(engine, onnx, config, expected=_expectation(onnx) if engine == "tensorrt" else None)
+    built = build_graph(engine, onnx, config)
     built.save(out)
     if engine == "tensorrt":
         from repq.engine.tensorrt import build_command
@@ -32,41 +30,14 @@ def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig,
     return built.describe()
 
 
-def _expectation(onnx: Path) -> Expectation | None:
-    """What lint makes of a graph; None where it cannot read it (the build then says why)."""
-    from repq.graph import lint, load_onnx
-
-    try:
-        report = lint(load_onnx(onnx))
-    except GraphError:
-        return None
-    layers = {row.layer: str(row.precision) for row in report.layers}
-    return Expectation(layers=layers, extra_kernels=report.counts.extra_kernels)
-
-
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:
     """The layers of a model of any form: as values and as text."""
     from repq.report.text import engine_table, table_text
 
-    if not path.is_dir() and path.suffix != ".onnx" and engine in (None, "torch"):
-        from repq.model import count_macs, layer_ids
-        from repq.quant import scale_table
-        from repq.reparam import fuse
-
-        opened = open_checkpoint(path)
-        fused = opened.model if opened.quantized else fuse(opened.model)
-        int8 = scale_table(fused) if opened.quantized else {}
-        macs = count_macs(fused, imgsz)
-        rows = [
-            {"layer": layer, "precision": "int8" if layer in int8 else "float32", "macs": macs[layer],
-             "weight_shape": list(fused.get_submodule(layer).weight.shape)}  # type: ignore[arg-type]
-            for layer in layer_ids(fused)
-        ]  # fmt: skip
-        values = {"model": fused.spec.name, "classes": fused.spec.num_classes, "names": opened.names,
-                  "notes": opened.notes, "layers": rows}  # fmt: skip
-        cells = [[str(row[key]) for key in ("layer", "precision", "weight_shape", "macs")] for row in rows]
-        title = f"{fused.spec.name}, {fused.spec.num_classes} classes, {imgsz[0]}x{imgsz[1]}"
-        return values, table_text(title, ("layer", "precision", "weight", "multiply-adds"), cells, left=2)
-    predictor = open_model(path, engine=engine, imgsz=imgsz, threads=threads)
-    assert predictor.description is not None
-    return predictor.description.values(), engine_table(predictor.description)
+    model = load(path, engine=engine, imgsz=imgsz, threads=threads)
+    found = model.describe(imgsz=imgsz if model.weights is not None else None)
+    if isinstance(found, WeightsDescription):
+        cells = [[row.layer, row.precision, str(list(row.weight_shape)), str(row.macs)] for row in found.layers]
+        title = f"{found.model}, {found.classes} classes, {imgsz[0]}x{imgsz[1]}"
+        return found.values(), table_text(title, ("layer", "precision", "weight", "multiply-adds"), cells, left=2)
+    return found.values(), engine_table(found)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.checkpoints import open_float
+from repq.api.quantizing import open_float
+from repq.api.running import resolve_device
 from repq.log import Log, quiet
-from repq.predictor import resolve_device
 from repq.recipe import (
     DemoConfig,
     FuseConfig,
@@ -21,9 +20,6 @@ from repq.results import (
     FusionReport,
 )
 from repq.stages.data import read_data
-
-if TYPE_CHECKING:
-    pass
 
 
 def fuse_checkpoint(
