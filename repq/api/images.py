@@ -59,7 +59,13 @@ def read_rgb(image: Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def as_dataset(
-    images: Images, split: str = "train", *, limit: int = 128, seed: int = 0, log: Log = quiet
+    images: Images,
+    split: str = "train",
+    *,
+    limit: int = 128,
+    seed: int = 0,
+    names: tuple[str, ...] = (),
+    log: Log = quiet,
 ) -> Iterator[DetectionDataset]:
     """Images of any form as a data set; without labels, unless they come as one.
 
@@ -68,6 +74,7 @@ def as_dataset(
 
     Args:
         split: of a data.yaml or COCO .json.
+        names: the classes, for images without labels.
 
     Raises:
         DataError: there are no images, or one cannot be read.
@@ -86,14 +93,14 @@ def as_dataset(
         root = place if place.is_dir() else place.parent
         found = sorted(list_images((place,), root))
         records = [ImageRecord(path.as_posix().removeprefix(f"{root.as_posix()}/"), path, 0, 0) for path in found]
-        whole = DetectionDataset(root, split, (), tuple(records))
+        whole = DetectionDataset(root, split, names, tuple(records))
         drawn = calibration_set(whole, CalibrationConfig(images=limit, seed=seed))
         yield whole.subset(_measured(drawn, str(place)))
     else:
         listed: Sequence[Any] = [images] if place is not None or isinstance(images, np.ndarray) else list(images)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory(prefix="repq-images-") as folder:
             records = [_as_record(image, number, Path(folder)) for number, image in enumerate(listed)]
-            yield DetectionDataset(Path(folder), split, (), tuple(_measured(records, "the list")))
+            yield DetectionDataset(Path(folder), split, names, tuple(_measured(records, "the list")))
 
 
 def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:

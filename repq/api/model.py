@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repq.api.images import Image, Images, as_dataset, open_data, read_rgb
 from repq.api.running import HERE, Options, Running
-from repq.errors import CheckpointError, EngineError, RepqError
+from repq.errors import CheckpointError, DataError, EngineError, RepqError
 from repq.files import replacing
 from repq.layers import LayerId, select
 from repq.recipe import (
@@ -76,7 +76,7 @@ class Model:
         names: class names, where they are known.
         num_classes: None for an ONNX file that does not tell.
         imgsz: height and width in pixels, where the file fixes them.
-        layers: ids of all convolutions of the deployed network.
+        layers: ids of all convolutions of the deployed network, in its own order.
         quantized: whether layers of it quantize.
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         batch: the batch size, where the file fixes it.
@@ -493,7 +493,10 @@ class Model:
 
         weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
-        with as_dataset(data, split, limit=ALL, seed=seed, log=options.log) as train_set:
+        classes = self.names or tuple(map(str, range(self.num_classes or 0)))
+        with as_dataset(data, split, limit=ALL, seed=seed, names=classes, log=options.log) as train_set:
+            if chosen.task_weight and not train_set.objects:
+                raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
             val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
             start = partly_float(quantized.checkpoint("be trained"), keep_float)
