@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+
+from repq.files import cache_folder
 
 
 def switch_off_telemetry() -> None:
@@ -28,11 +29,3 @@ def switch_off_telemetry() -> None:
 def keep_matplotlib_out_of_home() -> None:
     """Give Matplotlib, which is imported next, a folder in ``cache_folder()``, unless the user has named one."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
-
-
-def cache_folder() -> Path:
-    """Where repq keeps what it can make anew: ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("REPQ_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"

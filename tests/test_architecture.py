@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
     ("errors", "progress", "log", "files", "memory", "lazy", "privacy"),
     ("layers",),
-    ("scales", "results", "recipe", "artifact"),
+    ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
     ("model",),
     ("data",),
@@ -47,6 +47,7 @@ CORE = {
     "scales",
     "results",
     "recipe",
+    "identity",
     "artifact",
 }
 ONLY_CORE = {"graph", "engine", "report"}  # these stand low in the table but know nothing above them except the core

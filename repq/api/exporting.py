@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,30 +45,46 @@ def write_onnx(
     Raises:
         RepqError: the size does not fit the model, or the file cannot be written.
     """
-    from repq.export import save_onnx
-    from repq.graph import (
-        count_qdq,
-        for_serving,
-        layer_nodes,
-        lint,
-        merge_scales,
-        nodes_beyond_fp16,
-        quantize_residuals,
-        read_metadata,
-        to_fp16,
-    )
+    graph = merged(to_onnx(weights, imgsz, config), config)
+    return write_graph(graph, out, imgsz, config, weights.maxima if maxima is None else maxima)
 
-    graph = to_onnx(weights, imgsz, config)
-    before, merged = count_qdq(graph), 0
-    if config.merge_scales and weights.quantized:
+
+@dataclass(frozen=True)
+class MergedGraph:
+    """A graph, with the scales that TensorRT wants equal made equal if that was asked for, and what it changed."""
+
+    graph: ModelProto
+    before: QdqCount
+    after: QdqCount
+    groups: int
+
+
+def merged(graph: ModelProto, config: ExportConfig) -> MergedGraph:
+    """Merge scales if ``config`` says so, and count what it changes."""
+    from repq.graph import count_qdq, merge_scales, quantize_residuals
+
+    before, groups = QdqCount(**asdict(count_qdq(graph))), 0
+    if config.merge_scales:
         graph, _ = quantize_residuals(graph)
         graph, report = merge_scales(graph)
-        merged = len(report.groups)
-    after = count_qdq(graph)
+        groups = len(report.groups)
+    return MergedGraph(graph, before, QdqCount(**asdict(count_qdq(graph))), groups)
+
+
+def write_graph(
+    merged: MergedGraph, out: Path, imgsz: tuple[int, int], config: ExportConfig, maxima: Mapping[str, float]
+) -> ExportReport:
+    """Type a graph as FP16 and put the work of a service inside, as ``config`` says, and write it."""
+    from repq.export import save_onnx
+    from repq.graph import for_serving, layer_nodes, lint, nodes_beyond_fp16, read_metadata, to_fp16
+
+    graph = merged.graph
     kept: tuple[str, ...] = ()
+    raised: tuple[str, ...] = ()
     if config.float16:
-        kept = nodes_beyond_fp16(graph, weights.maxima if maxima is None else maxima)
-        graph, _ = to_fp16(graph, keep_fp32=kept, float32_io=not config.float16_io)
+        kept = nodes_beyond_fp16(graph, maxima)
+        graph, report = to_fp16(graph, keep_fp32=kept, float32_io=not config.float16_io)
+        raised = report.raised_scales
     graph = for_serving(graph, config.preprocess, config.nms)
     metadata = read_metadata(graph)
     assert metadata is not None
@@ -82,10 +98,11 @@ def write_onnx(
         precision=metadata.precision,
         preprocess=config.preprocess.model_dump(mode="json"),
         nms=config.nms and config.nms.model_dump(mode="json"),
-        qdq_before_merging=QdqCount(**asdict(before)),
-        qdq=QdqCount(**asdict(after)),
-        merged_groups=merged,
+        qdq_before_merging=merged.before,
+        qdq=merged.after,
+        merged_groups=merged.groups,
         fp32_nodes=kept,
+        raised_scales=raised,
         layers_int8=int8,
         layers_float=len(layer_nodes(graph)) - int8,
         size_bytes=out.stat().st_size,

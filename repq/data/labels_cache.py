@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data.dataset import ImageRecord, Problems
-from repq.files import replacing
-from repq.privacy import cache_folder
+from repq.files import cache_folder, replacing
 
 _VERSION = "1"  # part of every key; raise it when the checks or the file change
 

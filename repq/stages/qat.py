@@ -16,6 +16,7 @@ from repq.progress import Progress, silent
 from repq.recipe import CalibrationConfig, EvalConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
 from repq.stages.data import read_data
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -159,3 +160,20 @@ def _start(
     if source.teacher is None and corrected(ptq):
         log(f"the weights of {source.weights.name} were corrected for INT8; the float checkpoint teaches better")
     return partly_float(opened, kept), teacher
+
+
+def _qat(job: Job) -> QatReport:
+    recipe = job.recipe
+    return qat_checkpoint(
+        QatSource(job.artifacts["ptq"] / "quantized.safetensors", job.fused), job.payload / "quantized.safetensors",
+        job.resume / "state", job.section("qat", QatConfig), data=job.data,
+        splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval,
+        device=recipe.device, seed=recipe.seed, progress=job.progress, log=job.log,
+    )  # fmt: skip
+
+
+STAGE = Stage(
+    "qat", _qat, {"qat": Section(QatConfig, optional=True)}, ("imgsz", "eval", "device"),
+    reads=("ptq/quantized.safetensors", "fuse/fused.safetensors"), splits=("train", "val"), result=QatReport,
+    ignored=("*.board/*",),
+)  # fmt: skip

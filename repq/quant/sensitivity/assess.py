@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.artifact import hash_json
 from repq.data import DetectionDataset
 from repq.distributed import current_processes, gathered, joined_detections, told_by_first
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
+from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector
 from repq.progress import Progress, silent

@@ -11,14 +11,10 @@ from repq.api.measuring import timed
 from repq.api.opening import CHECKPOINT_SUFFIXES, load
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import (
-    BenchConfig,
-)
-from repq.results import (
-    Availability,
-    BenchReport,
-    Environment,
-)
+from repq.recipe import BenchConfig
+from repq.results import Availability, BenchReport, Environment
+from repq.stages.build import built
+from repq.stages.stage import Job, Section, Stage
 
 
 def bench_models(
@@ -74,3 +70,16 @@ def diagnose_machine() -> tuple[Environment, list[Availability]]:
     from repq.engine import availability
 
     return capture_environment(), list(availability())
+
+
+def _bench(job: Job) -> BenchReport:
+    return bench_models(
+        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig), seed=job.recipe.seed,
+        progress=job.progress, log=job.log,
+    )  # fmt: skip
+
+
+STAGE = Stage(
+    "bench", _bench, {"bench": Section(BenchConfig)}, ("imgsz",), reads=("build/*",), result=BenchReport,
+    on_machine=True,
+)  # fmt: skip

@@ -1,45 +1,20 @@
-"""Evaluation and agreement as stages."""
+"""Agreement of the simulation with the engines as a stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from repq.api.measuring import accuracy_of, agreement, demand_plain
-from repq.api.model import Model
+from repq.api.measuring import agreement
 from repq.api.opening import load
 from repq.errors import RepqError, ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
-from repq.results import Accuracy, CheckReport
+from repq.results import CheckReport
+from repq.stages.build import built
 from repq.stages.data import read_data
-
-__all__ = ["accuracy_of", "check_models", "demand_agreement", "demand_plain", "evaluate_model"]
-
-
-def evaluate_model(
-    model: Path,
-    data: Path,
-    split: str,
-    imgsz: tuple[int, int],
-    config: EvalConfig,
-    *,
-    engine: Any = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    progress: Progress = silent,
-    log: Log = quiet,
-) -> tuple[Accuracy, Model]:
-    """COCO AP of a model of any form.
-
-    Raises:
-        RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
-    """
-    dataset = read_data(data, split, log)
-    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
-    return accuracy_of(opened, dataset, imgsz, config, progress), opened
+from repq.stages.stage import Job, Section, Stage
 
 
 def check_models(
@@ -92,3 +67,30 @@ def demand_agreement(report: CheckReport) -> None:
         found=f"{worst.engine}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
+
+
+def _check(job: Job) -> CheckReport:
+    recipe = job.recipe
+    report = check_models(
+        [job.quantized, *built(job, "int8").values()], job.data, recipe.data.val, recipe.imgsz,
+        job.section("check", CheckConfig), recipe.eval, engines=(), device=recipe.device, progress=job.progress,
+        log=job.log,
+    )  # fmt: skip
+    for row in report.engines:
+        job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({row.ap_gap:+.4f})")
+    typed = job.artifacts["export"] / "int8_float16.onnx"
+    if typed.is_file():  # what TensorRT gets: ONNX Runtime can run it too
+        pair = [job.artifacts["export"] / "int8.onnx", typed]
+        found = check_models(
+            pair, job.data, recipe.data.val, recipe.imgsz, job.section("check", CheckConfig), recipe.eval,
+            engines=("onnxruntime",), progress=job.progress, log=job.log,
+        )  # fmt: skip
+        report = report.model_copy(update={"typed": found.engines[0]})
+    return report
+
+
+STAGE = Stage(
+    "check", _check, {"check": Section(CheckConfig)}, ("imgsz", "eval", "device"),
+    reads=("ptq/quantized.safetensors", "qat/quantized.safetensors", "build/*", "export/int8*.onnx"),
+    splits=("val",), result=CheckReport, on_machine=True,
+)  # fmt: skip
