@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repq.api.opening import load
 from repq.errors import DataError
-from repq.predictor import open_model
 from repq.recipe import EvalConfig, ReportConfig
 from repq.recipe.whole import stages
 from repq.results import BenchReport, DrawnImage, Pictures, PlanReport
@@ -85,8 +85,7 @@ def _draw(
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
     float_found, quantized_found = (
-        detect_all(open_model(engine).infer, dataset, imgsz, single).boxes
-        for engine in (float_engine, quantized_engine)
+        detect_all(load(engine).infer, dataset, imgsz, single).boxes for engine in (float_engine, quantized_engine)
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
