@@ -167,9 +167,7 @@ class SensitivityConfig(Config):
         None, flag="--ap-images", needs="--ap or --max-drop", help="Images for AP.  [default: the whole split]"
     )
     batch: Batch = setting(8, help="Images in memory with all activations of the model.")
-    group: Count = setting(
-        16, no_effect=True, help="Layers that share a recorded forward pass; a killed sweep loses at most so many."
-    )
+    group: Count = setting(16, help="Layers that share a recorded forward pass; a killed sweep loses at most so many.")
 
 
 class PlanConfig(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,8 +24,6 @@ class DistillConfig(Config):
 
 class LoopConfig(Config):
     """What every training has: epochs of updates, rates, an average of the weights, and how samples are drawn."""
-
-    SPEED_ALONE: ClassVar[frozenset[str]] = frozenset({"workers", "cache_mib"})
 
     epochs: Epochs = setting(60, flag="--epochs", help="Passes over the train split.")
     batch: Batch = setting(16, flag="--batch", help="Images of one forward pass, of all processes together.")
