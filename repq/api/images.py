@@ -80,7 +80,7 @@ def as_dataset(
         DataError: there are no images, or one cannot be read.
     """
     from repq.data import DetectionDataset, ImageRecord, calibration_set
-    from repq.data.yolo import list_images
+    from repq.data.image_files import find_images
     from repq.recipe import CalibrationConfig
 
     if isinstance(images, DetectionDataset):
@@ -91,7 +91,7 @@ def as_dataset(
         yield open_data(place, split, log)
     elif place is not None and (place.is_dir() or place.suffix == ".txt"):
         root = place if place.is_dir() else place.parent
-        found = sorted(list_images((place,), root))
+        found = sorted(find_images((place,), root).paths)
         records = [ImageRecord(path.as_posix().removeprefix(f"{root.as_posix()}/"), path, 0, 0) for path in found]
         whole = DetectionDataset(root, split, names, tuple(records))
         drawn = calibration_set(whole, CalibrationConfig(images=limit, seed=seed))
