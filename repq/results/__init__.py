@@ -4,11 +4,12 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracy, ClassAccuracy, DrawnImage, Pictures
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, DrawnImage, Pictures
 from repq.results.base import Range, Result
 from repq.results.engines import (
     Agreement,
     Availability,
+    BuiltEngines,
     CheckReport,
     EngineDescription,
     Expectation,
@@ -17,7 +18,7 @@ from repq.results.engines import (
     Variant,
 )
 from repq.results.estimate import Estimate, KernelEstimate
-from repq.results.graphs import ExportReport, GraphFinding, QdqCount
+from repq.results.graphs import ExportedGraphs, ExportReport, GraphFinding, QdqCount
 from repq.results.quantization import (
     Diagnosis,
     LayerDiagnosis,
@@ -41,12 +42,14 @@ from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport
 
 __all__ = [
     "AblationReport",
+    "Accuracies",
     "Accuracy",
     "Agreement",
     "Availability",
     "BenchReport",
     "BenchRow",
     "BlockFusion",
+    "BuiltEngines",
     "CheckReport",
     "ClassAccuracy",
     "Diagnosis",
@@ -57,6 +60,7 @@ __all__ = [
     "Estimate",
     "Expectation",
     "ExportReport",
+    "ExportedGraphs",
     "FrontPoint",
     "FusionReport",
     "GpuReadings",

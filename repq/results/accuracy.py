@@ -34,6 +34,12 @@ class Accuracy(Result):
         return found if self.objects else None
 
 
+class Accuracies(Result):
+    """COCO metrics of the engines of a run, by name: ``openvino-int8`` …"""
+
+    models: dict[str, Accuracy]
+
+
 class DrawnImage(Result):
     """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""
 

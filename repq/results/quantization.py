@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from repq.results.accuracy import Accuracy
-from repq.results.base import Range, Result
+from repq.results.base import Range, Result, measured_time
 from repq.results.graphs import QdqCount
 
 
@@ -40,7 +40,7 @@ class PtqTrial(Result):
     gain_db: float | None  # against the trial that it builds on; None for the first
     kept: bool  # whether the steps after it build on it
     ap_train: float | None = None
-    seconds: float
+    seconds: float = measured_time()
 
 
 class PtqReport(Result):
