@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from repq.privacy import keep_matplotlib_out_of_home
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -60,6 +62,7 @@ _STYLE: dict[Any, Any] = {
 @contextmanager
 def panels(width: float, heights: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure in the report's style with axes one above the other, of these heights in inches."""
+    keep_matplotlib_out_of_home()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -39,6 +39,7 @@ from repq.results.sensitivity import (
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
 from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
     "AblationReport",
@@ -67,6 +68,7 @@ __all__ = [
     "GraphFinding",
     "KernelEstimate",
     "LatencyFront",
+    "LayerDescription",
     "LayerDiagnosis",
     "LayerPrecision",
     "LayerQuantization",
@@ -91,4 +93,5 @@ __all__ = [
     "Variant",
     "Way",
     "WayName",
+    "WeightsDescription",
 ]

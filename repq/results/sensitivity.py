@@ -71,7 +71,7 @@ class FrontPoint(Result):
     drop: float
     drop_interval: Range  # 95 %
     latency_ms: float = measured_time()  # median
-    latency_ms_range: Range  # quartiles
+    latency_ms_range: Range = measured_time()  # quartiles
     chosen: bool = False  # the plan itself
     efficient: bool = False  # no other point is both faster and more accurate
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq.api.measuring import agreement
+from repq.api.opening import load
 from repq.errors import RepqError, ToleranceError
 from repq.log import Log, quiet
-from repq.predictor import open_model
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
 from repq.results import CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
-from repq.stages.evaluate import demand_fit, demand_plain
 from repq.stages.stage import Job, Section, Stage
 
 
@@ -35,31 +35,21 @@ def check_models(
     Raises:
         RepqError: a model or the data cannot be used.
     """
-    from repq.bench import check_agreement
-
     dataset = read_data(data, split, log)
-    if config.images is not None:
-        dataset = dataset.subset(dataset.records[: config.images])
     reference_path, *others = models
     if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
         raise RepqError(
             f"{reference_path} has nothing to be compared with",
             fix="give the checkpoint that it was exported from as the first MODEL",
         )
-    reference = open_model(reference_path, device=device)
+    reference = load(reference_path, device=device)
     if others:
         candidates = [
-            open_model(path, engine=engine)
-            for path in others
-            for engine in (engines if path.suffix == ".onnx" else (None,))
+            load(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
         ]
     else:
-        candidates = [open_model(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
-    for predictor in (reference, *candidates):
-        demand_plain(predictor)
-        demand_fit(predictor, dataset, imgsz)
-    rows = [(predictor.info, predictor.infer) for predictor in candidates]
-    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+        candidates = [load(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
+    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress)
 
 
 def demand_agreement(report: CheckReport) -> None:

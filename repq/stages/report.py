@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repq.api.opening import load
 from repq.errors import DataError
-from repq.predictor import open_model
 from repq.recipe import EvalConfig, ReportConfig
 from repq.recipe.whole import stages
 from repq.results import BenchReport, DrawnImage, Pictures, PlanReport
@@ -85,8 +85,7 @@ def _draw(
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
     float_found, quantized_found = (
-        detect_all(open_model(engine).infer, dataset, imgsz, single).boxes
-        for engine in (float_engine, quantized_engine)
+        detect_all(load(engine).infer, dataset, imgsz, single).boxes for engine in (float_engine, quantized_engine)
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
@@ -105,7 +104,6 @@ def _report(job: Job) -> None:
         if stage.name in artifacts and stage.result is not None
     }
     ptq, bench = results["ptq"], results["bench"]
-    deployed = ptq.accuracy_quantized if "qat" not in results else results["qat"].accuracy_trained
     plan = artifacts["sensitivity"].result(PlanReport, "plan.json") if recipe.plan is not None else None
     graph = "int8_float16" if recipe.export.float16 else "int8"
     engines = built(job)
@@ -131,7 +129,7 @@ def _report(job: Job) -> None:
             "plan": plan,
             "export": results["export"].graphs[graph],
             "build": results["build"].engines,
-            "eval": {"torch-float32": ptq.accuracy_float, "torch-int8": deployed, **results["eval"].models},
+            "eval": results["eval"].models,
             "sizes": {name: path.stat().st_size for name, path in files.items()},
             "pictures": Pictures(engine=int8.rpartition("-")[0], confidence=recipe.report.confidence, images=images),
         },

@@ -12,16 +12,16 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
+from repq.api.measuring import demand_plain
+from repq.api.opening import load
+from repq.api.service import service_of
 from repq.cli import main
 from repq.errors import DataError, EngineError, RepqError
 from repq.export import export_float, save_onnx
 from repq.graph import for_serving, read_metadata
 from repq.graph.files import load_onnx
 from repq.model import Detector, build
-from repq.predictor import open_model
 from repq.recipe import EvalConfig, ExportConfig, LetterboxConfig, NmsConfig, PreprocessConfig
-from repq.service import service_of
-from repq.stages.evaluate import demand_plain
 
 IMGSZ = (64, 96)
 WHOLE = PreprocessConfig(uint8=True, bgr=True, letterbox=LetterboxConfig())
@@ -73,8 +73,8 @@ def test_boxes_are_the_same(exported: Path, tmp_path: Path, form: str, engine) -
     if engine == "openvino":
         pytest.importorskip("openvino")
     pictures = images(IMGSZ, (64, 96), (128, 192), (64, 40))
-    plain = service_of(open_model(exported, engine=engine), IMGSZ, CONFIG)
-    served = open_model(saved(exported, tmp_path, *FORMS[form]), engine=engine)
+    plain = service_of(load(exported, engine=engine), IMGSZ, CONFIG)
+    served = load(saved(exported, tmp_path, *FORMS[form]), engine=engine)
     assert not served.plain and served.names == ("a", "b", "c")
     expected, found = plain.detect(pictures), service_of(served, IMGSZ, CONFIG).detect(pictures)
     assert any(len(boxes) for boxes in expected)
@@ -97,13 +97,13 @@ def test_decoding_gives_the_colours_that_the_model_takes(exported: Path, tmp_pat
 
     picture = images((20, 30))[0]
     data = cv2.imencode(".png", picture)[1].tobytes()  # OpenCV writes what it takes for BGR
-    blue_first = service_of(open_model(saved(exported, tmp_path, WHOLE, None)), IMGSZ, CONFIG)
+    blue_first = service_of(load(saved(exported, tmp_path, WHOLE, None)), IMGSZ, CONFIG)
     np.testing.assert_array_equal(blue_first.decode(data), picture)
-    np.testing.assert_array_equal(service_of(open_model(exported), IMGSZ, CONFIG).decode(data), picture[..., ::-1])
+    np.testing.assert_array_equal(service_of(load(exported), IMGSZ, CONFIG).decode(data), picture[..., ::-1])
 
 
 def test_settings_that_contradict_the_graph(exported: Path, tmp_path: Path) -> None:
-    model = open_model(saved(exported, tmp_path, *FORMS["everything"]))
+    model = load(saved(exported, tmp_path, *FORMS["everything"]))
     with pytest.raises(RepqError, match="suppresses by itself"):
         service_of(model, IMGSZ, EvalConfig())
     with pytest.raises(RepqError, match="letterboxes by itself"):
@@ -114,7 +114,7 @@ def test_settings_that_contradict_the_graph(exported: Path, tmp_path: Path) -> N
 
 def test_images_of_another_size_than_the_graph_takes(exported: Path, tmp_path: Path) -> None:
     fixed = WHOLE.model_copy(update={"source": (50, 60)})
-    model = open_model(saved(exported, tmp_path, fixed, None))
+    model = load(saved(exported, tmp_path, fixed, None))
     service = service_of(model, IMGSZ, CONFIG)
     assert len(service.detect(images((50, 60), (50, 60)))) == 2
     with pytest.raises(DataError, match="an image of 60x50"):
@@ -138,7 +138,7 @@ def test_the_command_line(detector: Detector, tmp_path: Path) -> None:
     flags = ["--letterbox-in-graph", "--source-size", "50x60", "--bgr", "--nms", "--conf", "0.4"]
     values = json.loads(CliRunner().invoke(main, [*command, *flags]).stdout)
     assert values["preprocess"]["source"] == [50, 60] and values["nms"]["confidence"] == 0.4
-    assert len(service_of(open_model(tmp_path / "m.onnx"), IMGSZ, CONFIG).detect(images((50, 60)))) == 1
+    assert len(service_of(load(tmp_path / "m.onnx"), IMGSZ, CONFIG).detect(images((50, 60)))) == 1
     assert CliRunner().invoke(main, [*command, "--source-size", "50x60"]).exit_code == 2
 
 

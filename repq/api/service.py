@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from repq.data import LetterboxTransform, decode_image, letterbox, letterbox_transform, to_input
 from repq.errors import DataError, RepqError
 from repq.evaluate import postprocess
-from repq.predictor import Predictor
-from repq.recipe import EvalConfig, NmsConfig
+from repq.recipe import EvalConfig, NmsConfig, parse_settings
+
+if TYPE_CHECKING:
+    from repq.api.model import Model
 
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
@@ -57,19 +59,23 @@ class Service:
         return self.finish(self.infer(prepared), prepared)
 
 
-def service_of(predictor: Predictor, imgsz: tuple[int, int], config: EvalConfig) -> Service:
+def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None = None) -> Service:
     """Put around a model what it does not do itself.
+
+    Args:
+        config: default: the settings that the graph has inside, else the usual ones.
 
     Raises:
         RepqError: the model letterboxes or suppresses by other settings than ``config``.
     """
-    preprocess = predictor.preprocess
-    demand_settings(predictor, config)
+    preprocess = model.preprocess
+    config = config or as_exported(model)
+    demand_settings(model, config)
 
     def prepare(images: Sequence[Image]) -> Prepared:
         if preprocess.letterbox is not None:
             sizes = [image.shape[:2] for image in images]
-            _demand_source(predictor, sizes)
+            _demand_source(model, sizes)
             placed = [letterbox_transform(width, height, imgsz, config.letterbox) for height, width in sizes]
             return Prepared(_runs(images), tuple(placed))
         canvases, transforms = zip(*(letterbox(image, imgsz, config.letterbox) for image in images), strict=True)
@@ -77,21 +83,28 @@ def service_of(predictor: Predictor, imgsz: tuple[int, int], config: EvalConfig)
         return Prepared((stacked,), transforms)
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
-        found = [boxes for output in outputs for boxes in (surviving(output) if predictor.nms else _suppress(output))]
+        found = [
+            boxes for output in outputs for boxes in (surviving(output) if model.nms else postprocess(output, config))
+        ]
         for boxes, transform in zip(found, prepared.transforms, strict=True):
             boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
         return found
 
-    def _suppress(output: NDArray[Any]) -> list[Boxes]:
-        return postprocess(output, config)
-
     return Service(
         decode=lambda data: decode_image(data, "sent to the service", bgr=preprocess.bgr),
         prepare=prepare,
-        infer=lambda prepared: [predictor.infer(part) for part in prepared.parts],
+        infer=lambda prepared: [model.infer(part) for part in prepared.parts],
         finish=finish,
         bgr=preprocess.bgr,
     )
+
+
+def as_exported(model: Model, **changes: Any) -> EvalConfig:
+    """The settings that a graph has inside, else the usual ones; ``changes`` to either."""
+    inside: dict[str, Any] = {} if model.nms is None else model.nms.model_dump()
+    if model.preprocess.letterbox is not None:
+        inside["letterbox"] = model.preprocess.letterbox
+    return parse_settings(EvalConfig, {**inside, **changes}, what="evaluation")
 
 
 def to_bytes(images: Sequence[Image]) -> NDArray[np.uint8]:
@@ -104,35 +117,35 @@ def surviving(output: NDArray[Any]) -> list[Boxes]:
     return [np.array(rows[rows[:, 4] > 0], np.float32) for rows in output]
 
 
-def demand_settings(predictor: Predictor, config: EvalConfig) -> None:
+def demand_settings(model: Model, config: EvalConfig) -> None:
     """Refuse settings that contradict those inside the graph.
 
     Raises:
         RepqError: the letterbox or the suppression differs.
     """
-    inside = predictor.preprocess.letterbox
+    inside = model.preprocess.letterbox
     if inside is not None and inside != config.letterbox:
         raise RepqError(
-            f"{predictor.label} letterboxes by itself, with other settings",
+            f"{model.label} letterboxes by itself, with other settings",
             found=f"{inside} in the graph, {config.letterbox} asked for",
             fix="ask for those of the graph, or export again",
         )
-    if predictor.nms is not None:
+    if model.nms is not None:
         wanted = NmsConfig(**{name: getattr(config, name) for name in NmsConfig.model_fields})
-        if predictor.nms != wanted:
+        if model.nms != wanted:
             raise RepqError(
-                f"{predictor.label} suppresses by itself, with other settings",
-                found=f"{predictor.nms} in the graph, {wanted} asked for",
+                f"{model.label} suppresses by itself, with other settings",
+                found=f"{model.nms} in the graph, {wanted} asked for",
                 fix="ask for those of the graph (--conf, --iou), or export again",
             )
 
 
-def _demand_source(predictor: Predictor, sizes: Sequence[tuple[int, ...]]) -> None:
-    source = predictor.preprocess.source
+def _demand_source(model: Model, sizes: Sequence[tuple[int, ...]]) -> None:
+    source = model.preprocess.source
     other = next((size for size in sizes if source not in (None, size)), None)
     if source is not None and other is not None:
         raise DataError(
-            f"{predictor.label} takes images of {source[0]}x{source[1]} only",
+            f"{model.label} takes images of {source[0]}x{source[1]} only",
             found=f"an image of {other[0]}x{other[1]}",
             fix="export it for images of any size (--source-size any)",
         )
