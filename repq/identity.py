@@ -3,7 +3,7 @@
 An `Identity` is taken of the settings of a job and of everything that it reads. It names artifacts in a run folder,
 says whether a saved training belongs to a job, and whether a journal of measurements does. Two jobs with equal
 identities have equal results; the identity leaves out only fields that are marked ``no_effect`` where they are defined
-(`repq.recipe.base.setting`, `repq.results.base.measured`).
+(`repq.recipe.base.setting`, `repq.results.base.measured_time`).
 """
 
 from __future__ import annotations

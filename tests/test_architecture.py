@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "progress", "log", "files", "memory", "lazy"),
+    ("errors", "progress", "log", "files", "memory", "lazy", "privacy"),
     ("layers",),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
@@ -27,9 +27,7 @@ ORDER = (
     ("engine",),
     ("bench",),
     ("report",),
-    ("checkpoints",),
-    ("predictor",),
-    ("service",),
+    ("api",),
     ("stages",),
     ("pipeline",),
     ("cli",),
@@ -39,6 +37,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 CORE = {
     "machine",
     "lazy",
+    "privacy",
     "errors",
     "progress",
     "log",

@@ -1,11 +1,13 @@
-"""Data sets and calibration sets as stages read them."""
+"""Data sets and calibration sets as stages read them, and the drawn set of a recipe without one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.images import open_data
 from repq.log import Log, quiet
+from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -13,12 +15,7 @@ if TYPE_CHECKING:
 
 def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
     """Load a split and log what had to be skipped."""
-    from repq.data import load_dataset
-
-    dataset = load_dataset(data, split)
-    if dataset.problems.count:
-        log(f"{data} {split}: {dataset.problems}")
-    return dataset
+    return open_data(data, split, log)
 
 
 def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Path) -> int:
@@ -30,3 +27,13 @@ def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Pa
     records = calibration_set(dataset, CalibrationConfig(images=images, seed=seed))
     write_manifest(out, records, dataset)
     return len(records)
+
+
+def _draw(job: Job) -> None:
+    from repq.data import make_demo_set
+
+    assert job.recipe.data.demo is not None
+    make_demo_set(job.payload / "demo", job.recipe.data.demo)
+
+
+STAGE = Stage("data", _draw, uses=("data",), wanted=lambda recipe: recipe.data.demo is not None)
