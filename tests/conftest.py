@@ -40,7 +40,7 @@ class ExportMemory:
     """What torch's exporter gave for a model, a size and settings: seconds of work for the same graph each time.
 
     It stands in for the exporter alone, in one run of the tests and for all of its processes; everything that repq does
-    with the graph runs. The key is the whole input: the spec, every tensor, the size, the settings.
+    with the graph runs. The key is all that reaches the exporter: the spec, every tensor, the size, opset and batch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,8 +53,8 @@ class ExportMemory:
             return export(model, imgsz, config)
         from repq.identity import hash_tensors
 
-        parts = (model.spec.to_json(), hash_tensors(model.state_dict()), repr(imgsz), config.model_dump_json())
-        path = self.folder / hashlib.sha256("|".join(parts).encode()).hexdigest()
+        parts = (model.spec.to_json(), hash_tensors(model.state_dict()), imgsz, config.opset, config.batch)
+        path = self.folder / hashlib.sha256(repr(parts).encode()).hexdigest()
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 onnx.save(export(model, imgsz, config), path)
