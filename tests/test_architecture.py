@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy"),
+    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
     ("layers",),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
