@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from repq.checkpoints import open_checkpoint, to_onnx
 from repq.errors import EngineError, RepqError
+from repq.layout import OutputLayout
 from repq.recipe import BuildConfig, EngineName, ExportConfig, NmsConfig, PreprocessConfig, TensorRtConfig
 from repq.results import EngineDescription, Variant
 
@@ -40,7 +41,7 @@ class Predictor:
     Attributes:
         label: what tables call it.
         engine: the runtime.
-        infer: images (B, 3, H, W), RGB in 0..1, to detections (B, N, 5 + classes) in network pixels; any B. A graph
+        infer: images (B, 3, H, W), RGB in 0..1, to detections (columns of ``layout``) in network pixels; any B. A graph
             with work of the service inside takes and gives what ``preprocess`` and ``nms`` say.
         names: class names, where the file holds them.
         imgsz: height and width, where the file fixes them.
@@ -51,6 +52,7 @@ class Predictor:
         description: per layer, where the runtime tells.
         preprocess: what the graph does to images itself.
         nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
+        layout: what the columns of the detections mean.
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         on_device: shape of the input -> one run for a stream of the GPU, and that stream's handle; None: it runs on
             the CPU.
@@ -68,6 +70,7 @@ class Predictor:
     description: EngineDescription | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
+    layout: OutputLayout = OutputLayout()
     spec: str | None = None
     on_device: Callable[[tuple[int, ...]], tuple[Callable[[], object], int]] | None = None
 
@@ -199,6 +202,7 @@ def from_torch(
         variant=variant,
         precision=precision,
         size_bytes=size_bytes,
+        layout=model.spec.layout,
         spec=model.spec.name,
         on_device=partial(_torch_work, model, device, dtype) if device.startswith("cuda") else None,
     )
@@ -254,6 +258,7 @@ def from_engine(label: str, engine: Engine) -> Predictor:
         description=description,
         preprocess=metadata.preprocess if metadata else PreprocessConfig(),
         nms=metadata.nms if metadata else None,
+        layout=metadata.layout if metadata else OutputLayout(),
         spec=json.loads(metadata.spec).get("name") if metadata else None,
         on_device=getattr(engine, "on_device", None) if gpu_or_none() else None,
     )

@@ -83,7 +83,7 @@ def service_of(predictor: Predictor, imgsz: tuple[int, int], config: EvalConfig)
         return found
 
     def _suppress(output: NDArray[Any]) -> list[Boxes]:
-        return postprocess(output, config)
+        return postprocess(output, config, predictor.layout)
 
     return Service(
         decode=lambda data: decode_image(data, "sent to the service", bgr=preprocess.bgr),

@@ -61,7 +61,7 @@ def accuracy_of(
 
     demand_fit(predictor, dataset, imgsz)
     if predictor.plain:
-        return evaluate(predictor.infer, dataset, imgsz, config, progress)
+        return evaluate(predictor.infer, dataset, imgsz, config, progress, predictor.layout)
     service = service_of(predictor, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
@@ -142,7 +142,7 @@ def check_models(
         demand_plain(predictor)
         demand_fit(predictor, dataset, imgsz)
     rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
-    return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+    return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress, reference.layout)
 
 
 def demand_agreement(report: CheckReport) -> None:

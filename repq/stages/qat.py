@@ -210,4 +210,4 @@ def _accuracy_together(
 
     predictor = from_torch(model.spec.name, model, device=device, names=names)
     demand_fit(predictor, dataset, imgsz)
-    return evaluate_together(predictor.infer, dataset, imgsz, config)
+    return evaluate_together(predictor.infer, dataset, imgsz, config, predictor.layout)

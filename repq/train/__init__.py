@@ -12,6 +12,7 @@ from repq.train.finetune import FineTuned, fine_tuned
 from repq.train.iou_losses import iou_loss
 from repq.train.loop import TrainOutcome, train
 from repq.train.losses import DetectionLoss, LossOptions, detection_loss
+from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import build_optimizer, parameter_groups
 from repq.train.sampler import image_weights
 from repq.train.schedule import Rates, rates_at
@@ -26,6 +27,7 @@ __all__ = [
     "FineTuned",
     "LossOptions",
     "MovingAverage",
+    "Objective",
     "Objects",
     "Processes",
     "Rates",
@@ -45,6 +47,7 @@ __all__ = [
     "image_weights",
     "iou_loss",
     "joined_processes",
+    "objective_of",
     "pad_objects",
     "parameter_groups",
     "rates_at",

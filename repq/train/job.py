@@ -13,9 +13,9 @@ from torch import Tensor
 
 from repq.data import DetectionDataset, fingerprint
 from repq.errors import TrainingError
-from repq.model import Detector, ModelSpec
+from repq.model import Detector, Spec
 from repq.recipe import EvalConfig, TrainConfig
-from repq.reparam.repopt import RepScales
+from repq.reparam.repopt import RepScales, search_and_target, takes_scales
 
 # What is trained does not depend on these; the files they name count by their content.
 _WITHOUT_EFFECT = (*TrainConfig.SPEED_ALONE, "model", "weights", "rep_scales", "tensorboard")
@@ -65,16 +65,14 @@ class TrainJob:
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
-        if self.model.spec.style == "repopt" and self.scales is None and self.config.weights is None:
+        if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
-                fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
+                fix=f"train {search_and_target(self.model)[0]} first and give its scales as rep_scales",
             )
 
 
-def check_images(
-    model: ModelSpec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int
-) -> None:
+def check_images(model: Spec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int) -> None:
     """Check that there are images, that they are of the model's classes and size, and enough for the processes.
 
     Raises:
@@ -121,9 +119,4 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _tensors_of(scales: RepScales) -> dict[str, Tensor]:
-    return {
-        f"{layer}.{name}": value
-        for layer, block in scales.blocks.items()
-        for name, value in (("conv", block.conv), ("point", block.point), ("identity", block.identity))
-        if value is not None
-    }
+    return {f"{layer}.{name}": value for layer, block in scales.blocks.items() for name, value in block.named().items()}

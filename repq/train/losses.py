@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repq.model import boxes_from_distances, expected_distances
+from repq.model.geometry import boxes_from_distances, expected_distances
 from repq.recipe import TrainConfig
 from repq.train.assigner import Assignment, Objects, assign_atss, assign_in_slices, assign_task_aligned
 from repq.train.boxes import AnchorGrid, distances_from_boxes

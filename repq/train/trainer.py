@@ -210,7 +210,8 @@ class Trainer:
                 pixels = torch.from_numpy(images).to(self.device, memory_format=LAYOUT)
                 return self.average.model(pixels).cpu().numpy()
 
-        return evaluate_together(predict, self.job.val_set, self.job.imgsz, self.job.eval_config)
+        job, layout = self.job, self.model.spec.layout
+        return evaluate_together(predict, job.val_set, job.imgsz, job.eval_config, layout)
 
     def keep_best(self, epoch: int, accuracy: Accuracy) -> None:
         best = self.position.best

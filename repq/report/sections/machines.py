@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from repq.model.families import FAMILIES
+from repq.model.family import Family, PublishedSpeed
 from repq.report.blocks import Block, Cell, Column, Section, Table
 from repq.report.comparison import engine_title
 from repq.report.numbers import count, significant, times
-from repq.report.published import IMGSZ, PUBLISHED, SOURCE, PublishedSpeed, architecture
 from repq.report.summary import VARIANT_TITLES, MachineBench, ReportSummary
 from repq.results import BenchRow, GpuReadings
 
@@ -91,15 +92,18 @@ def _published(machines: Sequence[MachineBench]) -> Table:
         Column("Measured over published"),
     ]
     cells: list[list[Cell]] = []
-    for speed in PUBLISHED:
-        found = [(machine, row) for machine, row in _rows(machines) if _same(speed, machine, row)]
+    published = [(family, speed) for family in FAMILIES for speed in family.published]
+    for family, speed in published:
+        found = [(machine, row) for machine, row in _rows(machines) if _same(family, speed, machine, row)]
         cells += [_beside(speed, machine, row) for machine, row in found] or [_beside(speed)]
-    return Table("Published figures", columns, cells, f"{SOURCE}; what was not measured here has no figure.")
+    sources = "; ".join(dict.fromkeys(speed.source for _, speed in published))
+    return Table("Published figures", columns, cells, f"{sources}; what was not measured here has no figure.")
 
 
-def _same(speed: PublishedSpeed, machine: MachineBench, row: BenchRow) -> bool:
-    own = (architecture(row.spec), row.variant, row.batch, tuple(machine.bench.imgsz))
-    return own == (speed.spec, speed.variant, speed.batch, IMGSZ)
+def _same(family: Family, speed: PublishedSpeed, machine: MachineBench, row: BenchRow) -> bool:
+    architecture = None if row.spec is None else family.architecture(row.spec)
+    own = (architecture, row.variant, row.batch, tuple(machine.bench.imgsz))
+    return own == (speed.spec, speed.variant, speed.batch, speed.imgsz)
 
 
 def _beside(speed: PublishedSpeed, machine: MachineBench | None = None, row: BenchRow | None = None) -> list[Cell]:
