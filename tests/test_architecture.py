@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
     ("errors", "progress", "log", "files", "memory", "lazy"),
     ("layers", "layout"),
-    ("scales", "results", "recipe", "artifact"),
+    ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
     ("model",),
     ("data",),
@@ -50,6 +50,7 @@ CORE = {
     "scales",
     "results",
     "recipe",
+    "identity",
     "artifact",
 }
 LIGHT_FAMILIES = ("repq.model.family", "repq.model.families")  # values and a list; they load no torch

@@ -21,7 +21,7 @@ from repq.model import Detector, build
 from repq.predictor import open_model
 from repq.recipe import EvalConfig, ExportConfig, LetterboxConfig, NmsConfig, PreprocessConfig
 from repq.service import service_of
-from repq.stages.accuracy import demand_plain
+from repq.stages.evaluate import demand_plain
 
 IMGSZ = (64, 96)
 WHOLE = PreprocessConfig(uint8=True, bgr=True, letterbox=LetterboxConfig())

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from repq.artifact import hash_file
 from repq.data.dataset import DetectionDataset, ImageRecord
 from repq.errors import DataError
 from repq.files import write_text
+from repq.identity import hash_file
 from repq.recipe import CalibrationConfig
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")

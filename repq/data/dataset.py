@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import DataError
+from repq.identity import hash_files
 
 
 def _no_boxes() -> NDArray[np.float32]:
@@ -91,6 +92,10 @@ class DetectionDataset:
     def objects(self) -> int:
         return sum(len(record.labels) for record in self.records)
 
+    def identity(self) -> str:
+        """What results depend on; see `fingerprint`."""
+        return fingerprint(self)
+
     def subset(self, records: Sequence[ImageRecord]) -> DetectionDataset:
         """The same data set with these images only."""
         return DetectionDataset(self.root, self.split, self.names, tuple(records), self.problems)
@@ -105,7 +110,7 @@ def pixel_boxes(labels: NDArray[np.float32], width: int, height: int) -> NDArray
 
 
 def fingerprint(dataset: DetectionDataset) -> str:
-    """Hash all that a result can depend on: class names, labels, and each image's name, size and change time.
+    """Hash all that a result can depend on: class names, labels, and each image's name, size and content.
 
     It does not depend on where the data set lies.
 
@@ -113,13 +118,12 @@ def fingerprint(dataset: DetectionDataset) -> str:
         DataError: an image is no longer there.
     """
     digest = hashlib.sha256(json.dumps(dataset.names).encode())
-    for record in dataset.records:
-        try:
-            status = record.path.stat()
-        except OSError as error:
-            raise DataError(f"cannot read the image {record.path}", found=error.strerror or str(error)) from None
-        identity = (record.name, record.width, record.height, status.st_size, status.st_mtime_ns)
-        digest.update(json.dumps(identity).encode())
+    try:
+        hashes = hash_files([record.path for record in dataset.records])
+    except OSError as error:
+        raise DataError(f"cannot read the image {error.filename}", found=error.strerror or str(error)) from None
+    for record, content in zip(dataset.records, hashes, strict=True):
+        digest.update(json.dumps((record.name, record.width, record.height, content)).encode())
         for array in (record.labels, record.areas, record.crowds):
             digest.update(array.tobytes() + b"|")
     return digest.hexdigest()

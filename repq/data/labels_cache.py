@@ -19,17 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data.dataset import ImageRecord, Problems
-from repq.files import replacing
+from repq.files import cache_folder, replacing
 
 _VERSION = "1"  # part of every key; raise it when the checks or the file change
-
-
-def cache_folder() -> Path:
-    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("REPQ_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"
 
 
 def cache_path(source: Path, split: str) -> Path:

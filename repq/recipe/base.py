@@ -56,7 +56,7 @@ class OneOf:
 
     def names(self) -> tuple[str, ...]:
         """The names that are valid now."""
-        return tuple(entry.name for entry in _resolve(self.where))
+        return tuple(entry.name for entry in resolve(self.where))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -82,7 +82,7 @@ class Assembled:
 
     def settings_class(self) -> type[Config]:
         """The class as the list is now."""
-        made: type[Config] = _resolve(self.where)()
+        made: type[Config] = resolve(self.where)()
         return made
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -101,6 +101,7 @@ def _dump(value: Config, info: Any) -> Any:
     return value.model_dump(mode=info.mode)
 
 
-def _resolve(where: str) -> Any:
+def resolve(where: str) -> Any:
+    """What ``module:name`` names."""
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from repq.errors import RecipeError
 from repq.recipe.ablation import Ablation, merged
 from repq.recipe.base import C, Config
-from repq.recipe.whole import Recipe
+from repq.recipe.whole import Recipe, recipe_class
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -115,10 +115,10 @@ def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recip
         RecipeError: an unknown key (with the closest valid one) or an invalid value.
     """
     try:
-        recipe = Recipe.model_validate(dict(values))
+        recipe = recipe_class().model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(
-            f"{source} is no valid recipe", found=_explain(error, Recipe), fix="mend the keys named"
+            f"{source} is no valid recipe", found=_explain(error, recipe_class()), fix="mend the keys named"
         ) from None
     return _resolve_paths(recipe, base)
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from repq.recipe.base import Config
+from repq.recipe.base import Config, setting
 from repq.recipe.data import LetterboxConfig
 
 
@@ -80,9 +80,9 @@ class LoopConfig(Config):
     mosaic_off_epochs: int = Field(0, ge=0)
     multi_scale: float = Field(0.0, ge=0, lt=1)
     letterbox: LetterboxConfig = LetterboxConfig()
-    workers: int | None = Field(None, ge=0)
-    cache_mib: int = Field(1024, ge=0)
-    tensorboard: bool = False
+    workers: int | None = setting(None, ge=0, help="Threads that draw samples.", no_effect=True)
+    cache_mib: int = setting(1024, ge=0, help="Memory for decoded images.", no_effect=True)
+    tensorboard: bool = setting(False, help="Write event files for TensorBoard.", no_effect=True)
 
 
 class TrainConfig(LoopConfig):

@@ -4,12 +4,13 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracy, ClassAccuracy
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy
 from repq.results.base import Range, Result
 from repq.results.diagnosis import Diagnosis, LayerDiagnosis, Way, WayName
 from repq.results.engines import (
     Agreement,
     Availability,
+    BuiltEngines,
     CheckReport,
     EngineDescription,
     Expectation,
@@ -17,7 +18,7 @@ from repq.results.engines import (
 )
 from repq.results.estimate import Estimate, KernelEstimate
 from repq.results.fusion import BlockFusion, FusionReport
-from repq.results.graphs import ExportReport, GraphFinding, QdqCount
+from repq.results.graphs import ExportedGraphs, ExportReport, GraphFinding, QdqCount
 from repq.results.quantization import (
     FrontPoint,
     LatencyFront,
@@ -37,12 +38,14 @@ from repq.results.training import EpochRow, TrainReport
 
 __all__ = [
     "AblationReport",
+    "Accuracies",
     "Accuracy",
     "Agreement",
     "Availability",
     "BenchReport",
     "BenchRow",
     "BlockFusion",
+    "BuiltEngines",
     "CheckReport",
     "ClassAccuracy",
     "Diagnosis",
@@ -52,6 +55,7 @@ __all__ = [
     "Estimate",
     "Expectation",
     "ExportReport",
+    "ExportedGraphs",
     "FrontPoint",
     "FusionReport",
     "GpuReadings",

@@ -25,3 +25,9 @@ class Accuracy(Result):
     images: int
     objects: int
     detections: int
+
+
+class Accuracies(Result):
+    """COCO metrics of the engines of a run, by name: ``openvino-int8`` …"""
+
+    models: dict[str, Accuracy]

@@ -60,6 +60,12 @@ class EngineDescription(Result):
         )
 
 
+class BuiltEngines(Result):
+    """The engines of a run, by name: ``openvino-int8`` …"""
+
+    engines: dict[str, EngineDescription]
+
+
 class Agreement(Result):
     """One engine against torch's fake quantization on the same images. SNR is 20 log10(|reference| / |difference|)."""
 
@@ -79,6 +85,7 @@ class CheckReport(Result):
     max_ap_gap: float
     min_snr_db: float | None
     passed: bool
+    typed: Agreement | None = None  # the file with FP16 types that TensorRT gets, against the one without them
 
 
 class Availability(Result):

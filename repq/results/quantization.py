@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from repq.results.accuracy import Accuracy
-from repq.results.base import Range, Result
+from repq.results.base import Range, Result, measured_time
 from repq.results.graphs import QdqCount
 from repq.results.training import EpochRow
 
@@ -41,7 +41,7 @@ class PtqTrial(Result):
     gain_db: float | None  # against the trial that it builds on; None for the first
     kept: bool  # whether the steps after it build on it
     ap_train: float | None = None
-    seconds: float
+    seconds: float = measured_time()
 
 
 class PtqReport(Result):
@@ -79,7 +79,7 @@ class QatReport(Result):
     scales: Literal["learned", "frozen"]
     epochs: tuple[EpochRow, ...]
     images: int
-    images_per_s: float
+    images_per_s: float = measured_time()
     int8_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
     changes: tuple[ScaleChange, ...]
@@ -121,7 +121,7 @@ class Sensitivity(Result):
     ap_images: dict[str, str] = Field(default_factory=dict)
     ap_float: float | None = None  # AP of the float model on ap_images
     ap_int8: float | None = None  # AP with every layer in INT8
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float] = measured_time({})
     correlations: dict[str, dict[str, float | None]] = Field(
         default_factory=dict
     )  # Spearman's; None: a measure that does not vary
@@ -149,7 +149,7 @@ class FrontPoint(Result):
     int8_macs_share: float
     drop: float
     drop_interval: Range  # 95 %
-    latency_ms: float  # median
+    latency_ms: float = measured_time()  # median
     latency_ms_range: Range  # quartiles
     chosen: bool = False  # the plan itself
     efficient: bool = False  # no other point is both faster and more accurate
@@ -161,7 +161,7 @@ class LatencyFront(Result):
     engine: str
     threads: int
     imgsz: tuple[int, int]
-    layer_ms: dict[str, float]  # time in float minus time in INT8
+    layer_ms: dict[str, float] = measured_time()  # time in float minus time in INT8
     points: tuple[FrontPoint, ...] = ()
 
 

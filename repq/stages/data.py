@@ -1,4 +1,4 @@
-"""Data sets and calibration sets as stages read them."""
+"""Data sets and calibration sets as stages read them, and the drawn set of a recipe without one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.log import Log, quiet
+from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -30,3 +31,13 @@ def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Pa
     records = calibration_set(dataset, CalibrationConfig(images=images, seed=seed))
     write_manifest(out, records, dataset)
     return len(records)
+
+
+def _draw(job: Job) -> None:
+    from repq.data import make_demo_set
+
+    assert job.recipe.data.demo is not None
+    make_demo_set(job.payload / "demo", job.recipe.data.demo)
+
+
+STAGE = Stage("data", _draw, uses=("data",), wanted=lambda recipe: recipe.data.demo is not None)

@@ -14,9 +14,10 @@ from repq.predictor import from_torch, resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import CalibrationConfig, CorrectionConfig, EvalConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
-from repq.stages.accuracy import demand_fit
 from repq.stages.data import read_data
-from repq.stages.quantizing import calibrated
+from repq.stages.evaluate import demand_fit
+from repq.stages.ptq import calibrated
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -211,3 +212,20 @@ def _accuracy_together(
     predictor = from_torch(model.spec.name, model, device=device, names=names)
     demand_fit(predictor, dataset, imgsz)
     return evaluate_together(predictor.infer, dataset, imgsz, config, predictor.layout)
+
+
+def _qat(job: Job) -> QatReport:
+    recipe = job.recipe
+    return qat_checkpoint(
+        QatSource(job.artifacts["ptq"] / "quantized.safetensors", job.fused), job.payload / "quantized.safetensors",
+        job.resume / "state", job.section("qat", QatConfig), data=job.data,
+        splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval,
+        device=recipe.device, seed=recipe.seed, progress=job.progress, log=job.log,
+    )  # fmt: skip
+
+
+STAGE = Stage(
+    "qat", _qat, {"qat": Section(QatConfig, optional=True)}, ("imgsz", "eval", "device"),
+    reads=("ptq/quantized.safetensors", "fuse/fused.safetensors"), splits=("train", "val"), result=QatReport,
+    ignored=("*.board/*",),
+)  # fmt: skip

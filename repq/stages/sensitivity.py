@@ -16,7 +16,8 @@ from repq.recipe import EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 from repq.stages.data import read_data
 from repq.stages.plan_latency import layer_costs, timed_front
-from repq.stages.quantizing import calibrated, warn_of_overlap
+from repq.stages.ptq import calibrated, warn_of_overlap
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -182,3 +183,26 @@ def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | No
     except DataError:  # there is none, which is no harm here
         return
     warn_of_overlap(dataset.records, evaluation.records, log)
+
+
+def _measure(job: Job) -> Sensitivity:
+    recipe = job.recipe
+    sensitivity, plan = measure_sensitivity(
+        job.fused, job.payload, recipe.sensitivity or SensitivityConfig(), recipe.plan, job.section("ptq", PtqConfig),
+        data=job.data, split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz,
+        eval_config=recipe.eval, journal_folder=job.resume / JOURNAL, device=recipe.device, progress=job.progress,
+        log=job.log,
+    )  # fmt: skip
+    if plan is not None:
+        job.log(f"  {len(plan.float_layers)} layers in float, {plan.int8_macs_share:.1%} of the MACs in INT8")
+    return sensitivity
+
+
+STAGE = Stage(
+    "sensitivity", _measure,
+    {"sensitivity": Section(SensitivityConfig, optional=True), "plan": Section(PlanConfig, optional=True)},
+    ("ptq", "imgsz", "eval", "device"), reads=("fuse/fused.safetensors",), splits=("train", "val"),
+    result=Sensitivity, files={PLAN_REPORT: PlanReport}, ignored=("report.*", "*.svg"),
+    on_machine=lambda recipe: recipe.plan is not None and recipe.plan.latency is not None,
+    wanted=lambda recipe: recipe.sensitivity is not None or recipe.plan is not None,
+)  # fmt: skip

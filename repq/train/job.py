@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from repq.data import DetectionDataset, fingerprint
+from repq.data import DetectionDataset
 from repq.errors import TrainingError
+from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, Spec
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, search_and_target, takes_scales
-
-# What is trained does not depend on these; the files they name count by their content.
-_WITHOUT_EFFECT = (*TrainConfig.SPEED_ALONE, "model", "weights", "rep_scales", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -35,18 +26,16 @@ class TrainJob:
     scales: RepScales | None = None
     teacher: Detector | None = None
 
-    def settings(self) -> dict[str, Any]:
-        """The job as JSON values: a saved state belongs to the jobs that have the same."""
-        exclude: Any = {**dict.fromkeys(_WITHOUT_EFFECT, True), "distill": {"teacher"}}
-        return {
-            "model": json.loads(self.model.spec.to_json()),
-            "data": fingerprint(self.train_set),
-            "imgsz": list(self.imgsz),
-            "seed": self.seed,
-            **self.config.model_dump(mode="json", exclude=exclude),
-            "rep_scales": None if self.scales is None else content_hash(_tensors_of(self.scales)),
-            "teacher": None if self.teacher is None else content_hash(self.teacher.state_dict()),
-        }
+    def identity(self) -> Identity:
+        """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
+        # The files that these name are among the inputs, as what was read from them.
+        distill = None if self.config.distill is None else {**describe_fields(self.config.distill, without={"teacher"})}
+        settings = describe_fields(self.config, without={"weights", "rep_scales", "distill"})
+        settings |= {"distill": distill, "fine_tune": self.config.weights is not None}
+        settings |= {"spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config}
+        inputs = {"start": self.model, "train_set": self.train_set, "val_set": self.val_set}
+        inputs |= {"rep_scales": self.scales, "teacher": self.teacher}
+        return identify("train", settings, inputs, seed=self.seed)
 
     def check(self, processes: int = 1) -> None:
         """Check that the parts fit each other.
@@ -107,16 +96,3 @@ def _check_given(name: str, asked: object, given: object) -> None:
             f"the settings and what is given for {name} disagree",
             found=f"{name} is set, but what it names is not given" if given is None else f"{name} is not set",
         )
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors: names, types, shapes, values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}|".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensors_of(scales: RepScales) -> dict[str, Tensor]:
-    return {f"{layer}.{name}": value for layer, block in scales.blocks.items() for name, value in block.named().items()}

@@ -68,7 +68,7 @@ def train(
     job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
-        settings = told_by_first(job.settings)  # the first process's, as change times differ between machines
+        identity = told_by_first(job.identity)
         if scales is not None and config.weights is None:
             reinitialize(model, scales, seed)
         model = moved(model, own_device).train()
@@ -76,7 +76,7 @@ def train(
         if teacher is not None and config.distill is not None:
             imitated = Teacher(moved(teacher, own_device), model, config.distill)
         trainer = Trainer(
-            Updater(model, config, own_device, scales=scales, teacher=imitated), job, settings,
+            Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
             state_path=state_path, board=board, eval_interval=config.eval_interval, patience=config.patience,
             warm_up_epochs=config.atss_epochs,
         )  # fmt: skip

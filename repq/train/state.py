@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repq.errors import TrainingError
+from repq.identity import differences
 from repq.model.tensorfile import write_tensors
 from repq.results import Accuracy, EpochRow, Result
 
-FORMAT = "repq-train-state-1"
+FORMAT = "repq-train-state-2"
 
 
 class Best(Result):
@@ -25,9 +25,9 @@ class Best(Result):
 
 
 class Position(Result):
-    """How far a training is. ``settings`` are those that its result depends on."""
+    """How far a training is. ``identity`` is what its result depends on (`repq.identity.Identity`)."""
 
-    settings: dict[str, Any]
+    identity: dict[str, Any]
     epochs: tuple[EpochRow, ...] = ()
     average_updates: int = 0
     loss_scale: dict[str, float] = Field(default_factory=dict)
@@ -100,19 +100,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
                 buffers[key] = torch.empty_like(parameter).copy_(value)
 
 
-def require_same_settings(path: Path, position: Position, settings: Mapping[str, Any]) -> None:
+def require_same_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Check that a state belongs to this training.
 
     Raises:
-        TrainingError: names the settings that differ.
+        TrainingError: names the settings and inputs that differ.
     """
-    wanted = json.loads(json.dumps(settings))
-    different = sorted(
-        key for key in wanted.keys() | position.settings.keys() if wanted.get(key) != position.settings.get(key)
-    )
+    names = (name.removeprefix("settings.").removeprefix("inputs.") for name in differences(wanted, found))
+    different = sorted(names)
     if different:
         raise TrainingError(
-            f"cannot resume from {path}: it belongs to a training with other settings",
+            f"cannot resume from {path}: it belongs to another training",
             found=f"different {', '.join(different)}",
-            fix="train with the settings of that run, or remove the file to train from the start",
+            fix="give another output folder, or remove the file to train from the start",
         )

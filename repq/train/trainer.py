@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from repq.data import DetectionDataset, ImageCache
 from repq.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
 from repq.errors import TrainingError
+from repq.identity import Identity
 from repq.memory import keep_freed_memory
 from repq.model import Detector
 from repq.progress import Progress, silent
@@ -31,7 +32,7 @@ from repq.train.state import (
     Position,
     load_state,
     optimizer_tensors,
-    require_same_settings,
+    require_same_identity,
     restore_optimizer,
     save_state,
 )
@@ -72,7 +73,7 @@ class Trainer:
 
     Args:
         updater: holds the model, in place on its device.
-        settings: what the trained weights depend on; a saved state must have the same.
+        identity: what the trained weights depend on; a saved state must have the same.
         eval_interval: epochs between evaluations, the last epoch is one; None for none.
         patience: stop when the AP has been below its best for so many epochs.
         warm_up_epochs: the first epochs, in which ATSS assigns.
@@ -82,7 +83,7 @@ class Trainer:
         self,
         updater: Stepper,
         job: Job,
-        settings: dict[str, Any],
+        identity: Identity,
         *,
         state_path: Path | None = None,
         board: Board | None = None,
@@ -95,7 +96,7 @@ class Trainer:
         self.eval_interval, self.patience, self.warm_up_epochs = eval_interval, patience, warm_up_epochs
         self.processes = current_processes()
         self.board = board if self.processes.is_first else None
-        self.position = Position(settings=settings)
+        self.position = Position(identity=identity.values())
         self.model, self.device = updater.model, updater.device
         self.stride = self.model.spec.strides[-1]
         largest = largest_size(job.imgsz, config, self.stride)
@@ -246,7 +247,7 @@ class Trainer:
         if path is None or loaded is None:
             return
         position, tensors = loaded
-        require_same_settings(path, position, self.position.settings)
+        require_same_identity(path, position.identity, self.position.identity)
         try:
             self.model.load_state_dict(tensors["model"])
             self.average.model.load_state_dict(tensors["average"])

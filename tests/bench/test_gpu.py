@@ -9,7 +9,7 @@ from repq.bench import DeviceWork, GpuWatch, device_ms
 from repq.errors import EngineError
 from repq.model import build
 from repq.predictor import from_torch
-from repq.stages.timing import gpu_index
+from repq.stages.bench import gpu_index
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from repq.data import load_dataset, make_demo_set
 from repq.recipe import DemoConfig
-from repq.stages.quantizing import warn_of_overlap
+from repq.stages.ptq import warn_of_overlap
 
 
 def test_equal_images_are_warned_of_whatever_their_names(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
 from repq.data import ImageCache, load_dataset
 from repq.distributed import evaluate_together
 from repq.errors import TrainingError
+from repq.identity import hash_tensors
 from repq.recipe import EvalConfig
 from repq.train import Updater, joined_processes, train
-from repq.train.job import content_hash
 from repq.train.loader import training_batches
 
 
@@ -49,7 +49,7 @@ def main(folder: Path, dying_rank: int) -> None:
             state_path=folder / "state.safetensors",
             **({"progress": dies_in_second_epoch} if processes.rank == dying_rank else {}),
         )
-        (folder / f"weights{processes.rank}.txt").write_text(content_hash(outcome.model.state_dict()))
+        (folder / f"weights{processes.rank}.txt").write_text(hash_tensors(outcome.model.state_dict()))
         (folder / f"report{processes.rank}.json").write_text(outcome.report.model_dump_json())
 
 

@@ -29,11 +29,16 @@ def test_resumes_to_the_same_bits(data, tmp_path: Path) -> None:
     for steps in (7, 2):  # in the middle of epoch 3, then of what is then the first epoch
         with pytest.raises(KeyboardInterrupt):
             train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(steps))
-    resumed = train(tiny_model(seed=1), train_set, val_set, SIZE, QUICK, state_path=path)
+    with pytest.raises(TrainingError, match="different start"):  # other initial weights are another training
+        train(tiny_model(seed=1), train_set, val_set, SIZE, QUICK, state_path=path)
+    with pytest.raises(TrainingError, match="different val_set"):
+        train(tiny_model(), train_set, val_set.subset(val_set.records[1:]), SIZE, QUICK, state_path=path)
+    left = 3 * (QUICK.epochs - 2)  # no more than what is left is done again
+    resumed = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(left))
     assert same_weights(whole, resumed)
     assert [row.losses for row in whole.report.epochs] == [row.losses for row in resumed.report.epochs]
     assert resumed.report.best_epoch == whole.report.best_epoch
-    again = train(tiny_model(seed=2), train_set, val_set, SIZE, QUICK, state_path=path)  # nothing is left to do
+    again = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(0))
     assert same_weights(whole, again)
 
 
@@ -216,7 +221,7 @@ def test_every_option_at_once_resumes_to_the_same_bits(data, tmp_path: Path) -> 
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(6))
-    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
+    assert same_weights(whole, train(tiny_model(), *data, SIZE, config, state_path=path))
 
 
 def test_a_factor_for_every_class(data) -> None:
@@ -240,4 +245,4 @@ def test_accumulation_makes_fewer_updates_and_resumes_to_the_same_bits(data, mon
     path.unlink()
     with pytest.raises(KeyboardInterrupt):
         train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(8))
-    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
+    assert same_weights(whole, train(tiny_model(), *data, SIZE, config, state_path=path))

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.artifact import hash_json
 from repq.data import DetectionDataset
 from repq.distributed import current_processes, gathered, joined_detections, told_by_first
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
+from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector
 from repq.progress import Progress, silent
@@ -100,7 +100,8 @@ def plan_detector(
 
     def detect(plan: QuantPlan) -> Detections:
         with quantizing(model, plan.int8):
-            found = detect_all(predict, own, imgsz, config, progress, label=f"{len(plan.float_)} layers in float")
+            label = f"{len(plan.float_)} layers in float"
+            found = detect_all(predict, own, imgsz, config, progress, label=label, layout=model.spec.layout)
         return joined_detections(gathered(found))
 
     return detect

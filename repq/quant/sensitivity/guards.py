@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from repq.artifact import hash_file
 from repq.data import ImageRecord
 from repq.errors import DataError, QuantizationError
+from repq.identity import hash_file
 from repq.layers import LayerId
 from repq.quant.sensitivity.measures import Moments
 

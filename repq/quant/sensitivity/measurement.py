@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from repq.artifact import hash_json
 from repq.data import Batch, DetectionDataset, ImageRecord, batches
 from repq.errors import QuantizationError
 from repq.evaluate import Matcher
+from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
@@ -90,21 +87,21 @@ class Measurement:
         demand_objects(self.dataset.records)
         return self.dataset
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, object]:
-        """What the figures depend on beside the model and the images, as plain values."""
-        return {
-            "imgsz": list(self.imgsz),
-            "sensitivity": self.config.model_dump(mode="json"),
-            "eval": self.eval_config.model_dump(mode="json"),
-        }
+        """The settings that the figures depend on, as plain values."""
+        parts = {"sensitivity": self.config, "eval": self.eval_config}
+        return {"imgsz": list(self.imgsz), **{name: part.model_dump(mode="json") for name, part in parts.items()}}
 
     @cached_property
     def key(self) -> str:
-        """Hash of the weights, the scales, the images, their labels and the settings."""
-        labels = [record.labels.tolist() for record in self.ap_set.records] if self.config.ap else []
-        parts = [_hash_model(self.model), self.image_hashes, self.ap_image_hashes, labels, self.settings]
-        return hash_json(parts)
+        """Identity of the measurement: weights, scales, images, their labels and the settings."""
+        labels = [record.labels for record in self.ap_set.records] if self.config.ap else []
+        inputs = {
+            "model": [self.model, scale_table(self.model)],
+            "images": self.image_hashes, "ap_images": self.ap_image_hashes, "labels": labels,
+        }  # fmt: skip
+        return identify("sensitivity", self.settings, inputs).key
 
 
 def measure(
@@ -224,14 +221,3 @@ def _similarity(entry: Entry | None, place: str) -> Similarity | None:
 def _ap(entries: _Entries, change: Change, item: LayerId) -> float | None:
     entry = entries.get((f"ap.{change}", item))
     return None if entry is None else entry.values["ap"]
-
-
-def _hash_model(model: Detector) -> str:
-    digest = hashlib.sha256(model.spec.to_json().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    for layer, scales in scale_table(model).items():
-        for scale in (scales.input, scales.weight):
-            digest.update(f"{layer}:{scale.dtype}:{scale.axis}".encode())
-            digest.update(scale.scale.tobytes() + scale.zero_point.tobytes())
-    return digest.hexdigest()

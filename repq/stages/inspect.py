@@ -1,47 +1,48 @@
-"""Engines as stages."""
+"""Looking at a model without running it on data: its layers, what TensorRT makes of it, what a device would do."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repq.checkpoints import open_checkpoint
-from repq.errors import GraphError
-from repq.log import Log, quiet
 from repq.predictor import open_model
-from repq.recipe import BuildConfig, EngineName
-from repq.results import EngineDescription, Expectation
+from repq.results import Estimate
+
+if TYPE_CHECKING:
+    from repq.graph import LintReport
 
 
-def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig, log: Log = quiet) -> EngineDescription:
-    """Build an engine from an ONNX file, save it and describe what it really runs.
+def estimate_graph(onnx: Path, devices: Sequence[str], batches: Sequence[int], *, as_fp16: bool) -> list[Estimate]:
+    """Estimate an ONNX file on devices that are not here.
 
-    A TensorRT engine remembers what ``lint`` expects of it, and the equivalent ``trtexec`` line is logged.
+    Args:
+        as_fp16: estimate a graph in FP32 as if its float part had been exported as FP16.
 
     Raises:
-        EngineError: the file is no ONNX model, or the runtime is missing or cannot build it.
+        GraphError: the file is no ONNX model, or sizes in it are not known before the run.
+        RepqError: a device is unknown, or has no unit for a precision of the graph.
     """
-    from repq.engine import build
+    from repq.estimate import estimate, find_device
+    from repq.graph import load_onnx, to_fp16
 
-    built = build(engine, onnx, config, expected=_expectation(onnx) if engine == "tensorrt" else None)
-    built.save(out)
-    if engine == "tensorrt":
-        from repq.engine.tensorrt import build_command
-
-        log(build_command(built.manifest, onnx, out))
-    return built.describe()
+    found = [find_device(name) for name in devices]
+    model = load_onnx(onnx)
+    if as_fp16:
+        model, _ = to_fp16(model)
+    return [estimate(model, device, batch=batch) for device in found for batch in batches]
 
 
-def _expectation(onnx: Path) -> Expectation | None:
-    """What lint makes of a graph; None where it cannot read it (the build then says why)."""
+def lint_graph(onnx: Path) -> LintReport:
+    """Look at an ONNX file, repq's or another tool's, through TensorRT's eyes.
+
+    Raises:
+        GraphError: the file is no ONNX model.
+    """
     from repq.graph import lint, load_onnx
 
-    try:
-        report = lint(load_onnx(onnx))
-    except GraphError:
-        return None
-    layers = {row.layer: str(row.precision) for row in report.layers}
-    return Expectation(layers=layers, extra_kernels=report.counts.extra_kernels)
+    return lint(load_onnx(onnx))
 
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:

@@ -13,8 +13,9 @@ from repq.predictor import from_torch, resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import CorrectionConfig, EvalConfig, LetterboxConfig, PtqConfig
 from repq.results import Accuracy, PtqReport, QdqCount
-from repq.stages.accuracy import accuracy_of
 from repq.stages.data import read_data
+from repq.stages.evaluate import accuracy_of
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,3 +245,21 @@ def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
     from repq.graph import count_qdq, insert_qdq, propagate_qdq
 
     return QdqCount(**asdict(count_qdq(propagate_qdq(insert_qdq(graph, scales)))))
+
+
+def _ptq(job: Job) -> PtqReport:
+    recipe = job.recipe
+    plan = job.artifacts["sensitivity"] / "plan.yaml" if recipe.plan is not None else None
+    report = ptq_checkpoint(
+        job.fused, job.payload / "quantized.safetensors", job.section("ptq", PtqConfig), data=job.data,
+        train_split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz, eval_config=recipe.eval,
+        plan=plan, device=recipe.device, progress=job.progress, log=job.log,
+    )  # fmt: skip
+    job.log(f"  AP {report.accuracy_float.ap:.4f} -> {report.accuracy_quantized.ap:.4f}")
+    return report
+
+
+STAGE = Stage(
+    "ptq", _ptq, {"ptq": Section(PtqConfig)}, ("imgsz", "eval", "device"),
+    reads=("fuse/fused.safetensors", "sensitivity/plan.yaml"), splits=("train", "val"), result=PtqReport,
+)  # fmt: skip

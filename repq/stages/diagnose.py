@@ -10,7 +10,7 @@ from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PtqConfig
 from repq.results import Diagnosis
 from repq.stages.data import read_data
-from repq.stages.quantizing import CalibrationImages, open_fused
+from repq.stages.ptq import CalibrationImages, open_fused
 
 
 def diagnose_checkpoint(

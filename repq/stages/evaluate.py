@@ -1,25 +1,19 @@
-"""Evaluation and agreement as stages."""
+"""Evaluation as a stage, and whether a model fits a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.errors import DataError, RepqError, ToleranceError
+from repq.errors import DataError, RepqError
 from repq.log import Log, quiet
 from repq.predictor import Predictor, open_model
 from repq.progress import Progress, silent
-from repq.recipe import (
-    CheckConfig,
-    EngineName,
-    EvalConfig,
-)
-from repq.results import (
-    Accuracy,
-    CheckReport,
-)
+from repq.recipe import EvalConfig
+from repq.results import Accuracies, Accuracy, CheckReport
+from repq.stages.build import built
 from repq.stages.data import read_data
+from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -100,74 +94,22 @@ def demand_size(predictor: Predictor, imgsz: tuple[int, int]) -> None:
         )
 
 
-def check_models(
-    models: Sequence[Path],
-    data: Path,
-    split: str,
-    imgsz: tuple[int, int],
-    config: CheckConfig,
-    eval_config: EvalConfig,
-    *,
-    engines: Sequence[EngineName],
-    device: str = "cpu",
-    progress: Progress = silent,
-    log: Log = quiet,
-) -> CheckReport:
-    """Compare models with the first one; alone, it is compared with the engines built from it.
-
-    Raises:
-        RepqError: a model or the data cannot be used.
-    """
-    from repq.bench import Candidate, compare
-
-    dataset = read_data(data, split, log)
-    if config.images is not None:
-        dataset = dataset.subset(dataset.records[: config.images])
-    reference_path, *others = models
-    if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
-        raise RepqError(
-            f"{reference_path} has nothing to be compared with",
-            fix="give the checkpoint that it was exported from as the first MODEL",
-        )
-    reference = open_model(reference_path, device=device)
-    if others:
-        candidates = [
-            open_model(path, engine=engine)
-            for path in others
-            for engine in (engines if path.suffix == ".onnx" else (None,))
-        ]
-    else:
-        candidates = [open_model(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
-    for predictor in (reference, *candidates):
-        demand_plain(predictor)
-        demand_fit(predictor, dataset, imgsz)
-    rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
-    return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress, reference.layout)
+def _evaluate(job: Job) -> Accuracies:
+    """AP of every engine; those that the check has run on the whole split are not run again."""
+    recipe, check = job.recipe, job.artifacts["check"].result(CheckReport)
+    dataset = read_data(job.data, recipe.data.val, job.log)
+    known = {row.model: row.accuracy for row in check.engines if row.accuracy.images == len(dataset)}
+    found = {}
+    for name, folder in built(job).items():
+        if name not in known:
+            predictor = open_model(folder)
+            known[name] = accuracy_of(predictor, dataset, recipe.imgsz, recipe.eval, job.progress)
+        found[name] = known[name]
+        job.log(f"  {name}: AP {found[name].ap:.4f}, AP50 {found[name].ap50:.4f}")
+    return Accuracies(models=found)
 
 
-def demand_agreement(report: CheckReport) -> None:
-    """Fail if the check did.
-
-    Raises:
-        ToleranceError: an engine's AP or SNR is outside the bounds.
-    """
-    if report.passed:
-        return
-    worst = max(report.engines, key=lambda row: abs(row.ap_gap))
-    bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
-    raise ToleranceError(
-        "the engines do not compute what the reference computes",
-        found=f"{worst.engine}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
-        fix="run `repq describe` on the engine and look for layers in another precision than planned",
-    )
-
-
-def _title(predictor: Predictor) -> str:
-    return predictor.engine if predictor.engine in predictor.label else f"{predictor.label} ({predictor.engine})"
-
-
-def _layer_counts(predictor: Predictor) -> tuple[int, int]:
-    if predictor.description is None:
-        return 0, 0
-    int8 = predictor.description.precision_counts().get("int8", 0)
-    return int8, len(predictor.description.layers) - int8
+STAGE = Stage(
+    "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/check.json"), splits=("val",),
+    result=Accuracies, on_machine=True, wanted=lambda recipe: True,
+)  # fmt: skip

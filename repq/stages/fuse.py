@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,10 @@ from numpy.typing import NDArray
 from repq.checkpoints import open_float
 from repq.log import Log, quiet
 from repq.predictor import resolve_device
-from repq.recipe import (
-    DemoConfig,
-    FuseConfig,
-    LetterboxConfig,
-)
-from repq.results import (
-    FusionReport,
-)
+from repq.recipe import DemoConfig, FuseConfig, LetterboxConfig
+from repq.results import FusionReport
 from repq.stages.data import read_data
-
-if TYPE_CHECKING:
-    pass
+from repq.stages.stage import Job, Section, Stage
 
 
 def fuse_checkpoint(
@@ -70,3 +61,19 @@ def _proof_images(
         config = DemoConfig(train_images=1, val_images=count, seed=seed)
         dataset = load_dataset(make_demo_set(Path(folder) / "demo", config), "val")
         return next(iter(batches(dataset, imgsz, count, LetterboxConfig()))).images
+
+
+def _fuse(job: Job) -> FusionReport:
+    recipe = job.recipe
+    report = fuse_checkpoint(
+        job.weights, job.payload / "fused.safetensors", job.section("fuse", FuseConfig), data=job.data,
+        split=recipe.data.val, imgsz=recipe.imgsz, device=recipe.device, seed=recipe.seed, log=job.log,
+    )  # fmt: skip
+    job.log(f"  {len(report.blocks)} blocks, error {report.max_rel_error:.1e} of the output's range")
+    return report
+
+
+STAGE = Stage(
+    "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "device"), reads=("train/weights.safetensors",),
+    splits=("val",), result=FusionReport,
+)  # fmt: skip

@@ -14,16 +14,12 @@ from repq.checkpoints import open_checkpoint
 from repq.log import Log, quiet
 from repq.predictor import CHECKPOINT_SUFFIXES, open_model
 from repq.progress import Progress, silent
-from repq.recipe import (
-    BenchConfig,
-)
-from repq.results import (
-    Availability,
-    BenchReport,
-    Environment,
-)
-from repq.stages.accuracy import demand_size
+from repq.recipe import BenchConfig
+from repq.results import Availability, BenchReport, Environment
+from repq.stages.build import built
+from repq.stages.evaluate import demand_size
 from repq.stages.serving import service_as_exported
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.bench import DeviceWork, Runner
@@ -137,3 +133,16 @@ def diagnose_machine() -> tuple[Environment, list[Availability]]:
     from repq.engine import availability
 
     return capture_environment(), list(availability())
+
+
+def _bench(job: Job) -> BenchReport:
+    return bench_models(
+        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig), seed=job.recipe.seed,
+        progress=job.progress, log=job.log,
+    )  # fmt: skip
+
+
+STAGE = Stage(
+    "bench", _bench, {"bench": Section(BenchConfig)}, ("imgsz",), reads=("build/*",), result=BenchReport,
+    on_machine=True,
+)  # fmt: skip

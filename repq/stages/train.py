@@ -1,4 +1,4 @@
-"""Training as a stage."""
+"""Training as a stage: with the labels alone, or RepOptimizer's two trainings, of which ``search`` is the first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.checkpoints import open_float
+from repq.errors import RecipeError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.predictor import resolve_device
@@ -13,11 +14,14 @@ from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.results import TrainReport
 from repq.stages.data import read_data
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.model import Detector
+    from repq.recipe import Recipe
 
-WEIGHTS, REPORT, SCALES, STATE, BOARD = "weights.safetensors", "train.json", "scales.safetensors", "state", "board"
+WEIGHTS, SCALES, BOARD = "weights.safetensors", "scales.safetensors", "board"
+REPORT = "train.json"
 
 
 def train_detector(
@@ -87,3 +91,48 @@ def _initial_model(config: TrainConfig, num_classes: int, seed: int, log: Log) -
     for note in result.notes:
         log(note)
     return result.model
+
+
+def _train(job: Job, config: TrainConfig) -> TrainReport:
+    recipe = job.recipe
+    report = train_detector(
+        job.payload, job.resume / "state", config, data=job.data, splits=(recipe.data.train, recipe.data.val),
+        imgsz=recipe.imgsz, eval_config=recipe.eval, device=recipe.device, seed=recipe.seed, progress=job.progress,
+        log=job.log,
+    )  # fmt: skip
+    job.log(f"  best epoch {report.best_epoch}: AP {report.accuracy.ap:.4f}, AP50 {report.accuracy.ap50:.4f}")
+    return report
+
+
+def _search(job: Job) -> TrainReport:
+    return _train(job, job.section("search", TrainConfig))
+
+
+def _target(job: Job) -> TrainReport:
+    config = job.section("train", TrainConfig)
+    if "search" in job.artifacts:
+        scales = job.artifacts["search"] / SCALES
+        if not scales.is_file():
+            raise RecipeError(
+                "search found no scales", found=f"search.model is {job.section('search', TrainConfig).model}",
+                fix="search with a hyper-search model, such as yolov6n_v2_hs",
+            )  # fmt: skip
+        config = config.model_copy(update={"rep_scales": scales})
+    return _train(job, config)
+
+
+def _one_origin(recipe: Recipe) -> None:
+    if (recipe.weights is None) == (recipe.train is None):
+        raise ValueError("give either weights (a checkpoint) or train (train.weights fine-tunes), not both")
+    if recipe.search is not None and (recipe.train is None or recipe.train.rep_scales is not None):
+        raise ValueError("search finds the scales for train: it needs train, without train.rep_scales")
+
+
+SEARCH, STAGE = (
+    Stage(
+        name, run, {name: Section(TrainConfig, optional=True)}, ("imgsz", "eval", "device"),
+        reads=(f"search/{SCALES}",), splits=("train", "val"), result=TrainReport,
+        files={REPORT: TrainReport}, ignored=(f"{BOARD}/*",), check=_one_origin,
+    )
+    for name, run in (("search", _search), ("train", _target))
+)  # fmt: skip
