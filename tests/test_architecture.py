@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "progress", "log", "files", "memory", "lazy"),
+    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
     ("layers", "layout"),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
@@ -28,9 +28,7 @@ ORDER = (
     ("engine",),
     ("bench",),
     ("report",),
-    ("checkpoints",),
-    ("predictor",),
-    ("service",),
+    ("api",),
     ("stages",),
     ("pipeline",),
     ("cli",),
@@ -39,12 +37,16 @@ ORDER = (
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 CORE = {
     "machine",
+    "printable",
+    "reading",
     "lazy",
+    "privacy",
     "errors",
     "progress",
     "log",
     "files",
     "memory",
+    "stopping",
     "layers",
     "layout",
     "scales",

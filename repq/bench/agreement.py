@@ -14,17 +14,7 @@ from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
 from repq.layout import OutputLayout
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EvalConfig
-from repq.results import Agreement, CheckReport
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to compare: its name, how to run it, and how many of its layers run in INT8 and in float."""
-
-    name: str
-    infer: Predict
-    int8_layers: int
-    float_layers: int
+from repq.results import Agreement, CheckReport, ModelInfo
 
 
 @dataclass
@@ -55,9 +45,9 @@ class _Tally:
     differences: dict[str, _Difference] = field(default_factory=lambda: defaultdict(_Difference))
 
 
-def compare(
+def check_agreement(
     reference: Predict,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[tuple[ModelInfo, Predict]],
     dataset: DetectionDataset,
     imgsz: tuple[int, int],
     config: CheckConfig,
@@ -68,8 +58,9 @@ def compare(
     """Run the reference and every candidate on each batch and compare outputs and AP.
 
     Args:
-        reference: images (B, 3, H, W) in 0..1 to detections, as every candidate's ``infer``.
-        layout: of the detections, the same for all; their boxes and scores are compared.
+        reference: images (B, 3, H, W) in 0..1 to detections.
+        candidates: what each model is, and how to run it, as the reference.
+        layout: of the detections of all; boxes and scores are compared.
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
@@ -81,8 +72,8 @@ def compare(
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
         own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config, layout))
-        for candidate, tally in zip(candidates, tallies, strict=True):
-            actual = np.asarray(candidate.infer(batch.images))
+        for (_, predict), tally in zip(candidates, tallies, strict=True):
+            actual = np.asarray(predict(batch.images))
             tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config, layout))
             parts = layout.parts(actual)
             for name, wanted in layout.parts(expected).items():
@@ -90,17 +81,15 @@ def compare(
     images = tuple(record.name for record in dataset.records)
     reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []
-    for candidate, tally in zip(candidates, tallies, strict=True):
+    for (model, _), tally in zip(candidates, tallies, strict=True):
         accuracy = coco_accuracy(Detections(images, tuple(tally.boxes)), dataset)
         rows.append(
             Agreement(
-                engine=candidate.name,
+                **dict(model),
                 snr_db={name: difference.snr_db for name, difference in tally.differences.items()},
                 max_abs_error={name: difference.max_abs for name, difference in tally.differences.items()},
                 accuracy=accuracy,
                 ap_gap=accuracy.ap - reference_accuracy.ap,
-                int8_layers=candidate.int8_layers,
-                float_layers=candidate.float_layers,
             )
         )
     return CheckReport(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.checkpoints import open_float
+from repq.api.quantizing import open_float
+from repq.api.running import resolve_device
 from repq.errors import RecipeError
 from repq.files import write_text
 from repq.log import Log, quiet
-from repq.predictor import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.results import TrainReport

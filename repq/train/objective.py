@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from repq.errors import TrainingError
@@ -11,11 +9,8 @@ from repq.model import Detector, TrainOutput, family_named
 from repq.recipe import TrainConfig
 from repq.train.assigner import Objects
 from repq.train.boxes import AnchorGrid
-from repq.train.iou_losses import iou_loss
-
-if TYPE_CHECKING:
-    from repq.train.distill import Imitation
-    from repq.train.losses import DetectionLoss
+from repq.train.distill import Imitation
+from repq.train.losses import DetectionLoss, iou_loss
 
 
 class Objective:

@@ -7,7 +7,7 @@ from pathlib import Path
 from report_samples import make_accuracy, make_ptq, make_summary
 
 from repq.report import render_report
-from repq.report.sections.graph import graph_section
+from repq.report.sections import sections_of
 from repq.report.text import engine_table, export_text
 from repq.results import EngineDescription, Expectation, ExportReport, GraphFinding, LayerPrecision, QdqCount
 
@@ -33,10 +33,12 @@ GRAPH = ExportReport(
 
 
 def page(**changes: object) -> str:
-    summary = make_summary().model_copy(update={"graph": GRAPH, **changes})
-    section = graph_section(summary)
-    assert section is not None
-    return repr(section)
+    (blocks,) = graph_sections(export=GRAPH, **changes)
+    return repr(blocks)
+
+
+def graph_sections(**changes: object) -> list[object]:
+    return [blocks for section, blocks in sections_of(make_summary(**changes)) if section.name == "graph"]
 
 
 def test_counts_stand_before_and_after_merging() -> None:
@@ -61,11 +63,11 @@ def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
 
 
 def test_a_run_without_a_graph_has_no_section() -> None:
-    assert graph_section(make_summary().model_copy(update={"graph": None})) is None
+    assert graph_sections() == []
 
 
 def test_the_whole_report_renders_with_it(tmp_path: Path) -> None:
-    paths = render_report(make_summary().model_copy(update={"graph": GRAPH}), tmp_path)
+    paths = render_report(make_summary(export=GRAPH), tmp_path)
     assert "one &lt;kernel&gt;" in Path(paths["html"]).read_text()
     assert "Predicted extra kernels" in Path(paths["md"]).read_text()
 

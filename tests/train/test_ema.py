@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from repq.train.ema import MovingAverage
+from repq.train.optimizer import MovingAverage
 
 
 def test_follows_the_recurrence_over_parameters_and_buffers() -> None:

@@ -6,8 +6,7 @@ import torch
 
 from repq.model import build
 from repq.recipe import TrainConfig
-from repq.train.optimizer import build_optimizer, parameter_groups, set_rates
-from repq.train.schedule import Rates
+from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
 from repq.train.state import optimizer_tensors, restore_optimizer
 from repq.train.update import LAYOUT
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repq.data import ImageRecord
-from repq.train.sampler import epoch_order, image_weights
+from repq.train.loader import epoch_order, image_weights
 
 
 def record(*classes: int) -> ImageRecord:

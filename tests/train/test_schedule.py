@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repq.recipe import TrainConfig
-from repq.train.schedule import rates_at
+from repq.train.optimizer import rates_at
 
 CONFIG = TrainConfig(learning_rate=0.02, final_learning_rate_factor=0.1, momentum=0.9, warmup_steps=10)
 

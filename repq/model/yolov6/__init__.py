@@ -21,12 +21,12 @@ class YoloV6(Family):
     spec_type = ModelSpec
     packages = ("yolov6",)
     published = (
-        PublishedSpeed("yolov6s_v2", "fp16", 1, 377, 17, "T4, TensorRT 8", _REPORT),
-        PublishedSpeed("yolov6s_v2", "fp16", 32, 541, 17, "T4, TensorRT 8", _REPORT),
+        PublishedSpeed("yolov6s_v2", "float16", 1, 377, 17, "T4, TensorRT 8", _REPORT),
+        PublishedSpeed("yolov6s_v2", "float16", 32, 541, 17, "T4, TensorRT 8", _REPORT),
         PublishedSpeed("yolov6s_v2", "int8", 1, 596, 17, "T4, TensorRT 8, QAT", _REPORT),
         PublishedSpeed("yolov6s_v2", "int8", 32, 869, 17, "T4, TensorRT 8, QAT", _REPORT),
         *(
-            PublishedSpeed(spec, "fp16", batch, images_per_s, 18, "T4, TensorRT 8.2", _REPORT)
+            PublishedSpeed(spec, "float16", batch, images_per_s, 18, "T4, TensorRT 8.2", _REPORT)
             for spec, pair in _TABLE_18.items()
             for batch, images_per_s in zip((1, 32), pair, strict=True)
         ),

@@ -13,8 +13,7 @@ from repq.recipe import TrainConfig
 from repq.train.assigner import Objects
 from repq.train.boxes import AnchorGrid
 from repq.train.distill import Imitation, side_divergence
-from repq.train.iou_losses import iou_loss
-from repq.train.losses import DetectionLoss, LossOptions, detection_loss, side_lengths
+from repq.train.losses import DetectionLoss, LossOptions, detection_loss, iou_loss, side_lengths
 from repq.train.objective import Objective
 
 
