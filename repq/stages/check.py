@@ -8,13 +8,17 @@ from pathlib import Path
 from repq.api.measuring import agreement
 from repq.api.opening import load
 from repq.errors import RepqError, ToleranceError
+from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
-from repq.results import CheckReport
+from repq.results import Accuracies, CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
+
+ACCURACIES = "accuracies.json"
+"""AP of the engines that were checked, apart from the bounds of the check."""
 
 
 def check_models(
@@ -78,19 +82,21 @@ def _check(job: Job) -> CheckReport:
     )  # fmt: skip
     for row in report.engines:
         job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({row.ap_gap:+.4f})")
+    found = Accuracies(models={row.model: row.accuracy for row in report.engines})
+    write_text(job.payload / ACCURACIES, found.model_dump_json(indent=1))
     typed = job.artifacts["export"] / "int8_float16.onnx"
     if typed.is_file():  # what TensorRT gets: ONNX Runtime can run it too
         pair = [job.artifacts["export"] / "int8.onnx", typed]
-        found = check_models(
+        against = check_models(
             pair, job.data, recipe.data.val, recipe.imgsz, job.section("check", CheckConfig), recipe.eval,
             engines=("onnxruntime",), progress=job.progress, log=job.log,
         )  # fmt: skip
-        report = report.model_copy(update={"typed": found.engines[0]})
+        report = report.model_copy(update={"typed": against.engines[0]})
     return report
 
 
 STAGE = Stage(
     "check", _check, {"check": Section(CheckConfig)}, ("imgsz", "eval", "device"),
     reads=("ptq/quantized.safetensors", "qat/quantized.safetensors", "build/*", "export/int8*.onnx"),
-    splits=("val",), result=CheckReport, on_machine=True,
+    splits=("val",), result=CheckReport, files={ACCURACIES: Accuracies}, on_machine=True,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from repq.api.opening import load
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
-from repq.results import Accuracies, Accuracy, CheckReport
+from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Stage
@@ -42,9 +42,9 @@ def evaluate_model(
 
 def _evaluate(job: Job) -> Accuracies:
     """AP of every engine; those that the check has run on the whole split are not run again."""
-    recipe, check = job.recipe, job.artifacts["check"].result(CheckReport)
+    recipe, checked = job.recipe, job.artifacts["check"].result(Accuracies, "accuracies.json")
     dataset = read_data(job.data, recipe.data.val, job.log)
-    known = {row.model: row.accuracy for row in check.engines if row.accuracy.images == len(dataset)}
+    known = {name: found for name, found in checked.models.items() if found.images == len(dataset)}
     found = {}
     for name, folder in built(job).items():
         if name not in known:
@@ -55,6 +55,6 @@ def _evaluate(job: Job) -> Accuracies:
 
 
 STAGE = Stage(
-    "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/check.json"), splits=("val",),
+    "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/accuracies.json"), splits=("val",),
     result=Accuracies, on_machine=True, wanted=lambda recipe: True,
 )  # fmt: skip

@@ -368,3 +368,15 @@ def test_importing_repq_is_cheap_and_lists_its_names() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         repq.lod  # noqa: B018
+
+
+def test_a_recipe_that_cannot_run_says_so(forms: Forms, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{name: small, imgsz: 64, weights: w.pt, data: {path: data.yaml}}")
+    with pytest.raises(RecipeError, match=r"absent\.yaml"):
+        repq.run(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="imgzs"):
+        repq.run(recipe, overrides=["imgzs=32"])
+    work = tmp_path / "work"
+    with pytest.raises(repq.RepqError, match=r"nowhere\.pt"):
+        repq.run(recipe, weights=tmp_path / "nowhere.pt", data=forms.data, work=work, seed=1)

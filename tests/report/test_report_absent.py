@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_samples import make_accuracy, make_engine, make_results, make_summary, part
 
@@ -28,6 +28,7 @@ def test_no_format_writes_what_is_no_number(name: str) -> None:
     assert (write(math.inf), write(-math.inf)) == ("∞", "−∞")
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats()), max_size=8))
 def test_a_cell_sorts_by_a_number_or_not_at_all(values: list[float | None]) -> None:
     made = table("t", [number("x", lambda value: value, numbers.compact)], values)

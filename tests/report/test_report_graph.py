@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from report_samples import make_accuracy, make_ptq, make_summary
+from report_samples import make_accuracy, make_ptq, make_results, make_summary
 
 from repq.report import render_report
 from repq.report.sections import sections_of
@@ -23,6 +23,7 @@ GRAPH = ExportReport(
     qdq=AFTER,
     merged_groups=5,
     fp32_nodes=("neck.loud",),
+    raised_scales=("neck.quiet",),
     layers_int8=50,
     layers_float=8,
     size_bytes=1000,
@@ -44,7 +45,7 @@ def graph_sections(**changes: object) -> list[object]:
 def test_counts_stand_before_and_after_merging() -> None:
     text = page()
     assert all(str(number) in text for number in (80, 79, 40, 31, 60, 58, 9))
-    assert "neck.loud" in text and "the largest of each group" in text
+    assert "neck.loud" in text and "neck.quiet" in text and "the largest of each group" in text
 
 
 def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
@@ -60,6 +61,15 @@ def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
     text = page(ptq=ptq)
     assert "87" in text and "4 groups share one scale: calibrated on joint histograms" in text
     assert "AP with own scales" in text
+
+
+def test_the_graph_with_fp16_types_stands_beside_the_engines(tmp_path: Path) -> None:
+    check = make_results()["check"]
+    typed = check.engines[0].model_copy(
+        update={"model": "int8_float16.onnx", "snr_db": {"boxes": 51.7, "scores": 47.1}}
+    )
+    text = render_report(make_summary(check=check.model_copy(update={"typed": typed})), tmp_path)["md"].read_text()
+    assert "With FP16 types" in text and "| int8_float16.onnx (onnxruntime) | 51.7 | 47.1 |" in text
 
 
 def test_a_run_without_a_graph_has_no_section() -> None:

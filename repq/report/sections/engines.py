@@ -115,7 +115,11 @@ def check_blocks(check: CheckReport) -> list[Block]:
         f"{'Passed' if check.passed else 'Failed'} on {plural(check.images, 'image')}: torch's fake quantization has "
         f"AP {fraction(check.reference.defined())}; allowed gap ±{compact(check.max_ap_gap)} AP{demanded}."
     )
-    return [Text(lead), table("Agreement", columns, check.engines)]
+    blocks: list[Block] = [Text(lead), table("Agreement", columns, check.engines)]
+    if check.typed is not None:
+        note = "What TensorRT gets, run in ONNX Runtime, against the same graph without FP16 types."
+        blocks.append(table("With FP16 types", columns, [check.typed], note))
+    return blocks
 
 
 def _error(output: str, row: Agreement) -> float | None:

@@ -83,7 +83,10 @@ def _sharing_facts(ptq: PtqReport | None) -> list[tuple[str, str]]:
 def _precision_facts(graph: ExportReport) -> list[tuple[str, str]]:
     if not graph.precision.endswith("float16"):
         return []
-    return [("FP32 because FP16 overflows", ", ".join(graph.fp32_nodes) or "none")]
+    return [
+        ("FP32 because FP16 overflows", ", ".join(graph.fp32_nodes) or "none"),
+        ("Scales raised to the least of FP16", ", ".join(graph.raised_scales) or "none"),
+    ]
 
 
 def export_blocks(report: ExportReport) -> list[Block]:
@@ -98,6 +101,8 @@ def export_blocks(report: ExportReport) -> list[Block]:
         )
     if report.fp32_nodes:
         lines.append(f"FP32, since FP16 overflows there: {', '.join(report.fp32_nodes)}")
+    if report.raised_scales:
+        lines.append(f"scales raised to the least of FP16: {', '.join(report.raised_scales)}")
     counts = Counter(finding.severity for finding in report.findings)
     lines.append(f"lint: {', '.join(f'{counts[name]} {name}' for name in ('error', 'warning', 'info'))}")
     return [Text("\n".join(lines))]

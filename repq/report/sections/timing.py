@@ -6,7 +6,7 @@ from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Table, Text, number, table
 from repq.report.comparison import built_title, engine_title, variant_title
-from repq.report.numbers import count, mebibytes, percent, significant, times
+from repq.report.numbers import count, mebibytes, percent, plural, significant, times
 from repq.report.plots import latency_bars, step_bars
 from repq.report.summary import BENCH, BUILD, SIZES, ReportSummary, Section
 from repq.results import BenchReport, BenchRow, ServiceRow
@@ -34,10 +34,10 @@ SIZE = Section("size", "Size on disk", _size_section, uses=(SIZES, BUILD), short
 def bench_blocks(bench: BenchReport) -> list[Block]:
     """Every timed setting, the GPU's own time, and the way from JPEG files to boxes."""
     height, width = bench.imgsz
-    environment = bench.environment
+    machine, rounds = bench.environment, plural(bench.rounds, "round")
     lead = (
-        f"All models timed in one run at {height} × {width} on {environment.cpu}, in {bench.rounds} rounds of "
-        f"alternating order. The load of the machine was {environment.load_average:.2f} on {environment.cores} cores."
+        f"All models timed in one run at {height} × {width} on {machine.cpu}, in {rounds} of alternating order. "
+        f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}."
     )
     alt = "bars of the median latency of every model, engine and setting"
     blocks: list[Block] = [Text(lead), Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True)]
