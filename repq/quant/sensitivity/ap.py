@@ -47,6 +47,6 @@ def ap_with_changes(
         (inputs,) = as_inputs([batch.images], model)
         for item, outputs in changed_outputs(model, change, items, inputs):
             detections = outputs[-1].float().cpu().numpy()
-            found[item].extend(boxes_in_images(detections, batch, dataset.names, config))
+            found[item].extend(boxes_in_images(detections, batch, dataset.names, config, model.spec.layout))
     images = tuple(record.name for record in dataset.records)
     return {item: matcher.match(Detections(images, tuple(boxes))).ap() for item, boxes in found.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.layout import OutputLayout
 from repq.model import Detector
 from repq.quant.calibration.observe import Images
 from repq.quant.sensitivity.guards import demand_images
@@ -17,13 +18,12 @@ from repq.quant.sensitivity.sweep import UNCHANGED, as_inputs, changed_outputs
 from repq.quant.tape import Outputs
 from repq.results import Similarity
 
-_BOX = 4  # columns of a detection's box; a constant 1 follows, then the class scores
-
 
 @dataclass
 class OutputMoments:
     """Sums over the neck's maps, one for each level, and over the head's boxes and class scores."""
 
+    layout: OutputLayout
     neck: list[Moments] = field(default_factory=list)
     head: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
 
@@ -32,8 +32,9 @@ class OutputMoments:
         self.neck = self.neck or [Moments() for _ in original[:-1]]
         for moments, before, after in zip(self.neck, original[:-1], changed[:-1], strict=True):
             moments.add(before, after)
-        for moments, part in zip(self.head, (slice(0, _BOX), slice(_BOX + 1, None)), strict=True):
-            moments.add(original[-1][..., part], changed[-1][..., part])
+        parts = (self.layout.parts(outputs[-1]).values() for outputs in (original, changed))
+        for moments, before, after in zip(self.head, *parts, strict=True):
+            moments.add(before, after)
 
     @property
     def finite(self) -> bool:
@@ -58,7 +59,7 @@ def end_to_end_similarity(
     Raises:
         QuantizationError: no images, or outputs that are not finite; the message names the layer.
     """
-    moments = {layer: OutputMoments() for layer in layers}
+    moments = {layer: OutputMoments(model.spec.layout) for layer in layers}
     images = 0
     for inputs in as_inputs(batches, model):
         images += len(inputs)
