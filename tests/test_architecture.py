@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy"),
+    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "stopping"),
     ("layers",),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
@@ -41,6 +41,7 @@ CORE = {
     "printable",
     "reading",
     "lazy",
+    "stopping",
     "errors",
     "progress",
     "log",
