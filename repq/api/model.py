@@ -699,5 +699,4 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
     values = {**({} if config is None else dict(config)), **changes}
-    nothing = [f"{key}=null" for key, value in values.items() if value is None]
-    return parse_settings(kind, values, nothing, what=what)
+    return parse_settings(kind, values, what=what)
