@@ -38,7 +38,7 @@ def accuracy_of(
 
     demand_fit(model, dataset, imgsz)
     if model.plain:
-        return evaluate(model.infer, dataset, imgsz, config, progress)
+        return evaluate(model.infer, dataset, imgsz, config, progress, layout=model.layout)
     service = service_of(model, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
@@ -102,7 +102,8 @@ def agreement(
         demand_plain(model)
         demand_fit(model, dataset, imgsz)
     rows = [(model.info, model.infer) for model in candidates]
-    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+    layout = reference.layout
+    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, layout)
 
 
 def timed(

@@ -20,6 +20,7 @@ from repq.api.running import HERE, Options, Running
 from repq.errors import CheckpointError, DataError, EngineError, RepqError
 from repq.files import replacing
 from repq.layers import LayerId, select
+from repq.layout import OutputLayout
 from repq.recipe import (
     BenchConfig,
     BuildConfig,
@@ -81,6 +82,7 @@ class Model:
         quantized: whether layers of it quantize.
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         batch: the batch size, where the file fixes it.
+        layout: what the columns of the detections mean.
         preprocess: what the graph does to images itself.
         nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
         options: where it runs, and where its steps show how far they are.
@@ -104,6 +106,7 @@ class Model:
     start: Callable[[Options], Running]
     options: Options = HERE
     batch: int | None = None
+    layout: OutputLayout = OutputLayout()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     notes: tuple[str, ...] = ()
@@ -130,10 +133,10 @@ class Model:
 
     @property
     def infer(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections (B, N, 5 + classes).
+        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections, whose columns ``layout`` describes.
 
-        A row is centre x, y, width and height in pixels of the input, objectness, class scores. Graphs that do more
-        take and give what ``preprocess`` and ``nms`` say.
+        Those of YOLOv6 are (B, N, 5 + classes): centre x, y, width and height in pixels of the input, the constant 1,
+        class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say.
         """
         return self.running.infer
 
@@ -696,5 +699,4 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
     values = {**({} if config is None else dict(config)), **changes}
-    nothing = [f"{key}=null" for key, value in values.items() if value is None]
-    return parse_settings(kind, values, nothing, what=what)
+    return parse_settings(kind, values, what=what)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.model import Detector
@@ -32,7 +32,7 @@ FREE_GAIN_DB = 0.25
 COSTLY_GAIN_DB = 1.0
 """What a correction has to gain that gives the engine more to do."""
 
-ApOnTrain = Callable[[nn.Module], float]
+ApOnTrain = Callable[[Detector], float]
 
 
 @dataclass(frozen=True)

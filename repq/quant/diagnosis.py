@@ -79,8 +79,9 @@ def diagnose(
     rest = [layer for layer in quantized_layers(quantized.model) if layer not in worst]
     with quantizing(quantized.model, rest):
         snrs["partial"] = head_snr_db(quantized.model, held_out, wanted)
+    merged = [row for row in layers if row.layer in fused.merged_layers()]
     titles = [entry.titled(value) for entry, value in asked_for(corrected.correct)]
-    ways, advice = _judge(snrs, layers, worst, weights_only, activations_only, config.scheme, titles)
+    ways, advice = _judge(snrs, layers, merged, worst, weights_only, activations_only, config.scheme, titles)
     return Diagnosis(
         model=fused.spec.name,
         scheme=config.scheme,
@@ -230,6 +231,7 @@ def _worst(layers: Sequence[LayerDiagnosis]) -> set[LayerId]:
 def _judge(
     snrs: Mapping[WayName, float],
     layers: Sequence[LayerDiagnosis],
+    branches: Sequence[LayerDiagnosis],
     worst: set[LayerId],
     weights_only: float,
     activations_only: float,
@@ -254,7 +256,6 @@ def _judge(
         Way(name=name, command=commands[name], head_snr_db=snr, sufficient=snr >= ENOUGH_DB, evidence=evidence[name])
         for name, snr in snrs.items()
     ]
-    branches = [row for row in layers if row.layer.endswith("rbr_reparam")]
     lost = [row for row in branches if row.weight_snr_db is not None and row.weight_snr_db < LOW_SNR_DB + 5]
     weights_to_blame = bool(branches) and (weights_only < activations_only or len(lost) > len(branches) / 4)
     causes = (

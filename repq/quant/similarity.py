@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from repq.layout import OutputLayout
+from repq.model import Detector
 from repq.results import Similarity
 
 Outputs = tuple[Tensor, ...]
-
-_BOX = 4  # columns of a detection's box; a constant 1 follows, then the class scores
 
 
 @dataclass
@@ -84,6 +84,7 @@ def _cosine(m: ErrorSums) -> float:
 class OutputErrors:
     """Sums over the neck's maps, one for each level, and over the head's boxes and class scores."""
 
+    layout: OutputLayout
     neck: list[ErrorSums] = field(default_factory=list)
     head: tuple[ErrorSums, ErrorSums] = field(default_factory=lambda: (ErrorSums(), ErrorSums()))
 
@@ -92,8 +93,9 @@ class OutputErrors:
         self.neck = self.neck or [ErrorSums() for _ in original[:-1]]
         for sums, before, after in zip(self.neck, original[:-1], changed[:-1], strict=True):
             sums.add(before, after)
-        for sums, part in zip(self.head, (slice(0, _BOX), slice(_BOX + 1, None)), strict=True):
-            sums.add(original[-1][..., part], changed[-1][..., part])
+        parts = (self.layout.parts(outputs[-1]).values() for outputs in (original, changed))
+        for sums, before, after in zip(self.head, *parts, strict=True):
+            sums.add(before, after)
 
     @property
     def finite(self) -> bool:
@@ -105,15 +107,15 @@ class OutputErrors:
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
-    """Detections (B, N, 5 + classes) of each batch."""
+def outputs_of(model: Detector, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Detections of each batch."""
     return [model(images) for images in batches]
 
 
 @torch.no_grad()
-def head_snr_db(model: nn.Module, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def head_snr_db(model: Detector, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """SNR in dB of a model's detections against ``reference``, the float model's on the same batches."""
-    sums = OutputErrors()
+    sums = OutputErrors(model.spec.layout)
     for images, wanted in zip(batches, reference, strict=True):
         sums.add((wanted,), (model(images),))
     return similarity(sums.head).snr_db

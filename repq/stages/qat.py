@@ -81,7 +81,7 @@ def qat_checkpoint(
         def accuracy(model: Detector, title: str) -> Accuracy:
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
             demand_fit(opened, val_set, imgsz)
-            found = evaluate_together(opened.infer, val_set, imgsz, eval_config)
+            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout)
             log(f"{title}: AP {found.ap:.4f}")
             return found
 

@@ -85,7 +85,8 @@ def _draw(
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
     float_found, quantized_found = (
-        detect_all(load(engine).infer, dataset, imgsz, single).boxes for engine in (float_engine, quantized_engine)
+        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes
+        for model in map(load, (float_engine, quantized_engine))
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,

@@ -83,7 +83,7 @@ def end_to_end_similarity(
     Raises:
         QuantizationError: no images, or outputs that are not finite; the message names the layer.
     """
-    errors = {layer: OutputErrors() for layer in layers}
+    errors = {layer: OutputErrors(model.spec.layout) for layer in layers}
     images = 0
     for inputs in as_inputs(batches, model):
         images += len(inputs)
@@ -137,6 +137,6 @@ def ap_with_changes(
         (inputs,) = as_inputs([batch.images], model)
         for item, outputs in changed_outputs(model, change, items, inputs):
             detections = outputs[-1].float().cpu().numpy()
-            found[item].extend(boxes_in_images(detections, batch, dataset.names, config))
+            found[item].extend(boxes_in_images(detections, batch, dataset.names, config, model.spec.layout))
     images = tuple(record.name for record in dataset.records)
     return {item: matcher.match(Detections(images, tuple(boxes))).ap() for item, boxes in found.items()}
