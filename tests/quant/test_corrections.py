@@ -27,7 +27,7 @@ from repq.quant import (
     QuantConv2d,
     apply_scales,
     extra_macs_share,
-    load_quantized,
+    load_weights,
     quantize,
     quantized_layers,
     quantizing,
@@ -35,16 +35,10 @@ from repq.quant import (
     scale_table,
 )
 from repq.quant.convolution import is_depthwise, quantized_weight
-from repq.quant.corrections import (
-    adapt_rounding,
-    best_rounding,
-    channel_moments,
-    correct_outputs,
-    equalize,
-    find_chains,
-    input_grams,
-    split_layers,
-)
+from repq.quant.corrections.equalize import equalize, find_chains
+from repq.quant.corrections.outputs import channel_moments, correct_outputs
+from repq.quant.corrections.rounding import adapt_rounding, best_rounding, input_grams
+from repq.quant.corrections.split import split_layers
 from repq.quant.scaling import channel_scale
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
 from repq.scales import LayerScales, TensorScale
@@ -443,7 +437,7 @@ def test_a_corrected_checkpoint_comes_back_exactly(lite: Detector, tmp_path: Pat
     )  # fmt: skip
     outcome = quantize(lite, [images()], config)
     save_quantized(tmp_path / "model.safetensors", outcome.model, config)
-    read = load_quantized(tmp_path / "model.safetensors")
+    read = load_weights(tmp_path / "model.safetensors")
     assert read.config == config
     assert any(scales.fine is not None for scales in scale_table(read.model).values())
     assert torch.equal(compute(read.model, images()), compute(outcome.model, images()))
