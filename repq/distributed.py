@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from repq.data import DetectionDataset
+from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.recipe import EvalConfig
@@ -194,6 +194,7 @@ def evaluate_together(
     predict: Predict, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig
 ) -> Accuracy:
     """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
+    demand_objects(dataset)
     processes = current_processes()
     own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config)
     if processes.count == 1:

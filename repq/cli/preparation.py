@@ -22,8 +22,9 @@ def calib(data: Path, split: str, images: int, out: Path, seed: int, as_json: bo
     """
     from repq.stages import draw_calibration_set
 
-    count = draw_calibration_set(data, split, images, seed, out)
-    Shell(as_json).finish({"images": count, "out": str(out)}, f"{out}: {count} images")
+    shell = Shell(as_json)
+    count = draw_calibration_set(data, split, images, seed, out, log=shell.log)
+    shell.finish({"images": count, "out": str(out)}, f"{out}: {count} images")
 
 
 @click.command()

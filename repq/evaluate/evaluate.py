@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repq.data import DetectionDataset
+from repq.data import DetectionDataset, demand_objects
 from repq.evaluate.coco_metrics import coco_accuracy
 from repq.evaluate.detections import Predict, detect_all
 from repq.progress import Progress, silent
@@ -24,6 +24,8 @@ def evaluate(
         imgsz: height and width of the network input.
 
     Raises:
-        DataError: the detector's output does not fit the data set, or an image can no longer be read.
+        DataError: the detector's output does not fit the data set, no image has a labelled object, or an image can no
+            longer be read.
     """
+    demand_objects(dataset)
     return coco_accuracy(detect_all(predict, dataset, imgsz, config, progress, label="evaluating"), dataset)

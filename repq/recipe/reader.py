@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from repq import reading
 from repq.errors import RecipeError
 from repq.recipe.ablation import Ablation, merged
 from repq.recipe.base import C, Config
@@ -71,20 +71,12 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping with ``safe_load``.
+    """Read a YAML mapping of plain types; see `repq.reading.read_yaml` for the bounds.
 
     Raises:
         RecipeError: the file cannot be read or holds no mapping.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}", found=error.strerror or str(error), fix="check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no valid YAML", found=str(error), fix="mend the line that is named") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds no mapping", found=type(values).__name__, fix="write 'key: value' lines")
-    return values
+    return reading.read_yaml(path, error=RecipeError)
 
 
 def set_value(values: dict[str, Any], override: str) -> None:
@@ -105,7 +97,7 @@ def set_value(values: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise RecipeError(f"the override {override!r} goes through {parent!r}, which is a plain value")
         node = child
-    node[last] = yaml.safe_load(text)
+    node[last] = reading.parse_yaml(text, f"the override {override}", error=RecipeError)
 
 
 def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recipe:

@@ -12,8 +12,8 @@ from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
 from repq.results import CheckReport
 from repq.stages.build import built
-from repq.stages.data import read_data
-from repq.stages.evaluate import demand_fit, demand_plain
+from repq.stages.data import demand_same_order, read_data
+from repq.stages.evaluate import demand_fit, demand_plain, demand_size
 from repq.stages.stage import Job, Section, Stage
 
 
@@ -55,9 +55,12 @@ def check_models(
         ]
     else:
         candidates = [open_model(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
-    for predictor in (reference, *candidates):
+    demand_plain(reference)
+    dataset = demand_fit(reference, dataset, imgsz, log)
+    for predictor in candidates:
         demand_plain(predictor)
-        demand_fit(predictor, dataset, imgsz)
+        demand_size(predictor, imgsz)
+        demand_same_order(dataset, predictor.names, predictor.label)
     rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
     return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.errors import DataError, RepqError
+from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.predictor import Predictor, open_model
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
 from repq.results import Accuracies, Accuracy, CheckReport
 from repq.stages.build import built
-from repq.stages.data import read_data
+from repq.stages.data import fitted, read_data
 from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def evaluate_model(
     """
     dataset = read_data(data, split, log)
     predictor = open_model(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
-    return accuracy_of(predictor, dataset, imgsz, config, progress), predictor
+    return accuracy_of(predictor, dataset, imgsz, config, progress, log), predictor
 
 
 def accuracy_of(
@@ -48,26 +48,35 @@ def accuracy_of(
     imgsz: tuple[int, int],
     config: EvalConfig,
     progress: Progress = silent,
+    log: Log = quiet,
 ) -> Accuracy:
-    """COCO AP of an opened model, with the work of a service inside or without."""
+    """COCO AP of an opened model, with the work of a service inside or without.
+
+    Raises:
+        RepqError: the model does not fit the data set, or there is not one labelled object.
+    """
+    from repq.data import demand_objects
     from repq.evaluate import coco_accuracy, detect_images, evaluate
     from repq.service import service_of
 
-    demand_fit(predictor, dataset, imgsz)
+    dataset = demand_fit(predictor, dataset, imgsz, log)
+    demand_objects(dataset)
     if predictor.plain:
         return evaluate(predictor.infer, dataset, imgsz, config, progress)
     service = service_of(predictor, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
 
-def demand_fit(predictor: Predictor, dataset: DetectionDataset, imgsz: tuple[int, int]) -> None:
+def demand_fit(
+    predictor: Predictor, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet
+) -> DetectionDataset:
+    """Check that a model takes images of this size; return the data set with the model's classes in their order.
+
+    Raises:
+        RepqError: another size or other classes.
+    """
     demand_size(predictor, imgsz)
-    if predictor.names is not None and len(predictor.names) != len(dataset.names):
-        raise DataError(
-            f"{predictor.label} was trained for {len(predictor.names)} classes",
-            found=f"{len(dataset.names)} classes in the data set",
-            fix="give the data set that the model was trained for",
-        )
+    return fitted(dataset, predictor.names, predictor.label, log)
 
 
 def demand_plain(predictor: Predictor) -> None:

@@ -13,7 +13,7 @@ from repq.predictor import from_torch, resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import CorrectionConfig, EvalConfig, LetterboxConfig, PtqConfig
 from repq.results import Accuracy, PtqReport, QdqCount
-from repq.stages.data import read_data
+from repq.stages.data import fitted, read_data
 from repq.stages.evaluate import accuracy_of
 from repq.stages.stage import Job, Section, Stage
 
@@ -57,6 +57,7 @@ def ptq_checkpoint(
     Raises:
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
     """
+    from repq.data import demand_objects, warn_of_overlap
     from repq.model import layer_ids
     from repq.quant import apply_scales, extra_macs_share, save_quantized, scale_table
     from repq.quant.plan_file import read_plan
@@ -65,7 +66,10 @@ def ptq_checkpoint(
     if plan is not None:
         kept = read_plan(plan, layer_ids(fused), fused.spec.name).float_
         config = config.model_copy(update={"keep_float": (*config.keep_float, *kept)})
-    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
+    train_set, val_set = (
+        fitted(read_data(data, split, log), names, weights.name, log) for split in (train_split, val_split)
+    )
+    demand_objects(val_set)
     records = _calibration_images(train_set, config, log)
     warn_of_overlap(records, val_set.records, log)
     graph = _float_graph(fused, imgsz, config)
@@ -120,17 +124,6 @@ def calibrated(
     records = _calibration_images(train_set, config, log)
     groups = _groups(_float_graph(fused, imgsz, config) if config.share_scales != "none" else None, fused, config)
     return _quantize(fused, train_set, records, imgsz, config, eval_config, device, progress, log, groups)
-
-
-def warn_of_overlap(deciding: Sequence[ImageRecord], evaluation: Sequence[ImageRecord], log: Log) -> None:
-    """Warn of images that settings are chosen on and accuracy is reported on."""
-    from repq.quant.sensitivity import image_hashes, overlap_note
-
-    sizes = {record.path.stat().st_size for record in deciding}
-    alike = [record for record in evaluation if record.path.stat().st_size in sizes]  # others cannot be equal
-    overlap = overlap_note(image_hashes(deciding), image_hashes(alike))
-    if overlap is not None:
-        log(overlap)
 
 
 def open_fused(weights: Path, device: str, log: Log) -> tuple[Detector, tuple[str, ...] | None]:

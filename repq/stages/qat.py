@@ -14,7 +14,7 @@ from repq.predictor import from_torch, resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import CalibrationConfig, CorrectionConfig, EvalConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
-from repq.stages.data import read_data
+from repq.stages.data import demand_same_order, fitted, read_data
 from repq.stages.evaluate import demand_fit
 from repq.stages.ptq import calibrated
 from repq.stages.stage import Job, Section, Stage
@@ -53,6 +53,7 @@ class _Start:
     plan: QuantPlan
     ptq: PtqConfig
     names: tuple[str, ...] | None
+    teacher_names: tuple[str, ...] | None
     maxima: Mapping[str, float]
 
 
@@ -79,6 +80,7 @@ def qat_checkpoint(
     Raises:
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
+    from repq.data import demand_objects, warn_of_overlap
     from repq.quant import save_quantized
     from repq.quant.qat import train_quantized
     from repq.train import Board, joined_processes
@@ -88,7 +90,12 @@ def qat_checkpoint(
         if not processes.is_first:
             progress, log = silent, quiet
         train_set, val_set = (read_data(data, split, log) for split in splits)
+        demand_objects(val_set)
+        if processes.is_first:
+            warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
         start = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        train_set, val_set = (fitted(part, start.names, source.weights.name, log) for part in (train_set, val_set))
+        demand_same_order(val_set, start.teacher_names, "the teacher")
 
         def accuracy(model: Detector, title: str) -> Accuracy:
             found = _accuracy_together(model, val_set, imgsz, eval_config, str(own_device), start.names)
@@ -146,7 +153,8 @@ def _start(
     kept = source.keep_float
     if source.plan is not None:
         kept += read_plan(source.plan, layers, fused.spec.name).float_
-    teacher = fused if source.teacher is None else fuse(open_float(source.teacher, log).model)
+    taught = checkpoint if source.teacher is None else open_float(source.teacher, log)
+    teacher = fused if source.teacher is None else fuse(taught.model)
     if restored is not None:
         model, ptq = _partly_float(restored, kept, source)
         if source.teacher is None and ptq.correct != CorrectionConfig(images=ptq.correct.images):
@@ -158,7 +166,7 @@ def _start(
         found = calibrated(source.weights, ptq, train_set, imgsz, eval_config, device, progress, log)
         model = found.model
     maxima = restored.maxima if restored is not None else {}
-    return _Start(model, teacher, _plan_of(model), ptq, checkpoint.names, maxima)
+    return _Start(model, teacher, _plan_of(model), ptq, checkpoint.names, taught.names, maxima)
 
 
 def _partly_float(
@@ -210,7 +218,7 @@ def _accuracy_together(
     from repq.distributed import evaluate_together
 
     predictor = from_torch(model.spec.name, model, device=device, names=names)
-    demand_fit(predictor, dataset, imgsz)
+    dataset = demand_fit(predictor, dataset, imgsz)
     return evaluate_together(predictor.infer, dataset, imgsz, config)
 
 

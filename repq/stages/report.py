@@ -16,7 +16,7 @@ from repq.recipe import EvalConfig, ReportConfig
 from repq.recipe.whole import stages
 from repq.results import BenchReport, PlanReport
 from repq.stages.build import built
-from repq.stages.data import read_data
+from repq.stages.data import fitted, read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -89,10 +89,9 @@ def _draw(
     if not busiest:
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
-    float_found, quantized_found = (
-        detect_all(open_model(engine).infer, dataset, imgsz, single).boxes
-        for engine in (float_engine, quantized_engine)
-    )
+    opened = open_model(float_engine), open_model(quantized_engine)
+    dataset = fitted(dataset, opened[0].names, opened[0].label)
+    float_found, quantized_found = (detect_all(predictor.infer, dataset, imgsz, single).boxes for predictor in opened)
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
                   confidence=config.confidence)

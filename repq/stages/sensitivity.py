@@ -6,7 +6,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.errors import DataError, RepqError
+from repq.checkpoints import open_float
+from repq.errors import RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
@@ -14,9 +15,9 @@ from repq.predictor import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
-from repq.stages.data import read_data
+from repq.stages.data import fitted, look_for_overlap, read_data
 from repq.stages.plan_latency import layer_costs, timed_front
-from repq.stages.ptq import calibrated, warn_of_overlap
+from repq.stages.ptq import calibrated
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def measure_sensitivity(
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
         if not processes.is_first:
             progress, log = silent, quiet
-        dataset = read_data(data, split, log)
-        _look_for_overlap(dataset, data, val_split, log)
+        dataset = fitted(read_data(data, split, log), open_float(weights).names, weights.name, log)
+        look_for_overlap(dataset.records, data, val_split, log)
         plain = ptq.model_copy(update={"keep_float": ()})
         outcome = calibrated(weights, plain, dataset, imgsz, eval_config, str(own_device), progress, log)
         records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
@@ -172,17 +173,6 @@ def _write_report(
         render_report(summary, out)
     except RepqError as error:  # what was measured is written all the same
         log(str(error))
-
-
-def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | None, log: Log) -> None:
-    """Warn if the images that plans are chosen on are those that accuracy is reported on."""
-    if val_split is None:
-        return
-    try:
-        evaluation = read_data(data, val_split)
-    except DataError:  # there is none, which is no harm here
-        return
-    warn_of_overlap(dataset.records, evaluation.records, log)
 
 
 def _measure(job: Job) -> Sensitivity:

@@ -7,7 +7,6 @@ together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges.
 from repq.quant.sensitivity.ap import ap_with_changes
 from repq.quant.sensitivity.assess import Detect, ap_assessor, plan_detector
 from repq.quant.sensitivity.end_to_end import end_to_end_similarity
-from repq.quant.sensitivity.guards import image_hashes, overlap_note
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.local import local_moments
 from repq.quant.sensitivity.measurement import Measurement, collect, measure
@@ -48,11 +47,9 @@ __all__ = [
     "end_to_end_similarity",
     "front_plans",
     "harm",
-    "image_hashes",
     "local_moments",
     "make_plan",
     "measure",
-    "overlap_note",
     "plan_detector",
     "rank_correlations",
     "ranking",

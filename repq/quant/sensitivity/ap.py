@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import Batch, DetectionDataset
+from repq.data import Batch, DetectionDataset, demand_objects
 from repq.evaluate import Detections, Matcher, boxes_in_images
 from repq.layers import LayerId
 from repq.model import Detector
-from repq.quant.sensitivity.guards import demand_objects
 from repq.quant.sensitivity.sweep import Change, as_inputs, changed_outputs
 from repq.recipe import EvalConfig
 
@@ -41,7 +40,7 @@ def ap_with_changes(
     Raises:
         DataError: no image has a labelled object, or the model does not fit the data set's classes.
     """
-    demand_objects(dataset.records)
+    demand_objects(dataset)
     found: dict[LayerId, list[NDArray[np.float32]]] = {item: [] for item in items}
     for batch in load():
         (inputs,) = as_inputs([batch.images], model)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, demand_objects, image_hashes
 from repq.errors import QuantizationError
 from repq.evaluate import Matcher
 from repq.identity import identify
@@ -17,7 +17,7 @@ from repq.progress import Progress, silent
 from repq.quant.insertion import quantized_layers
 from repq.quant.sensitivity.ap import ap_with_changes
 from repq.quant.sensitivity.end_to_end import end_to_end_similarity
-from repq.quant.sensitivity.guards import demand_objects, image_hashes, silent_layers
+from repq.quant.sensitivity.guards import silent_layers
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.local import local_moments
 from repq.quant.sensitivity.measures import similarity
@@ -84,7 +84,7 @@ class Measurement:
         """
         if self.dataset is None:
             raise QuantizationError("AP needs a labelled data set", fix="give one, or leave the AP sweeps out")
-        demand_objects(self.dataset.records)
+        demand_objects(self.dataset)
         return self.dataset
 
     @property
