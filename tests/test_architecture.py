@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy"),
+    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
     ("layers",),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
@@ -27,9 +27,7 @@ ORDER = (
     ("engine",),
     ("bench",),
     ("report",),
-    ("checkpoints",),
-    ("predictor",),
-    ("service",),
+    ("api",),
     ("stages",),
     ("pipeline",),
     ("cli",),
@@ -41,6 +39,7 @@ CORE = {
     "printable",
     "reading",
     "lazy",
+    "privacy",
     "errors",
     "progress",
     "log",

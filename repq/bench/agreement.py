@@ -12,20 +12,10 @@ from repq.data import DetectionDataset, batches, demand_objects
 from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EvalConfig
-from repq.results import Agreement, CheckReport
+from repq.results import Agreement, CheckReport, ModelInfo
 
 OUTPUTS = {"boxes": slice(0, 4), "scores": slice(5, None)}
 """The parts of detections (B, N, 5 + classes) that are compared; the constant between them is no result."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to compare: its name, how to run it, and how many of its layers run in INT8 and in float."""
-
-    name: str
-    infer: Predict
-    int8_layers: int
-    float_layers: int
 
 
 @dataclass
@@ -56,9 +46,9 @@ class _Tally:
     differences: dict[str, _Difference] = field(default_factory=lambda: {name: _Difference() for name in OUTPUTS})
 
 
-def compare(
+def check_agreement(
     reference: Predict,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[tuple[ModelInfo, Predict]],
     dataset: DetectionDataset,
     imgsz: tuple[int, int],
     config: CheckConfig,
@@ -68,7 +58,8 @@ def compare(
     """Run the reference and every candidate on each batch and compare outputs and AP.
 
     Args:
-        reference: images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes), as every candidate's ``infer``.
+        reference: images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes).
+        candidates: what each model is, and how to run it, as the reference.
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
@@ -82,25 +73,23 @@ def compare(
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
         own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config))
-        for candidate, tally in zip(candidates, tallies, strict=True):
-            actual = np.asarray(candidate.infer(batch.images))
+        for (_, predict), tally in zip(candidates, tallies, strict=True):
+            actual = np.asarray(predict(batch.images))
             tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config))
             for name, part in OUTPUTS.items():
                 tally.differences[name].add(expected[..., part], actual[..., part])
     images = tuple(record.name for record in dataset.records)
     reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []
-    for candidate, tally in zip(candidates, tallies, strict=True):
+    for (model, _), tally in zip(candidates, tallies, strict=True):
         accuracy = coco_accuracy(Detections(images, tuple(tally.boxes)), dataset)
         rows.append(
             Agreement(
-                engine=candidate.name,
+                **dict(model),
                 snr_db={name: difference.snr_db for name, difference in tally.differences.items()},
                 max_abs_error={name: difference.max_abs for name, difference in tally.differences.items()},
                 accuracy=accuracy,
                 ap_gap=accuracy.ap - reference_accuracy.ap,
-                int8_layers=candidate.int8_layers,
-                float_layers=candidate.float_layers,
             )
         )
     return CheckReport(

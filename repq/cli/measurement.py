@@ -43,17 +43,19 @@ def evaluate(
 
     shell = Shell(as_json)
     letterbox = LetterboxConfig(border=border, inner_size=inner_size)
-    accuracy, predictor = evaluate_model(
+    accuracy, opened = evaluate_model(
         model, data, split, imgsz, EvalConfig(batch=batch, confidence=conf, iou=iou, letterbox=letterbox),
         engine=engine, device=device, threads=threads, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {
         **accuracy.values(),
         "model": str(model),
-        "engine": predictor.engine,
-        "precision": predictor.precision,
+        "engine": opened.running.engine,
+        "precision": opened.precision,
     }
-    shell.finish(values, lambda: accuracy_table(accuracy, f"{model.name} ({predictor.engine}, {predictor.precision})"))
+    shell.finish(
+        values, lambda: accuracy_table(accuracy, f"{model.name} ({opened.running.engine}, {opened.precision})")
+    )
 
 
 @click.command()

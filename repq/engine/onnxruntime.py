@@ -46,6 +46,8 @@ _FLOAT_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
 }
+# It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
+_CHANGES_WEIGHTS = ("WeightBiasQuantization",)
 # What ONNX Runtime appends to a node's name when it rewrites it, and what the lowering appends to a repeated one.
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
 
@@ -60,7 +62,7 @@ class OnnxRuntimeEngine:
         self._model = model
         self._data = model.SerializeToString()
         self._provider = manifest.settings.provider
-        self._session = _session(self._data, manifest.threads, self._provider)
+        self._session = open_session(self._data, manifest.threads, self._provider)
         self._outputs = [output.name for output in manifest.outputs]
 
     @property
@@ -97,7 +99,7 @@ class OnnxRuntimeEngine:
         if self._provider == "tensorrt":  # its nodes are engines of their own, which ONNX Runtime cannot write down
             unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
             return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
-        _session(self._data, self.manifest.threads, self._provider, optimized=optimized)
+        open_session(self._data, self.manifest.threads, self._provider, optimized=optimized)
         graph = onnx.load(str(optimized)).graph
         layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph))
         return layers, conversions(graph.node), None if self._provider == "cpu" else self._placement()
@@ -105,7 +107,7 @@ class OnnxRuntimeEngine:
     def _placement(self) -> str:
         shape = [size if isinstance(size, int) else 1 for size in self.manifest.input.shape]
         images = np.zeros(shape, self.manifest.input.dtype)
-        session = _session(self._data, self.manifest.threads, self._provider, profiled=True)
+        session = open_session(self._data, self.manifest.threads, self._provider, profiled=True)
         counts = nodes_by_provider(session, {self.manifest.input.name: images})
         return ", ".join(f"{count} nodes ran on {name}" for name, count in counts.items())
 
@@ -194,9 +196,14 @@ def conversions(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _session(
+def open_session(
     data: bytes, threads: int | None, provider: Provider, *, optimized: Path | None = None, profiled: bool = False
 ) -> Any:
+    """A session as the engine runs it: every optimization, and exact integer sums on every CPU.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run the model, or lacks the provider.
+    """
     import onnxruntime
 
     demand_provider(provider)
@@ -216,7 +223,9 @@ def _session(
         options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "repq-onnxruntime")
     try:
         # Without this it would take the CPU when a GPU provider fails, with no more than a line in its log.
-        session = onnxruntime.InferenceSession(data, options, providers=[NAMES[provider]], enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            data, options, providers=[NAMES[provider]], enable_fallback=0, disabled_optimizers=_CHANGES_WEIGHTS
+        )
     except Exception as error:  # its exceptions share no public base class
         raise EngineError("ONNX Runtime cannot run the model", found=str(error).strip().splitlines()[0]) from None
     if session.get_providers()[0] != NAMES[provider]:

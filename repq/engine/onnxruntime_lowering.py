@@ -16,7 +16,9 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 - INT8 with zero point z is UINT8 with zero point z + 128; ONNX Runtime's fast kernels take UINT8 activations.
 - ``q`` never decreases, so ``q(max(x, 0)) = max(q(x), z)``: Relu becomes Clip, and vanishes where z is 0. MaxPool
   commutes likewise, and operators that copy values (Concat, Reshape …) commute with every function.
-- A tensor that two readers want with two scales is convolved twice: cheaper than once in float.
+- A tensor that two readers want with two scales is convolved twice: cheaper than once in float. Each convolution has
+  weights of its own: on x86 without dot product instructions ONNX Runtime makes them UINT8, and fails where two nodes
+  share one initializer ("AddInitializedOrtValue Attempt to replace the existing tensor").
 
 QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
 input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
@@ -206,7 +208,7 @@ class _Lowering:
         if carried is None or conv.node.op_type != "Conv":
             return None
         integers, source = carried
-        name = conv.node.name
+        name = self._unique(conv.node.name)
         weight, scale = _room_for_bias(conv, source.scale)
         bias = np.rint(conv.bias.astype(np.float64) / (np.float64(source.scale) * scale)).astype(np.int32)
         inputs = [
@@ -219,7 +221,9 @@ class _Lowering:
             self._constant(f"{name}.bias_int32", bias),
         ]
         attributes = {a.name: helper.get_attribute_value(a) for a in conv.node.attribute}
-        return self._append("QLinearConv", name, inputs, **attributes)
+        output = f"{name}_uint8"
+        self._nodes.append(helper.make_node("QLinearConv", inputs, [output], name=name, **attributes))
+        return output
 
     # --- reading the old graph
 

@@ -38,6 +38,19 @@ class Detections:
     def count(self) -> int:
         return sum(len(boxes) for boxes in self.boxes)
 
+    def demand_images_of(self, dataset: DetectionDataset) -> None:
+        """Check that they follow the data set's records.
+
+        Raises:
+            DataError: they are of other images.
+        """
+        if self.images != _names(dataset.records):
+            raise DataError(
+                "the detections are of other images than the data set's",
+                found=f"{len(self.images)} images with detections, {len(dataset)} in the data set",
+                fix="detect and evaluate on the same split",
+            )
+
 
 def detect_all(
     predict: Predict,

@@ -12,13 +12,7 @@ from repq.quant.quantizer import Quantizer, fake_quantize
 from repq.quant.rows import extra_macs_share, int8_macs_share, layer_rows
 from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, symmetric_scale, weight_scale
 from repq.quant.state import apply_scales, quantizing, scale_table
-from repq.quant.storage import (
-    QuantizedCheckpoint,
-    holds_quantization,
-    load_quantized,
-    restore_quantized,
-    save_quantized,
-)
+from repq.quant.storage import Weights, load_quantized, load_weights, save_quantized
 
 __all__ = [
     "Calibration",
@@ -26,22 +20,22 @@ __all__ = [
     "Observation",
     "QuantConv2d",
     "QuantConvTranspose2d",
-    "QuantizedCheckpoint",
     "QuantizedLayer",
     "QuantizedModel",
     "Quantizer",
     "Scheme",
+    "Weights",
     "activation_range",
     "apply_scales",
     "asymmetric_scale",
     "calibrate",
     "extra_macs_share",
     "fake_quantize",
-    "holds_quantization",
     "insert_quantizers",
     "int8_macs_share",
     "layer_rows",
     "load_quantized",
+    "load_weights",
     "observe",
     "on_device_of",
     "quantize",
@@ -50,7 +44,6 @@ __all__ = [
     "quantized_layers",
     "quantizing",
     "range_scale",
-    "restore_quantized",
     "save_quantized",
     "scale_table",
     "set_scales",

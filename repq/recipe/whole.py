@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import create_model, model_validator
 
-from repq.recipe.base import Config, ImageSize, resolve, setting
+from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
 from repq.recipe.data import DataConfig, EvalConfig
 
 
@@ -39,12 +38,12 @@ class Recipe(Config):
     ``weights`` starts from a checkpoint, ``train`` trains first; one of the two is needed.
     """
 
-    name: str = setting(help="Name of the run, and of its folder.", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name = setting(help="Name of the run, and of its folder.")
     data: DataConfig = setting(help="The data set.")
     imgsz: ImageSize = setting((640, 640), help="Height and width of the network input; one number for a square.")
-    weights: Path | None = setting(None, help="Checkpoint to start from.")
-    device: str = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
-    seed: int = setting(0, help="Seed of everything random.", ge=0, lt=2**32)
+    weights: AnyPath | None = setting(None, help="Checkpoint to start from.")
+    device: Device = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
+    seed: Seed = setting(0, help="Seed of everything random.")
     eval: EvalConfig = setting(EvalConfig(), help="How accuracy is measured, in every stage.")
 
     @model_validator(mode="after")

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.errors import DataError
+from repq.api.fitting import look_for_overlap
+from repq.api.images import open_data
 from repq.log import Log, quiet
-from repq.printable import printable
 from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
-    from repq.data import DetectionDataset, ImageRecord
+    from repq.data import DetectionDataset
 
 
 def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
     """Load a split and log what had to be skipped, and what was taken in another way than it is written."""
-    from repq.data import load_dataset
-
-    dataset = load_dataset(data, split)
-    for line in dataset.problems.lines():
-        log(f"{printable(data)} {printable(split)}: {line}")
-    return dataset
-
-
-def fitted(dataset: DetectionDataset, names: Sequence[str] | None, owner: str, log: Log = quiet) -> DetectionDataset:
-    """The data set with the classes of a model, in the model's order; see `repq.data.fit_classes`.
-
-    Raises:
-        DataError: other classes.
-    """
-    from repq.data import fit_classes
-
-    dataset, notes = fit_classes(dataset, names, owner)
-    for note in notes:
-        log(note)
-    return dataset
-
-
-def demand_same_order(dataset: DetectionDataset, names: Sequence[str] | None, owner: str) -> None:
-    """Refuse a second model whose classes are not those of the first, to which the data set was fitted.
-
-    Raises:
-        DataError: other classes, or the same in another order: outputs of the two cannot be compared.
-    """
-    if fitted(dataset, names, owner) is not dataset:
-        raise DataError(
-            f"{owner} has its classes in another order than the model that it meets",
-            found=f"{', '.join(map(printable, list(names or ())[:10]))}; the other: {', '.join(dataset.names[:10])}",
-            fix="give models that were trained with the same 'names'",
-        )
-
-
-def look_for_overlap(
-    deciding: Sequence[ImageRecord], data: Path, val_split: str | None, log: Log, use: str = "settings are chosen on"
-) -> None:
-    """Say if images that something is learned from are in the split that accuracy is reported on, if there is one."""
-    from repq.data import listed_images, warn_of_overlap
-
-    if val_split is None:
-        return
-    try:
-        evaluation = listed_images(data, val_split)
-    except DataError:  # there is none, which is no harm here
-        return
-    warn_of_overlap(deciding, evaluation, log, use)
+    return open_data(data, split, log)
 
 
 def draw_calibration_set(

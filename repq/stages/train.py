@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.checkpoints import OpenedCheckpoint, open_float
+from repq.api.fitting import splits_to_train_on
+from repq.api.quantizing import open_float
+from repq.api.running import resolve_device
 from repq.errors import RecipeError
 from repq.files import write_text
 from repq.log import Log, quiet
-from repq.predictor import resolve_device
-from repq.printable import printable
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.results import TrainReport
-from repq.stages.data import demand_same_order, fitted, read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
-    from repq.data import DetectionDataset
     from repq.model import Detector
+    from repq.quant import Weights
     from repq.recipe import Recipe
 
 WEIGHTS, SCALES, BOARD = "weights.safetensors", "scales.safetensors", "board"
@@ -51,7 +50,6 @@ def train_detector(
     Raises:
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
-    from repq.data import demand_objects, fit_splits, warn_of_overlap
     from repq.model import save_checkpoint
     from repq.reparam import extract_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, train
@@ -60,23 +58,15 @@ def train_detector(
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
-        train_set, val_set, notes = fit_splits(*(read_data(data, split, log) for split in splits))
-        for note in notes:
-            log(note)
-        demand_objects(train_set, "a detector cannot be trained")
-        demand_objects(val_set)
         initial = open_float(config.weights, log) if config.weights else None
-        if initial is not None and set(initial.names or ()) == set(train_set.names):
-            train_set, val_set = (fitted(part, initial.names, "the checkpoint", log) for part in (train_set, val_set))
         teacher = open_float(config.distill.teacher, log) if config.distill else None
-        if teacher is not None:
-            demand_same_order(train_set, teacher.names, "the teacher")
-        if processes.is_first:
-            warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
+        train_set, val_set = splits_to_train_on(
+            data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
+        )
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
         try:
             outcome = train(
-                _initial_model(config, initial, train_set, seed, log), train_set, val_set, imgsz, config,
+                _initial_model(config, initial, train_set.num_classes, seed, log), train_set, val_set, imgsz, config,
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=teacher.model if teacher else None,
@@ -93,9 +83,7 @@ def train_detector(
     return outcome.report
 
 
-def _initial_model(
-    config: TrainConfig, initial: OpenedCheckpoint | None, train_set: DetectionDataset, seed: int, log: Log
-) -> Detector:
+def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: int, seed: int, log: Log) -> Detector:
     import torch
 
     from repq.model import build
@@ -103,15 +91,10 @@ def _initial_model(
 
     if initial is None:
         torch.manual_seed(seed)
-        return build(config.model, train_set.num_classes)
-    result = fine_tuned(initial.model, train_set.num_classes)
+        return build(config.model, num_classes)
+    result = fine_tuned(initial.model, num_classes)
     for note in result.notes:
         log(note)
-    if initial.names and len(initial.names) == train_set.num_classes and set(initial.names) != set(train_set.names):
-        log(
-            f"the class predictions start from those of the checkpoint, which are of other classes: "
-            f"{', '.join(map(printable, initial.names[:5]))}; the data set's are {', '.join(train_set.names[:5])}"
-        )
     return result.model
 
 

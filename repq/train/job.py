@@ -10,6 +10,7 @@ from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, ModelSpec
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales
+from repq.train.loader import smallest_batch
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TrainJob:
         if self.model.deploy:
             raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
         check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
+        _check_batch_norm(self, processes)
         if self.config.class_weights and len(self.config.class_weights) != classes:
             raise TrainingError(
                 "class_weights needs a factor for every class",
@@ -89,6 +91,17 @@ def check_images(
             "there is not an image for every process",
             found=f"{len(train_set)} images in batches of {batch} for {processes} processes",
             fix="make batch larger (it counts the images of all processes) or start fewer processes",
+        )
+
+
+def _check_batch_norm(job: TrainJob, processes: int) -> None:
+    stride = job.model.spec.strides[-1]
+    images, (height, width) = smallest_batch(len(job.train_set), job.imgsz, job.config, stride, processes)
+    if images * (height // stride) * (width // stride) == 1:
+        raise TrainingError(
+            "batch norm needs more than one value of a channel, and the coarsest map has only one",
+            found=f"a batch of 1 image of {height}x{width}, stride {stride}",
+            fix="train on larger images, or in batches that give every process 2 images or more",
         )
 
 

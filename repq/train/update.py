@@ -17,8 +17,7 @@ from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss, LossOptions, detection_loss
-from repq.train.optimizer import build_optimizer, set_rates
-from repq.train.schedule import Rates
+from repq.train.optimizer import Rates, build_optimizer, set_rates
 
 LAYOUT = torch.channels_last
 """Of images and weights: convolutions gain from it on GPUs and on CPUs, above all backwards."""
@@ -81,6 +80,8 @@ class Stepper(ABC):
         target_score = torch.zeros((), device=self.device)
         for batch in batches:
             loss = self.loss(batch, warm_up=warm_up, progress=progress)
+            if not batch.counts:
+                loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
             # A constant keeps gradients in the range of half precision; it is taken out again below.
             self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
             for name, value in loss.sums.items():

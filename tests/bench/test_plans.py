@@ -14,6 +14,7 @@ from repq.bench.plans import plan_engines
 from repq.errors import EngineError
 from repq.export import export_float
 from repq.layers import LayerId
+from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.model import build, get_spec
 from repq.quant import quantize, scale_table
 from repq.recipe import BenchConfig, CalibrationConfig, PtqConfig
@@ -38,7 +39,9 @@ def test_every_layer_gets_a_time(model: tuple[ModelProto, ScaleTable]) -> None:
     found = layer_milliseconds("openvino", graph, scales, SIZE, TIMING)
     assert list(found) == list(scales)
     assert all(map(math.isfinite, found.values()))
-    assert sum(found.values()) > 0  # INT8 gains on any x86 with AVX2
+    assert any(found.values())
+    if DOT_PRODUCT_FEATURES.intersection(cpu_features()):  # without them INT8 may be slower than float
+        assert sum(found.values()) > 0
 
 
 def test_plans_run_with_their_float_layers_and_take_turns(model: tuple[ModelProto, ScaleTable]) -> None:

@@ -13,8 +13,8 @@ from repq.errors import QuantizationError, SelectorError
 from repq.model import Detector, build, layer_ids, load_checkpoint, save_checkpoint
 from repq.quant import (
     QuantizedModel,
-    holds_quantization,
     load_quantized,
+    load_weights,
     quantize,
     quantized_layers,
     quantizing,
@@ -68,7 +68,7 @@ def test_a_checkpoint_comes_back_exactly(quantized: tuple[QuantizedModel, PtqCon
     save_quantized(path, result.model, config, names=("a", "b", "c"), metadata={"origin": "test"})
     read = load_quantized(path)
     assert (read.plan, read.config) == (result.plan, config)
-    assert (read.checkpoint.names, read.checkpoint.metadata["origin"]) == (("a", "b", "c"), "test")
+    assert (read.names, read.metadata["origin"]) == (("a", "b", "c"), "test")
     before, after = scale_table(result.model), scale_table(read.model)
     assert before.keys() == after.keys()
     for layer, scales in before.items():
@@ -83,7 +83,7 @@ def test_a_checkpoint_comes_back_exactly(quantized: tuple[QuantizedModel, PtqCon
 def test_a_float_checkpoint_is_not_taken_for_a_quantized_one(fused: Detector, tmp_path: Path) -> None:
     path = tmp_path / "float.safetensors"
     save_checkpoint(path, fused)
-    assert not holds_quantization(load_checkpoint(path))
+    assert not load_weights(path).quantized
     with pytest.raises(QuantizationError, match="holds no quantized model"):
         load_quantized(path)
 

@@ -61,7 +61,7 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
         layer for layer in before.plan.int8 if layer.startswith("backbone.stem")
     }
     assert found["int8_layers"] == list(after.plan.int8)
-    assert after.checkpoint.names == NAMES
+    assert after.names == NAMES
     assert after.config.scheme == before.config.scheme
     assert len(scale_table(after.model)) == len(after.plan.int8)
     assert [path.name for path in tmp_path.iterdir()] == ["qat.safetensors"]  # no state is left

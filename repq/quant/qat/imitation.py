@@ -15,8 +15,7 @@ from repq.model import TrainOutput, boxes_from_distances
 from repq.recipe import QatConfig
 from repq.train.boxes import AnchorGrid
 from repq.train.distill import class_divergence, side_divergence
-from repq.train.iou_losses import iou_loss
-from repq.train.losses import DetectionLoss, side_lengths
+from repq.train.losses import DetectionLoss, iou_loss, side_lengths
 
 SEEN = 0.03  # a point whose best score is lower shows no object: evaluation starts here
 
