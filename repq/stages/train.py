@@ -50,7 +50,7 @@ def train_detector(
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
     from repq.model import save_checkpoint
-    from repq.reparam import extract_scales, has_scales, load_scales, save_scales
+    from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, train
 
     resolve_device(device)
