@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from repq.errors import CheckpointError
 from repq.layers import LayerId
-from repq.model import BranchScales, Detector, Plain, Searched, family_named
+from repq.model import BranchScales, Detector, Plain, Searched, search_and_target
 from repq.model.algebra import Affine, identity_affine, scaled, total
 from repq.model.tensorfile import write_tensors
 
@@ -58,12 +58,6 @@ def takes_scales(model: Detector) -> bool:
     return not model.deploy and any(isinstance(module, Plain) for module in model.modules())
 
 
-def search_and_target(model: Detector) -> tuple[str, str]:
-    """Names of the hyper-search model and of the plain model of a model's layout, or words for them."""
-    names = family_named(model.spec.family).rep_optimizer_names(model.spec.name)
-    return names or ("a hyper-search model", "a model of plain blocks")
-
-
 def extract_scales(model: Detector) -> RepScales:
     """Copy the scales out of a trained hyper-search model.
 
@@ -74,7 +68,7 @@ def extract_scales(model: Detector) -> RepScales:
         raise CheckpointError(
             "there are no branch scales in this model",
             found=_form(model),
-            fix=f"give the checkpoint of a hyper-search ({search_and_target(model)[0]}) from before fusing",
+            fix=f"give the checkpoint of a hyper-search ({search_and_target(model.spec)[0]}) from before fusing",
         )
     blocks = {
         LayerId(f"{path}.conv"): BranchScales(
@@ -107,7 +101,7 @@ def matched(model: Detector, scales: RepScales) -> Iterator[tuple[LayerId, Plain
         raise CheckpointError(
             "branch scales cannot guide the training of this model",
             found=_form(model),
-            fix=f"train {search_and_target(model)[1]}",
+            fix=f"train {search_and_target(model.spec)[1]}",
         )
     targets = {LayerId(f"{path}.conv"): block for path, block in model.named_modules() if isinstance(block, Plain)}
     for layer, block in targets.items():
@@ -134,7 +128,7 @@ def _misfit(block: Plain, scales: BranchScales | None) -> str | None:
 
 
 def _refuse(model: Detector, scales: RepScales, layer: LayerId, found: str) -> NoReturn:
-    fix = f"take the scales of a hyper-search of {search_and_target(model)[0]}"
+    fix = f"take the scales of a hyper-search of {search_and_target(model.spec)[0]}"
     what = f"the scales of {scales.model} do not fit {model.spec.name}"
     raise CheckpointError(what, found=f"{layer}: {found}", fix=fix)
 

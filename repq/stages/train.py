@@ -113,9 +113,12 @@ def _target(job: Job) -> TrainReport:
     if "search" in job.artifacts:
         scales = job.artifacts["search"] / SCALES
         if not scales.is_file():
+            from repq.model import get_spec, search_and_target
+
+            searched = job.section("search", TrainConfig).model
             raise RecipeError(
-                "search found no scales", found=f"search.model is {job.section('search', TrainConfig).model}",
-                fix="search with a hyper-search model, such as yolov6n_v2_hs",
+                "search found no scales", found=f"search.model is {searched}",
+                fix=f"search with {search_and_target(get_spec(searched))[0]}",
             )  # fmt: skip
         config = config.model_copy(update={"rep_scales": scales})
     return _train(job, config)
