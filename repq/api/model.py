@@ -376,7 +376,7 @@ class Model:
         plan: PlanConfig | None, journal: Path | None, split: str,
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
         from repq.api.planning import measurement, plan_for
-        from repq.quant.sensitivity import Journal, collect, measure
+        from repq.quant.sensitivity import Journal, collect, measure_layers
 
         weights, size, options, drawn = self.floats("be measured"), self.size(imgsz), self.options, ptq.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
@@ -385,7 +385,7 @@ class Model:
                 log=options.log,
             )  # fmt: skip
             known = Journal(journal, job.key)
-            measure(job, known, progress=options.progress)
+            measure_layers(job, known, progress=options.progress)
             found = collect(job, known, notes)
             if plan is None:
                 return found, None
@@ -527,8 +527,8 @@ class Model:
             else:
                 imitated = float_copy(start.model) if weights.quantized else fused(weights).model
             outcome = train_quantized(
-                start.model, imitated, train_set, val_set, size, chosen, device=options.device, seed=seed,
-                state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
+                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, device=options.device,
+                seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 
@@ -699,5 +699,4 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
     values = {**({} if config is None else dict(config)), **changes}
-    nothing = [f"{key}=null" for key, value in values.items() if value is None]
-    return parse_settings(kind, values, nothing, what=what)
+    return parse_settings(kind, values, what=what)

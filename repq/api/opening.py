@@ -143,7 +143,9 @@ def save_weights(path: Path, weights: Weights) -> None:
     if weights.config is None:
         save_checkpoint(path, model, names=names, metadata=metadata)
     else:
-        save_quantized(path, model, weights.config, names=names, metadata=metadata, maxima=weights.maxima)
+        save_quantized(
+            path, model, weights.config, names=names, metadata=metadata, maxima=weights.maxima, groups=weights.groups
+        )
 
 
 def _start_weights(weights: Weights, label: str, size_bytes: int, options: Options) -> Running:

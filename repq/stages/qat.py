@@ -89,8 +89,8 @@ def qat_checkpoint(
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
-                start.model, teacher, train_set, val_set, imgsz, config, device=str(own_device), seed=seed,
-                state_path=state, eval_config=eval_config, board=board, progress=progress,
+                start.model, teacher, train_set, val_set, imgsz, config, groups=start.groups, device=str(own_device),
+                seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
             )  # fmt: skip
         finally:
             if board is not None:

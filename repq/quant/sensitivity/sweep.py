@@ -17,10 +17,10 @@ from torch import Tensor
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.state import quantizing
-from repq.quant.tape import Outputs, record
+from repq.quant.similarity import Outputs
+from repq.quant.state import quantized_layers, quantizing
+from repq.quant.tape import record
 
 Change = Literal["only_int8", "only_float"]
 UNCHANGED = LayerId("")
