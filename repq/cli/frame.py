@@ -67,7 +67,9 @@ def explained(error: BaseException) -> RepqError | None:
         what = "a file cannot be read or written" if path is None else f"cannot read or write {printable(path)}"
         return RepqError(what, found=error.strerror or text, fix=_FIXES.get(error.errno, "check the path"))
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-        return RepqError("there is not enough memory", found=text, fix="give a smaller --batch or --imgsz, or more memory")
+        return RepqError(
+            "there is not enough memory", found=text, fix="give a smaller --batch or --imgsz, or more memory"
+        )
     if isinstance(error, RecursionError):
         return RepqError("an input is nested too deeply", found=text, fix="check the files that were given")
     if isinstance(error, (UnicodeError, json.JSONDecodeError)) or _is_of(error, "yaml", "pydantic_core"):

@@ -12,9 +12,7 @@ from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
 
 RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file.")]
 AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file.")]
-Work = Annotated[
-    AnyPath | None, setting(flag="--work", writes=("*",), help="Run folder.  [default: runs/NAME]")
-]
+Work = Annotated[AnyPath | None, setting(flag="--work", writes=("*",), help="Run folder.  [default: runs/NAME]")]
 OwnWeights = Annotated[AnyPath | None, setting(flag="--weights", help="Checkpoint instead of the recipe's.")]
 OwnData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml instead of the recipe's.")]
 OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH instead of the recipe's.")]
