@@ -107,7 +107,7 @@ def _offered(
                 default = None
             annotation: Any = bool if nested else info.annotation
             if info.metadata and not nested:
-                annotation = Annotated[(annotation, *info.metadata)]
+                annotation = Annotated.__class_getitem__((annotation, *info.metadata))  # type: ignore[attr-defined]
             yield Option(
                 targets={path: info.get_default(call_default_factory=True)}, annotation=annotation, default=default,
                 help=changes.get("help", info.description or ""), switch=nested is not None, names=flag.split(),
@@ -183,7 +183,7 @@ def _plain(number: Any) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    plain, noted = bare(annotation)
+    plain, _noted = bare(annotation)
     choices = choices_of(annotation)
     if choices:
         return f"[{'|'.join(choices)}]"

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import SQUARE, AnySeed, Data, Imgsz, MaybeData, Model, Models, ValSplit
+from repq.cli.options import SQUARE, AnySeed, Data, Imgsz, Model, Models, ValSplit
 from repq.cli.shell import Shell
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig
 from repq.recipe.base import AnyPath, Count, Device, Threads, setting
@@ -38,8 +38,10 @@ def eval_command(
         model, data, split, imgsz, eval, engine=engine, device=device, threads=threads,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
-    values = {**accuracy.values(), "model": str(model), "engine": opened.engine, "precision": opened.precision}
-    shell.finish(values, lambda: accuracy_table(accuracy, f"{model.name} ({opened.engine}, {opened.precision})"))
+    values = {**accuracy.values(), "model": str(model), "engine": opened.running.engine, "precision": opened.precision}
+    shell.finish(
+        values, lambda: accuracy_table(accuracy, f"{model.name} ({opened.running.engine}, {opened.precision})")
+    )
 
 
 def check_command(
@@ -76,7 +78,7 @@ def bench_command(
     imgsz: Imgsz = SQUARE,
     engines: Annotated[
         tuple[RuntimeName, ...],
-        setting(flag="--engine", needs="MODEL checkpoint|onnx", help="For checkpoints, ONNX files; repeat for several."),
+        setting(flag="--engine", needs="MODEL checkpoint|onnx", help="Repeat for several."),
     ] = (),
     data: Annotated[
         AnyPath | None, setting(flag="--data", excludes="--infer-only", help="data.yaml (YOLO) or a COCO .json.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from repq.recipe.base import AnyPath, Device, ImageSize, OneOf, Seed, Threads, setting
+from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
 from repq.recipe.data import Split
 
 MODEL_FILE = "checkpoint, ONNX file or folder of a built engine"

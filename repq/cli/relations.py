@@ -78,8 +78,9 @@ def _readable(condition: str) -> str:
 
 
 def kinds_of(value: Any) -> set[str]:
-    """What models are, by path: ``checkpoint`` (``float`` or ``quantized``, where it can be read), ``onnx``, ``engine``;
-    ``alone`` where only one is given."""
+    """What models are, by path: ``checkpoint`` (``float``, ``quantized`` where it can be read), ``onnx``, ``engine``;
+    ``alone`` where only one is given.
+    """
     paths = value if isinstance(value, tuple) else () if value is None else (value,)
     found = {kind for path in paths for kind in _kinds(path)}
     return {*found, "alone"} if len(paths) == 1 else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from repq.cli.generated import Offer
-from repq.cli.options import SQUARE, AnySeed, CheckpointOut, Data, Imgsz, MaybeData, TorchDevice, ValSplit, Weights
+from repq.cli.options import SQUARE, AnySeed, CheckpointOut, Data, Imgsz, MaybeData, TorchDevice, Weights
 from repq.cli.shell import Shell
 from repq.recipe import EvalConfig, FuseConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting

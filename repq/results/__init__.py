@@ -4,9 +4,8 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, DrawnImage, Pictures
 from repq.results.base import Range, Result
-from repq.results.diagnosis import Diagnosis, LayerDiagnosis, Way, WayName
 from repq.results.engines import (
     Agreement,
     Availability,
@@ -15,26 +14,32 @@ from repq.results.engines import (
     EngineDescription,
     Expectation,
     LayerPrecision,
+    ModelInfo,
+    Variant,
 )
 from repq.results.estimate import Estimate, KernelEstimate
-from repq.results.fusion import BlockFusion, FusionReport
 from repq.results.graphs import ExportedGraphs, ExportReport, GraphFinding, QdqCount
 from repq.results.quantization import (
+    Diagnosis,
+    LayerDiagnosis,
+    LayerQuantization,
+    PtqReport,
+    PtqTrial,
+    Way,
+    WayName,
+)
+from repq.results.sensitivity import (
     FrontPoint,
     LatencyFront,
-    LayerQuantization,
     LayerSensitivity,
     PlanReport,
     PlanTrial,
-    PtqReport,
-    PtqTrial,
-    QatReport,
-    ScaleChange,
     Sensitivity,
     Similarity,
 )
-from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow, Variant
-from repq.results.training import EpochRow, TrainReport
+from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
+from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
     "AblationReport",
@@ -49,6 +54,7 @@ __all__ = [
     "CheckReport",
     "ClassAccuracy",
     "Diagnosis",
+    "DrawnImage",
     "EngineDescription",
     "Environment",
     "EpochRow",
@@ -62,10 +68,13 @@ __all__ = [
     "GraphFinding",
     "KernelEstimate",
     "LatencyFront",
+    "LayerDescription",
     "LayerDiagnosis",
     "LayerPrecision",
     "LayerQuantization",
     "LayerSensitivity",
+    "ModelInfo",
+    "Pictures",
     "PlanReport",
     "PlanTrial",
     "PtqReport",
@@ -84,4 +93,5 @@ __all__ = [
     "Variant",
     "Way",
     "WayName",
+    "WeightsDescription",
 ]

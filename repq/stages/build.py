@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repq.errors import GraphError
+from repq.api.opening import build_graph
 from repq.log import Log, quiet
 from repq.recipe import BuildConfig, EngineName
-from repq.results import BuiltEngines, EngineDescription, Expectation
+from repq.results import BuiltEngines, EngineDescription
 from repq.stages.stage import Job, Section, Stage
 
 
@@ -19,27 +19,13 @@ def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig,
     Raises:
         EngineError: the file is no ONNX model, or the runtime is missing or cannot build it.
     """
-    from repq.engine import build
-
-    built = build(engine, onnx, config, expected=_expectation(onnx) if engine == "tensorrt" else None)
+    built = build_graph(engine, onnx, config)
     built.save(out)
     if engine == "tensorrt":
         from repq.engine.tensorrt import build_command
 
         log(build_command(built.manifest, onnx, out))
     return built.describe()
-
-
-def _expectation(onnx: Path) -> Expectation | None:
-    """What lint makes of a graph; None where it cannot read it (the build then says why)."""
-    from repq.graph import lint, load_onnx
-
-    try:
-        report = lint(load_onnx(onnx))
-    except GraphError:
-        return None
-    layers = {row.layer: str(row.precision) for row in report.layers}
-    return Expectation(layers=layers, extra_kernels=report.counts.extra_kernels)
 
 
 def graph_of(job: Job, engine: EngineName, variant: str) -> Path:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq.api.measuring import agreement
+from repq.api.opening import load
 from repq.errors import RepqError, ToleranceError
+from repq.files import write_text
 from repq.log import Log, quiet
-from repq.predictor import Predictor, open_model
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig
-from repq.results import CheckReport
+from repq.results import Accuracies, CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
-from repq.stages.evaluate import demand_fit, demand_plain
 from repq.stages.stage import Job, Section, Stage
+
+ACCURACIES = "accuracies.json"
+"""AP of the engines that were checked, apart from the bounds of the check."""
 
 
 def check_models(
@@ -35,31 +39,21 @@ def check_models(
     Raises:
         RepqError: a model or the data cannot be used.
     """
-    from repq.bench import Candidate, compare
-
     dataset = read_data(data, split, log)
-    if config.images is not None:
-        dataset = dataset.subset(dataset.records[: config.images])
     reference_path, *others = models
     if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
         raise RepqError(
             f"{reference_path} has nothing to be compared with",
             fix="give the checkpoint that it was exported from as the first MODEL",
         )
-    reference = open_model(reference_path, device=device)
+    reference = load(reference_path, device=device)
     if others:
         candidates = [
-            open_model(path, engine=engine)
-            for path in others
-            for engine in (engines if path.suffix == ".onnx" else (None,))
+            load(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
         ]
     else:
-        candidates = [open_model(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
-    for predictor in (reference, *candidates):
-        demand_plain(predictor)
-        demand_fit(predictor, dataset, imgsz)
-    rows = [Candidate(_title(predictor), predictor.infer, *_layer_counts(predictor)) for predictor in candidates]
-    return compare(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+        candidates = [load(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
+    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress)
 
 
 def demand_agreement(report: CheckReport) -> None:
@@ -74,20 +68,9 @@ def demand_agreement(report: CheckReport) -> None:
     bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
     raise ToleranceError(
         "the engines do not compute what the reference computes",
-        found=f"{worst.engine}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
+        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
-
-
-def _title(predictor: Predictor) -> str:
-    return predictor.engine if predictor.engine in predictor.label else f"{predictor.label} ({predictor.engine})"
-
-
-def _layer_counts(predictor: Predictor) -> tuple[int, int]:
-    if predictor.description is None:
-        return 0, 0
-    int8 = predictor.description.precision_counts().get("int8", 0)
-    return int8, len(predictor.description.layers) - int8
 
 
 def _check(job: Job) -> CheckReport:
@@ -99,19 +82,21 @@ def _check(job: Job) -> CheckReport:
     )  # fmt: skip
     for row in report.engines:
         job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({row.ap_gap:+.4f})")
+    found = Accuracies(models={row.model: row.accuracy for row in report.engines})
+    write_text(job.payload / ACCURACIES, found.model_dump_json(indent=1))
     typed = job.artifacts["export"] / "int8_float16.onnx"
     if typed.is_file():  # what TensorRT gets: ONNX Runtime can run it too
         pair = [job.artifacts["export"] / "int8.onnx", typed]
-        found = check_models(
+        against = check_models(
             pair, job.data, recipe.data.val, recipe.imgsz, job.section("check", CheckConfig), recipe.eval,
             engines=("onnxruntime",), progress=job.progress, log=job.log,
         )  # fmt: skip
-        report = report.model_copy(update={"typed": found.engines[0]})
+        report = report.model_copy(update={"typed": against.engines[0]})
     return report
 
 
 STAGE = Stage(
     "check", _check, {"check": Section(CheckConfig)}, ("imgsz", "eval", "device"),
     reads=("ptq/quantized.safetensors", "qat/quantized.safetensors", "build/*", "export/int8*.onnx"),
-    splits=("val",), result=CheckReport, on_machine=True,
+    splits=("val",), result=CheckReport, files={ACCURACIES: Accuracies}, on_machine=True,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.images import open_data
 from repq.log import Log, quiet
 from repq.stages.stage import Job, Stage
 
@@ -14,12 +15,7 @@ if TYPE_CHECKING:
 
 def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
     """Load a split and log what had to be skipped."""
-    from repq.data import load_dataset
-
-    dataset = load_dataset(data, split)
-    if dataset.problems.count:
-        log(f"{data} {split}: {dataset.problems}")
-    return dataset
+    return open_data(data, split, log)
 
 
 def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Path) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from repq.api.quantizing import CalibrationImages, fused, open_float
 from repq.errors import DataError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PtqConfig
 from repq.results import Diagnosis
 from repq.stages.data import read_data
-from repq.stages.ptq import CalibrationImages, open_fused
 
 
 def diagnose_checkpoint(
@@ -34,7 +34,7 @@ def diagnose_checkpoint(
     from repq.quant import on_device_of
     from repq.quant.diagnosis import diagnose
 
-    fused, _ = open_fused(weights, device, log)
+    model = fused(open_float(weights, log), device).model
     records = calibration_set(read_data(data, split, log), config.calibration)
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
@@ -43,4 +43,4 @@ def diagnose_checkpoint(
         CalibrationImages(chosen, imgsz, config.calibration.batch, eval_config.letterbox, progress)
         for chosen in (records[:shown], records[shown:])
     )
-    return diagnose(fused, calibration, tuple(on_device_of(fused, judging)), config, progress)
+    return diagnose(model, calibration, tuple(on_device_of(model, judging)), config, progress)

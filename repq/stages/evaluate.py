@@ -1,22 +1,20 @@
-"""Evaluation as a stage, and whether a model fits a data set."""
+"""Evaluation as a stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from repq.errors import DataError, RepqError
+from repq.api.measuring import accuracy_of
+from repq.api.model import Model
+from repq.api.opening import load
 from repq.log import Log, quiet
-from repq.predictor import Predictor, open_model
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
-from repq.results import Accuracies, Accuracy, CheckReport
+from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Stage
-
-if TYPE_CHECKING:
-    from repq.data import DetectionDataset
 
 
 def evaluate_model(
@@ -31,85 +29,32 @@ def evaluate_model(
     threads: int | None = None,
     progress: Progress = silent,
     log: Log = quiet,
-) -> tuple[Accuracy, Predictor]:
+) -> tuple[Accuracy, Model]:
     """COCO AP of a model of any form.
 
     Raises:
         RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
     """
     dataset = read_data(data, split, log)
-    predictor = open_model(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
-    return accuracy_of(predictor, dataset, imgsz, config, progress), predictor
-
-
-def accuracy_of(
-    predictor: Predictor,
-    dataset: DetectionDataset,
-    imgsz: tuple[int, int],
-    config: EvalConfig,
-    progress: Progress = silent,
-) -> Accuracy:
-    """COCO AP of an opened model, with the work of a service inside or without."""
-    from repq.evaluate import coco_accuracy, detect_images, evaluate
-    from repq.service import service_of
-
-    demand_fit(predictor, dataset, imgsz)
-    if predictor.plain:
-        return evaluate(predictor.infer, dataset, imgsz, config, progress)
-    service = service_of(predictor, imgsz, config)
-    return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
-
-
-def demand_fit(predictor: Predictor, dataset: DetectionDataset, imgsz: tuple[int, int]) -> None:
-    demand_size(predictor, imgsz)
-    if predictor.names is not None and len(predictor.names) != len(dataset.names):
-        raise DataError(
-            f"{predictor.label} was trained for {len(predictor.names)} classes",
-            found=f"{len(dataset.names)} classes in the data set",
-            fix="give the data set that the model was trained for",
-        )
-
-
-def demand_plain(predictor: Predictor) -> None:
-    """Refuse a graph that does the work of a service itself, where its detections are to be compared.
-
-    Raises:
-        RepqError: it has preprocessing or suppression inside.
-    """
-    if not predictor.plain:
-        inside = "suppression" if predictor.nms is not None else "preprocessing"
-        raise RepqError(
-            f"the detections of {predictor.label} cannot be compared",
-            found=f"{inside} inside the graph",
-            fix="compare the graph exported without it; `repq eval` gives the AP of either",
-        )
-
-
-def demand_size(predictor: Predictor, imgsz: tuple[int, int]) -> None:
-    if predictor.imgsz is not None and predictor.imgsz != imgsz:
-        raise RepqError(
-            f"{predictor.label} takes images of {predictor.imgsz[0]}x{predictor.imgsz[1]}",
-            found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
-            fix="give the model's own size, or export it again for this one",
-        )
+    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
+    return accuracy_of(opened, dataset, imgsz, config, progress), opened
 
 
 def _evaluate(job: Job) -> Accuracies:
     """AP of every engine; those that the check has run on the whole split are not run again."""
-    recipe, check = job.recipe, job.artifacts["check"].result(CheckReport)
+    recipe, checked = job.recipe, job.artifacts["check"].result(Accuracies, "accuracies.json")
     dataset = read_data(job.data, recipe.data.val, job.log)
-    known = {row.model: row.accuracy for row in check.engines if row.accuracy.images == len(dataset)}
+    known = {name: found for name, found in checked.models.items() if found.images == len(dataset)}
     found = {}
     for name, folder in built(job).items():
         if name not in known:
-            predictor = open_model(folder)
-            known[name] = accuracy_of(predictor, dataset, recipe.imgsz, recipe.eval, job.progress)
+            known[name] = accuracy_of(load(folder), dataset, recipe.imgsz, recipe.eval, job.progress)
         found[name] = known[name]
         job.log(f"  {name}: AP {found[name].ap:.4f}, AP50 {found[name].ap50:.4f}")
     return Accuracies(models=found)
 
 
 STAGE = Stage(
-    "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/check.json"), splits=("val",),
+    "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/accuracies.json"), splits=("val",),
     result=Accuracies, on_machine=True, wanted=lambda recipe: True,
 )  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.checkpoints import open_float
+from repq.api.quantizing import open_float
+from repq.api.running import resolve_device
 from repq.log import Log, quiet
-from repq.predictor import resolve_device
 from repq.recipe import DemoConfig, FuseConfig, LetterboxConfig
 from repq.results import FusionReport
 from repq.stages.data import read_data

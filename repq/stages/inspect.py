@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.checkpoints import open_checkpoint
-from repq.predictor import open_model
-from repq.results import Estimate
+from repq.api.opening import load
+from repq.results import Estimate, WeightsDescription
 
 if TYPE_CHECKING:
     from repq.graph import LintReport
@@ -47,27 +46,11 @@ def lint_graph(onnx: Path) -> LintReport:
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:
     """The layers of a model of any form: as values and as text."""
-    from repq.report.text import engine_table, table_text
+    from repq.report.text import engine_table, layer_table
 
-    if not path.is_dir() and path.suffix != ".onnx" and engine in (None, "torch"):
-        from repq.model import count_macs, layer_ids
-        from repq.quant import scale_table
-        from repq.reparam import fuse
-
-        opened = open_checkpoint(path)
-        fused = opened.model if opened.quantized else fuse(opened.model)
-        int8 = scale_table(fused) if opened.quantized else {}
-        macs = count_macs(fused, imgsz)
-        rows = [
-            {"layer": layer, "precision": "int8" if layer in int8 else "float32", "macs": macs[layer],
-             "weight_shape": list(fused.get_submodule(layer).weight.shape)}  # type: ignore[arg-type]
-            for layer in layer_ids(fused)
-        ]  # fmt: skip
-        values = {"model": fused.spec.name, "classes": fused.spec.num_classes, "names": opened.names,
-                  "notes": opened.notes, "layers": rows}  # fmt: skip
-        cells = [[str(row[key]) for key in ("layer", "precision", "weight_shape", "macs")] for row in rows]
-        title = f"{fused.spec.name}, {fused.spec.num_classes} classes, {imgsz[0]}x{imgsz[1]}"
-        return values, table_text(title, ("layer", "precision", "weight", "multiply-adds"), cells, left=2)
-    predictor = open_model(path, engine=engine, imgsz=imgsz, threads=threads)
-    assert predictor.description is not None
-    return predictor.description.values(), engine_table(predictor.description)
+    model = load(path, engine=engine, imgsz=imgsz, threads=threads)
+    found = model.describe(imgsz=imgsz if model.weights is not None else None)
+    if isinstance(found, WeightsDescription):
+        title = f"{found.model}, {found.classes} classes, {imgsz[0]}x{imgsz[1]}"
+        return found.values(), layer_table(title, [row.values() for row in found.layers])
+    return found.values(), engine_table(found)

@@ -6,21 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
+from repq.api.opening import load
 from repq.errors import DataError
-from repq.predictor import open_model
 from repq.recipe import EvalConfig, ReportConfig
 from repq.recipe.whole import stages
-from repq.results import BenchReport, PlanReport
+from repq.results import BenchReport, DrawnImage, Pictures, PlanReport
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
-
-if TYPE_CHECKING:
-    from repq.report import DrawnImage
 
 
 def report_benches(paths: Sequence[Path], out: Path, title: str) -> dict[str, Path]:
@@ -30,18 +27,16 @@ def report_benches(paths: Sequence[Path], out: Path, title: str) -> dict[str, Pa
         DataError: a file cannot be read or is none that ``repq bench -o`` wrote.
         RepqError: jinja2 or matplotlib is not installed.
     """
-    from repq.report import MachineBench, ReportSummary, render_report
+    from repq.report import ReportSummary, render_report
 
     benches = [read_bench(path) for path in paths]
-    names = _names(paths)
-    machines = tuple(MachineBench(name=name, bench=bench) for name, bench in zip(names, benches, strict=True))
+    machines = dict(zip(_names(paths), benches, strict=True))
     only = benches[0] if len(benches) == 1 else None
     summary = ReportSummary(
         title=title,
         created=date.today().isoformat(),
         environment=benches[0].environment,
-        bench=only,
-        machines=machines,
+        results={"bench": only, "machines": machines},
     )
     return render_report(summary, out)
 
@@ -90,8 +85,8 @@ def _draw(
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
     float_found, quantized_found = (
-        detect_all(open_model(engine).infer, dataset, imgsz, single).boxes
-        for engine in (float_engine, quantized_engine)
+        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes
+        for model in map(load, (float_engine, quantized_engine))
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
@@ -102,7 +97,6 @@ def _draw(
 
 def _report(job: Job) -> None:
     from repq.report import ReportSummary, render_report
-    from repq.results import Pictures
 
     recipe, artifacts = job.recipe, job.artifacts
     results: dict[str, Any] = {
@@ -111,7 +105,6 @@ def _report(job: Job) -> None:
         if stage.name in artifacts and stage.result is not None
     }
     ptq, bench = results["ptq"], results["bench"]
-    deployed = ptq.accuracy_quantized if "qat" not in results else results["qat"].accuracy_trained
     plan = artifacts["sensitivity"].result(PlanReport, "plan.json") if recipe.plan is not None else None
     graph = "int8_float16" if recipe.export.float16 else "int8"
     engines = built(job)
@@ -137,7 +130,7 @@ def _report(job: Job) -> None:
             "plan": plan,
             "export": results["export"].graphs[graph],
             "build": results["build"].engines,
-            "eval": {"torch-float32": ptq.accuracy_float, "torch-int8": deployed, **results["eval"].models},
+            "eval": results["eval"].models,
             "sizes": {name: path.stat().st_size for name, path in files.items()},
             "pictures": Pictures(engine=int8.rpartition("-")[0], confidence=recipe.report.confidence, images=images),
         },

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from repq.data import DetectionDataset
 from repq.errors import TrainingError
 from repq.identity import Identity, describe_fields, identify
-from repq.model import Detector, ModelSpec
+from repq.model import Detector, Spec
 from repq.recipe import EvalConfig, TrainConfig
-from repq.reparam.repopt import RepScales
+from repq.reparam.repopt import RepScales, search_and_target, takes_scales
+from repq.train.loader import smallest_batch
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TrainJob:
         if self.model.deploy:
             raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
         check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
+        _check_batch_norm(self, processes)
         if self.config.class_weights and len(self.config.class_weights) != classes:
             raise TrainingError(
                 "class_weights needs a factor for every class",
@@ -54,16 +56,14 @@ class TrainJob:
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
-        if self.model.spec.style == "repopt" and self.scales is None and self.config.weights is None:
+        if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
-                fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
+                fix=f"train {search_and_target(self.model)[0]} first and give its scales as rep_scales",
             )
 
 
-def check_images(
-    model: ModelSpec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int
-) -> None:
+def check_images(model: Spec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int) -> None:
     """Check that there are images, that they are of the model's classes and size, and enough for the processes.
 
     Raises:
@@ -89,6 +89,17 @@ def check_images(
             "there is not an image for every process",
             found=f"{len(train_set)} images in batches of {batch} for {processes} processes",
             fix="make batch larger (it counts the images of all processes) or start fewer processes",
+        )
+
+
+def _check_batch_norm(job: TrainJob, processes: int) -> None:
+    stride = job.model.spec.strides[-1]
+    images, (height, width) = smallest_batch(len(job.train_set), job.imgsz, job.config, stride, processes)
+    if images * (height // stride) * (width // stride) == 1:
+        raise TrainingError(
+            "batch norm needs more than one value of a channel, and the coarsest map has only one",
+            found=f"a batch of 1 image of {height}x{width}, stride {stride}",
+            fix="train on larger images, or in batches that give every process 2 images or more",
         )
 
 

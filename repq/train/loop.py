@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repq.data import DetectionDataset
 from repq.distributed import joined_processes, told_by_first
-from repq.model import Detector
+from repq.errors import TrainingError
+from repq.model import Detector, build
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
@@ -99,3 +100,35 @@ def _outcome(trainer: Trainer) -> TrainOutcome:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     return TrainOutcome(model, report)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A model with weights of another, ready to train, and what a user should know about it."""
+
+    model: Detector
+    notes: tuple[str, ...]
+
+
+def fine_tuned(trained: Detector, num_classes: int) -> FineTuned:
+    """Build the same model for ``num_classes`` and take over every entry of ``trained`` that has its name and shape.
+
+    The class predictions keep their fresh weights when the number of classes differs; nothing is lost otherwise. The
+    fresh weights of a detector's class predictions are constants, so the result does not depend on any seed.
+
+    Raises:
+        TrainingError: ``trained`` is fused.
+    """
+    if trained.deploy:
+        raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+    model = build(replace(trained.spec, num_classes=num_classes))
+    own = model.state_dict()
+    kept = {name: value for name, value in trained.state_dict().items() if own[name].shape == value.shape}
+    model.load_state_dict({**own, **kept})
+    if len(kept) == len(own):
+        return FineTuned(model, ())
+    note = (
+        f"the class predictions start afresh: {trained.spec.num_classes} classes in the checkpoint, "
+        f"{num_classes} in the data set"
+    )
+    return FineTuned(model, (note,))

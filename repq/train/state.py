@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,6 +41,42 @@ class Position(Result):
     @property
     def epochs_done(self) -> int:
         return len(self.epochs)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other trainings from the state at ``path`` while the block runs; what it leaves behind is the state alone.
+
+    Raises:
+        TrainingError: another training writes it, or the folder cannot be written to.
+    """
+    guard = path.with_name(f".{path.name}.lock")
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    lock = FileLock(guard)
+    try:
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        guard.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+    except Timeout:
+        holder = ""
+        with suppress(OSError):  # its training may have ended meanwhile
+            holder = guard.read_text()
+        raise TrainingError(
+            f"another training writes to {path}",
+            found=holder or "a process that has just begun",
+            fix="wait until it ends, or give another output folder",
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"cannot write the training state {path}", found=str(error)) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            guard.unlink()
+        lock.release()
+        with suppress(OSError):  # nothing was saved
+            for folder in made:
+                folder.rmdir()
 
 
 def save_state(path: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
