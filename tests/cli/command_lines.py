@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy as np
 from click.testing import CliRunner, Result
 from pydantic_core import PydanticUndefined
 
@@ -89,7 +86,7 @@ class Material:
                 values = replaced.get(key) or self.value(command, option)
                 values = [values] if isinstance(values, (str, Path)) else values
                 words += [*([option.name] if option.name.startswith("-") else []), *map(str, values)]
-        if any(option.name == "--imgsz" for option in options(command)) and "imgsz" not in replaced:
-            if command not in ("describe",):
-                words += ["--imgsz", str(SIZE)]
+        sized = any(option.name == "--imgsz" for option in options(command)) and command != "describe"
+        if sized and "imgsz" not in replaced:
+            words += ["--imgsz", str(SIZE)]
         return words

@@ -12,7 +12,7 @@ from command_lines import Material, every_option, invoke, items_of, options, ref
 from repq.cli import COMMANDS
 from repq.cli.generated import bare, choices_of
 from repq.cli.relations import _several
-from repq.recipe.base import Config, marks, settings_in
+from repq.recipe.base import Config, settings_in
 from repq.recipe.whole import recipe_class
 
 NUMBERS = [(name, option) for name, option in every_option() if bare(items_of(option.annotation)[0])[0] in (int, float)]
