@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.fitting import fitted
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights, save_weights
-from repq.api.quantizing import corrected, fused, open_float, planned, quantized, warn_of_overlap
+from repq.api.quantizing import corrected, fused, open_float, planned, quantized
 from repq.api.running import Options
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -47,7 +48,7 @@ def ptq_checkpoint(
     Raises:
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
     """
-    from repq.data import calibration_set
+    from repq.data import calibration_set, demand_objects, warn_of_overlap
     from repq.quant import apply_scales, extra_macs_share, scale_table
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
@@ -55,7 +56,10 @@ def ptq_checkpoint(
     start = fused(open_float(weights, log), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
-    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
+    train_set, val_set = (
+        fitted(read_data(data, split, log), start.names, weights.name, log) for split in (train_split, val_split)
+    )
+    demand_objects(val_set)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome, graph = made.outcome, made.graph
