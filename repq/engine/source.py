@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import LayerId
+
+if TYPE_CHECKING:
+    import onnx
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """ONNX operators that are layers."""
@@ -44,6 +46,8 @@ def read_source(path: Path) -> Source:
     Raises:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
+    import onnx
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -115,10 +119,12 @@ def _is_dequantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    from onnx import helper
+
     dimensions = value.type.tensor_type.shape.dim
     return TensorInfo(
         name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
         shape=tuple(
             d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
         ),
