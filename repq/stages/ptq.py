@@ -50,10 +50,10 @@ def ptq_checkpoint(
     from repq.data import calibration_set
     from repq.quant import apply_scales, extra_macs_share, scale_table
 
-    start = fused(open_float(weights, log), device)
+    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
+    start = fused(open_float(weights, log, imgsz), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
-    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome, graph = made.outcome, made.graph

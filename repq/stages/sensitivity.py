@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repq.api.planning import measurement, plan_for
 from repq.api.quantizing import open_float, warn_of_overlap
 from repq.api.running import resolve_device
-from repq.errors import DataError, RepqError
+from repq.errors import DataError, RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
@@ -63,6 +63,7 @@ def measure_sensitivity(
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, collect, measure_layers
 
+    _demand_measured(config, plan_config)
     resolve_device(device)
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
         if not processes.is_first:
@@ -70,7 +71,7 @@ def measure_sensitivity(
         dataset = read_data(data, split, log)
         _look_for_overlap(dataset, data, val_split, log)
         job, notes = measurement(
-            open_float(weights, log), dataset, config, ptq, imgsz, eval_config, device=str(own_device),
+            open_float(weights, log, imgsz), dataset, config, ptq, imgsz, eval_config, device=str(own_device),
             progress=progress, log=log,
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
@@ -133,6 +134,23 @@ def _write_report(
         render_report(summary, out)
     except RepqError as error:  # what was measured is written all the same
         log(str(error))
+
+
+def _demand_measured(config: SensitivityConfig, plan: PlanConfig | None) -> None:
+    """Refuse to rank layers by what is not measured, before it is.
+
+    Raises:
+        RecipeError: as above.
+    """
+    if plan is None or plan.measure is None:
+        return
+    where, _, what = plan.measure.partition(".")
+    taken = what in config.ap if where == "ap" else config.local if where == "local" else config.end_to_end
+    if not taken:
+        raise RecipeError(
+            f"layers cannot be ranked by {plan.measure}", found="settings that do not measure it",
+            fix=f"add --ap {what}" if where == "ap" else "switch that measure on, or rank by another",
+        )  # fmt: skip
 
 
 def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | None, log: Log) -> None:

@@ -58,10 +58,12 @@ def train_detector(
         if not processes.is_first:
             progress, log = silent, quiet
         train_set, val_set = (read_data(data, split, log) for split in splits)
+        model = _initial_model(config, train_set.num_classes, seed, log)
+        model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
         try:
             outcome = train(
-                _initial_model(config, train_set.num_classes, seed, log), train_set, val_set, imgsz, config,
+                model, train_set, val_set, imgsz, config,
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=open_float(config.distill.teacher, log).model if config.distill else None,
