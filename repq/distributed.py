@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from repq.data import DetectionDataset
+from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
@@ -199,6 +199,7 @@ def evaluate_together(
     layout: OutputLayout = OutputLayout(),
 ) -> Accuracy:
     """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
+    demand_objects(dataset)
     processes = current_processes()
     own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config, layout=layout)
     if processes.count == 1:

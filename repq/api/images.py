@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from repq.errors import DataError
 from repq.log import Log, quiet
+from repq.printable import printable
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset, ImageRecord
@@ -104,7 +105,7 @@ def as_dataset(
 
 
 def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
-    """A labelled split of a data.yaml or COCO .json; says what had to be left out.
+    """A labelled split of a data.yaml or COCO .json; says what had to be left out or was taken in another way.
 
     Raises:
         DataError: it cannot be read.
@@ -116,8 +117,8 @@ def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
     if not isinstance(data, (str, Path)):
         raise DataError("this needs a labelled data set", found="images alone", fix="give a data.yaml or a COCO .json")
     dataset = load_dataset(Path(data), split)
-    if dataset.problems.count:
-        log(f"{data} {split}: {dataset.problems}")
+    for line in dataset.problems.lines():
+        log(f"{printable(data)} {printable(split)}: {line}")
     return dataset
 
 

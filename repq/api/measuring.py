@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from repq.api.fitting import demand_same_order, fitted
 from repq.api.service import service_of
-from repq.errors import DataError, RepqError
+from repq.errors import RepqError
+from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, CheckConfig, EvalConfig
 from repq.results import Accuracy, BenchReport, CheckReport
@@ -27,31 +29,35 @@ def accuracy_of(
     imgsz: tuple[int, int],
     config: EvalConfig,
     progress: Progress = silent,
+    log: Log = quiet,
 ) -> Accuracy:
     """COCO AP of an opened model, with the work of a service inside or without.
 
     Raises:
         RepqError: the model takes another size.
-        DataError: the model and the data set disagree on the classes, or an image can no longer be read.
+        DataError: the model and the data set disagree on the classes, there is not one labelled object, or an image can
+            no longer be read.
     """
+    from repq.data import demand_objects
     from repq.evaluate import coco_accuracy, detect_images, evaluate
 
-    demand_fit(model, dataset, imgsz)
+    dataset = demand_fit(model, dataset, imgsz, log)
+    demand_objects(dataset)
     if model.plain:
         return evaluate(model.infer, dataset, imgsz, config, progress, layout=model.layout)
     service = service_of(model, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
 
-def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int]) -> None:
-    """Refuse a data set of other classes, or another size, than the model's."""
+def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:
+    """The data set with the model's classes in their order.
+
+    Raises:
+        RepqError: the model takes another size.
+        DataError: it has other classes.
+    """
     demand_size(model, imgsz)
-    if model.names is not None and len(model.names) != len(dataset.names):
-        raise DataError(
-            f"{model.label} was trained for {len(model.names)} classes",
-            found=f"{len(dataset.names)} classes in the data set",
-            fix="give the data set that the model was trained for",
-        )
+    return fitted(dataset, model.names, model.label, log)
 
 
 def demand_plain(model: Model) -> None:
@@ -70,7 +76,7 @@ def demand_plain(model: Model) -> None:
 
 
 def demand_size(model: Model, imgsz: tuple[int, int]) -> None:
-    """Refuse another size than the one that the model is fixed to, or that the levels of a network do not divide."""
+    """Refuse another size than the one that the model is fixed to, or one that its levels do not divide."""
     if model.weights is not None:
         model.weights.model.spec.check_size(*imgsz)
     if model.imgsz is not None and model.imgsz != imgsz:
@@ -89,20 +95,25 @@ def agreement(
     config: CheckConfig,
     eval_config: EvalConfig,
     progress: Progress = silent,
+    log: Log = quiet,
 ) -> CheckReport:
     """Compare models with a reference, on the first ``config.images`` images.
 
     Raises:
         RepqError: a model takes another size, or does the work of a service itself.
-        DataError: the classes are not those of the data set, or an image can no longer be read.
+        DataError: the classes are not those of the data set, or in another order from model to model, there is not one
+            labelled object, or an image can no longer be read.
     """
     from repq.bench import check_agreement
 
     if config.images is not None:
         dataset = dataset.subset(dataset.records[: config.images])
-    for model in (reference, *candidates):
+    demand_plain(reference)
+    dataset = demand_fit(reference, dataset, imgsz, log)
+    for model in candidates:
         demand_plain(model)
-        demand_fit(model, dataset, imgsz)
+        demand_size(model, imgsz)
+        demand_same_order(dataset, model.names, model.label)
     rows = [(model.info, model.infer) for model in candidates]
     layout = reference.layout
     return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, layout)

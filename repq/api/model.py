@@ -247,7 +247,8 @@ class Model:
         from repq.api.service import as_exported
 
         size, chosen = self.size(imgsz), settings_of(EvalConfig, config or as_exported(self), settings, "evaluation")
-        return accuracy_of(self, open_data(data, split, self.options.log), size, chosen, self.options.progress)
+        options = self.options
+        return accuracy_of(self, open_data(data, split, options.log), size, chosen, options.progress, options.log)
 
     def check(
         self, data: str | Path | DetectionDataset, *others: Model,
@@ -273,7 +274,10 @@ class Model:
         size, config = self.size(imgsz), settings_of(CheckConfig, None, settings, "check")
         candidates = others or tuple(self.build(engine, imgsz=size, batch=None) for engine in engines)
         dataset = open_data(data, split, self.options.log)
-        return agreement(self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress)
+        return agreement(
+            self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
+            self.options.log,
+        )  # fmt: skip
 
     def bench(
         self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
@@ -375,11 +379,14 @@ class Model:
         self, images: Images, imgsz: Size | None, ptq: PtqConfig, config: SensitivityConfig,
         plan: PlanConfig | None, journal: Path | None, split: str,
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
+        from repq.api.fitting import fitted
         from repq.api.planning import measurement, plan_for
         from repq.quant.sensitivity import Journal, collect, measure_layers
 
         weights, size, options, drawn = self.floats("be measured"), self.size(imgsz), self.options, ptq.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+            if dataset.objects:
+                dataset = fitted(dataset, self.names, self.label, options.log)
             job, notes = measurement(
                 weights, dataset, config, ptq, size, EvalConfig(), device=options.device, progress=options.progress,
                 log=options.log,
@@ -507,8 +514,10 @@ class Model:
             RepqError: it is no checkpoint, the teacher does not fit, or there are no images.
             TrainingError: the loss is not finite.
         """
+        from repq.api.fitting import fitted
         from repq.api.opening import load
         from repq.api.quantizing import fused, partly_float
+        from repq.data import warn_of_overlap
         from repq.export import float_copy
         from repq.quant.qat import train_quantized
 
@@ -519,6 +528,12 @@ class Model:
             if chosen.task_weight and not train_set.objects:
                 raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
             val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)
+            if train_set.objects:
+                train_set, val_set = (
+                    fitted(part, self.names, self.label, options.log) for part in (train_set, val_set)
+                )
+            if chosen.eval_interval is not None:
+                warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
             start = partly_float(quantized.checkpoint("be trained"), keep_float)
             if teacher is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from repq.api.fitting import fitted
 from repq.errors import CheckpointError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -126,6 +127,7 @@ def quantized(
     from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
 
     model = weights.model
+    model.spec.check_size(*imgsz)
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
     groups = _groups(graph, model, config)
@@ -138,7 +140,7 @@ def quantized(
         from repq.api.opening import of_weights
         from repq.api.running import Options
 
-        labelled = dataset.subset(dataset.records[:_LABELLED])
+        labelled = fitted(dataset.subset(dataset.records[:_LABELLED]), weights.names, "the model")
         device = str(next(model.parameters()).device)
         opened = of_weights(
             "trial", replace(weights, model=cast("Detector", trial), names=None), Options(device=device)
@@ -211,17 +213,6 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
 def corrected(config: PtqConfig) -> bool:
     """Whether corrections are asked for."""
     return config.correct != CorrectionConfig(images=config.correct.images)
-
-
-def warn_of_overlap(deciding: Sequence[ImageRecord], evaluation: Sequence[ImageRecord], log: Log) -> None:
-    """Warn of images that settings are chosen on and accuracy is reported on."""
-    from repq.quant.sensitivity import image_hashes, overlap_note
-
-    sizes = {record.path.stat().st_size for record in deciding}
-    alike = [record for record in evaluation if record.path.stat().st_size in sizes]  # others cannot be equal
-    overlap = overlap_note(image_hashes(deciding), image_hashes(alike))
-    if overlap is not None:
-        log(overlap)
 
 
 def _calibration_images(dataset: DetectionDataset, config: PtqConfig, log: Log) -> list[ImageRecord]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.api.images import open_data
+from repq.api.fitting import splits_to_train_on
 from repq.api.model import Model, Size, settings_of
 from repq.api.opening import build_model, load, of_weights
 from repq.api.running import Options
@@ -51,16 +51,24 @@ def train_model(
         TrainingError: the loss is not finite.
     """
     from repq.quant import Weights
-    from repq.reparam import load_scales
+    from repq.reparam.repopt import load_scales
     from repq.train import fine_tuned, train
 
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    train_set, val_set = (open_data(data, split, log) for split in splits)
     chosen = settings_of(
         TrainConfig, config, {"model": model, **settings} if isinstance(model, str) else settings, "training"
     )
     if chosen.weights is not None:
         model = load(chosen.weights)
+    if teacher is None and chosen.distill is not None:
+        teacher = load(chosen.distill.teacher)
+    train_set, val_set = splits_to_train_on(
+        data,
+        splits,
+        start=None if isinstance(model, str) else model.names,
+        teacher=teacher.names if teacher else None,
+        log=log,
+    )
     if isinstance(model, str):
         detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
     else:
@@ -68,8 +76,6 @@ def train_model(
         for note in tuned.notes:
             log(note)
         detector = tuned.model
-    if teacher is None and chosen.distill is not None:
-        teacher = load(chosen.distill.teacher)
     outcome = train(
         detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
         eval_config=EvalConfig(batch=chosen.batch),

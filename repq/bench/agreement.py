@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import DetectionDataset, batches
+from repq.data import DetectionDataset, batches, demand_objects
 from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
 from repq.layout import OutputLayout
 from repq.progress import Progress, silent
@@ -64,8 +64,10 @@ def check_agreement(
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
-        DataError: an output does not fit the data set, or an image can no longer be read.
+        DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
+            read.
     """
+    demand_objects(dataset)
     own = _Tally()
     tallies = [_Tally() for _ in candidates]
     loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox)

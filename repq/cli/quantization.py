@@ -158,5 +158,5 @@ def calib_command(
     """The manifest holds names and hashes, no images."""
     from repq.stages import draw_calibration_set
 
-    count = draw_calibration_set(data, split, images, seed, out)
+    count = draw_calibration_set(data, split, images, seed, out, log=shell.log)
     shell.finish({"images": count, "out": str(out)}, f"{out}: {count} images")

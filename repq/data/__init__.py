@@ -9,7 +9,7 @@ from repq.data.demo import make_demo_set
 from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
 from repq.data.images import decode_image, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
-from repq.data.load import load_dataset
+from repq.data.load import listed_images, load_dataset
 from repq.data.loader import Batch, batches, prefetch, to_input
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "image_hashes",
     "letterbox",
     "letterbox_transform",
+    "listed_images",
     "load_dataset",
     "make_demo_set",
     "overlap_note",

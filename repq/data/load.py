@@ -57,7 +57,7 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
         DataError: the description makes no sense, or no image is usable, or (YOLO form) no image has a label file.
     """
     source = read_source(path, split)
-    listing = _coco_listing(source) if source.annotations else _yolo_listing(path, source)
+    listing = _listing_of(path, source)
     shown = f"the split {printable(split)!r} of {printable(path)}"
     if not listing.images:
         found = "; ".join((f"none in {_shown(source)}", *listing.problems.notes))
@@ -80,6 +80,20 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
     if not any(len(record.labels) for record in records):
         problems += Problems(notes=(f"none of the {len(records)} images has a labelled object",))
     return DetectionDataset(source.root, split, listing.names, records, problems)
+
+
+def listed_images(path: Path, split: str) -> tuple[ImageRecord, ...]:
+    """The image files of a split as they are listed: names and places, nothing opened, no labels.
+
+    Raises:
+        DataError: the description makes no sense.
+    """
+    images = _listing_of(path, read_source(path, split)).images
+    return tuple(ImageRecord(name, images[name], 0, 0) for name in sorted(images) if images[name].is_file())
+
+
+def _listing_of(path: Path, source: SplitSource) -> _Listing:
+    return _coco_listing(source) if source.annotations else _yolo_listing(path, source)
 
 
 def _shown(source: SplitSource) -> str:

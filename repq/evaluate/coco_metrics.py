@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import DetectionDataset, ImageRecord, pixel_boxes
+from repq.data import DetectionDataset, ImageRecord, demand_objects, pixel_boxes
 from repq.evaluate.detections import Detections, Predict, detect_all
 from repq.layout import OutputLayout
 from repq.progress import Progress, silent
@@ -80,8 +80,10 @@ def evaluate(
         imgsz: height and width of the network input.
 
     Raises:
-        DataError: the detector's output does not fit the data set, or an image can no longer be read.
+        DataError: the detector's output does not fit the data set, no image has a labelled object, or an image can no
+            longer be read.
     """
+    demand_objects(dataset)
     found = detect_all(predict, dataset, imgsz, config, progress, label="evaluating", layout=layout)
     return coco_accuracy(found, dataset)
 

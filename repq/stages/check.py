@@ -53,7 +53,7 @@ def check_models(
         ]
     else:
         candidates = [load(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
-    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress)
+    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
 
 
 def demand_agreement(report: CheckReport) -> None:

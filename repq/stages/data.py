@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.fitting import look_for_overlap
 from repq.api.images import open_data
 from repq.log import Log, quiet
 from repq.stages.stage import Job, Stage
@@ -14,17 +15,24 @@ if TYPE_CHECKING:
 
 
 def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
-    """Load a split and log what had to be skipped."""
+    """Load a split and log what had to be skipped, and what was taken in another way than it is written."""
     return open_data(data, split, log)
 
 
-def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Path) -> int:
-    """Write the manifest of a seeded draw of calibration images and return their number."""
+def draw_calibration_set(
+    data: Path, split: str, images: int, seed: int, out: Path, *, val_split: str | None = "val", log: Log = quiet
+) -> int:
+    """Write the manifest of a seeded draw of calibration images and return their number.
+
+    Args:
+        val_split: where accuracy is reported later, to warn of images that are in both.
+    """
     from repq.data import calibration_set, write_manifest
     from repq.recipe import CalibrationConfig
 
-    dataset = read_data(data, split)
+    dataset = read_data(data, split, log)
     records = calibration_set(dataset, CalibrationConfig(images=images, seed=seed))
+    look_for_overlap(records, data, val_split, log)
     write_manifest(out, records, dataset)
     return len(records)
 

@@ -37,7 +37,7 @@ def evaluate_model(
     """
     dataset = read_data(data, split, log)
     opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
-    return accuracy_of(opened, dataset, imgsz, config, progress), opened
+    return accuracy_of(opened, dataset, imgsz, config, progress, log), opened
 
 
 def _evaluate(job: Job) -> Accuracies:

@@ -6,14 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.fitting import fitted
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights, save_weights
-from repq.api.quantizing import corrected, fused, open_float, planned, quantized, warn_of_overlap
+from repq.api.quantizing import corrected, fused, open_float, planned, quantized
 from repq.api.running import Options
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PtqConfig
-from repq.results import Accuracy, PtqReport, QdqCount
+from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
@@ -47,13 +48,17 @@ def ptq_checkpoint(
     Raises:
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
     """
-    from repq.data import calibration_set
+    from repq.data import calibration_set, demand_objects, warn_of_overlap
     from repq.quant import apply_scales, extra_macs_share, scale_table
+    from repq.quant.calibration import calibrator
+    from repq.quant.corrections import asked_for
 
     train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
     start = fused(open_float(weights, log, imgsz), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
+    train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
+    demand_objects(val_set)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome, graph = made.outcome, made.graph
@@ -75,6 +80,7 @@ def ptq_checkpoint(
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,
+        calibration=calibrator(outcome.config.calibration.method).title,
         scheme=config.scheme,
         images=outcome.images,
         layers=outcome.layers,
@@ -86,6 +92,10 @@ def ptq_checkpoint(
         share_scales=config.share_scales,
         shared_groups=outcome.shared_groups,
         settings=outcome.config.model_dump(mode="json"),
+        corrections=tuple(
+            AppliedCorrection(name=entry.name, title=entry.titled(value), cost=entry.cost)
+            for entry, value in asked_for(outcome.config.correct)
+        ),
         trials=outcome.trials,
         extra_macs_share=extra_macs_share(outcome.layers),
     )

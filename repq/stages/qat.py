@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from repq.api.fitting import demand_same_order, fitted
 from repq.api.measuring import demand_fit
 from repq.api.opening import of_weights, save_weights
 from repq.api.quantizing import corrected, fused, open_float, partly_float, planned, quantized
@@ -67,6 +68,7 @@ def qat_checkpoint(
     Raises:
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
+    from repq.data import demand_objects, warn_of_overlap
     from repq.distributed import evaluate_together
     from repq.quant.qat import train_quantized
     from repq.train import Board, joined_processes
@@ -76,7 +78,13 @@ def qat_checkpoint(
         if not processes.is_first:
             progress, log = silent, quiet
         train_set, val_set = (read_data(data, split, log) for split in splits)
-        start, teacher = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        demand_objects(val_set)
+        if processes.is_first:
+            warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
+        start, taught = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        train_set, val_set = (fitted(part, start.names, source.weights.name, log) for part in (train_set, val_set))
+        demand_same_order(val_set, taught.names, "the teacher")
+        teacher = taught.model
 
         def accuracy(model: Detector, title: str) -> Accuracy:
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
@@ -125,7 +133,7 @@ def _start(
     device: str,
     progress: Progress,
     log: Log,
-) -> tuple[Weights, Detector]:
+) -> tuple[Weights, Weights]:
     """The quantized weights to train, and the teacher.
 
     Raises:
@@ -141,7 +149,7 @@ def _start(
     kept = source.keep_float
     if source.plan is not None:
         kept += planned(source.plan, plain.model)
-    teacher = plain.model if source.teacher is None else fused(open_float(source.teacher, log)).model
+    teacher = plain if source.teacher is None else fused(open_float(source.teacher, log))
     ptq = opened.config
     if ptq is None:
         for note in opened.notes:

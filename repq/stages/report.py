@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repq.api.fitting import fitted
 from repq.api.opening import load
 from repq.errors import DataError
 from repq.recipe import EvalConfig, ReportConfig
@@ -84,9 +85,10 @@ def _draw(
     if not busiest:
         return ()
     single = eval_config.model_copy(update={"multi_label": False})
+    models = load(float_engine), load(quantized_engine)
+    dataset = fitted(dataset, models[0].names, models[0].label)
     float_found, quantized_found = (
-        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes
-        for model in map(load, (float_engine, quantized_engine))
+        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes for model in models
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,

@@ -6,10 +6,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import measurement, plan_for
-from repq.api.quantizing import open_float, warn_of_overlap
+from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
-from repq.errors import DataError, RecipeError, RepqError
+from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
@@ -20,7 +21,6 @@ from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
-    from repq.data import DetectionDataset
     from repq.quant.sensitivity import Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
@@ -69,9 +69,11 @@ def measure_sensitivity(
         if not processes.is_first:
             progress, log = silent, quiet
         dataset = read_data(data, split, log)
-        _look_for_overlap(dataset, data, val_split, log)
+        start = open_float(weights, log, imgsz)
+        dataset = fitted(dataset, start.names, weights.name, log)
+        look_for_overlap(dataset.records, data, val_split, log)
         job, notes = measurement(
-            open_float(weights, log, imgsz), dataset, config, ptq, imgsz, eval_config, device=str(own_device),
+            start, dataset, config, ptq, imgsz, eval_config, device=str(own_device),
             progress=progress, log=log,
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
@@ -151,17 +153,6 @@ def _demand_measured(config: SensitivityConfig, plan: PlanConfig | None) -> None
             f"layers cannot be ranked by {plan.measure}", found="settings that do not measure it",
             fix=f"add --ap {what}" if where == "ap" else "switch that measure on, or rank by another",
         )  # fmt: skip
-
-
-def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | None, log: Log) -> None:
-    """Warn if the images that plans are chosen on are those that accuracy is reported on."""
-    if val_split is None:
-        return
-    try:
-        evaluation = read_data(data, val_split)
-    except DataError:  # there is none, which is no harm here
-        return
-    warn_of_overlap(dataset.records, evaluation.records, log)
 
 
 def _measure(job: Job) -> Sensitivity:

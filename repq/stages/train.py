@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.api.fitting import splits_to_train_on
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
 from repq.errors import RecipeError
@@ -13,11 +14,11 @@ from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.results import TrainReport
-from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.model import Detector
+    from repq.quant import Weights
     from repq.recipe import Recipe
 
 WEIGHTS, SCALES, BOARD = "weights.safetensors", "scales.safetensors", "board"
@@ -50,15 +51,19 @@ def train_detector(
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
     from repq.model import save_checkpoint
-    from repq.reparam import extract_scales, has_scales, load_scales, save_scales
+    from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, train
 
     resolve_device(device)
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
-        train_set, val_set = (read_data(data, split, log) for split in splits)
-        model = _initial_model(config, train_set.num_classes, seed, log)
+        initial = open_float(config.weights, log) if config.weights else None
+        teacher = open_float(config.distill.teacher, log) if config.distill else None
+        train_set, val_set = splits_to_train_on(
+            data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
+        )
+        model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
         try:
@@ -66,7 +71,7 @@ def train_detector(
                 model, train_set, val_set, imgsz, config,
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
-                teacher=open_float(config.distill.teacher, log).model if config.distill else None,
+                teacher=teacher.model if teacher else None,
                 board=board, progress=progress,
             )  # fmt: skip
         finally:
@@ -80,16 +85,16 @@ def train_detector(
     return outcome.report
 
 
-def _initial_model(config: TrainConfig, num_classes: int, seed: int, log: Log) -> Detector:
+def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: int, seed: int, log: Log) -> Detector:
     import torch
 
     from repq.model import build
     from repq.train import fine_tuned
 
-    if config.weights is None:
+    if initial is None:
         torch.manual_seed(seed)
         return build(config.model, num_classes)
-    result = fine_tuned(open_float(config.weights, log).model, num_classes)
+    result = fine_tuned(initial.model, num_classes)
     for note in result.notes:
         log(note)
     return result.model
@@ -115,9 +120,12 @@ def _target(job: Job) -> TrainReport:
     if "search" in job.artifacts:
         scales = job.artifacts["search"] / SCALES
         if not scales.is_file():
+            from repq.model import get_spec, search_and_target
+
+            searched = job.section("search", TrainConfig).model
             raise RecipeError(
-                "search found no scales", found=f"search.model is {job.section('search', TrainConfig).model}",
-                fix="search with a hyper-search model, such as yolov6n_v2_hs",
+                "search found no scales", found=f"search.model is {searched}",
+                fix=f"search with {search_and_target(get_spec(searched))[0]}",
             )  # fmt: skip
         config = config.model_copy(update={"rep_scales": scales})
     return _train(job, config)

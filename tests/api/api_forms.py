@@ -8,7 +8,7 @@ from pathlib import Path
 import repq
 
 SIZE = 64
-NAMES = ("ring", "cross", "arrow")
+NAMES = ("ring", "triangle", "cross")
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Material:
                 words += [*([option.name] if option.name.startswith("-") else []), *map(str, values)]
             if key in replaced:
                 words += self.needed(command, option, replaced)
-        if any(option.name == "--imgsz" for option in options(command)) and "imgsz" not in replaced:
-            if command not in ("describe",):
-                words += ["--imgsz", str(SIZE)]
+        sized = any(option.name == "--imgsz" for option in options(command)) and command != "describe"
+        if sized and "imgsz" not in replaced:
+            words += ["--imgsz", str(SIZE)]
         return words

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_detectors import SIZE, images, with_boxes
 
-from repq.data import DetectionDataset, load_dataset, make_demo_set
+from repq.data import DetectionDataset, image_hashes, load_dataset, make_demo_set, overlap_note
 from repq.errors import DataError, QuantizationError
 from repq.evaluate import Detections, evaluate
 from repq.layers import LayerId, QuantPlan
@@ -27,10 +27,8 @@ from repq.quant.sensitivity import (
     ap_assessor,
     collect,
     front_plans,
-    image_hashes,
     make_plan,
     measure_layers,
-    overlap_note,
     plan_detector,
     ranking,
 )

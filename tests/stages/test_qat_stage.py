@@ -15,7 +15,7 @@ from repq.model import Detector, build, save_checkpoint
 from repq.quant import load_weights, scale_table
 from repq.recipe import DemoConfig
 
-NAMES = ("circle", "square", "ring")
+NAMES = ("ring", "triangle", "cross")
 FAST = ("--epochs", "1", "--batch", "4", "--set", "workers=0", "--set", "warmup_steps=1")
 
 

@@ -5,7 +5,6 @@ together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges.
 """
 
 from repq.quant.sensitivity.assess import Detect, ap_assessor, plan_detector
-from repq.quant.sensitivity.guards import image_hashes, overlap_note
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.measurement import Measurement, collect, measure_layers
@@ -42,11 +41,9 @@ __all__ = [
     "end_to_end_similarity",
     "front_plans",
     "harm",
-    "image_hashes",
     "local_errors",
     "make_plan",
     "measure_layers",
-    "overlap_note",
     "plan_detector",
     "rank_correlations",
     "ranking",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from repq.data import ImageRecord
-from repq.errors import DataError, QuantizationError
-from repq.identity import hash_file
+from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.quant.similarity import ErrorSums
 
@@ -37,51 +35,10 @@ def demand_finite(layer: LayerId, sums: ErrorSums) -> None:
         )
 
 
-def demand_objects(records: Sequence[ImageRecord]) -> None:
-    """Refuse to measure AP without labels.
-
-    Raises:
-        DataError: no image has a labelled object, so that AP is undefined.
-    """
-    if not any(len(record.labels) for record in records):
-        raise DataError(
-            "AP cannot be measured on these images",
-            found=f"{len(records)} images without a labelled object",
-            fix="give labelled images, or use a measure that needs no labels, such as head.snr",
-        )
-
-
 def silent_layers(signals: Mapping[str, float]) -> tuple[str, ...]:
     """A note for every layer whose output had no power (sum of squares): nothing can be said of it."""
     return tuple(
         f"{layer}: its output was zero on all images; its figures mean nothing"
         for layer, signal in signals.items()
         if signal == 0
-    )
-
-
-def image_hashes(records: Sequence[ImageRecord]) -> dict[str, str]:
-    """Name to SHA-256 of every image file.
-
-    Raises:
-        DataError: an image can no longer be read.
-    """
-    hashes = {}
-    for record in records:
-        try:
-            hashes[record.name] = hash_file(record.path)
-        except OSError as error:
-            raise DataError(f"cannot read the image {record.path}", found=error.strerror or str(error)) from None
-    return hashes
-
-
-def overlap_note(deciding: Mapping[str, str], evaluation: Mapping[str, str]) -> str | None:
-    """A warning if images that settings are chosen on (name to hash) are evaluated on as well, else None."""
-    seen = set(evaluation.values())
-    shared = [name for name, digest in deciding.items() if digest in seen]
-    if not shared:
-        return None
-    return (
-        f"{len(shared)} of {len(deciding)} images that settings are chosen on are evaluated on too, such as "
-        f"{shared[0]}: the accuracy will look better than it is"
     )

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repq.data import Batch, DetectionDataset
+from repq.data import Batch, DetectionDataset, demand_objects
 from repq.errors import QuantizationError
 from repq.evaluate import Detections, Matcher, boxes_in_images
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.calibration.observation import Images
-from repq.quant.sensitivity.guards import demand_finite, demand_images, demand_objects
+from repq.quant.sensitivity.guards import demand_finite, demand_images
 from repq.quant.sensitivity.sweep import UNCHANGED, Change, as_inputs, changed_outputs
 from repq.quant.similarity import ErrorSums, OutputErrors, Outputs
 from repq.quant.state import quantized_layers, quantizing
@@ -131,7 +131,7 @@ def ap_with_changes(
     Raises:
         DataError: no image has a labelled object, or the model does not fit the data set's classes.
     """
-    demand_objects(dataset.records)
+    demand_objects(dataset)
     found: dict[LayerId, list[NDArray[np.float32]]] = {item: [] for item in items}
     for batch in load():
         (inputs,) = as_inputs([batch.images], model)

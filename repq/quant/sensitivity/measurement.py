@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, demand_objects, image_hashes
 from repq.errors import QuantizationError
 from repq.evaluate import Matcher
 from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.sensitivity.guards import demand_objects, image_hashes, silent_layers
+from repq.quant.sensitivity.guards import silent_layers
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.ranking import rank_correlations
@@ -81,7 +81,7 @@ class Measurement:
         """
         if self.dataset is None:
             raise QuantizationError("AP needs a labelled data set", fix="give one, or leave the AP sweeps out")
-        demand_objects(self.dataset.records)
+        demand_objects(self.dataset)
         return self.dataset
 
     @property
