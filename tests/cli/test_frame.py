@@ -129,6 +129,15 @@ def test_a_closed_pipe_is_no_error(material: Material) -> None:
     assert process.stderr.read() == ""
 
 
+@ending_on_signals()
+def wrapped() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    except BaseException as error:
+        raise ImportError("what an import makes of it") from error
+
+
 def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -136,12 +145,8 @@ def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
-        with pytest.raises(SystemExit) as stopped, ending_on_signals():
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
-            except BaseException as error:
-                raise ImportError("what an import makes of it") from error
+        with pytest.raises(SystemExit) as stopped:
+            wrapped()
         assert stopped.value.code == 143
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
@@ -151,7 +156,7 @@ def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["describe"])
 def test_a_full_disk_behind_the_output(command: str, material: Material) -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-m", "repq", command, str(material.files["WEIGHTS"]), "--json"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
