@@ -102,8 +102,10 @@ def bench_command(
     step by step: which side is the bottleneck.
     """
     from repq.report.text import bench_table
-    from repq.stages import bench_models, bench_service, write_bench
+    from repq.stages import bench_models, bench_service, read_data, write_bench
 
+    if data is not None:
+        read_data(data, split)  # what is wrong with it is said before anything is timed
     report = bench_models(
         models, imgsz, bench, engines=engines, device=device, seed=seed, progress=shell.progress, log=shell.log
     )
