@@ -12,6 +12,7 @@ from onnx import ModelProto, helper
 from repq.errors import GraphError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.recipe import NmsConfig, PreprocessConfig
 
 Precision = Literal["float32", "float16", "int8", "int8_float16"]
@@ -31,7 +32,8 @@ class GraphMetadata:
         precision: type of the float tensors, ``float32`` or ``float16``; ``int8`` or ``int8_float16`` for a Q/DQ graph.
         int8_layers: the quantized layers, in graph order.
         layout: what the columns of the detections mean.
-        preprocess: what the graph does to images before its first layer.
+        preprocessing: how images become its input.
+        preprocess: what the graph does of that before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
@@ -44,6 +46,7 @@ class GraphMetadata:
     precision: Precision = "float32"
     int8_layers: tuple[LayerId, ...] = ()
     layout: OutputLayout = OutputLayout()
+    preprocessing: Preprocessing = Preprocessing()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     maxima: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +64,7 @@ def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
         "precision": metadata.precision,
         "int8_layers": json.dumps(metadata.int8_layers),
         "layout": metadata.layout.to_json(),
+        "preprocessing": metadata.preprocessing.to_json(),
         "maxima": json.dumps(dict(metadata.maxima)),
     }
     if metadata.preprocess != PreprocessConfig():
@@ -104,6 +108,8 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
     precisions: dict[str, Precision] = {name: name for name in get_args(Precision)}
     if entries["precision"] not in precisions:
         raise ValueError(f"precision {entries['precision']}")
+    preprocess = PreprocessConfig.model_validate_json(entries.get("preprocess", "{}"))
+    before = Preprocessing(colours="bgr" if preprocess.bgr else "rgb")  # of files that do not tell yet
     return GraphMetadata(
         version=entries["version"],
         spec=entries["spec"],
@@ -113,7 +119,8 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         precision=precisions[entries["precision"]],
         int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
         layout=OutputLayout.from_json(entries.get("layout", "{}")),
-        preprocess=PreprocessConfig.model_validate_json(entries.get("preprocess", "{}")),
+        preprocessing=Preprocessing.from_json(entries.get("preprocessing", before.to_json())),
+        preprocess=preprocess,
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )
