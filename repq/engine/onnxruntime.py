@@ -1,7 +1,8 @@
 """ONNX Runtime, on the CPU unless another provider is asked for.
 
-On the CPU the engine holds the graph that ``onnxruntime_lowering`` wrote, and describes the one that ONNX Runtime made
-of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in the description.
+On the CPU the engine holds the graph that ``repq.graph.lowering_onnxruntime`` wrote, and describes the one that
+ONNX Runtime made of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in
+the description.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import onnx
 from numpy.typing import NDArray
 
 from repq.engine.base import EngineManifest, as_input, check_images
-from repq.engine.onnxruntime_lowering import lower
 from repq.engine.onnxruntime_providers import NAMES, demand_provider, nodes_by_provider
 from repq.engine.source import CONVOLUTIONS, Source
 from repq.engine.storage import write_engine
 from repq.errors import EngineError
+from repq.graph.lowering_onnxruntime import lower
 from repq.layers import LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.recipe import EngineName, Provider

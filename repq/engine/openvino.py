@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.base import EngineManifest, as_input, check_images
-from repq.engine.openvino_lowering import lower
 from repq.engine.source import Source
 from repq.engine.storage import folder_size, write_engine
 from repq.errors import EngineError
+from repq.graph.lowering_openvino import lower
 from repq.layers import LayerId
 from repq.recipe import EngineName
 from repq.results import EngineDescription, LayerPrecision

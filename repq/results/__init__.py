@@ -17,7 +17,7 @@ from repq.results.engines import (
 )
 from repq.results.estimate import Estimate, KernelEstimate
 from repq.results.fusion import BlockFusion, FusionReport
-from repq.results.graphs import ExportReport, GraphFinding, QdqCount
+from repq.results.graphs import ExportReport, GraphFinding, LintedLayer, LintReport, PassReport, QdqCount
 from repq.results.quantization import (
     FrontPoint,
     LatencyFront,
@@ -62,6 +62,9 @@ __all__ = [
     "LayerPrecision",
     "LayerQuantization",
     "LayerSensitivity",
+    "LintReport",
+    "LintedLayer",
+    "PassReport",
     "PlanReport",
     "PlanTrial",
     "PtqReport",

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from repq.checkpoints import open_checkpoint, to_onnx
 from repq.recipe import ExportConfig
-from repq.results import ExportReport, GraphFinding, QdqCount
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from repq.graph import LintReport
+from repq.results import ExportReport, LintReport
 
 
 def export_checkpoint(
@@ -35,33 +27,20 @@ def export_checkpoint(
         RepqError: the checkpoint cannot be read, or the size does not fit the model.
     """
     from repq.export import save_onnx
-    from repq.graph import (
-        count_qdq,
-        for_serving,
-        layer_nodes,
-        lint,
-        merge_scales,
-        quantize_residuals,
-        read_metadata,
-    )
+    from repq.graph import count_qdq, layer_nodes, lint, read_metadata
+    from repq.graph.passes import Outcome, PassContext, run_passes
 
     opened = open_checkpoint(model)
-    graph = to_onnx(opened, imgsz, config)
-    before, merged = count_qdq(graph), 0
-    if config.merge_scales and opened.quantized:
-        graph, _ = quantize_residuals(graph)
-        graph, report = merge_scales(graph)
-        merged = len(report.groups)
-    after = count_qdq(graph)
-    kept: tuple[str, ...] = ()
-    if config.float16:
-        maxima = opened.maxima if maxima_from is None else open_checkpoint(maxima_from).maxima
-        graph, kept = _to_fp16(graph, maxima, config)
-    graph = for_serving(graph, config.preprocess, config.nms)
+    maxima = opened.maxima if maxima_from is None else open_checkpoint(maxima_from).maxima
+    exported = to_onnx(opened, imgsz, config)
+    context = PassContext(config, quantized=opened.quantized, maxima=maxima)
+    graph, outcomes, passes = run_passes(exported, context)
+    merged, half = (outcomes.get(name, Outcome()).touched for name in ("merge_scales", "to_fp16"))
     metadata = read_metadata(graph)
     assert metadata is not None
     int8 = len(metadata.int8_layers)
     save_onnx(out, graph)
+    linted = lint(graph)
     return ExportReport(
         out=str(out),
         imgsz=imgsz,
@@ -70,25 +49,16 @@ def export_checkpoint(
         precision=metadata.precision,
         preprocess=config.preprocess.model_dump(mode="json"),
         nms=config.nms and config.nms.model_dump(mode="json"),
-        qdq_before_merging=QdqCount(**asdict(before)),
-        qdq=QdqCount(**asdict(after)),
-        merged_groups=merged,
-        fp32_nodes=kept,
+        qdq_before_merging=count_qdq(exported),
+        qdq=linted.counts,
+        merged_groups=len(merged),
+        fp32_nodes=half,
         layers_int8=int8,
         layers_float=len(layer_nodes(graph)) - int8,
         size_bytes=out.stat().st_size,
-        findings=tuple(GraphFinding(**asdict(finding)) for finding in lint(graph).findings),
+        findings=linted.findings,
+        passes=passes,
     )
-
-
-def _to_fp16(
-    graph: ModelProto, maxima: Mapping[str, float], config: ExportConfig
-) -> tuple[ModelProto, tuple[str, ...]]:
-    from repq.graph import nodes_beyond_fp16, to_fp16
-
-    beyond = nodes_beyond_fp16(graph, maxima)
-    half, _ = to_fp16(graph, keep_fp32=beyond, float32_io=not config.float16_io)
-    return half, beyond
 
 
 def lint_graph(onnx: Path) -> LintReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -231,16 +231,17 @@ def _groups(graph: ModelProto | None, fused: Detector, config: PtqConfig) -> tup
 def _maxima(
     graph: ModelProto, records: list[ImageRecord], imgsz: tuple[int, int], eval_config: EvalConfig, progress: Progress
 ) -> dict[str, float]:
-    """Largest magnitude of each tensor of the float graph on the calibration images."""
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor."""
     from repq.data import batches
-    from repq.graph import tensor_maxima
+    from repq.graph import anchor_maxima, tensor_maxima
 
     loaded = batches(records, imgsz, 1, eval_config.letterbox)
-    return tensor_maxima(graph, (batch.images for batch in progress(loaded, total=len(records), label="maxima")))
+    images = (batch.images for batch in progress(loaded, total=len(records), label="maxima"))
+    return anchor_maxima(graph, tensor_maxima(graph, images))
 
 
 def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
     """Q, DQ and predicted extra kernels of the graph with these scales."""
     from repq.graph import count_qdq, insert_qdq, propagate_qdq
 
-    return QdqCount(**asdict(count_qdq(propagate_qdq(insert_qdq(graph, scales)))))
+    return count_qdq(propagate_qdq(insert_qdq(graph, scales)))

@@ -21,15 +21,13 @@ NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
 
 from __future__ import annotations
 
-from dataclasses import replace as with_changes
-
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.building import Adder
-from repq.graph.index import remove_unused, replace, sort_nodes
-from repq.graph.metadata import read_metadata, write_metadata
+from repq.graph.metadata import update_metadata
+from repq.graph.surgeon import Adder, export_graph, import_graph
 from repq.recipe import NmsConfig
 
 BOXES = "boxes"
@@ -37,16 +35,21 @@ _FIRST_SCORE = 5
 
 
 def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
-    """Return a copy of ``model`` that ends with ``boxes`` (B, K, 6) instead of detections (B, N, 5 + C).
+    """Return ``model`` so that it ends with ``boxes`` (B, K, 6) instead of detections (B, N, 5 + C).
 
     Raises:
         GraphError: the output has another shape, or the graph suppresses already.
     """
-    batch, count, classes = _detections(model)
-    result = ModelProto()
-    result.CopyFrom(model)
-    add = Adder(result, "nms")
-    detections = result.graph.output[0].name
+    graph = import_graph(model)
+    suppress(graph, config)
+    return export_graph(graph)
+
+
+def suppress(graph: gs.Graph, config: NmsConfig) -> None:
+    """``nms_output`` in place."""
+    batch, count, classes = _detections(graph)
+    add = Adder(graph, "nms")
+    detections = graph.outputs[0]
     axis = add.ints(2)
     centre = add.node("Slice", detections, add.ints(0), add.ints(2), axis)
     size = add.node("Slice", detections, add.ints(2), add.ints(4), axis)
@@ -64,7 +67,7 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
     none = add.node("ConstantOfShape", add.node("Shape", scores))
     survivors = add.node("ScatterND", none, places, add.node("GatherND", scores, places))
     best = min(config.max_detections, count * classes)
-    score, rank = _best(add, result, survivors, best, count * classes)
+    score, rank = _best(graph, add, survivors, best, count * classes)
     box, class_id = add.node("Div", rank, add.int(classes)), add.node("Mod", rank, add.int(classes))
     corner = add.node("GatherND", corners, add.node("Unsqueeze", box, axis), batch_dims=1)
     found = add.node("Cast", add.node("Greater", score, add.float(0)), to=TensorProto.FLOAT)
@@ -72,51 +75,44 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
         corner,
         *(add.node("Unsqueeze", part, axis) for part in (score, add.node("Cast", class_id, to=TensorProto.FLOAT))),
     ]
-    add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=BOXES)
-    replace(result.graph.output, [helper.make_tensor_value_info(BOXES, TensorProto.FLOAT, [batch, best, 6])])
-    remove_unused(result.graph)
-    sort_nodes(result.graph)
-    metadata = read_metadata(result)
-    if metadata is not None:
-        write_metadata(result, with_changes(metadata, nms=config))
-    return result
+    boxes = gs.Variable(BOXES, np.dtype(np.float32), [batch, best, 6])
+    add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=boxes)
+    graph.outputs = [boxes]
+    update_metadata(graph, lambda _: {"nms": config})
 
 
-def _best_class_only(add: Adder, scores: str, classes: int) -> str:
+def _best_class_only(add: Adder, scores: gs.Tensor, classes: int) -> gs.Tensor:
     """Zero all scores of a box but the best; of equal ones the first stays."""
     best = add.node("ArgMax", scores, axis=2, keepdims=1)
     chosen = add.node("Equal", best, add.constant(np.arange(classes, dtype=np.int64)))
     return add.node("Mul", scores, add.node("Cast", chosen, to=TensorProto.FLOAT))
 
 
-def _has_area(add: Adder, size: str) -> str:
+def _has_area(add: Adder, size: gs.Tensor) -> gs.Tensor:
     """(B, N, 1): 1 for a box whose width and height are positive, else 0."""
     least = add.node("ReduceMin", size, add.ints(2), keepdims=1)
     return add.node("Cast", add.node("Greater", least, add.float(0)), to=TensorProto.FLOAT)
 
 
-def _best(add: Adder, model: ModelProto, survivors: str, best: int, length: int) -> tuple[str, str]:
+def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: int) -> tuple[gs.Tensor, gs.Tensor]:
     flat = add.node("Reshape", survivors, add.ints(-1, length))
-    score, rank = "nms/score", "nms/rank"
-    model.graph.node.append(helper.make_node("TopK", [flat, add.ints(best)], [score, rank], "nms/TopK", axis=1))
+    score, rank = gs.Variable("nms/score"), gs.Variable("nms/rank")
+    graph.nodes.append(gs.Node("TopK", "nms/TopK", {"axis": 1}, [flat, add.ints(best)], [score, rank]))
     return score, rank
 
 
-def _detections(model: ModelProto) -> tuple[int | str, int, int]:
+def _detections(graph: gs.Graph) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of the only output."""
-    if any(node.op_type == "NonMaxSuppression" for node in model.graph.node):
+    if any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
-    outputs = [
-        (output.name, [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in shape.dim])
-        for output in model.graph.output
-        if (shape := output.type.tensor_type.shape) is not None
-    ]
-    if len(outputs) == 1 and len(outputs[0][1]) == 3:
-        batch, count, width = outputs[0][1]
+    shapes = [list(tensor.shape or ()) for tensor in graph.outputs]
+    if len(shapes) == 1 and len(shapes[0]) == 3:
+        batch, count, width = shapes[0]
         if isinstance(count, int) and isinstance(width, int) and width > _FIRST_SCORE:
             return batch or "batch", count, width - _FIRST_SCORE
+    outputs = zip(graph.outputs, shapes, strict=True)
     raise GraphError(
         "the graph does not end with detections",
-        found=", ".join(f"{name} {tuple(shape)}" for name, shape in outputs) or "no output",
+        found=", ".join(f"{tensor.name} {tuple(shape)}" for tensor, shape in outputs) or "no output",
         fix="suppression needs one output of shape (batch, boxes, 5 + classes), boxes and classes fixed",
     )

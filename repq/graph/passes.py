@@ -1,0 +1,196 @@
+"""The graph passes of an export, in the one order in which they fit together.
+
+A pass is one entry of ``PASSES``: anything with a ``name``, a ``title``, whether an export wants it, and a function
+that edits an onnx-graphsurgeon graph in place and says what it did. Adding one means appending an entry.
+
+Scale merging, FP16 and Q/DQ placement work on graphs without the service's pre- and postprocessing, so that comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from repq.layers import LayerId
+from repq.recipe import ExportConfig, NmsConfig, PreprocessConfig
+from repq.results import PassReport
+from repq.scales import LayerScales
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What the passes of one export know.
+
+    Attributes:
+        config: the settings of the export.
+        scales: of the layers to be quantized; empty for a graph that stays as it is.
+        quantized: whether the graph has Q/DQ, or gets it.
+        maxima: largest magnitude of each tensor on the calibration images, by anchor (``repq.graph.anchors``).
+    """
+
+    config: ExportConfig = field(default_factory=ExportConfig)
+    scales: Mapping[LayerId, LayerScales] = field(default_factory=dict)
+    quantized: bool = False
+    maxima: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did: whether the graph changed, why it left something as it was, and what it touched."""
+
+    changed: bool = True
+    reasons: tuple[str, ...] = ()
+    touched: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """One pass: ``run`` edits the graph in place, if ``wanted``."""
+
+    name: str
+    title: str
+    wanted: Callable[[PassContext], bool]
+    run: Callable[[gs.Graph, PassContext], Outcome]
+
+
+def run_passes(
+    model: ModelProto, context: PassContext, passes: Sequence[GraphPass] | None = None
+) -> tuple[ModelProto, dict[str, Outcome], tuple[PassReport, ...]]:
+    """Run the passes that ``context`` wants; return the model, and of each pass that ran what it did.
+
+    Raises:
+        GraphError: a pass does not fit the graph.
+    """
+    from onnx.shape_inference import infer_shapes
+
+    from repq.graph.surgeon import export_graph, import_graph, tidy
+
+    chosen = [entry for entry in (PASSES if passes is None else passes) if entry.wanted(context)]
+    graph = import_graph(model, shapes=True) if chosen else None
+    outcomes: dict[str, Outcome] = {}
+    for entry in chosen:
+        outcomes[entry.name] = entry.run(graph, context)
+        tidy(graph)
+    if any(outcome.changed for outcome in outcomes.values()):
+        model = infer_shapes(export_graph(graph))
+    reports = (
+        PassReport(name=e.name, title=e.title, changed=outcomes[e.name].changed, reasons=outcomes[e.name].reasons)
+        for e in chosen
+    )
+    return model, outcomes, tuple(reports)
+
+
+def for_serving(model: ModelProto, preprocess: PreprocessConfig, nms: NmsConfig | None) -> ModelProto:
+    """Return ``model`` with this work inside; ``model`` itself where there is none. It comes last of all passes.
+
+    Raises:
+        GraphError: some of it is inside already, or the graph is none of a detector.
+    """
+    context = PassContext(ExportConfig(preprocess=preprocess, nms=nms))
+    return run_passes(model, context, [entry for entry in PASSES if entry.name in _SERVING])[0]
+
+
+def _insert_qdq(graph: gs.Graph, context: PassContext) -> Outcome:
+    from repq.graph.insertion import insert
+
+    return Outcome(insert(graph, context.scales))
+
+
+def _propagate_qdq(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.propagation import propagate
+
+    return Outcome(propagate(graph))
+
+
+def _quantize_residuals(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.residuals import place
+
+    report = place(graph)
+    reasons = tuple(f"{tensor}: {reason}" for tensor, reason in report.left_float)
+    return Outcome(bool(report.quantized), reasons, report.quantized)
+
+
+def _merge_scales(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.propagation import propagate
+    from repq.graph.scale_merging import merge
+
+    groups = merge(graph)
+    moved = propagate(graph)
+    return Outcome(bool(groups) or moved, touched=tuple(group.tensors[0] for group in groups))
+
+
+def _to_fp16(graph: gs.Graph, context: PassContext) -> Outcome:
+    from repq.graph.fp16 import nodes_beyond, type_as_fp16
+
+    beyond = nodes_beyond(graph, context.maxima)
+    type_as_fp16(graph, keep_fp32=beyond, float32_io=not context.config.float16_io)
+    return Outcome(touched=beyond)
+
+
+def _concat_integers(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.integer_concat import concatenate
+
+    return Outcome(concatenate(graph))
+
+
+def _bgr_input(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.first_layers import swap_colours
+
+    swap_colours(graph)
+    return Outcome()
+
+
+def _uint8_input(graph: gs.Graph, _: PassContext) -> Outcome:
+    from repq.graph.first_layers import take_bytes
+
+    take_bytes(graph)
+    return Outcome()
+
+
+def _letterbox_input(graph: gs.Graph, context: PassContext) -> Outcome:
+    from repq.graph.letterbox import letterbox
+
+    assert context.config.preprocess.letterbox is not None
+    letterbox(graph, context.config.preprocess.letterbox, context.config.preprocess.source)
+    return Outcome()
+
+
+def _nms_output(graph: gs.Graph, context: PassContext) -> Outcome:
+    from repq.graph.suppression import suppress
+
+    assert context.config.nms is not None
+    suppress(graph, context.config.nms)
+    return Outcome()
+
+
+def _merges(context: PassContext) -> bool:
+    return context.quantized and context.config.merge_scales
+
+
+PASSES: list[GraphPass] = [
+    GraphPass("insert_qdq", "Quantize and dequantize inputs and weights", lambda c: bool(c.scales), _insert_qdq),
+    GraphPass("propagate_qdq", "Q/DQ above operators that copy values", lambda c: bool(c.scales), _propagate_qdq),
+    GraphPass("quantize_residuals", "Residual additions read INT8 on both sides", _merges, _quantize_residuals),
+    GraphPass("merge_scales", "One scale for tensors that meet", _merges, _merge_scales),
+    GraphPass("to_fp16", "What is not INT8 in FP16", lambda c: c.config.float16, _to_fp16),
+    GraphPass(
+        "concat_integers",
+        "Integers, not dequantized values, into a Concat",
+        lambda c: c.quantized and not c.config.merge_scales,
+        _concat_integers,
+    ),
+    GraphPass("bgr_input", "Images in BGR", lambda c: c.config.preprocess.bgr, _bgr_input),
+    GraphPass("uint8_input", "Pixels as bytes", lambda c: c.config.preprocess.uint8, _uint8_input),
+    GraphPass(
+        "letterbox_input", "The letterbox inside", lambda c: c.config.preprocess.letterbox is not None, _letterbox_input
+    ),
+    GraphPass("nms_output", "Suppression inside", lambda c: c.config.nms is not None, _nms_output),
+]
+"""In the order in which they are applied."""
+
+_SERVING = ("bgr_input", "uint8_input", "letterbox_input", "nms_output")
