@@ -1,12 +1,16 @@
 # make quickstart: the main job on data that repq draws by itself.   make test: linters, types, tests.
+# make test-ranges: the lowest versions that setup.cfg promises, and each extra alone, in fresh environments (nightly).
 # make test-tensorrt: the tests on TensorRT's own builder, after make tensorrt-check has put one here (no GPU needed).
 # Each makes the virtual environment .venv when it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
 REPQ_SHARED ?= ../shared
 CHECK_BUILD := .venv/tensorrt-check
+WORKERS ?= 2
+# A file of tests stays in one process, which shares its fixtures; threads that wait would take the cores from others.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: quickstart test tensorrt-check test-tensorrt lint clean
+.PHONY: quickstart test test-ranges tensorrt-check test-tensorrt lint clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: setup.cfg constraints.txt
@@ -25,13 +29,16 @@ lint: .venv/ready
 	$(BIN)/mypy repq
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-ranges: .venv/ready
+	$(BIN)/python tests/ranges.py
 
 tensorrt-check: .venv/ready
 	PYTHON="$(CURDIR)/$(BIN)/python" bash "$(REPQ_SHARED)/trt/setup.sh" $(CHECK_BUILD)
 
 test-tensorrt:
-	. ./$(CHECK_BUILD)/env.sh && $(BIN)/python -m pytest -m tensorrt
+	. ./$(CHECK_BUILD)/env.sh && $(PYTEST) -m tensorrt
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -28,7 +28,7 @@ from repq.progress import on_terminal
 from repq.quant import quantize
 from repq.recipe import BenchConfig, BuildConfig, CalibrationConfig, EngineName, ExportConfig, PtqConfig
 from repq.reparam import fuse
-from repq.results import BenchReport, Variant
+from repq.results import BenchReport, ModelInfo
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -89,9 +89,14 @@ def repq_model(label: str, engine: EngineName, onnx_path: Path, folder: Path) ->
     def opened(threads: int) -> Runner:
         return Runner(load_engine(saved, threads=threads).infer)
 
-    precision = summary(description.layers)
-    variant: Variant = "int8" if built.manifest.int8_layers else "fp32"
-    return TimedModel(f"{label}, {engine}", engine, variant, precision, description.size_bytes, opened, built.batch)
+    info = ModelInfo(
+        model=f"{label}, {engine}",
+        engine=engine,
+        variant="int8" if built.manifest.int8_layers else "float32",
+        precision=summary(description.layers),
+        size_bytes=description.size_bytes,
+    )
+    return TimedModel(info, opened, built.batch)
 
 
 def markdown(report: BenchReport, title: str) -> str:

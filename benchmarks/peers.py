@@ -17,7 +17,7 @@ from repq.bench import Runner, TimedModel
 from repq.engine import openvino as openvino_engine
 from repq.engine.onnxruntime import executed_layers, result_names
 from repq.engine.source import name_layers, read_source
-from repq.results import LayerPrecision
+from repq.results import LayerPrecision, ModelInfo
 
 Images = NDArray[np.float32]
 
@@ -42,9 +42,14 @@ class Peer:
 
     def timed(self, batch: int | None) -> TimedModel:
         """Wrap it for ``repq.bench.bench``."""
-        precision = summary(self.layers())
-        opener = lambda threads: Runner(self.infer(threads))  # noqa: E731
-        return TimedModel(self.label, self.engine, "int8", precision, self.size_bytes(), opener, batch)
+        info = ModelInfo(
+            model=self.label,
+            engine=self.engine,
+            variant="int8",
+            precision=summary(self.layers()),
+            size_bytes=self.size_bytes(),
+        )
+        return TimedModel(info, lambda threads: Runner(self.infer(threads)), batch)
 
 
 class NncfPeer(Peer):

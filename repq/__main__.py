@@ -1,5 +1,15 @@
 """``python -m repq`` is the command line, which is also how ``torchrun`` starts it."""
 
-from repq.cli import main
+from repq.stopping import ending_on_signals
 
-main(prog_name="repq")
+
+def main() -> None:
+    """The command line, which a signal ends quietly even while it is imported."""
+    with ending_on_signals():
+        from repq.cli import main as commands
+
+        commands(prog_name="repq")
+
+
+if __name__ == "__main__":
+    main()

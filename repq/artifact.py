@@ -1,54 +1,88 @@
 """The run folder: content-addressed artifacts with a manifest each, made once and reused.
 
-An artifact is a folder ``WORK/STAGE/KEY/`` that holds a payload and ``manifest.json``. The key is the hash of the
-stage, its full settings, the hashes of its inputs, the library versions and the seed: the same key is the same result.
-A folder is filled beside its place and renamed when complete, under a lock, so neither a killed run nor two runs at
-once leave a half-written artifact. ``WORK/STAGE/.resume-KEY/`` keeps the state of a stage that can be continued.
+An artifact is a folder ``WORK/STAGE/KEY/`` that holds a payload and ``manifest.json``. The key is that of the result's
+`Identity`: the same key is the same result. A folder is filled beside its place and renamed when complete, under a
+lock, so neither a killed run nor two runs at once leave a half-written artifact. ``WORK/STAGE/.resume-KEY/`` keeps the
+state of a stage that can be continued.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from repq import __version__
 from repq.errors import RepqError
+from repq.identity import Identity, describe, hash_folder, hash_json
+from repq.results import Result
 
 MANIFEST = "manifest.json"
-KEY_LENGTH = 12
+R = TypeVar("R", bound=Result)
 
 
 class Manifest(BaseModel):
-    """Everything that a result depends on, and the hashes of what it consists of."""
+    """Everything that a result depends on, and the hashes of what it consists of.
+
+    Attributes:
+        files: relative path to SHA-256 of every file.
+        contents: hash of what other results can depend on, by file: without dates, timings and logs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
     key: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    versions: dict[str, str]
-    seed: int
+    identity: dict[str, Any]
     created: str
     seconds: float
     files: dict[str, str]
+    contents: dict[str, str]
 
     @property
     def content(self) -> str:
-        """Hash of the payload alone: what stages further down depend on."""
-        return hash_json(self.files)
+        """One hash of what other results can depend on."""
+        return hash_json(self.contents)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of an artifact are.
+
+    Attributes:
+        results: file name to the type of the result in it.
+        ignored: globs of files that nothing depends on, such as event files.
+    """
+
+    results: Mapping[str, type[Result]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    def hashes(self, folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+        """Hash of what other results can depend on: results by the fields that belong to their identity."""
+        kept = {name: digest for name, digest in files.items() if not any(fnmatch(name, p) for p in self.ignored)}
+        results = {name: read_result(folder / name, kind) for name, kind in self.results.items() if name in kept}
+        return kept | {name: hash_json(describe(result)) for name, result in results.items()}
+
+
+def read_result(path: Path, kind: type[R]) -> R:
+    """Read a result back from its JSON.
+
+    Raises:
+        RepqError: the file cannot be read, or holds something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RepqError(f"{path} holds no {kind.__name__}", found=found, fix="make it again") from None
 
 
 @dataclass(frozen=True)
@@ -62,36 +96,9 @@ class Artifact:
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
-
-def hash_json(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON (sorted keys, no white space), hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_folder(folder: Path) -> dict[str, str]:
-    """Relative path to SHA-256 of every file below ``folder`` but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
-
-
-def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of repq and of the named distributions; ``absent`` for one that is not installed."""
-    versions = {"repq": __version__}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    def result(self, kind: type[R], name: str | None = None) -> R:
+        """A result of the stage; by default that in ``STAGE.json``."""
+        return read_result(self.folder / (name or f"{self.manifest.stage}.json"), kind)
 
 
 class RunFolder:
@@ -112,42 +119,27 @@ class RunFolder:
 
     def make(
         self,
-        stage: str,
+        identity: Identity,
         run: Callable[[Path, Path], None],
         *,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        libraries: Iterable[str] = (),
-        seed: int = 0,
+        contents: Contents = Contents(),
         on_wait: Callable[[str], None] = lambda message: None,
     ) -> Artifact:
-        """Return the artifact with these settings; run the stage only if there is no intact one.
+        """Return the artifact with this identity; run the stage only if there is no intact one.
 
         Args:
-            stage: name of the stage and of its folder.
             run: fills the payload folder (first argument); may keep what it needs to continue after a kill in the
                 resume folder (second argument), which is removed once the artifact is complete.
-            config: the stage's full settings, as plain JSON values.
-            inputs: name to content hash of everything that the stage reads.
-            libraries: distributions whose version the result depends on.
-            seed: the seed of everything random in the stage.
-            on_wait: told when another run holds the same artifact.
+            on_wait: gets a message when another run holds the same artifact.
         """
-        identity = {
-            "stage": stage,
-            "config": dict(config),
-            "inputs": dict(inputs),
-            "versions": library_versions(libraries),
-            "seed": seed,
-        }
-        key = hash_json(identity)[:KEY_LENGTH]
-        folder = self.root / stage / key
+        folder = self.root / identity.stage / identity.key
+        found = read_artifact(folder)
+        if found is not None:
+            return found
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{key}.lock", on_wait):
+        with _locked(folder.parent / f".{identity.key}.lock", on_wait):
             found = read_artifact(folder)
-            if found is not None:
-                return found
-            return _produce(folder, run, {**identity, "key": key})
+            return found if found is not None else _produce(folder, run, identity, contents)
 
 
 @contextmanager
@@ -164,7 +156,7 @@ def _locked(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _produce(folder: Path, run: Callable[[Path, Path], None], identity: dict[str, Any]) -> Artifact:
+def _produce(folder: Path, run: Callable[[Path, Path], None], identity: Identity, contents: Contents) -> Artifact:
     partial = folder.with_name(f".partial-{folder.name}")
     resume = folder.with_name(f".resume-{folder.name}")
     for leftover in (partial, folder):  # a killed run's, or one whose payload no longer has its hashes
@@ -175,17 +167,21 @@ def _produce(folder: Path, run: Callable[[Path, Path], None], identity: dict[str
     started = time.monotonic()
     try:
         run(partial, resume)
+        files = hash_folder(partial)
         manifest = Manifest(
-            **identity,
+            stage=identity.stage,
+            key=identity.key,
+            identity=identity.values(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
-            files=hash_folder(partial),
+            files=files,
+            contents=contents.hashes(partial, files),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not any(resume.iterdir()):
+        with suppress(OSError):  # there is something to go on from, or nobody may remove it
             resume.rmdir()
     shutil.rmtree(resume, ignore_errors=True)
     return Artifact(folder, manifest, reused=False)
@@ -194,9 +190,10 @@ def _produce(folder: Path, run: Callable[[Path, Path], None], identity: dict[str
 def read_artifact(folder: Path) -> Artifact | None:
     """Read a complete, intact artifact; None if it is absent or a file of it is missing or altered."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        files = hash_folder(folder)
     except (OSError, ValidationError):
         return None
-    if hash_folder(folder) != manifest.files:
+    if {name: digest for name, digest in files.items() if name != MANIFEST} != manifest.files:
         return None
     return Artifact(folder, manifest, reused=True)

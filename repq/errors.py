@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from repq.printable import printable_lines
+
 
 class RepqError(Exception):
     """A failure that the user can mend.
 
     Args:
-        what: what failed, as one sentence.
+        what: what failed, as one sentence. Control characters, which a file's name or content may bring in, are
+            escaped in all three.
         found: what was found instead of what was expected.
         fix: what to do about it.
     """
@@ -15,12 +18,13 @@ class RepqError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, found: str | None = None, fix: str | None = None) -> None:
-        self.what, self.found, self.fix = what, found, fix
-        lines = [what]
-        if found:
-            lines.append(f"found: {found}")
-        if fix:
-            lines.append(f"fix: {fix}")
+        self.what = printable_lines(what)
+        self.found, self.fix = (printable_lines(text) if text else text for text in (found, fix))
+        lines = [self.what]
+        if self.found:
+            lines.append(f"found: {self.found}")
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
         super().__init__("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Writing files whole: beside their place first, then renamed."""
+"""Writing files whole: beside their place first, then renamed. And where files are kept between runs."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def cache_folder() -> Path:
+    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("REPQ_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"

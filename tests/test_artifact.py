@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from repq.artifact import RunFolder, hash_json, read_artifact
+from repq.artifact import RunFolder, read_artifact
+from repq.identity import Identity, hash_json
 
 
 def make(root: Path, calls: list[str], *, stage: str = "fuse", text: str = "payload", **identity: Any) -> Any:
@@ -17,8 +18,8 @@ def make(root: Path, calls: list[str], *, stage: str = "fuse", text: str = "payl
         calls.append(stage)
         (folder / "result.txt").write_text(text)
 
-    identity = {"config": {"tolerance": 1e-3}, "inputs": {"weights": "aa"}, **identity}
-    return RunFolder(root).make(stage, run, **identity)
+    values = {"stage": stage, "settings": {"tolerance": 1e-3}, "inputs": {"weights": "aa"}, **identity}
+    return RunFolder(root).make(Identity(**values), run)
 
 
 def test_the_same_identity_is_reused_and_any_change_is_not(tmp_path: Path) -> None:
@@ -26,15 +27,15 @@ def test_the_same_identity_is_reused_and_any_change_is_not(tmp_path: Path) -> No
     first = make(tmp_path, calls)
     again = make(tmp_path, calls)
     assert (first.reused, again.reused, again.folder) == (False, True, first.folder)
-    for change in ({"config": {"tolerance": 1e-2}}, {"inputs": {"weights": "bb"}}, {"seed": 1}, {"stage": "ptq"}):
+    for change in ({"settings": {"tolerance": 1e-2}}, {"inputs": {"weights": "bb"}}, {"seed": 1}, {"stage": "ptq"}):
         assert make(tmp_path, calls, **change).folder != first.folder
     assert len(calls) == 5
 
 
 def test_what_follows_depends_on_the_payload_not_on_the_settings(tmp_path: Path) -> None:
-    one = make(tmp_path, [], config={"a": 1})
-    other = make(tmp_path, [], config={"a": 2})
-    different = make(tmp_path, [], config={"a": 3}, text="other")
+    one = make(tmp_path, [], settings={"a": 1})
+    other = make(tmp_path, [], settings={"a": 2})
+    different = make(tmp_path, [], settings={"a": 3}, text="other")
     assert one.manifest.content == other.manifest.content != different.manifest.content
 
 
@@ -64,11 +65,11 @@ def test_a_failed_stage_leaves_no_artifact_but_keeps_what_it_can_resume(tmp_path
         if len(seen) == 1:
             raise KeyboardInterrupt
 
-    arguments: dict[str, Any] = {"config": {}, "inputs": {}}
+    identity = Identity("train", {})
     with pytest.raises(KeyboardInterrupt):
-        RunFolder(tmp_path).make("train", run, **arguments)
+        RunFolder(tmp_path).make(identity, run)
     assert not [path for path in (tmp_path / "train").iterdir() if not path.name.startswith(".")]
-    artifact = RunFolder(tmp_path).make("train", run, **arguments)
+    artifact = RunFolder(tmp_path).make(identity, run)
     assert seen == [False, True]
     assert not list((tmp_path / "train").glob(".resume-*"))
     assert sorted(artifact.manifest.files) == ["half"]
@@ -82,7 +83,7 @@ def _slow_run(root: Path) -> None:
         time.sleep(0.5)
         (folder / "b").write_text("2")
 
-    RunFolder(root).make("build", run, config={}, inputs={})
+    RunFolder(root).make(Identity("build", {}), run)
 
 
 def test_two_runs_at_once_make_one_whole_artifact(tmp_path: Path) -> None:

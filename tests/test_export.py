@@ -111,7 +111,9 @@ def test_inputs_outputs_and_names(exported: ModelProto, fused: Detector) -> None
         assert list(node.input[1:]) == [f"{layer}.weight", f"{layer}.bias"]
 
 
-def test_the_same_model_gives_the_same_bytes(exported: ModelProto, fused: Detector, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(
+    exported: ModelProto, fused: Detector, tmp_path: Path, fresh_exports: None
+) -> None:
     again = export_float(fused, SIZE, names=("a", "b", "c"))
     for name, model in (("one", exported), ("two", again)):
         save_onnx(tmp_path / name, model)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import DetectionDataset, batches
+from repq.data import DetectionDataset, batches, demand_objects
 from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
+from repq.layout import OutputLayout
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EvalConfig
-from repq.results import Agreement, CheckReport
-
-OUTPUTS = {"boxes": slice(0, 4), "scores": slice(5, None)}
-"""The parts of detections (B, N, 5 + classes) that are compared; the constant between them is no result."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to compare: its name, how to run it, and how many of its layers run in INT8 and in float."""
-
-    name: str
-    infer: Predict
-    int8_layers: int
-    float_layers: int
+from repq.results import Agreement, CheckReport, ModelInfo
 
 
 @dataclass
@@ -53,52 +42,56 @@ class _Difference:
 @dataclass
 class _Tally:
     boxes: list[NDArray[np.float32]] = field(default_factory=list)
-    differences: dict[str, _Difference] = field(default_factory=lambda: {name: _Difference() for name in OUTPUTS})
+    differences: dict[str, _Difference] = field(default_factory=lambda: defaultdict(_Difference))
 
 
-def compare(
+def check_agreement(
     reference: Predict,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[tuple[ModelInfo, Predict]],
     dataset: DetectionDataset,
     imgsz: tuple[int, int],
     config: CheckConfig,
     eval_config: EvalConfig,
     progress: Progress = silent,
+    layout: OutputLayout = OutputLayout(),
 ) -> CheckReport:
     """Run the reference and every candidate on each batch and compare outputs and AP.
 
     Args:
-        reference: images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes), as every candidate's ``infer``.
+        reference: images (B, 3, H, W) in 0..1 to detections.
+        candidates: what each model is, and how to run it, as the reference.
+        layout: of the detections of all; boxes and scores are compared.
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
-        DataError: an output does not fit the data set, or an image can no longer be read.
+        DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
+            read.
     """
+    demand_objects(dataset)
     own = _Tally()
     tallies = [_Tally() for _ in candidates]
     loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox)
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
-        own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config))
-        for candidate, tally in zip(candidates, tallies, strict=True):
-            actual = np.asarray(candidate.infer(batch.images))
-            tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config))
-            for name, part in OUTPUTS.items():
-                tally.differences[name].add(expected[..., part], actual[..., part])
+        own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config, layout))
+        for (_, predict), tally in zip(candidates, tallies, strict=True):
+            actual = np.asarray(predict(batch.images))
+            tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config, layout))
+            parts = layout.parts(actual)
+            for name, wanted in layout.parts(expected).items():
+                tally.differences[name].add(wanted, parts[name])
     images = tuple(record.name for record in dataset.records)
     reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []
-    for candidate, tally in zip(candidates, tallies, strict=True):
+    for (model, _), tally in zip(candidates, tallies, strict=True):
         accuracy = coco_accuracy(Detections(images, tuple(tally.boxes)), dataset)
         rows.append(
             Agreement(
-                engine=candidate.name,
+                **dict(model),
                 snr_db={name: difference.snr_db for name, difference in tally.differences.items()},
                 max_abs_error={name: difference.max_abs for name, difference in tally.differences.items()},
                 accuracy=accuracy,
                 ap_gap=accuracy.ap - reference_accuracy.ap,
-                int8_layers=candidate.int8_layers,
-                float_layers=candidate.float_layers,
             )
         )
     return CheckReport(

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repq.bench.latency import Clock
+from repq.bench.latency import Clock, in_order
 from repq.data import prefetch
 from repq.errors import RepqError
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
-from repq.results import ServiceRow
+from repq.results import ModelInfo, ServiceRow
 
 STEPS = ("decode", "preprocess", "infer", "postprocess")
 Side = Literal["host", "graph", "loader"]
@@ -30,17 +30,14 @@ class ServedModel:
     """A model with everything around it, as four steps; the output of each is the input of the next.
 
     Attributes:
-        label: what the table calls it.
-        precision: what its layers really run in.
+        info: which model, in which runtime.
         loader: what decodes: ``opencv``, ``dali (cpu)`` …
         letterbox, nms: where that is done.
         decode: the bytes of some files to images; of a loader that letterboxes, to network input.
         batch: the one batch size that it takes; None: any.
     """
 
-    label: str
-    engine: str
-    precision: str
+    info: ModelInfo
     loader: str
     letterbox: Side
     nms: Side
@@ -85,8 +82,7 @@ def time_service(
     for model in models:
         _pass(model, chunks[:1], clock)
     for number in progress(range(config.rounds), total=config.rounds, label=f"files to boxes, batch {batch}"):
-        order = range(len(models)) if number % 2 == 0 else range(len(models) - 1, -1, -1)
-        for index in order:
+        for index in in_order(len(models), number):
             spent[index].append(_pass(models[index], chunks, clock))
             overlapped[index].append(_overlapped(models[index], chunks, threads, clock))
     images = batch * len(chunks)
@@ -128,21 +124,16 @@ def _row(
     total = sum(per_image.values())
     slowest = max(per_image, key=lambda name: per_image[name])
     return ServiceRow(
-        model=model.label,
-        engine=model.engine,
-        precision=model.precision,
+        **dict(model.info),
         loader=model.loader,
         letterbox=model.letterbox,
         nms=model.nms,
         batch=batch,
         threads=threads,
         images=images,
-        decode_ms=per_image["decode"],
-        preprocess_ms=per_image["preprocess"],
-        infer_ms=per_image["infer"],
-        postprocess_ms=per_image["postprocess"],
-        images_per_s=1e3 / total if total else 0.0,
-        overlapped_images_per_s=1e9 * images / overlapped if overlapped else 0.0,
+        **{f"{name}_ms": value for name, value in per_image.items()},
+        images_per_s=1e3 / total if total else None,
+        overlapped_images_per_s=1e9 * images / overlapped if overlapped else None,
         bottleneck=slowest,
-        bottleneck_share=per_image[slowest] / total if total else 0.0,
+        bottleneck_share=per_image[slowest] / total if total else None,
     )

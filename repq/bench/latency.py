@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from repq.machine.environment import capture_environment
 from repq.machine.gpu_readings import GpuWatch
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
-from repq.results import BenchReport, BenchRow, Environment, Variant
+from repq.results import BenchReport, BenchRow, Environment, ModelInfo
 
 Scope = Literal["infer", "end_to_end"]
 Clock = Callable[[], int]
@@ -58,21 +59,14 @@ class TimedModel:
     """A model to be timed.
 
     Attributes:
-        label: what the table calls it.
-        variant: what it was built as; precision: what its layers really run in.
+        info: which model, in which runtime.
         open: number of CPU threads -> runner; called once per number, outside the timing.
         batch: the one batch size that it takes; None: any.
-        spec: its architecture, such as ``yolov6s_v2``.
     """
 
-    label: str
-    engine: str
-    variant: Variant
-    precision: str
-    size_bytes: int
+    info: ModelInfo
     open: Callable[[int], Runner]
     batch: int | None = None
-    spec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,22 +113,24 @@ def bench(
     environment = environment or capture_environment()
     rng = np.random.default_rng(seed)
     raw = list(images) if images else [rng.integers(0, 256, (*imgsz, 3), dtype=np.uint8)]
+    scopes: tuple[Scope, ...] = ("infer", "end_to_end") if config.end_to_end else ("infer",)
     rows: list[BenchRow] = []
     for threads in config.threads:
         runners = [model.open(threads) for model in models]
         for batch in config.batches:
             inputs = rng.random((batch, 3, *imgsz), dtype=np.float32)
-            for scope in _scopes(config):
+            for scope in scopes:
                 jobs = _jobs(models, runners, scope, inputs, raw)
                 label = f"{batch} x {threads} threads, {scope}"
                 with GpuWatch(watch_gpu) as watch:
-                    samples = measure([job.run for job in jobs], config, clock, progress, label)
-                measured = _rows(models[0], jobs, samples, batch, threads)
-                rows.extend(_with_device(job, row, config, watch) for job, row in zip(jobs, measured, strict=True))
+                    samples = time_in_turns([job.run for job in jobs], config, clock, progress, label)
+                base = float(np.median(samples[0])) if jobs and jobs[0].model is models[0] else None
+                for job, times in zip(jobs, samples, strict=True):
+                    rows.append(_with_device(job, _row(job, times, base, batch, threads), config, watch))
     return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds)
 
 
-def measure(
+def time_in_turns(
     runs: Sequence[Callable[[], Any]],
     config: BenchConfig,
     clock: Clock = time.perf_counter_ns,
@@ -152,7 +148,7 @@ def measure(
             run()
     with _no_garbage_collection():
         for number in progress(range(config.rounds), total=config.rounds, label=label):
-            for index in _order(len(runs), number):
+            for index in in_order(len(runs), number):
                 runs[index]()
                 for _ in range(config.runs_per_round):
                     start = clock()
@@ -162,14 +158,14 @@ def measure(
     return samples
 
 
-def _order(count: int, number: int) -> Sequence[int]:
-    """Forward in even rounds, backward in odd ones."""
+def in_order(count: int, number: int) -> Sequence[int]:
+    """The turns of a round: forward in even rounds, backward in odd ones."""
     return range(count) if number % 2 == 0 else range(count - 1, -1, -1)
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python's collector out of the timed calls; ``measure`` collects between rounds."""
+    """Keep Python's collector out of the timed calls; ``time_in_turns`` collects between rounds."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -177,10 +173,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _scopes(config: BenchConfig) -> tuple[Scope, ...]:
-    return ("infer", "end_to_end") if config.end_to_end else ("infer",)
 
 
 def _jobs(
@@ -195,16 +187,12 @@ def _jobs(
         if scope == "infer":
             own = inputs if runner.inputs is None else runner.inputs(len(inputs))
             device = None if runner.on_device is None else runner.on_device(len(inputs))
-            jobs.append(_Job(model, scope, _infer_only(runner, own), device))
+            jobs.append(_Job(model, scope, partial(runner.infer, own), device))
         elif runner.preprocess is not None and runner.postprocess is not None:
             known = runner.images or raw
             pictures = [known[index % len(known)] for index in range(len(inputs))]
             jobs.append(_Job(model, scope, _whole_way(runner.preprocess, runner.infer, runner.postprocess, pictures)))
     return jobs
-
-
-def _infer_only(runner: Runner, inputs: Any) -> Callable[[], Any]:
-    return lambda: runner.infer(inputs)
 
 
 def _whole_way(
@@ -216,33 +204,20 @@ def _whole_way(
     return lambda: postprocess(infer(preprocess(pictures)))
 
 
-def _rows(
-    first: TimedModel, jobs: Sequence[_Job], samples: Sequence[Sequence[float]], batch: int, threads: int
-) -> list[BenchRow]:
-    rows = []
-    base = float(np.median(samples[0])) if jobs and jobs[0].model is first else None
-    for job, times in zip(jobs, samples, strict=True):
-        median = float(np.median(times))
-        rows.append(
-            BenchRow(
-                model=job.model.label,
-                engine=job.model.engine,
-                variant=job.model.variant,
-                precision=job.model.precision,
-                batch=batch,
-                threads=threads,
-                scope=job.scope,
-                latency_ms_median=median,
-                latency_ms_p95=float(np.percentile(times, 95)),
-                images_per_s=1e3 * batch / median if median > 0 else 0.0,
-                runs=len(times),
-                size_bytes=job.model.size_bytes,
-                speedup=base / median if base is not None and median > 0 else None,
-                samples_ms=tuple(times),
-                spec=job.model.spec,
-            )
-        )
-    return rows
+def _row(job: _Job, times: Sequence[float], base: float | None, batch: int, threads: int) -> BenchRow:
+    median = float(np.median(times))
+    return BenchRow(
+        **dict(job.model.info),
+        batch=batch,
+        threads=threads,
+        scope=job.scope,
+        latency_ms_median=median,
+        latency_ms_p95=float(np.percentile(times, 95)),
+        images_per_s=1e3 * batch / median if median > 0 else None,
+        runs=len(times),
+        speedup=base / median if base is not None and median > 0 else None,
+        samples_ms=tuple(times),
+    )
 
 
 def _with_device(job: _Job, row: BenchRow, config: BenchConfig, watch: GpuWatch) -> BenchRow:
@@ -257,7 +232,7 @@ def _with_device(job: _Job, row: BenchRow, config: BenchConfig, watch: GpuWatch)
 def _check(models: Sequence[TimedModel], config: BenchConfig) -> None:
     if not models:
         raise RepqError("there is nothing to time", fix="name at least one model")
-    labels = [model.label for model in models]
+    labels = [model.info.model for model in models]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise RepqError("two models have one label", found=", ".join(repeated), fix="name them differently")
@@ -265,7 +240,7 @@ def _check(models: Sequence[TimedModel], config: BenchConfig) -> None:
         wrong = [batch for batch in config.batches if model.batch not in (None, batch)]
         if wrong:
             raise RepqError(
-                f"{model.label} takes batches of {model.batch} only",
+                f"{model.info.model} takes batches of {model.batch} only",
                 found=f"batches of {', '.join(map(str, wrong))} asked for",
                 fix="export it with a dynamic batch (export.batch: null), or time the size that it has",
             )

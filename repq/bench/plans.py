@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from repq.bench.latency import measure
+from repq.bench.latency import time_in_turns
 from repq.engine import Engine, build
 from repq.errors import EngineError
 from repq.graph import insert_qdq, propagate_qdq, save_onnx
@@ -76,7 +76,7 @@ def time_plans(
     images = _noise(imgsz, seed)
     with plan_engines(engine, graph, scales, plans, config) as engines:
         runs = [partial(built.infer, images) for built in engines]
-        return measure(runs, config, progress=progress, label="latency of plans")
+        return time_in_turns(runs, config, progress=progress, label="latency of plans")
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from repq.data.augment import Sample, draw_sample
 from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
-from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, pixel_boxes
+from repq.data.classes import fit_classes, fit_splits
+from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, image_hashes, pixel_boxes
 from repq.data.demo import make_demo_set
+from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
 from repq.data.images import decode_image, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
-from repq.data.load import load_dataset
+from repq.data.load import listed_images, load_dataset
 from repq.data.loader import Batch, batches, prefetch, to_input
 
 __all__ = [
@@ -21,16 +23,23 @@ __all__ = [
     "batches",
     "calibration_set",
     "decode_image",
+    "demand_objects",
     "draw_sample",
     "fingerprint",
+    "fit_classes",
+    "fit_splits",
+    "image_hashes",
     "letterbox",
     "letterbox_transform",
+    "listed_images",
     "load_dataset",
     "make_demo_set",
+    "overlap_note",
     "pixel_boxes",
     "prefetch",
     "read_image",
     "read_manifest",
     "to_input",
+    "warn_of_overlap",
     "write_manifest",
 ]

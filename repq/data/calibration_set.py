@@ -1,24 +1,31 @@
-"""Calibration sets: which images the activation ranges are measured on, drawn with a seed or named in a manifest.
+r"""Calibration sets: which images the activation ranges are measured on, drawn with a seed or named in a manifest.
 
 A manifest is a text file that ``sha256sum --check`` understands, run in the data set's root: one line an image, the
 SHA-256 of the file, two spaces, the name relative to the root. Lines that begin with ``#`` are comments. It holds no
-images, and it says exactly which pixels a result came from.
+images, and it says exactly which pixels a result came from. As there, a line that begins with ``\\`` has the line
+breaks and backslashes of a name escaped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from repq.artifact import hash_file
 from repq.data.dataset import DetectionDataset, ImageRecord
+from repq.data.image_files import first_names
 from repq.errors import DataError
-from repq.files import write_text
+from repq.files import replacing
+from repq.identity import hash_file
+from repq.printable import printable
+from repq.reading import lines, read_text, reason
 from repq.recipe import CalibrationConfig
 
-_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = re.compile(r"\\([\\nr])")
 
 
 def calibration_set(dataset: DetectionDataset, config: CalibrationConfig) -> list[ImageRecord]:
@@ -35,7 +42,7 @@ def calibration_set(dataset: DetectionDataset, config: CalibrationConfig) -> lis
     if config.manifest is not None:
         return _from_manifest(dataset, config.manifest)
     ranked = sorted(
-        dataset.records, key=lambda record: hashlib.sha256(f"{config.seed}:{record.name}".encode()).digest()
+        dataset.records, key=lambda record: hashlib.sha256(os.fsencode(f"{config.seed}:{record.name}")).digest()
     )
     return ranked[: config.images]
 
@@ -47,14 +54,14 @@ def _from_manifest(dataset: DetectionDataset, path: Path) -> list[ImageRecord]:
     if missing:
         raise DataError(
             f"the manifest {path} names {len(missing)} images that the split {dataset.split!r} has not",
-            found=f"{_first(missing)}; the data set's root is {dataset.root}",
+            found=f"{first_names(missing)}; the data set's root is {dataset.root}",
             fix="use the data set and split that the manifest was written for, or write a new manifest",
         )
     changed = [name for name, digest in hashes.items() if _hash_image(records[name].path) != digest]
     if changed:
         raise DataError(
             f"{len(changed)} images differ from those that the manifest {path} was written for",
-            found=_first(changed),
+            found=first_names(changed),
             fix="restore the images, or write a new manifest if the change is meant",
         )
     return [records[name] for name in hashes]
@@ -66,26 +73,32 @@ def read_manifest(path: Path) -> dict[str, str]:
     Raises:
         DataError: the file cannot be read, a line has another form, a name comes twice, or there is no image in it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the manifest {path}", found=str(error), fix="check the path") from None
+    text = read_text(path, what="the manifest ", errors="surrogateescape", error=DataError)
     hashes: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines(text), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line)
-        if match is None or match[2] in hashes:
-            problem = "a name that came before" if match else f"{line[:60]!r}"
+        name = "" if match is None else _unescaped(match[3]) if match[1] else match[3]
+        if match is None or name in hashes:
             raise DataError(
-                f"line {number} of the manifest {path} is not usable",
-                found=problem,
+                f"line {number} of the manifest {printable(path)} is not usable",
+                found="a name that came before" if match else f"{printable(line, 60)!r}",
                 fix="write the SHA-256 in lower case, two spaces, the image's name; each image once",
             )
-        hashes[match[2]] = match[1]
+        hashes[name] = match[2]
     if not hashes:
-        raise DataError(f"the manifest {path} names no image")
+        raise DataError(f"the manifest {printable(path)} names no image")
     return hashes
+
+
+def _unescaped(name: str) -> str:
+    return _ESCAPED.sub(lambda match: {"\\": "\\", "n": "\n", "r": "\r"}[match[1]], name)
+
+
+def _line(digest: str, name: str) -> str:
+    escaped = "".join(_ESCAPES.get(character, character) for character in name)
+    return f"{chr(92) if escaped != name else ''}{digest}  {escaped}"
 
 
 def write_manifest(path: Path, records: Sequence[ImageRecord], dataset: DetectionDataset) -> None:
@@ -95,16 +108,13 @@ def write_manifest(path: Path, records: Sequence[ImageRecord], dataset: Detectio
         DataError: an image cannot be read.
     """
     head = f"# {len(records)} images of the split {dataset.split!r}, relative to the data set's root"
-    text = "\n".join([head, *(f"{_hash_image(record.path)}  {record.name}" for record in records), ""])
-    write_text(path, text)
+    text = "\n".join([head, *(_line(_hash_image(record.path), record.name) for record in records), ""])
+    with replacing(path) as beside:
+        beside.write_bytes(os.fsencode(text))
 
 
 def _hash_image(path: Path) -> str:
     try:
         return hash_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read the image {path}", found=error.strerror or str(error)) from None
-
-
-def _first(names: list[str], show: int = 3) -> str:
-    return ", ".join(names[:show]) + (f" and {len(names) - show} more" if len(names) > show else "")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the image {path}", found=reason(error)) from None

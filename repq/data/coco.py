@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from repq.data.annotation import Annotation, as_boxes
+from repq.data.classes import MAX_CLASSES, unique_names
+from repq.data.dataset import Annotation, Problems, as_boxes
+from repq.data.image_files import below, first_names
 from repq.errors import DataError
+from repq.printable import printable
+from repq.reading import read_json
+
+_LARGEST = 1e30  # square pixels that float32 can hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +31,52 @@ class CocoFile:
         images: the json's entry per ``file_name``.
         annotations: the json's annotations per ``file_name``.
         classes: category id of the json to class id.
-        problems: annotations that belong to no image.
+        problems: annotations that belong to no image, and what was done to the names.
     """
 
     names: tuple[str, ...]
     images: Mapping[str, Mapping[str, Any]]
     annotations: Mapping[str, Sequence[Mapping[str, Any]]]
-    classes: Mapping[Any, int]
-    problems: tuple[str, ...]
+    classes: Ids
+    problems: Problems
+
+
+class Ids:
+    """What ids of a json stand for. A text that is the same number as one whole number, and no other, is that id."""
+
+    def __init__(self, what: str, entries: Iterable[tuple[Any, Any]]) -> None:
+        """Take pairs of id and what it stands for.
+
+        Raises:
+            ValueError: an id is no whole number and no text, or stands for two things.
+        """
+        self.values: dict[Any, Any] = {}
+        self._by_number: dict[int, list[Any]] = {}
+        for key, value in entries:
+            if isinstance(key, bool) or not isinstance(key, (int, str)):
+                raise ValueError(f"the {what} id {printable(repr(key), 60)} is no whole number and no text")
+            if self.values.setdefault(key, value) != value:
+                raise ValueError(f"two of the {what} entries have the id {printable(repr(key), 60)}")
+            number = _whole(key)
+            if number is not None and key not in (known := self._by_number.setdefault(number, [])):
+                known.append(key)
+
+    def get(self, key: Any) -> Any:
+        """What an id stands for; None if it is not there."""
+        if isinstance(key, (int, str)) and not isinstance(key, bool) and key in self.values:
+            return self.values[key]
+        number = _whole(key)
+        candidates = self._by_number.get(number, []) if number is not None else []
+        return self.values[candidates[0]] if len(candidates) == 1 else None
+
+
+def _whole(key: Any) -> int | None:
+    if isinstance(key, float) and key.is_integer():
+        return int(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        return key
+    text = key.strip() if isinstance(key, str) else ""
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 40 else None
 
 
 def read_coco(path: Path, names: tuple[str, ...] | None = None) -> CocoFile:
@@ -42,100 +86,197 @@ def read_coco(path: Path, names: tuple[str, ...] | None = None) -> CocoFile:
         names: class names that fix the class ids, joined with the json's by name; default: the json's, by category id.
 
     Raises:
-        DataError: the file cannot be read, is no COCO json, or holds a class that ``names`` does not.
+        DataError: the file cannot be read, is no COCO json, holds objects of a class that ``names`` does not, or no
+            annotation belongs to an image.
     """
+    content = read_json(path, error=DataError)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}", found=error.strerror or str(error), fix="check the path") from None
-    except ValueError as error:  # also what is no UTF-8
-        raise DataError(f"{path} is no valid JSON", found=str(error)) from None
-    try:
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        images = {str(image["file_name"]): image for image in content["images"]}
-        annotations: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        problems = []
-        for annotation in content["annotations"]:
-            file_name = files.get(annotation["image_id"])
-            if file_name is None:
-                problems.append(f"annotation {annotation.get('id')}: no image {annotation['image_id']!r}")
-            else:
-                annotations[file_name].append(annotation)
-        ordered = tuple(categories[key] for key in sorted(categories))
-    except (KeyError, TypeError, AttributeError) as error:
+        lists = [_entries(content, key) for key in ("categories", "images", "annotations")]
+        categories, images, annotations = lists
+        files = Ids("image", ((image["id"], _file_name(image)) for image in images))
+        called = Ids("category", ((category["id"], _name(category)) for category in categories)).values
+    except (KeyError, ValueError) as error:
+        found = f"an entry without {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{path} is no COCO annotation file",
-            found=f"{type(error).__name__}: {error}",
+            f"{printable(path)} is no COCO annotation file",
+            found=found,
             fix="it needs the lists 'images' (id, file_name), 'categories' (id, name) and 'annotations' (image_id …)",
         ) from None
-    names = names or ordered
-    unknown = sorted(set(ordered) - set(names))
-    if unknown or not names:
+    joined: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    lost: list[str] = []
+    for annotation in annotations:
+        file_name = files.get(annotation.get("image_id"))
+        if file_name is None:
+            lost.append(f"annotation {_id(annotation)}: no image {_shown(annotation.get('image_id'))}")
+        else:
+            joined[file_name].append(annotation)
+    if lost and not joined:
+        ids = ", ".join(_shown(image["id"]) for image in images[:3])
         raise DataError(
-            f"the classes of {path} do not fit",
-            found=f"not among the names of the data.yaml: {', '.join(unknown[:5])}" if unknown else "no categories",
+            f"no annotation of {printable(path)} belongs to one of its images",
+            found=f"{len(lost)} annotations: {'; '.join(lost[:3])}; the images have ids such as {ids or '(none)'}",
+            fix="give each annotation the 'id' of its image as 'image_id'",
+        )
+    twice = Counter(str(image["file_name"]) for image in images)
+    repeated = tuple(f"{printable(name)}: listed more than once" for name, count in twice.items() if count > 1)
+    names, classes, notes = _classes(path, called, names, (annotation.get("category_id") for annotation in annotations))
+    by_file = {str(image["file_name"]): image for image in images}
+    return CocoFile(names, by_file, joined, classes, Problems(repeated, tuple(lost), notes))
+
+
+def _entries(content: Any, key: str) -> list[dict[str, Any]]:
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise ValueError(f"no list {key!r}")
+    for number, entry in enumerate(content[key]):
+        if not isinstance(entry, dict):
+            raise ValueError(f"entry {number} of {key!r} is {_shown(entry)}")
+    entries: list[dict[str, Any]] = content[key]
+    return entries
+
+
+def _file_name(image: Mapping[str, Any]) -> str:
+    name = image["file_name"]
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the file_name {_shown(name)} is no text")
+    return name
+
+
+def _name(category: Mapping[str, Any]) -> str:
+    name = category["name"]
+    if not isinstance(name, (str, int, float)):
+        raise ValueError(f"the category name {_shown(name)} is no text")
+    return str(name)
+
+
+def _classes(
+    path: Path, called: Mapping[Any, str], names: tuple[str, ...] | None, used: Iterable[Any]
+) -> tuple[tuple[str, ...], Ids, tuple[str, ...]]:
+    """The class names, category id to class id, and what a user should know of them."""
+    try:
+        ordered = sorted(called)
+    except TypeError:  # numbers and texts
+        ordered = sorted(called, key=lambda key: (isinstance(key, str), str(key)))
+    own = unique_names([called[key] for key in ordered])
+    known = names or own
+    lookup = Ids("category", zip(ordered, own, strict=True))
+    unknown = set(own) - set(known)
+    needed = sorted(unknown & {lookup.get(key) for key in used}, key=str) if unknown else []
+    if needed or not known or len(known) > MAX_CLASSES:
+        raise DataError(
+            f"the classes of {printable(path)} do not fit",
+            found=f"not among the names of the data.yaml: {first_names(needed, 5)}"
+            if needed
+            else f"{len(known)} categories",
             fix="give the same class names in both, or leave out 'names' and 'nc' in the data.yaml",
         )
-    classes = {key: names.index(name) for key, name in categories.items()}
-    return CocoFile(names, images, annotations, classes, tuple(problems))
+    notes = []
+    renamed = [name for key, name in zip(ordered, own, strict=True) if name != printable(called[key])]
+    if renamed:
+        notes.append(f"categories of one name are kept apart, as {first_names(renamed, 5)}")
+    if unknown:
+        notes.append(
+            f"{len(unknown)} categories without annotations are left out, as the data.yaml does not name them: "
+            f"{first_names(sorted(unknown), 5)}"
+        )
+    kept = ((key, known.index(name)) for key, name in zip(ordered, own, strict=True) if name not in unknown)
+    return known, Ids("category", kept), tuple(notes)
 
 
 def find_image(file_name: str, folders: Sequence[Path]) -> Path:
     """Return the first existing file of that name in the folders; if there is none, where it should be."""
-    places = [folder / file_name for folder in folders] or [Path(file_name)]
-    return next((place for place in places if place.is_file()), places[0])
+    places = [below(folder, file_name) for folder in folders] or [Path(file_name)]
+    return next((place for place in places if os.path.isfile(place)), places[0])  # noqa: PTH113
 
 
 def size_problem(image: Mapping[str, Any], width: int, height: int) -> str | None:
     """Say that the json was written for other pixels (resized, or not turned as EXIF says), if it was."""
-    stated = image.get("width", width), image.get("height", height)
-    if stated == (width, height):
+    stated = [image.get(key) for key in ("width", "height")]
+    if all(value is None or value == true for value, true in zip(stated, (width, height), strict=True)):
         return None
-    return f"the image has {width}x{height} pixels, the annotation file says {stated[0]}x{stated[1]}"
+    says = "x".join("?" if value is None else _shown(value) for value in stated)
+    return f"the image has {width}x{height} pixels, the annotation file says {says}"
 
 
-def read_annotations(
-    annotations: Sequence[Mapping[str, Any]], classes: Mapping[Any, int], width: int, height: int
-) -> Annotation:
+def read_annotations(annotations: Sequence[Mapping[str, Any]], classes: Ids, width: int, height: int) -> Annotation:
     """Turn one image's annotations into labels, cut at the image's edges; what is broken is left out."""
     objects: list[tuple[float, ...]] = []
     areas: list[float] = []
     crowds: list[tuple[float, ...]] = []
     problems: list[str] = []
+    counts: Counter[str] = Counter()
     for annotation in annotations:
-        row = _row(annotation, classes, width, height)
+        row, is_polygon = _row(annotation, classes, width, height)
+        crowd = annotation.get("iscrowd")
         if isinstance(row, str):
-            problems.append(f"annotation {annotation.get('id')}: {row}")
-        elif annotation.get("iscrowd"):
+            problems.append(f"annotation {_id(annotation)}: {row}")
+        elif crowd in (1, "1"):
             crowds.append(row)
+        elif crowd not in (None, 0, "0", ""):
+            problems.append(f"annotation {_id(annotation)}: iscrowd {_shown(crowd)} is neither 0 nor 1")
         else:
+            counts["polygon"] += is_polygon
             objects.append(row)
-            area = annotation.get("area")
-            if not isinstance(area, (int, float)) or not 0 < area < math.inf:
+            area = _number(annotation.get("area"))
+            if area is None or not 0 < area < _LARGEST:
                 area = row[3] * row[4] * width * height
             areas.append(area)
-    return Annotation(as_boxes(objects), np.array(areas, np.float32), as_boxes(crowds), tuple(problems))
+    return Annotation(as_boxes(objects), np.array(areas, np.float32), as_boxes(crowds), tuple(problems), +counts)
 
 
-def _row(annotation: Mapping[str, Any], classes: Mapping[Any, int], width: int, height: int) -> tuple[float, ...] | str:
-    category = annotation.get("category_id")
-    class_id = classes.get(category) if isinstance(category, (int, str)) else None
+def _row(annotation: Mapping[str, Any], classes: Ids, width: int, height: int) -> tuple[tuple[float, ...] | str, bool]:
+    """Class, centre x, y, width, height, or what is wrong; and whether a polygon took the place of a missing bbox."""
+    class_id = classes.get(annotation.get("category_id"))
     if class_id is None:
-        return f"unknown category {category!r}"
-    try:
-        x, y, w, h = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        return "no bbox of four numbers"
+        return f"unknown category {_shown(annotation.get('category_id'))}", False
+    bbox = annotation.get("bbox")
+    outline = [] if bbox else _outline(annotation.get("segmentation"))
+    if outline:
+        low, high = [min(outline[axis::2]) for axis in (0, 1)], [max(outline[axis::2]) for axis in (0, 1)]
+        numbers: list[float | None] = [*low, high[0] - low[0], high[1] - low[1]]
+    else:
+        numbers = [_number(value, texts=True) for value in bbox] if isinstance(bbox, list) else []
+    if len(numbers) != 4 or None in numbers:
+        return "no bbox of four numbers", False
+    x, y, w, h = (value for value in numbers if value is not None)
     if not all(map(math.isfinite, (x, y, w, h))):
-        return "a bbox that is not finite"
+        return "a bbox that is not finite", False
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
-        return "a box without area inside the image"
-    return (
-        float(class_id),
-        (left + right) / 2 / width,
-        (top + bottom) / 2 / height,
-        (right - left) / width,
-        (bottom - top) / height,
-    )
+        return "a box without area inside the image", False
+    centre = (left + right) / 2 / width, (top + bottom) / 2 / height
+    return (float(class_id), *centre, (right - left) / width, (bottom - top) / height), bool(outline)
+
+
+def _outline(segmentation: Any) -> list[float]:
+    """The coordinates of all polygons, x and y in turn; none if it is no list of polygons."""
+    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
+        return []
+    if any(len(part) < 6 or len(part) % 2 for part in segmentation):
+        return []
+    values = [_number(value) for part in segmentation for value in part]
+    return [value for value in values if value is not None] if None not in values else []
+
+
+def _number(value: Any, *, texts: bool = False) -> float | None:
+    """A number of a json; None for what is none, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str) if texts else (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+
+
+def _id(annotation: Mapping[str, Any]) -> str:
+    return _shown(annotation.get("id"))
+
+
+def _shown(value: Any) -> str:
+    """A value of a json, short. A container is only named: it can be nested to any depth."""
+    if isinstance(value, (list, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of many digits"
+    return printable(repr(value), 60)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import DataError
+from repq.identity import hash_files
+from repq.reading import reason
 
 
-def _no_boxes() -> NDArray[np.float32]:
-    return np.zeros((0, 5), np.float32)
+def as_boxes(rows: Sequence[Sequence[float]] = ()) -> NDArray[np.float32]:
+    """Rows of class, centre x, y, width, height as an (n, 5) float32 array; (0, 5) without rows."""
+    return np.array(rows, np.float32).reshape(-1, 5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,31 +40,62 @@ class ImageRecord:
     path: Path
     width: int
     height: int
-    labels: NDArray[np.float32] = field(default_factory=_no_boxes)
+    labels: NDArray[np.float32] = field(default_factory=as_boxes)
     areas: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    crowds: NDArray[np.float32] = field(default_factory=_no_boxes)
+    crowds: NDArray[np.float32] = field(default_factory=as_boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """Boxes of one image, whatever they were read from; see `ImageRecord` for the arrays.
+
+    Attributes:
+        problems: what was left out and why.
+        counts: how many labels of an unusual form were used, by form; see `repq.data.load.FORMS`.
+    """
+
+    labels: NDArray[np.float32]
+    areas: NDArray[np.float32]
+    crowds: NDArray[np.float32] = field(default_factory=as_boxes)
+    problems: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether there were boxes and not one is usable: the image must not pass for one without objects."""
+        return bool(self.problems) and not len(self.labels) and not len(self.crowds)
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What was left out, one line each: the name, then the reason."""
+    """What a user should know of a data set that was read.
+
+    Attributes:
+        images, labels: what was left out, one line each: the name, then the reason.
+        notes: what was not taken as it is written, or does not belong to the set, one sentence each.
+    """
 
     images: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
+        """How many images and labels were left out."""
         return len(self.images) + len(self.labels)
 
+    def __add__(self, other: Problems) -> Problems:
+        return Problems(self.images + other.images, self.labels + other.labels, self.notes + other.notes)
+
     def lines(self, show: int = 3) -> tuple[str, ...]:
-        """Say how many images and how many labels were left out, with the first few of each; no line if none were."""
+        """How many images and how many labels were left out, with the first few of each, and the notes."""
         lines = []
         for what, problems in (("image", self.images), ("label", self.labels)):
             if problems:
                 plural = "s" if len(problems) > 1 else ""
                 more = f"; and {len(problems) - show} more" if len(problems) > show else ""
                 lines.append(f"{len(problems)} {what}{plural} left out: {'; '.join(problems[:show])}{more}")
-        return tuple(lines)
+        return (*lines, *self.notes)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -91,9 +125,13 @@ class DetectionDataset:
     def objects(self) -> int:
         return sum(len(record.labels) for record in self.records)
 
+    def identity(self) -> str:
+        """What results depend on; see `fingerprint`."""
+        return fingerprint(self)
+
     def subset(self, records: Sequence[ImageRecord]) -> DetectionDataset:
         """The same data set with these images only."""
-        return DetectionDataset(self.root, self.split, self.names, tuple(records), self.problems)
+        return replace(self, records=tuple(records))
 
 
 def pixel_boxes(labels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float64]:
@@ -104,22 +142,31 @@ def pixel_boxes(labels: NDArray[np.float32], width: int, height: int) -> NDArray
     return np.concatenate([(centre - half) * size, (centre + half) * size], axis=1)
 
 
-def fingerprint(dataset: DetectionDataset) -> str:
-    """Hash all that a result can depend on: class names, labels, and each image's name, size and change time.
+def image_hashes(records: Sequence[ImageRecord]) -> dict[str, str]:
+    """Name to SHA-256 of every image file.
 
-    It does not depend on where the data set lies.
+    Raises:
+        DataError: an image can no longer be read.
+    """
+    try:
+        hashes = hash_files([record.path for record in records])
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the image {getattr(error, 'filename', '')}", found=reason(error)) from None
+    return {record.name: digest for record, digest in zip(records, hashes, strict=True)}
+
+
+def fingerprint(dataset: DetectionDataset) -> str:
+    """Hash all that a result can depend on: class names, labels, and each image's name, size and content.
+
+    It depends neither on where the data set lies nor on the times of its files.
 
     Raises:
         DataError: an image is no longer there.
     """
     digest = hashlib.sha256(json.dumps(dataset.names).encode())
+    hashes = image_hashes(dataset.records)
     for record in dataset.records:
-        try:
-            status = record.path.stat()
-        except OSError as error:
-            raise DataError(f"cannot read the image {record.path}", found=error.strerror or str(error)) from None
-        identity = (record.name, record.width, record.height, status.st_size, status.st_mtime_ns)
-        digest.update(json.dumps(identity).encode())
+        digest.update(json.dumps((record.name, record.width, record.height, hashes[record.name])).encode())
         for array in (record.labels, record.areas, record.crowds):
             digest.update(array.tobytes() + b"|")
     return digest.hexdigest()

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.data.image_size import header_size, jpeg_segments
 from repq.errors import DataError
+from repq.printable import printable
+from repq.reading import MIB, read_bytes
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pam",
+    ".pbm", ".pfm", ".pgm", ".pic", ".png", ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+"""Of files that are taken for images; OpenCV goes by their content. One that this OpenCV cannot decode is named."""
+
+MAX_PIXELS = 1 << 27  # 400 MB decoded
+PIXELS_VARIABLE = "REPQ_MAX_IMAGE_PIXELS"
+_MAX_BYTES = 1024 * MIB
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -19,30 +33,47 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Grey images get three equal channels, 16-bit ones lose their low byte, an alpha channel is dropped.
 
     Raises:
-        DataError: the file cannot be read, is truncated, or holds no image.
+        DataError: the file cannot be read, is truncated, holds no image, or one of more pixels than ``MAX_PIXELS`` (or
+            the environment variable ``REPQ_MAX_IMAGE_PIXELS``).
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the image {path}", found=error.strerror or str(error)) from None
-    return decode_image(data, str(path))
+    return decode_image(read_bytes(path, _MAX_BYTES, what="the image ", error=DataError), str(path))
 
 
 def decode_image(data: bytes, name: str, *, bgr: bool = False) -> NDArray[np.uint8]:
     """Return the image in a file's bytes as ``read_image`` does; ``bgr``: with blue first.
 
     Raises:
-        DataError: it is truncated, or holds no image.
+        DataError: it is truncated, holds no image, or one of too many pixels.
     """
+    _demand_moderate(data, name)
     if not _is_whole(data):
-        raise DataError(f"cannot read the image {name}", found="the file ends too early", fix="fetch it again")
+        raise DataError(f"cannot read the image {printable(name)}", found="the file ends too early", fix="copy it anew")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise DataError(f"cannot read the image {name}", found=str(error.err or error)) from None
+        found = " ".join(str(error.err or error).split())
+        raise DataError(f"cannot read the image {printable(name)}", found=found) from None
     if image is None:
-        raise DataError(f"cannot read the image {name}", found="no image that OpenCV can decode")
+        raise DataError(f"cannot read the image {printable(name)}", found="no image that OpenCV can decode")
     return np.asarray(image if bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _demand_moderate(data: bytes, name: str) -> None:
+    """Refuse an image whose pixels would take too much memory, before they are decoded."""
+    own = os.environ.get(PIXELS_VARIABLE, "")
+    limit = int(own) if own.isdecimal() and len(own) < 16 else MAX_PIXELS
+    try:
+        width, height = header_size(data) or (0, 0)
+    except ValueError as error:
+        raise DataError(
+            f"cannot read the image {printable(name)}", found=f"a damaged header: {error}", fix="copy it anew"
+        ) from None
+    if width * height > limit:
+        raise DataError(
+            f"cannot read the image {printable(name)}",
+            found=f"{width}x{height} pixels, more than {limit}",
+            fix=f"make it smaller, or set {PIXELS_VARIABLE} if there is memory for it",
+        )
 
 
 def _is_whole(data: bytes) -> bool:
@@ -52,14 +83,6 @@ def _is_whole(data: bytes) -> bool:
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data
     if data.startswith(b"\xff\xd8"):
-        return data.find(b"\xff\xd9", _start_of_scan(data)) >= 0
+        scan = max((at for _, at in jpeg_segments(data)), default=2)
+        return data.find(b"\xff\xd9", scan) >= 0
     return True
-
-
-def _start_of_scan(data: bytes) -> int:
-    """Offset of a JPEG's first scan. Walking the segments steps over thumbnails, which have an end of their own."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        is_fill = data[at + 1] == 0xFF
-        at += 1 if is_fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at

@@ -9,15 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repq.data import labels_cache
-from repq.data.annotation import Annotation
 from repq.data.coco import find_image, read_annotations, read_coco, size_problem
 from repq.data.data_yaml import SplitSource, read_source
-from repq.data.dataset import DetectionDataset, ImageRecord, Problems
+from repq.data.dataset import Annotation, DetectionDataset, ImageRecord, Problems
+from repq.data.image_files import find_images, label_path, name_below, place
 from repq.data.images import read_image
 from repq.data.loader import prefetch
-from repq.data.yolo import label_path, list_images, read_labels
+from repq.data.yolo import read_labels
 from repq.errors import DataError
+from repq.printable import printable
 from repq.progress import Progress, silent
+
+FORMS = {
+    "polygon": "{} labels are polygons; their bounding boxes are taken",
+    "keypoints": "{} labels have key points; their boxes are taken",
+    "unlabelled": "{} of {} images have no label file; they are taken as images without objects",
+}
+"""What is said of labels that are used, but not as plain boxes of an own label file; see `Annotation.counts`."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,23 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
 
     Every image is decoded and every label checked once; the result is cached until a file changes. What is broken is
     left out and listed in ``problems``. An image whose labels are all broken is left out as well; an image without a
-    label file, or with an empty one, is an image without objects.
+    label file, or with an empty one, is an image without objects. What is used in another way than it is written, and
+    what lies among the images and is not read, is said in ``problems.notes``.
 
     Raises:
         DataError: the description makes no sense, or no image is usable, or (YOLO form) no image has a label file.
     """
     source = read_source(path, split)
-    listing = _coco_listing(source) if source.annotations else _yolo_listing(path, source)
+    listing = _listing_of(path, source)
+    shown = f"the split {printable(split)!r} of {printable(path)}"
     if not listing.images:
-        raise DataError(f"the split {split!r} of {path} has no images", found=f"none in {_shown(source)}")
+        found = "; ".join((f"none in {_shown(source)}", *listing.problems.notes))
+        raise DataError(f"{shown} has no images", found=found, fix="check the paths in the data.yaml")
     ordered = sorted(listing.images)
     cache = labels_cache.cache_path(path, split)
     key = labels_cache.files_key(
-        (*(listing.images[name] for name in ordered), *listing.files), (*listing.names, "|", *listing.problems.labels)
+        (*(listing.images[name] for name in ordered), *listing.files),
+        (*listing.names, "|", str(source.keypoints), *listing.problems.labels),
     )
     checked = labels_cache.load(cache, key, source.root)
     if checked is None:
@@ -62,57 +74,71 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
         if checked[0]:
             labels_cache.save(cache, key, *checked)
     records, problems = checked
-    problems = Problems(listing.problems.images + problems.images, listing.problems.labels + problems.labels)
+    problems = listing.problems + problems
     if not records:
-        raise DataError(
-            f"the split {split!r} of {path} has nothing usable", found=str(problems), fix="mend the files named"
-        )
+        raise DataError(f"{shown} has nothing usable", found=str(problems), fix="correct the files named")
+    if not any(len(record.labels) for record in records):
+        problems += Problems(notes=(f"none of the {len(records)} images has a labelled object",))
     return DetectionDataset(source.root, split, listing.names, records, problems)
 
 
+def listed_images(path: Path, split: str) -> tuple[ImageRecord, ...]:
+    """The image files of a split as they are listed: names and places, nothing opened, no labels.
+
+    Raises:
+        DataError: the description makes no sense.
+    """
+    images = _listing_of(path, read_source(path, split)).images
+    return tuple(ImageRecord(name, images[name], 0, 0) for name in sorted(images) if images[name].is_file())
+
+
+def _listing_of(path: Path, source: SplitSource) -> _Listing:
+    return _coco_listing(source) if source.annotations else _yolo_listing(path, source)
+
+
 def _shown(source: SplitSource) -> str:
-    return ", ".join(map(str, (source.annotations,) if source.annotations else source.images))
+    return ", ".join(map(printable, (source.annotations,) if source.annotations else source.images))
 
 
-def _name(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _twice(names: list[str]) -> Problems:
-    return Problems(tuple(f"{name}: listed more than once" for name, count in Counter(names).items() if count > 1))
+def _twice(names: list[str]) -> tuple[str, ...]:
+    return tuple(f"{printable(name)}: listed more than once" for name, count in Counter(names).items() if count > 1)
 
 
 def _yolo_listing(path: Path, source: SplitSource) -> _Listing:
     names = source.names
     if names is None:
-        raise DataError(f"{path} names no classes", found="neither 'names' nor 'nc'", fix="add 'names: [first, …]'")
-    found = sorted(_name(image, source.root) for image in list_images(source.images, source.root))
-    images = {name: labels_cache.place(source.root, name) for name in found}
-    label_files = {name: label_path(image) for name, image in images.items()}
-    if images and not any(file.is_file() for file in label_files.values()):
         raise DataError(
-            f"no image of the split {source.split!r} of {path} has a label file",
-            found=f"nothing at {next(iter(label_files.values()))}, for instance",
+            f"{printable(path)} names no classes", found="neither 'names' nor 'nc'", fix="add 'names: [first, …]'"
+        )
+    files = find_images(source.images, source.root)
+    found = sorted(name_below(image, source.root) for image in files.paths)
+    images = {name: place(source.root, name) for name in found}
+    label_files = {name: label_path(image) for name, image in images.items()}
+    if images and not any(map(os.path.lexists, label_files.values())):
+        raise DataError(
+            f"no image of the split {printable(source.split)!r} of {printable(path)} has a label file",
+            found=f"nothing at {printable(next(iter(label_files.values())))}, for instance",
             fix="put the labels of .../images/NAME.jpg at .../labels/NAME.txt (empty for an image without objects)",
         )
 
     def annotate(name: str, width: int, height: int) -> Annotation | str:
-        return read_labels(label_files[name], len(names), width, height)
+        return read_labels(label_files[name], len(names), width, height, source.keypoints)
 
-    return _Listing(names, images, tuple(label_files.values()), annotate, _twice(found))
+    problems = Problems(_twice(found), notes=(*source.notes, *files.notes()))
+    return _Listing(names, images, tuple(label_files.values()), annotate, problems)
 
 
 def _coco_listing(source: SplitSource) -> _Listing:
     assert source.annotations is not None
     for folder in source.images:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112
             raise DataError(
-                f"{folder} is no image folder",
+                f"{printable(folder)} is no image folder",
                 fix="with a COCO json name the folder that its file names are relative to",
             )
     coco = read_coco(source.annotations, source.names)
-    found = [(_name(find_image(file_name, source.images), source.root), file_name) for file_name in coco.images]
-    images = {name: labels_cache.place(source.root, name) for name, _ in found}
+    found = [(name_below(find_image(file_name, source.images), source.root), file_name) for file_name in coco.images]
+    images = {name: place(source.root, name) for name, _ in found}
     file_names = dict(found)
 
     def annotate(name: str, width: int, height: int) -> Annotation | str:
@@ -120,34 +146,40 @@ def _coco_listing(source: SplitSource) -> _Listing:
         problem = size_problem(coco.images[file_name], width, height)
         return problem or read_annotations(coco.annotations.get(file_name, ()), coco.classes, width, height)
 
-    twice = _twice([name for name, _ in found])
-    return _Listing(coco.names, images, (source.annotations,), annotate, Problems(twice.images, coco.problems))
+    problems = Problems(_twice([name for name, _ in found]), notes=source.notes) + coco.problems
+    return _Listing(coco.names, images, (source.annotations,), annotate, problems)
 
 
 def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[tuple[ImageRecord, ...], Problems]:
-    def check(name: str) -> tuple[ImageRecord | str, tuple[str, ...]]:
-        path = listing.images[name]
+    def check(name: str) -> tuple[ImageRecord | str, Annotation | None]:
+        path, shown = listing.images[name], printable(name)
         try:
             height, width = read_image(path).shape[:2]
         except DataError as error:
-            return f"{name}: {error.found or error.what}", ()
+            return f"{shown}: {error.found or error.what}", None
         annotation = listing.annotate(name, width, height)
         if isinstance(annotation, str):
-            return f"{name}: {annotation}", ()
-        problems = tuple(f"{name}, {problem}" for problem in annotation.problems)
+            return f"{shown}: {annotation}", None
         if annotation.is_spoilt:
-            return f"{name}: all its labels are broken", problems
-        record = ImageRecord(name, path, width, height, annotation.labels, annotation.areas, annotation.crowds)
-        return record, problems
+            return f"{shown}: all its labels are broken", annotation
+        return ImageRecord(
+            name, path, width, height, annotation.labels, annotation.areas, annotation.crowds
+        ), annotation
 
     records: list[ImageRecord] = []
     images: list[str] = []
     labels: list[str] = []
+    counts: Counter[str] = Counter()
     checked = prefetch(check, ordered, workers=min(8, os.cpu_count() or 1), ahead=64)
-    for outcome, problems in progress(checked, total=len(ordered), label="checking images"):
-        labels += problems
+    for name, (outcome, annotation) in zip(
+        ordered, progress(checked, total=len(ordered), label="checking images"), strict=True
+    ):
+        if annotation is not None:
+            labels += [f"{printable(name)}, {problem}" for problem in annotation.problems]
+            counts.update(annotation.counts)
         if isinstance(outcome, str):
             images.append(outcome)
         else:
             records.append(outcome)
-    return tuple(records), Problems(tuple(images), tuple(labels))
+    notes = tuple(FORMS[form].format(counts[form], len(ordered)) for form in FORMS if counts[form])
+    return tuple(records), Problems(tuple(images), tuple(labels), notes)

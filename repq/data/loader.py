@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -77,7 +77,7 @@ def batches(
 
 def prefetch(
     function: Callable[[Item], Value], items: Iterable[Item], *, workers: int = 2, ahead: int = 16
-) -> Iterator[Value]:
+) -> Generator[Value]:
     """Yield ``function(item)`` in the order of ``items``, computed by threads at most ``ahead`` items in advance."""
     if workers < 1:
         yield from map(function, items)

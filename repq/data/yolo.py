@@ -1,101 +1,79 @@
-"""YOLO form: images in folders or list files, beside each a text file with ``class cx cy w h`` a line, in 0..1."""
+"""YOLO label files: one object a line, ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 …`` (a polygon), in 0..1."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
 from pathlib import Path
 
-from repq.data.annotation import Annotation, as_boxes
-from repq.data.images import IMAGE_SUFFIXES
+from repq.data.dataset import Annotation, as_boxes
 from repq.errors import DataError
+from repq.printable import printable
+from repq.reading import MIB, decode, lines, read_bytes
 
 _ROUNDING = 1e-4  # label files are printed with few digits, so a 1 may read 1.00001
+_LIMIT = 64 * MIB
 
 
-def list_images(sources: tuple[Path, ...], root: Path) -> list[Path]:
-    """Return the image files in folders (searched to the bottom) and list files, in no particular order.
+def read_labels(path: Path, num_classes: int, width: int, height: int, keypoints: int = 0) -> Annotation | str:
+    """Read a label file; a missing or empty one means an image without objects. Broken lines are left out.
 
-    A line of a list file is relative to the list file's folder, or to ``root`` if it is not found there.
+    Args:
+        keypoints: values behind each box, as ``kpt_shape`` says; they are not used.
 
-    Raises:
-        DataError: a folder or list file does not exist or is neither of the two.
+    Returns:
+        A text, if there is something in the file's place that cannot be read: then the image's objects are unknown.
     """
-    images: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            images += [path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-        elif source.is_file() and source.suffix == ".txt":
-            images += _read_list(source, root)
-        else:
-            raise DataError(
-                f"{source} is no image folder and no list file",
-                found="another kind of file" if source.exists() else "nothing there",
-                fix="name a folder, or a .txt file with one image path a line",
-            )
-    return images
-
-
-def _read_list(path: Path, root: Path) -> list[Path]:
+    counts: Counter[str] = Counter()
+    text = ""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list file {path}", found=str(error)) from None
-    entries = [Path(line.strip()) for line in lines if line.strip()]
-    beside = [path.parent / entry for entry in entries]
-    return [near if near.exists() else root / entry for near, entry in zip(beside, entries, strict=True)]
-
-
-def label_path(image: Path) -> Path:
-    """Return where an image's labels lie: the last folder ``images`` becomes ``labels``, the suffix ``.txt``.
-
-    Without such a folder the label file lies beside the image.
-    """
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-def read_labels(path: Path, num_classes: int, width: int, height: int) -> Annotation:
-    """Read a label file; a missing or empty one means an image without objects. Broken lines are left out."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        text = ""
-    rows: list[tuple[float, ...]] = []
+        text = decode(read_bytes(path, _LIMIT, error=DataError), errors="replace")
+    except DataError as error:
+        if os.path.lexists(path):
+            return f"its label file cannot be read: {error.found}"
+        counts["unlabelled"] = 1
+    rows: dict[tuple[float, ...], None] = {}
     problems: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+    for number, line in enumerate(lines(text), start=1):
+        fields = line.split()
+        if not fields:
             continue
-        row = parse_line(line, num_classes)
+        row, form = parse_line(fields, num_classes, keypoints)
         if isinstance(row, str):
             problems.append(f"line {number}: {row}")
         elif row in rows:
             problems.append(f"line {number}: the same as an earlier line")
         else:
-            rows.append(row)
-    labels = as_boxes(rows)
-    return Annotation(labels, labels[:, 3] * labels[:, 4] * width * height, as_boxes([]), tuple(problems))
+            rows[row] = None
+            if form:
+                counts[form] += 1
+    labels = as_boxes(list(rows))
+    areas = labels[:, 3] * labels[:, 4] * width * height
+    return Annotation(labels, areas, problems=tuple(problems), counts=counts)
 
 
-def parse_line(line: str, num_classes: int) -> tuple[float, ...] | str:
-    """Return class, centre x, y, width, height, or what is wrong with the line."""
-    fields = line.split()
-    if len(fields) != 5:
-        return f"{len(fields)} values instead of 5"
+def parse_line(fields: list[str], num_classes: int, keypoints: int = 0) -> tuple[tuple[float, ...] | str, str]:
+    """Return class, centre x, y, width, height, or what is wrong with the line; and the form, if it is no plain box."""
+    has_keypoints = keypoints > 0 and len(fields) == 5 + keypoints
+    is_polygon = not has_keypoints and len(fields) >= 7 and len(fields) % 2 == 1
+    if len(fields) != 5 and not has_keypoints and not is_polygon:
+        return f"{len(fields)} values instead of 5", ""
     try:
-        values = [float(field) for field in fields]
+        values = [float(field) for field in (fields[:5] if has_keypoints else fields)]
     except ValueError:
-        return f"no number in {line.strip()[:40]!r}"
+        return f"no number in {printable(' '.join(fields[:9]), 40)!r}", ""
     if not all(map(math.isfinite, values)):
-        return "a value that is not finite"
+        return "a value that is not finite", ""
     class_id, *box = values
     if class_id != int(class_id) or not 0 <= class_id < num_classes:
-        return f"class {fields[0]} is none of 0 to {num_classes - 1}"
+        return f"class {printable(fields[0], 40)} is none of 0 to {num_classes - 1}", ""
     if min(box) < -_ROUNDING or max(box) > 1 + _ROUNDING:
-        return "a coordinate outside 0..1"
+        return "a coordinate outside 0..1", ""
+    if is_polygon:
+        left, right, top, bottom = min(box[::2]), max(box[::2]), min(box[1::2]), max(box[1::2])
+        box = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
     if min(box[2:]) <= 0:
-        return "a box without area"
-    return (class_id, *(min(max(value, 0.0), 1.0) for value in box))
+        return "a box without area", ""
+    row = (class_id, *(min(max(value, 0.0), 1.0) for value in box))
+    return row, "keypoints" if has_keypoints else "polygon" if is_polygon else ""

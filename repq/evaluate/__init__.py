@@ -1,10 +1,8 @@
 """From network output to boxes, and from boxes to COCO average precision."""
 
-from repq.evaluate.bootstrap import ApDrop, bootstrap_drop, resample_weights
-from repq.evaluate.coco_metrics import coco_accuracy
+from repq.evaluate.coco_metrics import coco_accuracy, evaluate
 from repq.evaluate.detections import Detect, Detections, Predict, boxes_in_images, detect_all, detect_images
-from repq.evaluate.evaluate import evaluate
-from repq.evaluate.matches import Matcher, Matches
+from repq.evaluate.matches import ApDrop, Matcher, Matches, bootstrap_drop, resample_weights
 from repq.evaluate.postprocess import postprocess
 
 __all__ = [

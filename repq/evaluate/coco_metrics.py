@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import DetectionDataset, ImageRecord, pixel_boxes
-from repq.errors import DataError
-from repq.evaluate.detections import Detections
+from repq.data import DetectionDataset, ImageRecord, demand_objects, pixel_boxes
+from repq.evaluate.detections import Detections, Predict, detect_all
+from repq.layout import OutputLayout
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig
 from repq.results import Accuracy, ClassAccuracy
 
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
@@ -35,12 +37,7 @@ def coco_accuracy(detections: Detections, dataset: DetectionDataset) -> Accuracy
     Raises:
         DataError: the detections are of other images.
     """
-    if detections.images != tuple(record.name for record in dataset.records):
-        raise DataError(
-            "the detections are of other images than the data set's",
-            found=f"{len(detections.images)} images with detections, {len(dataset)} in the data set",
-            fix="detect and evaluate on the same split",
-        )
+    detections.demand_images_of(dataset)
     precision = _precision(dataset.records, detections.boxes, dataset.num_classes)
     counts = np.bincount(
         np.concatenate([record.labels[:, 0] for record in dataset.records]).astype(int), minlength=dataset.num_classes
@@ -65,6 +62,30 @@ def coco_accuracy(detections: Detections, dataset: DetectionDataset) -> Accuracy
         objects=int(counts.sum()),
         detections=detections.count,
     )
+
+
+def evaluate(
+    predict: Predict,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    progress: Progress = silent,
+    *,
+    layout: OutputLayout = OutputLayout(),
+) -> Accuracy:
+    """Run a detector over a data set and return its COCO AP; see `detect_all` and `coco_accuracy` for the two halves.
+
+    Args:
+        predict: images (B, 3, H, W), RGB in 0..1, to detections in network pixels, in ``layout``.
+        imgsz: height and width of the network input.
+
+    Raises:
+        DataError: the detector's output does not fit the data set, no image has a labelled object, or an image can no
+            longer be read.
+    """
+    demand_objects(dataset)
+    found = detect_all(predict, dataset, imgsz, config, progress, label="evaluating", layout=layout)
+    return coco_accuracy(found, dataset)
 
 
 def _mean(precision: NDArray[np.floating]) -> float | None:

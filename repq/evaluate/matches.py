@@ -9,6 +9,8 @@ Of a curve only the true positives matter: precision is highest right at one, an
 true positives in order of score, ``t_j`` and ``f_j`` the true and false positives up to the j-th, ``P`` the objects,
 
     AP = 1/101 sum_j  max_{i >= j} t_i / (t_i + f_i)  *  #{recall points r : t_(j-1) / P < r <= t_j / P}
+
+How sure a difference in AP is, a paired bootstrap over images says (Efron and Tibshirani, 1993, chapters 6 and 13).
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset
-from repq.errors import DataError
 from repq.evaluate.coco_metrics import coco_index, found_entries, truth_entries
 from repq.evaluate.detections import Detections
 
@@ -112,10 +113,7 @@ class Matcher:
         Raises:
             DataError: the detections are of other images.
         """
-        if detections.images != tuple(record.name for record in self._dataset.records):
-            raise DataError(
-                "the detections are of other images than the data set's", fix="detect and match on the same images"
-            )
+        detections.demand_images_of(self._dataset)
         from pycocotools.cocoeval import COCOeval
 
         records, images = self._dataset.records, len(self._dataset)
@@ -146,3 +144,39 @@ def _of_class(rows: list[dict[str, Any] | None]) -> _ClassMatches:
     counted = ~np.concatenate([row["dtIgnore"] for _, row in found], axis=1).astype(bool)[:, order]
     matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
     return _ClassMatches(objects, origin.astype(np.intp), matched & counted, counted)
+
+
+@dataclass(frozen=True, eq=False)
+class ApDrop:
+    """How much AP one model loses against another on the same images, and how that varies with the images.
+
+    Attributes:
+        drop: AP of the reference minus AP of the other, over all images.
+        samples: (R,) the same over R resamples of the images.
+    """
+
+    drop: float
+    samples: NDArray[np.float64]
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The percentile interval that holds ``confidence`` of the resamples."""
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(self.samples, [tail, 1 - tail])
+        return float(low), float(high)
+
+    @property
+    def standard_error(self) -> float:
+        """How far the drop is from that over all images of the kind, one standard deviation."""
+        return float(self.samples.std(ddof=1))
+
+
+def resample_weights(images: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """(R, images): how many times each image is drawn, ``images`` draws with replacement a row."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
+
+
+def bootstrap_drop(reference: Matches, other: Matches, *, resamples: int = 1000, seed: int = 0) -> ApDrop:
+    """Compare two models image by image: both see the same resamples, so what is hard in an image cancels out."""
+    weights = resample_weights(reference.images, resamples, seed)
+    samples = reference.resampled_ap(weights) - other.resampled_ap(weights)
+    return ApDrop(reference.ap() - other.ap(), samples)

@@ -41,21 +41,25 @@ class PassContext:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did: whether the graph changed, why it left something as it was, and what it touched."""
+    """What a pass did: whether the graph changed, why it left something as it was, and names of what it touched."""
 
     changed: bool = True
     reasons: tuple[str, ...] = ()
-    touched: tuple[str, ...] = ()
+    touched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GraphPass:
-    """One pass: ``run`` edits the graph in place, if ``wanted``."""
+    """One pass: ``run`` edits the graph in place, if ``wanted``.
+
+    ``shared``: it is part of what the FP32 and the FP16 file of a model have in common, and runs once for both.
+    """
 
     name: str
     title: str
     wanted: Callable[[PassContext], bool]
     run: Callable[[gs.Graph, PassContext], Outcome]
+    shared: bool = False
 
 
 def run_passes(
@@ -112,7 +116,7 @@ def _quantize_residuals(graph: gs.Graph, _: PassContext) -> Outcome:
 
     report = place(graph)
     reasons = tuple(f"{tensor}: {reason}" for tensor, reason in report.left_float)
-    return Outcome(bool(report.quantized), reasons, report.quantized)
+    return Outcome(bool(report.quantized), reasons, {"quantized": report.quantized})
 
 
 def _merge_scales(graph: gs.Graph, _: PassContext) -> Outcome:
@@ -121,15 +125,15 @@ def _merge_scales(graph: gs.Graph, _: PassContext) -> Outcome:
 
     groups = merge(graph)
     moved = propagate(graph)
-    return Outcome(bool(groups) or moved, touched=tuple(group.tensors[0] for group in groups))
+    return Outcome(bool(groups) or moved, touched={"groups": tuple(group.tensors[0] for group in groups)})
 
 
 def _to_fp16(graph: gs.Graph, context: PassContext) -> Outcome:
     from repq.graph.fp16 import nodes_beyond, type_as_fp16
 
     beyond = nodes_beyond(graph, context.maxima)
-    type_as_fp16(graph, keep_fp32=beyond, float32_io=not context.config.float16_io)
-    return Outcome(touched=beyond)
+    report = type_as_fp16(graph, keep_fp32=beyond, float32_io=not context.config.float16_io)
+    return Outcome(touched={"fp32_nodes": beyond, "raised_scales": report.raised_scales})
 
 
 def _concat_integers(graph: gs.Graph, _: PassContext) -> Outcome:
@@ -168,27 +172,24 @@ def _nms_output(graph: gs.Graph, context: PassContext) -> Outcome:
     return Outcome()
 
 
+def _meets_as_integers(context: PassContext) -> bool:
+    return context.quantized and not context.config.merge_scales
+
+
 def _merges(context: PassContext) -> bool:
     return context.quantized and context.config.merge_scales
 
 
 PASSES: list[GraphPass] = [
-    GraphPass("insert_qdq", "Quantize and dequantize inputs and weights", lambda c: bool(c.scales), _insert_qdq),
-    GraphPass("propagate_qdq", "Q/DQ above operators that copy values", lambda c: bool(c.scales), _propagate_qdq),
-    GraphPass("quantize_residuals", "Residual additions read INT8 on both sides", _merges, _quantize_residuals),
-    GraphPass("merge_scales", "One scale for tensors that meet", _merges, _merge_scales),
+    GraphPass("insert_qdq", "Quantize and dequantize inputs and weights", lambda c: bool(c.scales), _insert_qdq, True),
+    GraphPass("propagate_qdq", "Q/DQ above operators that copy values", lambda c: bool(c.scales), _propagate_qdq, True),
+    GraphPass("quantize_residuals", "Both sides of residual additions in INT8", _merges, _quantize_residuals, True),
+    GraphPass("merge_scales", "One scale for tensors that meet", _merges, _merge_scales, True),
+    GraphPass("concat_integers", "Integers into a Concat", _meets_as_integers, _concat_integers, True),
     GraphPass("to_fp16", "What is not INT8 in FP16", lambda c: c.config.float16, _to_fp16),
-    GraphPass(
-        "concat_integers",
-        "Integers, not dequantized values, into a Concat",
-        lambda c: c.quantized and not c.config.merge_scales,
-        _concat_integers,
-    ),
     GraphPass("bgr_input", "Images in BGR", lambda c: c.config.preprocess.bgr, _bgr_input),
     GraphPass("uint8_input", "Pixels as bytes", lambda c: c.config.preprocess.uint8, _uint8_input),
-    GraphPass(
-        "letterbox_input", "The letterbox inside", lambda c: c.config.preprocess.letterbox is not None, _letterbox_input
-    ),
+    GraphPass("letterbox_input", "Letterbox inside", lambda c: bool(c.config.preprocess.letterbox), _letterbox_input),
     GraphPass("nms_output", "Suppression inside", lambda c: c.config.nms is not None, _nms_output),
 ]
 """In the order in which they are applied."""

@@ -1,6 +1,6 @@
 r"""Non-maximum suppression at the end of the graph.
 
-Before and after, with N boxes and C classes::
+Before and after, with N boxes and C classes, for the layout of most detectors::
 
     … -> detections (B, N, 5 + C)
     … -> detections -> corners (B, N, 4) ---------------\
@@ -13,8 +13,8 @@ one of the earlier box, then of the earlier class.
 
 The result is that of ``repq.evaluate.postprocess``: per class, a box falls if its IoU with a better one exceeds
 ``iou``; with ``multi_label`` a box may stand for several classes, else for its best. Two differences stay: IoU is
-computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. The objectness, a constant
-1 in these models, is not multiplied in. A box without area counts on neither side.
+computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. A box without area counts
+on neither side.
 
 NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
 """
@@ -26,16 +26,18 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.metadata import update_metadata
+from repq.graph.metadata import parse_metadata, update_metadata
 from repq.graph.surgeon import Adder, export_graph, import_graph
+from repq.layout import OutputLayout
 from repq.recipe import NmsConfig
 
 BOXES = "boxes"
-_FIRST_SCORE = 5
 
 
 def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
-    """Return ``model`` so that it ends with ``boxes`` (B, K, 6) instead of detections (B, N, 5 + C).
+    """Return ``model`` so that it ends with ``boxes`` (B, K, 6) instead of detections.
+
+    What their columns mean is in the metadata; without any, they have the layout of most detectors.
 
     Raises:
         GraphError: the output has another shape, or the graph suppresses already.
@@ -47,15 +49,12 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
 
 def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     """``nms_output`` in place."""
-    batch, count, classes = _detections(graph)
+    metadata = parse_metadata(graph.properties)
+    layout = OutputLayout() if metadata is None else metadata.layout
+    batch, count, classes = _detections(graph, layout)
     add = Adder(graph, "nms")
-    detections = graph.outputs[0]
+    corners, size, scores = _corners_sizes_scores(add, graph.outputs[0], layout, classes)
     axis = add.ints(2)
-    centre = add.node("Slice", detections, add.ints(0), add.ints(2), axis)
-    size = add.node("Slice", detections, add.ints(2), add.ints(4), axis)
-    half = add.node("Mul", size, add.float(0.5))
-    corners = add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2)
-    scores = add.node("Slice", detections, add.ints(_FIRST_SCORE), add.ints(_FIRST_SCORE + classes), axis)
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
     scores = add.node("Mul", scores, _has_area(add, size))
@@ -81,6 +80,27 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     update_metadata(graph, lambda _: {"nms": config})
 
 
+def _corners_sizes_scores(
+    add: Adder, detections: gs.Tensor, layout: OutputLayout, classes: int
+) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+    """(B, N, 4) corners, (B, N, 2) sizes and (B, N, C) scores of detections."""
+    axis = add.ints(2)
+    rows = add.node("Transpose", detections, perm=[0, 2, 1]) if layout.columns_first else detections
+
+    def columns(first: int, count: int) -> gs.Tensor:
+        return add.node("Slice", rows, add.ints(first), add.ints(first + count), axis)
+
+    scores = columns(layout.scores, classes)
+    if layout.objectness is not None:
+        scores = add.node("Mul", scores, columns(layout.objectness, 1))
+    if layout.box_form == "corners":
+        low, high = columns(layout.boxes, 2), columns(layout.boxes + 2, 2)
+        return columns(layout.boxes, 4), add.node("Sub", high, low), scores
+    centre, size = columns(layout.boxes, 2), columns(layout.boxes + 2, 2)
+    half = add.node("Mul", size, add.float(0.5))
+    return add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2), size, scores
+
+
 def _best_class_only(add: Adder, scores: gs.Tensor, classes: int) -> gs.Tensor:
     """Zero all scores of a box but the best; of equal ones the first stays."""
     best = add.node("ArgMax", scores, axis=2, keepdims=1)
@@ -101,15 +121,16 @@ def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: 
     return score, rank
 
 
-def _detections(graph: gs.Graph) -> tuple[int | str, int, int]:
+def _detections(graph: gs.Graph, layout: OutputLayout) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of the only output."""
     if any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
     shapes = [list(tensor.shape or ()) for tensor in graph.outputs]
     if len(shapes) == 1 and len(shapes[0]) == 3:
-        batch, count, width = shapes[0]
-        if isinstance(count, int) and isinstance(width, int) and width > _FIRST_SCORE:
-            return batch or "batch", count, width - _FIRST_SCORE
+        batch, *sizes = shapes[0]
+        width, count = sizes if layout.columns_first else reversed(sizes)
+        if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
+            return batch or "batch", count, width - layout.columns_beside_scores
     outputs = zip(graph.outputs, shapes, strict=True)
     raise GraphError(
         "the graph does not end with detections",

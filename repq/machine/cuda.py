@@ -44,6 +44,16 @@ def find_gpu() -> Gpu:
     return Gpu(name.value.decode(), ".".join(str(value.value) for value in version))
 
 
+def driver_version() -> str | None:
+    """Version of the CUDA driver API, such as ``13.0``; None without a driver."""
+    version = ctypes.c_int()
+    try:
+        _call(_driver().cuDriverGetVersion, ctypes.byref(version))
+    except EngineError:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def gpu_or_none() -> Gpu | None:
     """The first GPU, or None where ``find_gpu`` raises."""
     try:

@@ -1,4 +1,4 @@
-"""A recipe in, a folder of artifacts and a report out: the only place with file I/O for stages."""
+"""A recipe in, a folder of artifacts and a report out; one run or the runs of an ablation."""
 
 from repq.pipeline.runner import RunOutcome, run_recipe
 

@@ -44,8 +44,8 @@ def run_ablation(
 
 def figures_of(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """What is compared of a run: AP in float, simulated and in the engines, and the ranges that explain it."""
-    ptq = PtqReport.model_validate_json((artifacts["ptq"] / "ptq.json").read_text())
-    check = CheckReport.model_validate_json((artifacts["check"] / "check.json").read_text())
+    ptq = artifacts["ptq"].result(PtqReport)
+    check = artifacts["check"].result(CheckReport)
     figures = {
         "AP FP32": ptq.accuracy_float.ap,
         "AP50 FP32": ptq.accuracy_float.ap50,

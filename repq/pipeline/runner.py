@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repq import stages
-from repq.artifact import Artifact, RunFolder, hash_file, hash_json
+from repq.artifact import Artifact, RunFolder
 from repq.errors import RecipeError
-from repq.files import write_text
+from repq.files import replacing, write_text
+from repq.identity import describe
 from repq.log import Log, quiet
-from repq.pipeline.context import VARIANTS, Context, Stage, engines_of
-from repq.pipeline.table import TABLE
 from repq.progress import Progress, silent
-from repq.recipe import Recipe
-from repq.results import Accuracy, BenchReport, CheckReport
-
-REPORT_FILES = ("report.html", "report.md", "report.json")
+from repq.recipe.whole import Recipe, stages
+from repq.results import Accuracies, BenchReport, CheckReport
+from repq.stages.stage import Job, Stage
 
 
 @dataclass(frozen=True)
@@ -33,97 +30,113 @@ class RunOutcome:
 
 
 def run_recipe(recipe: Recipe, work: Path, *, progress: Progress = silent, log: Log = quiet) -> RunOutcome:
-    """Run every stage of a recipe, reusing each artifact whose settings and inputs are unchanged.
+    """Run every stage of a recipe, reusing each artifact whose identity is unchanged.
 
     Raises:
-        RepqError: a stage failed in a way that the user can mend; what was complete before stays.
+        RepqError: a stage failed in a way that the user can correct; what was complete before stays.
         ToleranceError: an engine is outside the bounds of the check; the report is written all the same.
     """
+    from repq.stages.check import demand_agreement
+
+    wanted = [stage for stage in stages() if stage.is_wanted(recipe)]
+    _demand_files(recipe, wanted)
     folder = RunFolder(work)
-    outside = _outside_inputs(recipe)
+
+    split = splits_of(recipe)
     artifacts: dict[str, Artifact] = {}
-    for stage in TABLE:
-        if not stage.wanted(recipe):
-            continue
+    for stage in wanted:
         log(f"{stage.name} …")
         started = time.monotonic()
-        context = Context(recipe, dict(artifacts), progress, log)
         artifacts[stage.name] = artifact = folder.make(
-            stage.name,
-            lambda payload, resume, stage=stage, context=context: stage.run(context, payload, resume),  # type: ignore[misc]
-            config=stage.settings(recipe),
-            inputs=_inputs(stage, artifacts, outside),
-            libraries=stage.libraries,
-            seed=recipe.seed,
+            stage.identity(recipe, artifacts, split),
+            functools.partial(_run, stage, recipe, dict(artifacts), progress, log),
+            contents=stage.contents,
             on_wait=log,
         )
         took = "reused" if artifact.reused else f"{time.monotonic() - started:.1f} s"
         log(f"{stage.name}: {took}, {artifact.folder}")
     report = _publish(work, recipe, artifacts)
     # Last, so that the report of a run that fails its check is there to show why.
-    stages.demand_agreement(CheckReport.model_validate_json((artifacts["check"] / "check.json").read_text()))
+    demand_agreement(artifacts["check"].result(CheckReport))
     return RunOutcome(artifacts, report, _headline(recipe, artifacts))
 
 
-def _inputs(stage: Stage, artifacts: Mapping[str, Artifact], outside: Mapping[str, str]) -> dict[str, str]:
-    inputs = {name: artifacts[name].manifest.content for name in stage.needs if name in artifacts}
-    wanted = {name: digest for name, digest in outside.items() if stage.reads_weights and name != "data"}
-    if stage.reads_data and "data" in outside:
-        wanted["data"] = outside["data"]
-    return {**wanted, **inputs}
+def splits_of(recipe: Recipe) -> Callable[[str], Any]:
+    """Role of a split (``train``, ``val``) to what identifies its content; None for the drawn set."""
+
+    @functools.cache
+    def describe_split(role: str) -> Any:
+        if recipe.data.path is None:
+            return None
+        from repq.data import load_dataset
+
+        return [describe(load_dataset(recipe.data.path, getattr(recipe.data, role))), describe(recipe.data.path)]
+
+    return describe_split
 
 
-def _outside_inputs(recipe: Recipe) -> dict[str, str]:
-    inputs: dict[str, str] = {}
-    for name, path in _named_files(recipe).items():
-        if not path.is_file():
-            raise RecipeError(
-                f"there is no file at {path}", fix=f"correct {name!r} in the recipe, or give it by a flag"
-            )
-        inputs[name] = hash_file(path)
-    if recipe.data.path is not None:
-        from repq.data import fingerprint, load_dataset
-
-        splits = (recipe.data.train, recipe.data.val)
-        inputs["data"] = hash_json([fingerprint(load_dataset(recipe.data.path, split)) for split in splits])
-    return inputs
+def _run(
+    stage: Stage, recipe: Recipe, artifacts: Mapping[str, Artifact], progress: Progress, log: Log, payload: Path,
+    resume: Path,
+) -> None:  # fmt: skip
+    result = stage.run(Job(recipe, artifacts, payload, resume, progress, log))
+    if result is not None:
+        write_text(payload / f"{stage.name}.json", result.model_dump_json(indent=1))
 
 
-def _named_files(recipe: Recipe) -> dict[str, Path]:
-    """Checkpoints and scales that the recipe names, by their key."""
-    files = {"weights": recipe.weights}
-    for key, config in (("search", recipe.search), ("train", recipe.train)):
-        if config is not None:
-            files[f"{key}.weights"] = config.weights
-            files[f"{key}.rep_scales"] = config.rep_scales
-            files[f"{key}.distill.teacher"] = config.distill.teacher if config.distill else None
-    return {name: path for name, path in files.items() if path is not None}
+def _demand_files(recipe: Recipe, wanted: list[Stage]) -> None:
+    """Check that the files that the recipe names are there, before anything runs."""
+    parts = {name: getattr(recipe, name) for stage in wanted for name in (*stage.sections, *stage.uses)}
+    for name, part in parts.items():
+        for key, path in _paths(part, name):
+            if not path.exists():
+                fix = f"correct {key!r} in the recipe, or give it by a flag"
+                raise RecipeError(f"there is no file at {path}", fix=fix)
+
+
+def _paths(value: Any, name: str) -> list[tuple[str, Path]]:
+    """The input files that settings name, by their keys."""
+    if isinstance(value, Path):
+        return [(name, value)]
+    fields = type(value).model_fields if hasattr(type(value), "model_fields") else {}
+    return [
+        found
+        for field, info in fields.items()
+        if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("no_effect"))
+        for found in _paths(getattr(value, field), f"{name}.{field}")
+    ]
 
 
 def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Path:
     """Copy the report to the top of the run folder and list the artifacts that belong to it."""
-    drawings = sorted(path.name for path in artifacts["report"].folder.glob("*.svg"))
-    for name in (*REPORT_FILES, *drawings):
-        temporary = work / f".{name}.new"
-        shutil.copyfile(artifacts["report"] / name, temporary)
-        temporary.replace(work / name)
+    for source in sorted(artifacts["report"].folder.iterdir()):
+        if source.name.startswith("report.") or source.suffix == ".svg":
+            _copy_if_new(source, work / source.name)
     lines = [f"{name}: {artifact.folder.relative_to(work)}" for name, artifact in artifacts.items()]
-    write_text(work / "artifacts.yaml", "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""]))
+    text = "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""])
+    listing = work / "artifacts.yaml"
+    if not listing.is_file() or listing.read_text(encoding="utf-8") != text:
+        write_text(listing, text)
     return work / "report.html"
+
+
+def _copy_if_new(source: Path, target: Path) -> None:
+    """Copy a file unless the target holds the same: a complete run on a read-only disk can still be read."""
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        with replacing(target) as beside:
+            beside.write_bytes(content)
 
 
 def _headline(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """The figures that matter most: AP and latency of every engine, float against INT8."""
-    bench = BenchReport.model_validate_json((artifacts["bench"] / "bench.json").read_text())
+    bench, found = artifacts["bench"].result(BenchReport), artifacts["eval"].result(Accuracies)
     rows = []
-    for variant in VARIANTS:
-        for engine in engines_of(recipe, variant):
-            name = f"{engine}-{variant}"
-            accuracy = Accuracy.model_validate_json((artifacts["eval"] / f"{name}.json").read_text())
-            timed = next(row for row in bench.rows if row.model == name and row.scope == "infer")
-            rows.append(
-                {"model": name, "ap": accuracy.ap, "ap50": accuracy.ap50, "batch": timed.batch,
-                 "latency_ms_median": timed.latency_ms_median, "images_per_s": timed.images_per_s,
-                 "size_bytes": timed.size_bytes}
-            )  # fmt: skip
+    for name, accuracy in found.models.items():
+        timed = next(row for row in bench.rows if row.model == name and row.scope == "infer")
+        rows.append(
+            {"model": name, "ap": accuracy.ap, "ap50": accuracy.ap50, "batch": timed.batch,
+             "latency_ms_median": timed.latency_ms_median, "images_per_s": timed.images_per_s,
+             "size_bytes": timed.size_bytes}
+        )  # fmt: skip
     return {"name": recipe.name, "models": rows}

@@ -7,8 +7,8 @@ type. The metadata entry ``quantization`` is JSON with the settings and the laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ from torch import Tensor
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, save_checkpoint
-from repq.quant.insertion import insert_quantizers
-from repq.quant.state import apply_scales, scale_table
+from repq.quant.state import apply_scales, insert_quantizers, quantized_layers, scale_table
 from repq.recipe import PtqConfig
 from repq.scales import IntegerType, LayerScales, TensorScale
 
@@ -35,20 +34,40 @@ class _Record(BaseModel):
     config: PtqConfig
     int8: tuple[str, ...]
     maxima: dict[str, float] = {}
+    groups: tuple[tuple[LayerId, ...], ...] = ()
 
 
-@dataclass(frozen=True)
-class QuantizedCheckpoint:
-    """A quantized model as read from a file: ready to run, with the settings that it was made with.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A detector with its weights, ready to run: float, or quantized and simulating INT8.
 
-    ``maxima``: largest magnitude of each tensor of its float graph on the calibration images, where measured.
+    Attributes:
+        model: in eval mode.
+        names: class names, where they are known.
+        config: the settings that it was quantized with; None: it is float.
+        maxima: largest magnitude of each tensor of the float graph on the calibration images, where measured.
+        groups: layers whose inputs were declared to share one scale.
+        notes: what was dropped, chosen or converted on the way in.
+        metadata: further text of a file that repq wrote.
     """
 
     model: Detector
-    plan: QuantPlan
-    config: PtqConfig
-    checkpoint: Checkpoint
-    maxima: Mapping[str, float]
+    names: tuple[str, ...] | None = None
+    config: PtqConfig | None = None
+    maxima: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[tuple[LayerId, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantized(self) -> bool:
+        return self.config is not None
+
+    @property
+    def plan(self) -> QuantPlan:
+        """Which layers of a fused model quantize."""
+        quantized = quantized_layers(self.model)
+        return QuantPlan(tuple(quantized), tuple(layer for layer in layer_ids(self.model) if layer not in quantized))
 
 
 def save_quantized(
@@ -59,11 +78,12 @@ def save_quantized(
     names: tuple[str, ...] | None = None,
     metadata: Mapping[str, str] | None = None,
     maxima: Mapping[str, float] | None = None,
+    groups: Iterable[Iterable[LayerId]] = (),
 ) -> None:
     """Write a calibrated model. Weights and scales come back bit for bit.
 
     Args:
-        maxima: see ``QuantizedCheckpoint``.
+        maxima, groups: see ``Weights``.
 
     Raises:
         QuantizationError: a layer has no scale.
@@ -76,50 +96,36 @@ def save_quantized(
                 continue
             extra[f"{layer}.{role}.scale"] = torch.tensor(value.scale)
             extra[f"{layer}.{role}.zero_point"] = torch.tensor(value.zero_point)
-    record = _Record(config=config, int8=tuple(table), maxima=dict(maxima or {}))
+    record = _Record(config=config, int8=tuple(table), maxima=dict(maxima or {}), groups=tuple(map(tuple, groups)))
     save_checkpoint(
         path, model, names=names, metadata={**(metadata or {}), _KEY: record.model_dump_json()}, extra=extra
     )
 
 
-def load_quantized(path: Path) -> QuantizedCheckpoint:
-    """Read what ``save_quantized`` wrote.
+def load_weights(path: Path) -> Weights:
+    """Read a float or quantized checkpoint.
 
     Raises:
-        CheckpointError: the file is no checkpoint.
-        QuantizationError: it is a float checkpoint, or its scales do not fit its model.
+        CheckpointError: the file cannot be read, is unsafe, or fits no known model.
+        QuantizationError: its scales do not fit its model.
     """
-    return restore_quantized(load_checkpoint(path))
+    checkpoint = load_checkpoint(path)
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key != _KEY}
+    float_ = Weights(checkpoint.model, checkpoint.names, notes=checkpoint.notes, metadata=metadata)
+    return _quantized(float_, checkpoint) if _KEY in checkpoint.metadata else float_
 
 
-def holds_quantization(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is of a quantized model."""
-    return _KEY in checkpoint.metadata
-
-
-def restore_quantized(checkpoint: Checkpoint) -> QuantizedCheckpoint:
-    """Put the quantizers of a loaded checkpoint back into its model.
-
-    Raises:
-        QuantizationError: it is a float checkpoint, or its scales do not fit its model.
-    """
-    if not holds_quantization(checkpoint):
-        raise QuantizationError(
-            "this checkpoint holds no quantized model", found="float weights only", fix="quantize it first (`repq ptq`)"
-        )
+def _quantized(float_: Weights, checkpoint: Checkpoint) -> Weights:
+    """Put the quantizers of a checkpoint into its model."""
     try:
         record = _Record.model_validate_json(checkpoint.metadata[_KEY])
     except ValidationError as error:
         raise QuantizationError("the checkpoint's quantization settings cannot be read", found=str(error)) from None
-    chosen = set(record.int8)
-    layers = layer_ids(checkpoint.model)
-    plan = QuantPlan(
-        int8=tuple(LayerId(layer) for layer in record.int8),
-        float_=tuple(layer for layer in layers if layer not in chosen),
-    )
-    model = insert_quantizers(checkpoint.model, plan, record.config).eval()
-    apply_scales(model, {layer: _layer_scales(layer, checkpoint.extra) for layer in plan.int8})
-    return QuantizedCheckpoint(model, plan, record.config, checkpoint, record.maxima)
+    int8, chosen = tuple(LayerId(layer) for layer in record.int8), set(record.int8)
+    plan = QuantPlan(int8, tuple(layer for layer in layer_ids(float_.model) if layer not in chosen))
+    model = insert_quantizers(float_.model, plan, record.config).eval()
+    apply_scales(model, {layer: _layer_scales(layer, checkpoint.extra) for layer in int8})
+    return replace(float_, model=model, config=record.config, maxima=record.maxima, groups=record.groups)
 
 
 def _layer_scales(layer: LayerId, extra: Mapping[str, Tensor]) -> LayerScales:

@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
-from repq.recipe.base import Config
+from repq.recipe.base import Config, Name, Seed, setting
 
 
 class Ablation(Config):
-    """What is compared.
+    """What is compared."""
 
-    Attributes:
-        seeds: every variant is run with each of them.
-        base: settings of a recipe that all variants share.
-        variants: by name, what each adds to ``base`` or changes in it.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    base: dict[str, Any] = Field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    name: Name = setting(help="Name of the run folder.")
+    seeds: tuple[Seed, ...] = setting((0,), min_length=1, help="Every variant is run with each of them.")
+    base: dict[str, Any] = setting({}, help="Settings of a recipe that all variants share.")
+    variants: dict[str, dict[str, Any]] = setting(
+        min_length=1, help="By name, what each adds to `base` or changes in it."
+    )
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,47 +1,118 @@
-"""What all settings share: a frozen base, the form of a field, and names that come from a list."""
+"""What all settings share: a frozen base, the form of a field, bounded types, and names that come from a list."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
-def _as_size(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
-
-
-ImageSize = Annotated[tuple[int, int], BeforeValidator(_as_size)]
-"""Height and width in pixels; a single integer means a square."""
-
-
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
 
+Conditions = str | tuple[str, ...]
+"""What an option needs, or excludes, on a command line: ``--fp16`` (given), ``--method percentile`` (has this value),
+``--engine torch|`` (has it, or is not given), ``MODEL onnx|engine`` (an argument is of one of these kinds).
+Alternatives are joined by `` or ``; of several needs in a tuple each has to hold. See `repq.cli.relations`."""
+
 
 def setting(
     default: Any = ..., *, help: str, flag: str | None = None, metavar: str | None = None, no_effect: bool = False,
-    **limits: Any,
+    needs: Conditions = (), excludes: Conditions = (), follows: str | None = None,
+    writes: str | tuple[str, ...] | None = None, **limits: Any,
 ) -> Any:  # fmt: skip
     """A field of a settings class, with everything that the command line and the identity of a result need to know.
 
     Args:
         default: as for ``pydantic.Field``.
         help: one short sentence; the text of the option and of the documentation.
-        flag: name of the option on the command line, such as ``--conf``; None: reachable by ``--set`` alone.
+        flag: the option on the command line, such as ``--conf``, ``-o --out`` or ``--tf32/--no-tf32``; a name without a
+            dash, such as ``MODEL``, is an argument. None: reachable by ``--set`` alone.
         metavar: what the option's value is called in the help.
         no_effect: the field has no effect on the result (threads, cache sizes …), and so none on its identity.
+        needs: without what the option would do nothing, which is an error; see `Conditions`.
+        excludes: beside what it would do nothing.
+        follows: another flag that switches this field on as well.
+        writes: of a path: it is written; the suffix of the file (an empty text: any), or the names (globs) of
+            everything that is written into the folder.
         limits: ``ge``, ``gt``, ``le``, ``lt``, ``pattern`` …, as for ``pydantic.Field``.
     """
-    extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "no_effect": no_effect}
+    extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "no_effect": no_effect, "needs": needs,
+                             "excludes": excludes, "follows": follows, "writes": writes}  # fmt: skip
     return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def marks(field: Any) -> Mapping[str, Any]:
+    """What `setting` noted of a field; empty for a plain one."""
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+def settings_in(field: Any) -> type[Config] | None:
+    """The settings class that a field holds, or may hold beside None; None for a plain value."""
+    for part in field.metadata:
+        if isinstance(part, Assembled):
+            return part.settings_class()
+    return _config_in(field.annotation)
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return next((found for found in map(_config_in, alternatives) if found is not None), None)
+
+
+# --- types with bounds -----------------------------------------------------------------------------------------------
+
+
+def _as_size(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = value.lower().replace(",", "x").split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise ValueError(f"{value[:40]!r} is no image size; write 640 or 480x640 (height x width)")
+        return int(parts[0]), int(parts[-1])
+    return (value, value) if isinstance(value, int) else value
+
+
+def _as_path(path: Path) -> Path:
+    name = os.fsencode(path)  # a ValueError for characters that no name can have
+    if b"\0" in name:
+        raise ValueError("a path cannot hold a NUL character")
+    if len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/")):
+        raise ValueError(f"a path of {len(name)} bytes is too long")
+    return path
+
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+"""The weight of a part of a loss, and the like."""
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Decibels = Annotated[float, Field(ge=-1000, le=1000)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_size)]
+"""Height and width in pixels; a single integer means a square; ``480x640`` is read as well."""
+AnyPath = Annotated[Path, AfterValidator(_as_path)]
+Device = Annotated[str, Field(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$")]
+"""Where torch runs: ``cpu``, ``cuda``, ``cuda:1`` …"""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+
+
+# --- names from lists, settings from lists ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -50,13 +121,15 @@ class OneOf:
 
     Args:
         where: module and list, such as ``repq.engine:ENGINES``. Importing that module loads no heavy library.
+        also: names that are valid beside those of the list.
     """
 
     where: str
+    also: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """The names that are valid now."""
-        return tuple(entry.name for entry in _resolve(self.where))
+        return (*self.also, *(entry.name for entry in resolve(self.where)))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -82,7 +155,7 @@ class Assembled:
 
     def settings_class(self) -> type[Config]:
         """The class as the list is now."""
-        made: type[Config] = _resolve(self.where)()
+        made: type[Config] = resolve(self.where)()
         return made
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -101,6 +174,7 @@ def _dump(value: Config, info: Any) -> Any:
     return value.model_dump(mode=info.mode)
 
 
-def _resolve(where: str) -> Any:
+def resolve(where: str) -> Any:
+    """What ``module:name`` names."""
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)

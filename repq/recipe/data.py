@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from repq.recipe.base import Config
+from repq.recipe.base import AnyPath, Batch, Config, Count, Seed, Share, setting
+
+Detections = Annotated[int, Field(ge=1, le=100_000)]
+Split = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class DemoConfig(Config):
     """The data set that repq draws by itself: coloured shapes on textured ground, in YOLO form."""
 
-    train_images: int = Field(240, ge=1)
-    val_images: int = Field(80, ge=1)
-    size: int = Field(192, ge=32)
-    classes: int = Field(3, ge=1, le=8)
-    seed: int = 0
+    train_images: Count = setting(240, help="Images to train on.")
+    val_images: Count = setting(80, help="Images to evaluate on.")
+    size: int = setting(192, ge=32, le=4096, help="Longest side of an image, in pixels.")
+    classes: int = setting(3, ge=1, le=8, help="Kinds of shapes.")
+    seed: Seed = setting(0, help="Seed of the drawing.")
 
 
 class DataConfig(Config):
-    """Where images and labels come from: a ``data.yaml`` (``path``) or the demo set that repq draws (``demo``)."""
+    """Where images and labels come from: a file (``path``) or the demo set that repq draws (``demo``)."""
 
-    path: Path | None = None
-    demo: DemoConfig | None = None
-    train: str = "train"
-    val: str = "val"
+    path: AnyPath | None = setting(None, help="data.yaml (YOLO) or a COCO .json.")
+    demo: DemoConfig | None = setting(None, help="Draw a data set.")
+    train: Split = setting("train", help="Split to train and calibrate on.")
+    val: Split = setting("val", help="Split to evaluate on.")
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -35,33 +38,27 @@ class DataConfig(Config):
 
 
 class LetterboxConfig(Config):
-    """Letterbox geometry (YOLOv6 report, section 2.4.3 "gray border").
+    """Letterbox geometry (YOLOv6 report, section 2.4.3 "gray border")."""
 
-    Attributes:
-        border: grey border in pixels that is left on every side of the network input.
-        inner_size: long side of the image inside the input; default: the input minus both borders.
-        value: grey level of the border, 0..255.
-        upscale: whether images smaller than the input are enlarged.
-    """
-
-    border: int = Field(0, ge=0)
-    inner_size: int | None = Field(None, ge=1)
-    value: int = Field(114, ge=0, le=255)
-    upscale: bool = True
+    border: int = setting(0, ge=0, le=4096, flag="--border", help="Grey border of the letterbox on every side, pixels.")
+    inner_size: int | None = setting(
+        None, ge=1, le=8192, flag="--inner-size",
+        help="Long side of the image inside the letterbox.  [default: the input minus both borders]",
+    )  # fmt: skip
+    value: int = setting(114, ge=0, le=255, help="Grey level of the border.")
+    upscale: bool = setting(True, help="Enlarge images that are smaller than the input.")
 
 
 class EvalConfig(Config):
-    """COCO evaluation; the defaults are the official ones for reporting AP.
+    """COCO evaluation; the defaults are the official ones for reporting AP."""
 
-    Attributes:
-        clip: whether boxes are cut at the image's edges before they are compared. It raises AP where many objects are
-            cut off by the edge; figures are comparable only at the same setting.
-    """
-
-    batch: int = Field(16, ge=1)
-    confidence: float = Field(0.03, ge=0, le=1)
-    iou: float = Field(0.65, gt=0, le=1)
-    max_detections: int = Field(300, ge=1)
-    multi_label: bool = True
-    clip: bool = False
-    letterbox: LetterboxConfig = LetterboxConfig()
+    batch: Batch = setting(16, flag="--batch", help="Images of one forward pass.")
+    confidence: Share = setting(0.03, flag="--conf", help="Score threshold.")
+    iou: float = setting(0.65, gt=0, le=1, flag="--iou", help="IoU threshold of the suppression.")
+    max_detections: Detections = setting(300, help="Boxes of one image at most.")
+    multi_label: bool = setting(True, help="A place may give a box for several classes.")
+    clip: bool = setting(
+        False, help="Cut boxes at the image's edges before they are compared. It raises AP where many objects are cut "
+        "off by the edge; figures are comparable only at the same setting.",
+    )  # fmt: skip
+    letterbox: LetterboxConfig = setting(LetterboxConfig(), help="How images get into the network input.")

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from repq.recipe.base import Config, ImageSize
-from repq.recipe.data import LetterboxConfig
+from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, ImageSize, Share, Threads, setting
+from repq.recipe.data import Detections, LetterboxConfig
+
+EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
+RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
+Mebibytes = Annotated[int, Field(ge=1, le=1 << 20)]
+_TENSORRT = "--engine tensorrt"
+
+
+def _none_if(word: str) -> BeforeValidator:
+    """Reads a word as None, such as the batch size ``dynamic``."""
+
+    def read(value: Any) -> Any:
+        return None if value == word else value
+
+    return BeforeValidator(read)
 
 
 class PreprocessConfig(Config):
-    """What a graph does to images before its first layer; the defaults leave all of it to the caller.
+    """What a graph does to images before its first layer; the defaults leave all of it to the caller."""
 
-    Attributes:
-        uint8: the input is pixels in 0..255 as bytes instead of float32 in 0..1.
-        bgr: colours come in the order blue, green, red.
-        letterbox: the input is decoded images (B, h, w, 3) of any size, and the graph letterboxes them; null: it is
-            letterboxed images (B, 3, H, W).
-        source: height and width of those images; null: any, read from the input at run time.
-    """
-
-    uint8: bool = False
-    bgr: bool = False
-    letterbox: LetterboxConfig | None = None
-    source: ImageSize | None = None
+    uint8: bool = setting(
+        False, flag="--uint8-input", follows="--letterbox-in-graph",
+        help="The graph takes pixels in 0..255 as bytes; /255 is in its first weights.",
+    )  # fmt: skip
+    bgr: bool = setting(False, flag="--bgr", help="The graph takes blue first, as OpenCV decodes.")
+    letterbox: LetterboxConfig | None = setting(
+        None, flag="--letterbox-in-graph", help="The graph takes decoded images (B, h, w, 3) as bytes and letterboxes."
+    )
+    source: Annotated[ImageSize | None, _none_if("any")] = setting(
+        None, flag="--source-size", needs="--letterbox-in-graph",
+        help="Their size: HEIGHTxWIDTH, or 'any', read from the input at run time.  [default: any]",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _whole(self) -> PreprocessConfig:
@@ -39,64 +53,66 @@ class PreprocessConfig(Config):
 class NmsConfig(Config):
     """Non-maximum suppression inside the graph; the meaning of each is that of ``EvalConfig``."""
 
-    confidence: float = Field(0.03, ge=0, le=1)
-    iou: float = Field(0.65, gt=0, le=1)
-    max_detections: int = Field(300, ge=1)
-    multi_label: bool = True
+    confidence: Share = setting(0.03, flag="--conf", help="Score threshold of that suppression.")
+    iou: float = setting(0.65, gt=0, le=1, flag="--iou", help="IoU threshold of that suppression.")
+    max_detections: Detections = setting(300, flag="--max-detections", help="Its K.")
+    multi_label: bool = setting(True, help="A place may give a box for several classes.")
 
 
 class ExportConfig(Config):
-    """ONNX export.
+    """ONNX export."""
 
-    Attributes:
-        batch: null means a dynamic batch axis.
-        merge_scales: of a quantized model: quantize residual branches too, and give tensors that TensorRT wants equal
-            one scale. It changes the numbers a little: check the accuracy afterwards.
-        float16: type what is not INT8 as FP16 instead of FP32, for TensorRT's strongly typed networks. Nodes that
-            would overflow on the calibration images stay FP32.
-        float16_io: in such a file, make input and outputs FP16 too; boxes then lose digits from 512 pixels on.
-        preprocess: what the graph does before its first layer.
-        nms: null means that the graph ends with all detections.
-    """
-
-    opset: int = Field(19, ge=19, le=21)
-    batch: int | None = Field(1, ge=1)
-    merge_scales: bool = False
-    float16: bool = False
-    float16_io: bool = False
-    preprocess: PreprocessConfig = PreprocessConfig()
-    nms: NmsConfig | None = None
-
-
-EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
-
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
-BatchSize = Annotated[int, Field(ge=1)]
+    opset: int = setting(19, ge=19, le=21, flag="--opset", help="ONNX opset.")
+    batch: Annotated[Batch | None, _none_if("dynamic")] = setting(
+        1, flag="--batch", help="Batch size, or 'dynamic': a free batch axis."
+    )
+    merge_scales: bool = setting(
+        False, flag="--merge-scales", needs="MODEL quantized",
+        help="For TensorRT: one scale where unequal ones cost kernels. It changes the numbers a little.",
+    )  # fmt: skip
+    float16: bool = setting(
+        False, flag="--fp16", help="For TensorRT: what is not INT8 becomes FP16, where it does not overflow."
+    )
+    float16_io: bool = setting(
+        False, flag="--fp16-io", needs="--fp16",
+        help="Input and outputs become FP16 too; boxes then lose digits from 512 pixels on.",
+    )  # fmt: skip
+    preprocess: PreprocessConfig = setting(PreprocessConfig(), help="What the graph does before its first layer.")
+    nms: NmsConfig | None = setting(
+        None, flag="--nms", help="The graph ends with boxes (B, K, 6): x1, y1, x2, y2, score, class."
+    )
 
 
 class TensorRtConfig(Config):
-    """How TensorRT builds.
+    """How TensorRT builds."""
 
-    Attributes:
-        batches: smallest, most frequent and largest batch of a model whose batch axis is free, which needs them.
-        sources: smallest, most frequent and largest height and width of the images of a model that letterboxes images
-            of any size, which needs them.
-        workspace_mib: memory that a kernel may use while it runs; null for all that the GPU has.
-        timing_cache: a file of kernel timings, read if it is there and written back: the next build is quicker and
-            chooses alike.
-        version_compatible: an engine that later TensorRT versions load as well, at the price of some speed and size.
-        refit: keep the weights exchangeable, at the price of some speed.
-        tf32: let FP32 layers multiply in TF32 (GPUs from Ampere on), as trtexec does. False is a true FP32 baseline.
-    """
-
-    batches: tuple[BatchSize, BatchSize, BatchSize] | None = None
-    sources: tuple[ImageSize, ImageSize, ImageSize] | None = None
-    workspace_mib: int | None = Field(None, ge=1)
-    timing_cache: Path | None = None
-    version_compatible: bool = False
-    refit: bool = False
-    tf32: bool = True
+    batches: tuple[Batch, Batch, Batch] | None = setting(
+        None, flag="--profile", metavar="MIN USUAL MAX", needs=_TENSORRT,
+        help="TensorRT: batch sizes of a model with a free batch axis, which needs them.",
+    )  # fmt: skip
+    sources: tuple[ImageSize, ImageSize, ImageSize] | None = setting(
+        None, flag="--source-profile", metavar="MIN USUAL MAX", needs=_TENSORRT,
+        help="TensorRT: sizes of the images that a model letterboxes by itself, which needs them.",
+    )  # fmt: skip
+    workspace_mib: Mebibytes | None = setting(
+        None, flag="--workspace", metavar="MIB", needs=_TENSORRT,
+        help="TensorRT: memory for one kernel.  [default: all of the GPU]",
+    )  # fmt: skip
+    timing_cache: AnyPath | None = setting(
+        None, flag="--timing-cache", needs=_TENSORRT, writes="", no_effect=True,
+        help="TensorRT: file of kernel timings, read and written: the next build is quicker and chooses alike.",
+    )  # fmt: skip
+    version_compatible: bool = setting(
+        False, flag="--version-compatible", needs=_TENSORRT,
+        help="TensorRT: for later versions as well, a little slower and larger.",
+    )  # fmt: skip
+    refit: bool = setting(
+        False, flag="--refit", needs=_TENSORRT, help="TensorRT: keep the weights exchangeable, a little slower."
+    )
+    tf32: bool = setting(
+        True, flag="--tf32/--no-tf32", needs=_TENSORRT,
+        help="TensorRT: FP32 layers may multiply in TF32, as trtexec lets them; without it, a true FP32 baseline.",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _ordered(self) -> TensorRtConfig:
@@ -110,38 +126,43 @@ class TensorRtConfig(Config):
 
 
 class BuildConfig(Config):
-    """Engines.
+    """Engines."""
 
-    Attributes:
-        threads: CPU threads; null leaves the choice to the runtime.
-        provider: what ONNX Runtime runs on; ``cuda`` and ``tensorrt`` need the package onnxruntime-gpu and a GPU.
-        tensorrt: settings of the engine ``tensorrt``.
-    """
-
-    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
-    threads: int | None = Field(None, ge=1)
-    provider: Provider = "cpu"
-    tensorrt: TensorRtConfig = TensorRtConfig()
+    engines: tuple[EngineName, ...] = setting(("onnxruntime", "openvino"), min_length=1, help="Engines to build.")
+    threads: Threads | None = setting(
+        None, flag="--threads", excludes=_TENSORRT, help="CPU threads.  [default: the runtime's own choice]"
+    )
+    provider: Provider = setting(
+        "cpu", flag="--provider", needs="--engine onnxruntime",
+        help="What ONNX Runtime runs on; nothing else takes its place. cuda and tensorrt need onnxruntime-gpu.",
+    )  # fmt: skip
+    tensorrt: TensorRtConfig = setting(TensorRtConfig(), help="Settings of the engine tensorrt.")
 
 
 class CheckConfig(Config):
     """Agreement of torch's fake quantization with the engines."""
 
-    images: int | None = Field(None, ge=1)  # None: the whole split
-    max_ap_gap: float = Field(0.005, ge=0)
-    min_snr_db: float | None = None
+    images: Count | None = setting(
+        None, flag="--images", help="Use only the first images of the split.  [default: the whole split]"
+    )
+    max_ap_gap: Share = setting(0.005, flag="--max-ap-gap", help="Largest |AP - AP of the reference|.")
+    min_snr_db: Decibels | None = setting(None, flag="--min-snr", help="Smallest SNR of an output, dB.")
 
 
 class BenchConfig(Config):
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
-    threads: tuple[Annotated[int, Field(ge=1)], ...] = (2,)
-    warmup: int = Field(5, ge=0)
-    rounds: int = Field(5, ge=1)
-    runs_per_round: int = Field(10, ge=1)
-    end_to_end: bool = True
+    """Timing."""
+
+    batches: tuple[Batch, ...] = setting((1,), min_length=1, flag="--batch", help="Batch sizes; repeat for several.")
+    threads: tuple[Threads, ...] = setting((2,), min_length=1, flag="--threads", help="Repeat for several.")
+    warmup: int = setting(5, ge=0, le=100_000, flag="--warmup", help="Runs before the timed ones.")
+    rounds: int = setting(5, ge=1, le=100_000, flag="--rounds", help="How often the models take turns.")
+    runs_per_round: int = setting(10, ge=1, le=100_000, flag="--runs", help="Timed runs per round.")
+    end_to_end: bool = setting(True, flag="--end-to-end/--infer-only", help="Also time with pre- and post-processing.")
 
 
 class ReportConfig(Config):
-    images: int = Field(4, ge=0)
-    title: str | None = None
-    confidence: float = Field(0.3, ge=0, le=1)
+    """What the report of a run shows beside its figures."""
+
+    images: int = setting(4, ge=0, le=1000, help="Images with the detections before and after.")
+    title: str | None = setting(None, max_length=300, help="Title of the report.")
+    confidence: Share = setting(0.3, help="Score from which boxes are drawn.")

@@ -2,73 +2,124 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
+from typing_extensions import Self
 
-from repq.recipe.base import Config
+from repq.recipe.base import (
+    AnyPath,
+    Assembled,
+    Batch,
+    Config,
+    Count,
+    Factor,
+    OneOf,
+    Seed,
+    Share,
+    resolve,
+    setting,
+)
 from repq.recipe.deployment import EngineName
-from repq.recipe.training import LoopConfig
+from repq.recipe.training import Epochs, LoopConfig, Rate
 
 
 class FuseConfig(Config):
-    """Fusing and its proof. ``tolerance`` bounds the relative error of every block and of the whole model."""
+    """Fusing and its proof."""
 
-    tolerance: float = Field(1e-3, gt=0)
-    images: int = Field(8, ge=1)
-
-
-class CalibrationConfig(Config):
-    """Activation ranges. Images come from ``manifest`` or are drawn from the train split with ``seed``."""
-
-    method: Literal["max", "percentile", "mse", "entropy"] = "mse"
-    percentile: float = Field(99.99, gt=50, le=100)
-    images: int = Field(128, ge=1)
-    batch: int = Field(16, ge=1)
-    bins: int = Field(2048, ge=128)
-    seed: int = 0
-    manifest: Path | None = None
+    tolerance: float = setting(
+        1e-3, gt=0, le=1, flag="--tolerance", help="Bound of the relative error of every block and of the whole model."
+    )
+    images: Batch = setting(8, flag="--images", help="Images for the proof.")
 
 
-class CorrectionConfig(Config):
-    """What is done beside choosing ranges, to lose less; nothing by default.
+class FromList(Config):
+    """Settings with further fields from a list of objects: making one makes an object of the class as the list is now.
 
-    Attributes:
-        channel_inputs: the inputs of depthwise convolutions get one scale per channel.
-        equalize: weight ranges are evened out along chains of convolutions that allow it.
-        split_below_db: layers whose weights have a lower SNR in INT8 run as two INT8 convolutions, coarse and fine.
-        rounding: nearest, or adaptive: which way each weight is rounded is learned on the calibration images.
-        outputs: the outputs of quantized layers get the mean per channel that they have in float, or both moments, mean
-            and variance.
-        images: how many of the calibration images the last two take; they are held in memory.
+    A subclass says in ``assembled`` which function makes that class, a subclass of its own.
     """
 
-    channel_inputs: bool = False
-    equalize: bool = False
-    split_below_db: float | None = None
-    rounding: Literal["nearest", "adaptive"] = "nearest"
-    outputs: Literal["as_they_are", "mean", "moments"] = "as_they_are"
-    images: int = Field(32, ge=1)
+    assembled: ClassVar[Assembled]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __new__(cls, **values: Any) -> Self:
+        wanted: Any = cls.assembled.settings_class() if "assembled" in vars(cls) else cls
+        return super().__new__(wanted)
+
+
+class CalibrationConfig(FromList):
+    """Activation ranges. Images come from ``manifest`` or are drawn from the train split with ``seed``.
+
+    The calibrators in `repq.quant.calibration.CALIBRATORS` add settings of their own.
+    """
+
+    assembled = Assembled("repq.quant.calibration:settings_class")
+    method: Annotated[str, OneOf("repq.quant.calibration:CALIBRATORS")] = setting(
+        "mse", flag="--method", help="How activation ranges are chosen."
+    )
+    images: Count = setting(128, flag="--images", excludes="--calib", help="Calibration images.")
+    batch: Batch = setting(16, flag="--batch", help="Images of one forward pass.")
+    bins: int = setting(2048, ge=128, le=1 << 20, help="Bins of the histograms.")
+    seed: Seed = setting(0, flag="--seed", help="Seed of everything that is random.")
+    manifest: AnyPath | None = setting(
+        None, flag="--calib", help="Manifest of calibration images instead of a random draw."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_of_other_methods(self) -> Self:
+        if changed := [name for name, default in self._of_other_methods().items() if getattr(self, name) != default]:
+            raise ValueError(f"{changed[0]} is no setting of the method {self.method}")
+        return self
+
+    def of_the_method(self) -> Self:
+        """The same with the settings of all other methods as they are by default."""
+        return self.model_copy(update=self._of_other_methods())
+
+    def _of_other_methods(self) -> dict[str, Any]:
+        """The settings that the method does not have, and their defaults."""
+        fields = {entry.name: set(entry.fields) for entry in resolve("repq.quant.calibration:CALIBRATORS")}
+        others = set[str]().union(*fields.values()) - fields[self.method]
+        return {name: info.default for name, info in type(self).model_fields.items() if name in others}
+
+
+class CorrectionConfig(FromList):
+    """What is done beside choosing ranges, to lose less; nothing by default.
+
+    The corrections in `repq.quant.corrections.CORRECTIONS` are the other fields.
+    """
+
+    assembled = Assembled("repq.quant.corrections:settings_class")
+    images: Count = setting(32, help="Calibration images for corrections that look at them; they are held in memory.")
 
 
 class PtqConfig(Config):
-    """Post-training quantization.
+    """Post-training quantization."""
 
-    Attributes:
-        keep_float: layers that stay in float, exact ids or globs.
-        share_scales: of tensors that TensorRT wants to have one scale (those that meet in a Concat or an addition):
-            ``largest`` takes what covers the scales that each would have alone, ``joint`` calibrates them on one
-            histogram of all their values; ``none`` leaves each its own.
-        auto: the calibration method and the corrections are chosen by what they gain on images of the train split.
-    """
-
-    scheme: Literal["symmetric", "asymmetric"] = "symmetric"
-    keep_float: tuple[str, ...] = ()
-    share_scales: Literal["none", "largest", "joint"] = "none"
-    calibration: CalibrationConfig = CalibrationConfig()
-    correct: CorrectionConfig = CorrectionConfig()
-    auto: bool = False
+    scheme: Literal["symmetric", "asymmetric"] = setting(
+        "symmetric", flag="--scheme",
+        help="symmetric: INT8 for TensorRT; asymmetric: UINT8 activations for CPU engines.",
+    )  # fmt: skip
+    keep_float: tuple[str, ...] = setting(
+        (), flag="--keep-float", metavar="GLOB", help="Layer id or glob that stays in float; repeat for several."
+    )
+    share_scales: Literal["none", "largest", "joint"] = setting(
+        "none", flag="--share-scales",
+        help="One scale for tensors that meet in a Concat or an addition, as TensorRT wants: the largest of those that "
+        "each would have alone, or one calibrated jointly.",
+    )  # fmt: skip
+    calibration: Annotated[CalibrationConfig, CalibrationConfig.assembled] = setting(
+        default_factory=dict, help="Activation ranges."
+    )
+    correct: Annotated[CorrectionConfig, CorrectionConfig.assembled] = setting(
+        default_factory=dict, help="What is done beside choosing ranges."
+    )
+    auto: bool = setting(
+        False, flag="--auto", excludes=("--method", "correct"),
+        help="Choose --method and all corrections by what they gain on train images.",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_chooser(self) -> PtqConfig:
@@ -82,43 +133,38 @@ class QatConfig(LoopConfig):
 
     The loss is ``task_weight * detection loss + decay * (feature_weight * features + class_weight * classes +
     box_weight * boxes)``, the last three against the teacher (see ``repq.quant.qat.imitation``).
-
-    Attributes:
-        scales: whether activation and weight scales are learned (LSQ) or stay as calibrated. Zero points stay.
-        learn_weight_scales: whether learned scales are those of weights too, or of activations alone.
-        scale_rate: learning rate of the scales as a multiple of that of the weights. It is relative: an ``adamw`` step
-            at learning rate 0.001 moves a scale by at most about 0.1 %.
-        task_weight: of the labels; 0 learns from the teacher alone and needs no labels.
-        feature_weight, temperature: of the channel-wise distillation of the neck's maps.
-        class_weight, box_weight: of the imitation of scores and boxes.
-        final_factor: share of the teacher's weights that is left at the end, after a cosine.
-        eval_interval: epochs between looks at the AP on the val split; null for none. Nothing is chosen by it: the
-            averaged weights of the last epoch are kept.
     """
 
-    scales: Literal["learned", "frozen"] = "learned"
-    learn_weight_scales: bool = True
-    scale_rate: float = Field(3.0, gt=0)
-    task_weight: float = Field(0.0, ge=0)
-    feature_weight: float = Field(10.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
-    class_weight: float = Field(1.0, ge=0)
-    box_weight: float = Field(2.5, ge=0)
-    final_factor: float = Field(1.0, ge=0, le=1)
-    eval_interval: int | None = Field(None, ge=1)
-    epochs: int = Field(30, ge=1)
-    batch: int = Field(8, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(20, ge=0)
-    warmup_bias_learning_rate: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(10.0, gt=0)
-    ema_decay: float = Field(0.99, gt=0, lt=1)
-    ema_ramp_steps: int = Field(50, ge=1)
-    scale: float = Field(0.2, ge=0, lt=1)
-    hsv: tuple[float, float, float] = (0.01, 0.3, 0.2)
+    scales: Literal["learned", "frozen"] = setting(
+        "learned", flag="--scales", help="Whether scales are learned with the weights (LSQ) or stay as calibrated."
+    )
+    learn_weight_scales: bool = setting(True, help="Learn the scales of weights too, or of activations alone.")
+    scale_rate: Factor = setting(
+        3.0, gt=0, help="Learning rate of the scales as a multiple of that of the weights. It is relative: an adamw "
+        "step at learning rate 0.001 moves a scale by at most about 0.1 %.",
+    )  # fmt: skip
+    task_weight: Factor = setting(0.0, flag="--task-weight", help="Weight of the labels; 0 needs none.")
+    feature_weight: Factor = setting(10.0, help="Weight of the channel-wise imitation of the neck's maps.")
+    temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of that imitation.")
+    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores.")
+    box_weight: Factor = setting(2.5, help="Weight of the imitation of boxes.")
+    final_factor: Share = setting(1.0, help="Share of the teacher's weights that is left at the end, after a cosine.")
+    eval_interval: Epochs | None = setting(
+        None, help="Epochs between looks at the AP; null: none. The averaged weights of the last epoch are kept."
+    )
+    epochs: Epochs = setting(30, flag="--epochs", help="Passes over the train split.")
+    batch: Batch = setting(8, flag="--batch", help="Images of one forward pass, of all processes together.")
+    optimizer: Literal["sgd", "adamw"] = setting("adamw", help="adamw wants a learning rate around 0.001.")
+    learning_rate: Rate = setting(1e-3, help="Learning rate after the warmup.")
+    momentum: float = setting(0.9, ge=0, lt=1, help="Momentum of sgd, first beta of adamw.")
+    weight_decay: Share = setting(0.0, help="Decay of convolution weights.")
+    warmup_steps: int = setting(20, ge=0, le=1_000_000, help="Updates in which the learning rate rises from 0.")
+    warmup_bias_learning_rate: float = setting(0.0, ge=0, le=10, help="Of biases at the start, with sgd.")
+    max_grad_norm: float | None = setting(10.0, gt=0, le=1e6, help="Longer gradients are shortened to this norm.")
+    ema_decay: float = setting(0.99, gt=0, lt=1, help="Decay of the average of the weights.")
+    ema_ramp_steps: Count = setting(50, help="Updates in which that decay rises.")
+    scale: float = setting(0.2, ge=0, lt=1, help="Half width of the change of size.")
+    hsv: tuple[Share, Share, Share] = setting((0.01, 0.3, 0.2), help="Half widths of the changes of colour.")
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> QatConfig:
@@ -147,54 +193,57 @@ Measure = Literal[
 
 
 class SensitivityConfig(Config):
-    """Which measures are taken, on images of the train split.
+    """Which measures are taken, on images of the train split."""
 
-    Attributes:
-        images, seed: how many images the similarities are measured on, and the draw.
-        local, end_to_end: the similarities at each layer's own output, and at the neck's and the head's.
-        ap: the AP sweeps: only one layer in INT8, only one layer in float.
-        ap_images: how many images AP is measured on; null for the whole split.
-        batch: images in memory with all activations of the model.
-        group: layers that share a recorded forward pass; a killed sweep loses at most so many.
-    """
-
-    images: int = Field(16, ge=1)
-    seed: int = 0
-    local: bool = True
-    end_to_end: bool = True
-    ap: tuple[ApSweep, ...] = ()
-    ap_images: int | None = Field(None, ge=1)
-    batch: int = Field(8, ge=1)
-    group: int = Field(16, ge=1)
+    images: Count = setting(16, flag="--images", help="Images that the similarities are measured on.")
+    seed: Seed = setting(0, flag="--seed", help="Seed of everything that is random.")
+    local: bool = setting(True, help="Take the similarities at each layer's own output.")
+    end_to_end: bool = setting(True, help="Take the similarities at the neck's and the head's outputs.")
+    ap: tuple[ApSweep, ...] = setting(
+        (), flag="--ap", help="AP sweeps (slow): only one layer in INT8, only one in float; repeat for both."
+    )
+    ap_images: Count | None = setting(
+        None, flag="--ap-images", needs="--ap or --max-drop", help="Images for AP.  [default: the whole split]"
+    )
+    batch: Batch = setting(8, help="Images in memory with all activations of the model.")
+    group: Count = setting(16, help="Layers that share a recorded forward pass; a killed sweep loses at most so many.")
 
 
 class PlanConfig(Config):
-    """Which layers stay in float: the ``top`` most sensitive ones, or the fewest that keep AP within ``max_drop``.
+    """Which layers stay in float: the ``top`` most sensitive ones, or the fewest that keep AP within ``max_drop``."""
 
-    Attributes:
-        measure: what the layers are ranked by. null: ``local.snr`` for ``top``; with ``max_drop`` the search tries the
-            SNRs and the AP sweeps that were taken, plain and for each multiply-add, and goes on with the best.
-        max_drop: the AP, as a fraction, that quantization may cost on images of the train split.
-        min_int8: the share of the multiply-adds (or of the time that INT8 saves, with ``latency``) that stays in INT8
-            in any case. If no plan holds ``max_drop`` with it, the best one does not, and the report says so.
-        latency: weigh layers by the milliseconds that each costs in float in this engine, instead of multiply-adds.
-        risk: how probable it may be that the drop exceeds ``max_drop``, by a bootstrap over the images; 0.5 looks at
-            the drop itself. The default asks for a margin of a quarter of the standard error: a search takes
-            what looks best on these images, which on others looks worse.
-        give_back: how many layers at most are offered INT8 again, those first that cost most in float.
-        images: how many images AP is measured on in the search; null for the whole split.
-    """
-
-    measure: Measure | None = None
-    top: int | None = Field(None, ge=0)
-    max_drop: float | None = Field(None, ge=0, le=1)
-    min_int8: float = Field(0.9, ge=0, le=1)
-    latency: EngineName | None = None
-    risk: float = Field(0.4, gt=0, lt=1)
-    give_back: int = Field(8, ge=0)
-    resamples: int = Field(1000, ge=100)
-    images: int | None = Field(None, ge=1)
-    seed: int = 0
+    measure: Measure | None = setting(
+        None, flag="--measure", metavar="NAME", help="Rank the layers by local.snr, head.mse, ap.only_int8 … "
+        "[default: local.snr; with --max-drop the best of the SNRs and AP sweeps that were taken]",
+    )  # fmt: skip
+    top: int | None = setting(
+        None, ge=0, le=100_000, flag="--top", excludes="--max-drop",
+        help="Keep so many layers in float.  [default: 12, without --max-drop]",
+    )  # fmt: skip
+    max_drop: Share | None = setting(
+        None, flag="--max-drop", help="Keep the fewest in float that hold this AP budget on train images."
+    )
+    min_int8: Share = setting(
+        0.9, flag="--min-int8", needs="--max-drop", help="Share of the multiply-adds (with --latency of the time that "
+        "INT8 saves) that stays in INT8 in any case. If no plan holds the budget with it, the report says so.",
+    )  # fmt: skip
+    latency: EngineName | None = setting(
+        None, flag="--latency", needs="--max-drop",
+        help="Weigh by milliseconds in this engine instead of multiply-adds; needs --max-drop.",
+    )  # fmt: skip
+    risk: float = setting(
+        0.4, gt=0, lt=1, help="How probable it may be that the drop exceeds max_drop, by a bootstrap over the images; "
+        "0.5 looks at the drop itself. The default asks for a margin of a quarter of the standard error: a search "
+        "takes what looks best on these images, which on others looks worse.",
+    )  # fmt: skip
+    give_back: int = setting(
+        8, ge=0, le=100_000, help="Layers at most that are offered INT8 again, first those that cost most in float."
+    )
+    resamples: int = setting(1000, ge=100, le=1_000_000, help="Resamples of that bootstrap.")
+    images: Count | None = setting(
+        None, flag="--ap-images", needs="--ap or --max-drop", help="Images for AP in the search; null: the whole split."
+    )
+    seed: Seed = setting(0, flag="--seed", help="Seed of that bootstrap.")
 
     @model_validator(mode="after")
     def _one_aim(self) -> PlanConfig:

@@ -2,113 +2,90 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from repq.recipe.base import Config
+from repq.recipe.base import AnyPath, Batch, Config, Count, Factor, Share, setting
 from repq.recipe.data import LetterboxConfig
+
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class DistillConfig(Config):
-    """Self-distillation (YOLOv6 report, section 2.4.2): the student also imitates a trained detector, its teacher.
+    """Self-distillation (YOLOv6 report, section 2.4.2): the student also imitates a trained detector, its teacher."""
 
-    Attributes:
-        teacher: checkpoint of the same model, trained before on the same classes.
-        class_weight, dfl_weight: weights of the two imitation losses at the start of the training.
-        final_factor: share of the weights that is left at the end, after a cosine.
-    """
-
-    teacher: Path
-    class_weight: float = Field(1.0, ge=0)
-    dfl_weight: float = Field(1.0, ge=0)
-    final_factor: float = Field(0.01, ge=0, le=1)
+    teacher: AnyPath = setting(flag="--teacher", help="Checkpoint of the same model for self-distillation.")
+    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores at the start of the training.")
+    dfl_weight: Factor = setting(1.0, help="Weight of the imitation of box distributions at the start.")
+    final_factor: Share = setting(0.01, help="Share of both weights that is left at the end, after a cosine.")
 
 
 class LoopConfig(Config):
-    """What every training has: epochs of updates, rates, an average of the weights, and how samples are drawn.
+    """What every training has: epochs of updates, rates, an average of the weights, and how samples are drawn."""
 
-    Attributes:
-        batch: images of one forward pass, of all processes together.
-        nominal_batch: images that an update of the weights is meant for: gradients of several batches are summed, as
-            long as the training keeps enough updates (see ``repq.train.accumulation``).
-        optimizer: ``adamw`` wants a ``learning_rate`` around 0.001; ``momentum`` is its first beta.
-        warmup_steps: updates in which the learning rate rises from 0 (biases: falls from ``warmup_bias_learning_rate``)
-            and the momentum rises from ``warmup_momentum``; the last two with SGD only.
-        balance: sampling of images with rare classes, from 0 (every image once an epoch) to 1 (see
-            ``repq.train.image_weights``).
-        hsv, translate, scale: half widths of the random changes of colour, place and size.
-        rotate, shear: largest angles, in degrees.
-        flip, flip_vertical: share of samples that are mirrored left to right, and upside down.
-        mosaic, mixup: share of samples made of four images, and of samples blended with another; none in the last
-            ``mosaic_off_epochs``.
-        multi_scale: half width of the random change of the network input's size, from batch to batch.
-        letterbox: how much room an image gets in the network input; the same as for evaluation is a good choice.
-        workers: threads that draw samples; null for as many as torch leaves cores to.
-        cache_mib: memory for decoded images, of each process.
-        tensorboard: whether to write event files for TensorBoard (extra ``train``).
-    """
-
-    SPEED_ALONE: ClassVar[frozenset[str]] = frozenset({"workers", "cache_mib"})
-    """Settings that no weight depends on."""
-
-    epochs: int = Field(60, ge=1)
-    batch: int = Field(16, ge=1)
-    nominal_batch: int | None = Field(None, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.01, gt=0)
-    final_learning_rate_factor: float = Field(0.01, gt=0, le=1)
-    momentum: float = Field(0.937, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    warmup_steps: int = Field(60, ge=0)
-    warmup_bias_learning_rate: float = Field(0.1, ge=0)
-    warmup_momentum: float = Field(0.8, ge=0, lt=1)
-    max_grad_norm: float | None = Field(None, gt=0)
-    ema_decay: float = Field(0.9999, gt=0, lt=1)
-    ema_ramp_steps: int = Field(2000, ge=1)
-    balance: float = Field(0.0, ge=0, le=1)
-    flip: float = Field(0.5, ge=0, le=1)
-    flip_vertical: float = Field(0.0, ge=0, le=1)
-    hsv: tuple[float, float, float] = (0.015, 0.7, 0.4)
-    translate: float = Field(0.1, ge=0, lt=1)
-    scale: float = Field(0.5, ge=0, lt=1)
-    rotate: float = Field(0.0, ge=0, le=180)
-    shear: float = Field(0.0, ge=0, lt=45)
-    mosaic: float = Field(0.0, ge=0, le=1)
-    mixup: float = Field(0.0, ge=0, le=1)
-    mosaic_off_epochs: int = Field(0, ge=0)
-    multi_scale: float = Field(0.0, ge=0, lt=1)
-    letterbox: LetterboxConfig = LetterboxConfig()
-    workers: int | None = Field(None, ge=0)
-    cache_mib: int = Field(1024, ge=0)
-    tensorboard: bool = False
+    epochs: Epochs = setting(60, flag="--epochs", help="Passes over the train split.")
+    batch: Batch = setting(16, flag="--batch", help="Images of one forward pass, of all processes together.")
+    nominal_batch: Batch | None = setting(
+        None, help="Images that an update is meant for: gradients of several batches are summed, as long as the "
+        "training keeps enough updates.",
+    )  # fmt: skip
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", help="adamw wants a learning rate around 0.001.")
+    learning_rate: Rate = setting(0.01, help="Learning rate after the warmup.")
+    final_learning_rate_factor: float = setting(0.01, gt=0, le=1, help="Share of it that is left at the end.")
+    momentum: float = setting(0.937, ge=0, lt=1, help="Momentum of sgd, first beta of adamw.")
+    weight_decay: Share = setting(5e-4, help="Decay of convolution weights.")
+    warmup_steps: int = setting(
+        60, ge=0, le=1_000_000, help="Updates in which the learning rate rises from 0 (with sgd: of biases, falls from "
+        "warmup_bias_learning_rate) and, with sgd, the momentum from warmup_momentum.",
+    )  # fmt: skip
+    warmup_bias_learning_rate: float = setting(0.1, ge=0, le=10, help="Of biases at the start, with sgd.")
+    warmup_momentum: float = setting(0.8, ge=0, lt=1, help="Momentum at the start, with sgd.")
+    max_grad_norm: float | None = setting(None, gt=0, le=1e6, help="Longer gradients are shortened to this norm.")
+    ema_decay: float = setting(0.9999, gt=0, lt=1, help="Decay of the average of the weights.")
+    ema_ramp_steps: Count = setting(2000, help="Updates in which that decay rises.")
+    balance: Share = setting(0.0, help="Sampling of images with rare classes: 0 draws every image once an epoch.")
+    flip: Share = setting(0.5, help="Share of samples that are mirrored left to right.")
+    flip_vertical: Share = setting(0.0, help="Share of samples that are mirrored upside down.")
+    hsv: tuple[Share, Share, Share] = setting((0.015, 0.7, 0.4), help="Half widths of the changes of colour.")
+    translate: float = setting(0.1, ge=0, lt=1, help="Half width of the change of place.")
+    scale: float = setting(0.5, ge=0, lt=1, help="Half width of the change of size.")
+    rotate: float = setting(0.0, ge=0, le=180, help="Largest angle of rotation, degrees.")
+    shear: float = setting(0.0, ge=0, lt=45, help="Largest angle of shear, degrees.")
+    mosaic: Share = setting(0.0, help="Share of samples that are made of four images.")
+    mixup: Share = setting(0.0, help="Share of samples that are blended with another.")
+    mosaic_off_epochs: int = setting(0, ge=0, le=100_000, help="Last epochs, without mosaic and mixup.")
+    multi_scale: float = setting(0.0, ge=0, lt=1, help="Half width of the change of the input size between batches.")
+    letterbox: LetterboxConfig = setting(
+        LetterboxConfig(), help="How much room an image gets in the input; best as for evaluation."
+    )
+    workers: int | None = setting(
+        None, ge=0, le=1024, no_effect=True, help="Threads that draw samples; null: as many as torch leaves cores to."
+    )
+    cache_mib: int = setting(1024, ge=0, le=1 << 20, no_effect=True, help="Memory for decoded images of each process.")
+    tensorboard: bool = setting(False, no_effect=True, help="Write event files for TensorBoard (extra `train`).")
 
 
 class TrainConfig(LoopConfig):
-    """Training from scratch or from ``weights`` (YOLOv6 report, sections 2.2 to 2.4).
+    """Training from scratch or from ``weights`` (YOLOv6 report, sections 2.2 to 2.4)."""
 
-    Attributes:
-        weights: checkpoint to start from, of any class count.
-        rep_scales: branch scales from a hyper-search training; RepOptimizer then trains ``model``, which must be one of
-            plain blocks (a name in ``_opt``).
-        patience: stop when the AP has been below its best for so many epochs.
-        assigner: of objects to predictions; ``atss_epochs`` are the first epochs, in which ATSS assigns in its place.
-        class_weights: a factor of the class loss for every class; none means 1 each.
-    """
-
-    model: str = "yolov6n_v2"
-    weights: Path | None = None
-    rep_scales: Path | None = None
-    patience: int | None = Field(None, ge=1)
-    assigner: Literal["task_aligned", "simota"] = "task_aligned"
-    atss_epochs: int = Field(0, ge=0)
-    class_loss: Literal["varifocal", "focal", "quality_focal", "poly"] = "varifocal"
-    iou_loss: Literal["siou", "giou", "ciou", "diou"] = "siou"
-    class_weight: float = Field(1.0, ge=0)
-    iou_weight: float = Field(2.5, ge=0)
-    dfl_weight: float = Field(0.5, ge=0)
-    l1_weight: float = Field(0.0, ge=0)
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    distill: DistillConfig | None = None
-    eval_interval: int = Field(10, ge=1)
+    model: str = setting(
+        "yolov6n_v2", max_length=100, flag="--model", metavar="NAME", help="yolov6s, yolov6n_v2_hs, yolov6n_v2_opt …"
+    )
+    weights: AnyPath | None = setting(None, flag="--weights", help="Checkpoint to fine-tune, of any class count.")
+    rep_scales: AnyPath | None = setting(
+        None, flag="--rep-scales", help="scales.safetensors of a hyper-search (…_hs) training, for …_opt models."
+    )
+    patience: Epochs | None = setting(None, help="Stop when the AP has been below its best for so many epochs.")
+    assigner: Literal["task_aligned", "simota"] = setting("task_aligned", help="Assigns objects to predictions.")
+    atss_epochs: int = setting(0, ge=0, le=100_000, help="First epochs, in which ATSS assigns in its place.")
+    class_loss: Literal["varifocal", "focal", "quality_focal", "poly"] = setting("varifocal", help="Loss of scores.")
+    iou_loss: Literal["siou", "giou", "ciou", "diou"] = setting("siou", help="Loss of boxes.")
+    class_weight: Factor = setting(1.0, help="Weight of the loss of scores.")
+    iou_weight: Factor = setting(2.5, help="Weight of the loss of boxes.")
+    dfl_weight: Factor = setting(0.5, help="Weight of the loss of box distributions.")
+    l1_weight: Factor = setting(0.0, help="Weight of the L1 loss of boxes.")
+    class_weights: tuple[Factor, ...] = setting((), help="A factor of the loss of scores for every class; none: 1.")
+    distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
+    eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")

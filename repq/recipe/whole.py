@@ -2,57 +2,77 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import create_model, model_validator
 
-from repq.recipe.base import Config, ImageSize
+from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
 from repq.recipe.data import DataConfig, EvalConfig
-from repq.recipe.deployment import BenchConfig, BuildConfig, CheckConfig, ExportConfig, ReportConfig
-from repq.recipe.quantization import FuseConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
-from repq.recipe.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a recipe that belongs to one stage; an optional one is absent unless the recipe names it."""
+
+    kind: type[Config]
+    optional: bool = False
+
+
+class Listed(Protocol):
+    """What the recipe needs to know of a stage (`repq.stages.stage.Stage`)."""
+
+    @property
+    def sections(self) -> Mapping[str, Section]: ...
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+    @property
+    def check(self) -> Callable[[Recipe], None]: ...
 
 
 class Recipe(Config):
-    """The whole job. ``weights`` starts from a checkpoint, ``train`` trains first; one of the two is needed.
+    """The whole job: what concerns all stages. `recipe_class` adds the sections of the stages.
 
-    With ``search``, a hyper-search model (``…_hs``) is trained before, and its scales steer the RepOptimizer training
-    of ``train`` (``…_opt``). With ``qat``, what ``ptq`` made is trained further before it is exported.
-
-    With ``plan``, the layers are measured (``sensitivity``) and ``ptq`` keeps those in float that the plan names,
-    beside its own ``keep_float``. ``sensitivity`` alone measures for the report.
+    ``weights`` starts from a checkpoint, ``train`` trains first; one of the two is needed.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    data: DataConfig
-    imgsz: ImageSize = (640, 640)
-    weights: Path | None = None
-    device: str = "cpu"
-    seed: int = 0
-    search: TrainConfig | None = None
-    train: TrainConfig | None = None
-    fuse: FuseConfig = FuseConfig()
-    sensitivity: SensitivityConfig | None = None
-    plan: PlanConfig | None = None
-    ptq: PtqConfig = PtqConfig()
-    qat: QatConfig | None = None
-    export: ExportConfig = ExportConfig()
-    build: BuildConfig = BuildConfig()
-    check: CheckConfig = CheckConfig()
-    eval: EvalConfig = EvalConfig()
-    bench: BenchConfig = BenchConfig()
-    report: ReportConfig = ReportConfig()
+    name: Name = setting(help="Name of the run, and of its folder.")
+    data: DataConfig = setting(help="The data set.")
+    imgsz: ImageSize = setting((640, 640), help="Height and width of the network input; one number for a square.")
+    weights: AnyPath | None = setting(None, help="Checkpoint to start from.")
+    device: Device = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
+    seed: Seed = setting(0, help="Seed of everything random.")
+    eval: EvalConfig = setting(EvalConfig(), help="How accuracy is measured, in every stage.")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Recipe:
-        if (self.weights is None) == (self.train is None):
-            raise ValueError("give either weights (a checkpoint) or train (train.weights fine-tunes), not both")
-        if self.search is not None and (self.train is None or self.train.rep_scales is not None):
-            raise ValueError("search finds the scales for train: it needs train, without train.rep_scales")
+    def _consistent(self) -> Recipe:
+        for stage in stages():
+            stage.check(self)
         return self
 
-    @model_validator(mode="after")
-    def _plain_graphs(self) -> Recipe:
-        if self.export.nms is not None or self.export.preprocess.uint8 or self.export.preprocess.bgr:
-            raise ValueError("a run compares plain graphs: export.preprocess and export.nms are for `repq export`")
-        return self
+    if TYPE_CHECKING:
+
+        def __getattr__(self, section: str) -> Any: ...
+
+
+def stages() -> Sequence[Any]:
+    """The stages as they are listed now, those that read every artifact last."""
+    listed: list[Listed] = resolve("repq.stages:STAGES")
+    return sorted(listed, key=lambda stage: "*" in stage.reads)
+
+
+def recipe_class() -> type[Recipe]:
+    """The recipe with a section for every stage that is listed."""
+    return _recipe_class(tuple(stages()))
+
+
+@functools.lru_cache(maxsize=8)
+def _recipe_class(listed: tuple[Listed, ...]) -> type[Recipe]:
+    fields: dict[str, Any] = {}
+    for stage in listed:
+        for name, section in stage.sections.items():
+            fields[name] = (section.kind | None, None) if section.optional else (section.kind, section.kind())
+    made: type[Recipe] = create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, **fields)
+    return made

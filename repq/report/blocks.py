@@ -1,12 +1,18 @@
-"""What a section is made of. The HTML and the Markdown form both print these, so they hold the same figures."""
+"""What a section is made of. Terminal, Markdown and HTML print these, so they hold the same figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import cached_property, partial
+from operator import attrgetter
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from repq.report.numbers import ABSENT
 
 Level = Literal["", "good", "warn", "bad", "muted"]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -20,24 +26,109 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Row]):
+    """One column: where its value comes from, and how it is written. A value of None is a dash.
+
+    Attributes:
+        value: attribute of a row (dots reach deeper), or a function of the row.
+        write: value to text.
+        numeric: aligned right, and sorted by its value.
+        hint: what the title does not say.
+        code: identifiers, monospaced and never broken over lines.
+        wrap: sentences, broken over lines.
+        level: how good the value of a row is.
+        note: what is to be said of a row's value; of None, why it is not there.
+        detail: left out in the terminal, where width is scarce.
+        optional: left out where every row has None.
+    """
+
     title: str
-    numeric: bool = True
+    value: str | Callable[[Row], Any]
+    write: Callable[[Any], str] = str
+    numeric: bool = False
     hint: str = ""
-    code: bool = False  # identifiers: monospaced, printed as they are
+    code: bool = False
+    wrap: bool = False
+    level: Callable[[Row], Level] | None = None
+    note: Callable[[Row], str] | None = None
+    detail: bool = False
+    optional: bool = False
+
+    def cell(self, row: Row) -> Cell:
+        value = attrgetter(self.value)(row) if isinstance(self.value, str) else self.value(row)
+        return Cell(
+            text=ABSENT if value is None else self.write(value),
+            sort=_sortable(value) if self.numeric else None,
+            level=self.level(row) if self.level else "",
+            hint=self.note(row) if self.note else "",
+        )
+
+
+Columns = Sequence[Column[Row]]
+
+
+def number(title: str, value: str | Callable[[Row], Any], write: Callable[[Any], str], **more: Any) -> Column[Row]:
+    """A column of numbers."""
+    return Column(title, value, write, numeric=True, **more)
+
+
+def _sortable(value: Any) -> float | None:
+    """What a value is sorted by: a range by its largest magnitude, what is not a number not at all."""
+    if isinstance(value, tuple):
+        value = max(map(abs, value))
+    return value if isinstance(value, int | float) and not math.isnan(value) else None
 
 
 @dataclass(frozen=True)
 class Table:
     kind: ClassVar = "table"
     title: str
-    columns: Sequence[Column]
+    columns: Sequence[Column[Any]]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     collapsed: bool = False  # long: folded away until it is opened
 
+    @property
+    def key(self) -> int:
+        """The column that says what a row is about: the first one of words."""
+        return next((place for place, column in enumerate(self.columns) if column.title and not column.numeric), 0)
+
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), f"ragged table {self.title!r}"
+
+
+def table(
+    title: str,
+    columns: Columns[Row],
+    rows: Iterable[Row],
+    note: str = "",
+    *,
+    fold: int | None = None,
+    numbered: bool = False,
+) -> Table:
+    """A table of one row per object.
+
+    Args:
+        fold: folded away from this many rows on.
+        numbered: whether the first column is the row's number, from 1.
+    """
+    chosen, objects = columns, list(rows)
+    cells = [[column.cell(row) for row in objects] for column in chosen]
+    kept = [n for n, column in enumerate(chosen) if not column.optional or any(c.text != ABSENT for c in cells[n])]
+    heads: list[Column[Any]] = [chosen[n] for n in kept]
+    lines = [[cells[n][place] for n in kept] for place in range(len(objects))]
+    if numbered:
+        heads.insert(0, number("#", str, str, detail=True))
+        lines = [[Cell(str(place), place), *line] for place, line in enumerate(lines, start=1)]
+    return Table(title, heads, lines, note, collapsed=fold is not None and len(objects) >= fold)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    kind: ClassVar = "text"
+    text: str
 
 
 @dataclass(frozen=True)
@@ -50,14 +141,19 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """An inline SVG drawing; ``alt`` says what it shows. With ``file``, it is written beside the report as well."""
+    """A drawing, made when it is first shown; ``alt`` says what it shows. With ``file``, it is a file as well."""
 
     kind: ClassVar = "figure"
     title: str
-    svg: str
+    draw: Callable[[], str]
     alt: str
     wide: bool = False
     file: str = ""
+
+    @cached_property
+    def svg(self) -> str:
+        """An SVG element for inline use."""
+        return self.draw()
 
 
 @dataclass(frozen=True)
@@ -84,6 +180,22 @@ class Card:
 class Cards:
     kind: ClassVar = "cards"
     items: Sequence[Card]
+
+    def as_table(self) -> Table:
+        """The same for forms that have no cards."""
+        names = dict.fromkeys(metric.name for card in self.items for metric in card.metrics)
+        columns: Columns[Card] = [
+            Column("Engine", "title"),
+            *(Column(name, partial(_metric, name)) for name in names),
+            Column("Verdict", "verdict", level=lambda card: card.level),
+            Column("", "note", wrap=True),
+        ]
+        return table("", columns, self.items)
+
+
+def _metric(name: str, card: Card) -> str:
+    found = [metric for metric in card.metrics if metric.name == name]
+    return "".join(f"{m.before} → {m.after}{f' ({m.change})' if m.change else ''}" for m in found)
 
 
 @dataclass(frozen=True)
@@ -139,15 +251,4 @@ class Listing:
     text: str
 
 
-Block = Table | Facts | Figure | Cards | Findings | LayerMap | PicturePair | Listing
-
-
-@dataclass(frozen=True)
-class Section:
-    """``anchor`` is the section's id in links, ``short`` its title in the list of sections."""
-
-    anchor: str
-    title: str
-    blocks: Sequence[Block]
-    lead: str = ""
-    short: str = ""
+Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PicturePair | Listing

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import RepqError
-from repq.report.summary import DrawnImage
+from repq.results import DrawnImage
 
 Image = NDArray[np.uint8]
 Detections = NDArray[np.floating]

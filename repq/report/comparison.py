@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from repq.report.blocks import Level
-from repq.report.summary import ReportSummary, Variant
+from repq.report.numbers import difference
+from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
 from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision
 
 AP_DROP_WARN = 0.01
@@ -14,16 +16,32 @@ AP_DROP_BAD = 0.03
 NOT_INT8_BAD_SHARE = 0.25
 
 TORCH = "torch"
-_ENGINE_TITLES = {
-    TORCH: "torch",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-}
+_VARIANT_TITLES = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}
+_ENGINE_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
 
 def engine_title(engine: str) -> str:
     return _ENGINE_TITLES.get(engine, engine)
+
+
+def variant_title(variant: str) -> str:
+    return _VARIANT_TITLES.get(variant, variant)
+
+
+def built_title(name: str) -> str:
+    """ENGINE-VARIANT in words: ``OpenVINO INT8``."""
+    engine, variant = _parts(name)
+    return f"{engine_title(engine)} {variant_title(variant)}"
+
+
+def names_of(summary: ReportSummary, key: Key[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Engine and variant of results that are kept by ENGINE-VARIANT."""
+    return [_parts(name) for name in summary.get(key) or ()]
+
+
+def _parts(name: str) -> tuple[str, str]:
+    engine, _, variant = name.rpartition("-")
+    return engine, variant
 
 
 @dataclass(frozen=True)
@@ -54,19 +72,24 @@ class Comparison:
     def title(self) -> str:
         return "torch (simulation)" if self.engine == TORCH else engine_title(self.engine)
 
-    @property
-    def ap_change(self) -> float | None:
-        """INT8 AP minus FP32 AP: negative is a loss."""
+    def metric_change(self, metric: str = "ap") -> float | None:
+        """INT8 minus FP32: negative is a loss."""
         if self.float_accuracy is None or self.int8_accuracy is None:
             return None
-        return self.int8_accuracy.ap - self.float_accuracy.ap
+        return difference(self.float_accuracy.defined(metric), self.int8_accuracy.defined(metric))
+
+    @property
+    def ap_change(self) -> float | None:
+        """INT8 AP minus FP32 AP."""
+        return self.metric_change()
 
     @property
     def speedup(self) -> float | None:
         """FP32 median latency over INT8 median latency."""
         if self.float_latency is None or self.int8_latency is None:
             return None
-        return self.float_latency.latency_ms_median / self.int8_latency.latency_ms_median
+        before, after = self.float_latency.latency_ms_median, self.int8_latency.latency_ms_median
+        return before / after if after > 0 else None
 
     @property
     def size_ratio(self) -> float | None:
@@ -105,9 +128,9 @@ class Comparison:
         """The headline as plain values, for the JSON form."""
         return {
             "engine": self.engine,
-            "ap_float": self.float_accuracy.ap if self.float_accuracy else None,
+            "ap_float": self.float_accuracy.defined() if self.float_accuracy else None,
             "ap_float_engine": self.float_engine if self.float_accuracy else None,
-            "ap_int8": self.int8_accuracy.ap if self.int8_accuracy else None,
+            "ap_int8": self.int8_accuracy.defined() if self.int8_accuracy else None,
             "ap_change": self.ap_change,
             "latency_ms_float": self.float_latency.latency_ms_median if self.float_latency else None,
             "latency_ms_int8": self.int8_latency.latency_ms_median if self.int8_latency else None,
@@ -127,35 +150,36 @@ def worst(*levels: Level) -> Level:
     return max(levels, key=order.index, default="")
 
 
-def compare(summary: ReportSummary) -> tuple[Comparison, ...]:
+def comparisons(summary: ReportSummary) -> tuple[Comparison, ...]:
     """Compare FP32 with INT8 in every engine that has INT8 results; torch's simulation comes first."""
-    engines = [item.engine for item in summary.accuracies if item.variant == "int8"]
-    engines += [item.description.engine for item in summary.engines if item.variant == "int8"]
-    if summary.bench:
-        engines += [row.engine for row in summary.bench.rows if row.variant == "int8"]
-    others = list(dict.fromkeys(engine for engine in engines if engine != TORCH))
-    simulated = TORCH in engines or summary.ptq is not None
+    names = [*names_of(summary, EVAL), *names_of(summary, BUILD)]
+    names += [(row.engine, str(row.variant)) for row in _bench_rows(summary)]
+    engines = dict.fromkeys(engine for engine, variant in names if variant == "int8")
+    simulated = TORCH in engines or summary.get(PTQ) is not None
+    others = [engine for engine in engines if engine != TORCH]
     return tuple(_compare(summary, engine) for engine in ([TORCH] if simulated else []) + others)
 
 
-def accuracy_of(summary: ReportSummary, engine: str, variant: Variant) -> Accuracy | None:
+def accuracy_of(summary: ReportSummary, engine: str, variant: str) -> Accuracy | None:
     """The measured accuracy; torch's also come with the report of the quantization."""
-    for item in summary.accuracies:
-        if (item.engine, item.variant) == (engine, variant):
-            return item.accuracy
-    if engine == TORCH and summary.ptq and variant != "fp16":
-        return summary.ptq.accuracy_float if variant == "fp32" else summary.ptq.accuracy_quantized
-    return None
+    if found := (summary.get(EVAL) or {}).get(f"{engine}-{variant}"):
+        return found
+    ptq, qat = summary.get(PTQ), summary.get(QAT)
+    if engine != TORCH or ptq is None:
+        return None
+    quantized = ptq.accuracy_quantized if qat is None else qat.accuracy_trained
+    return {"float32": ptq.accuracy_float, "int8": quantized}.get(variant)
 
 
 def _compare(summary: ReportSummary, engine: str) -> Comparison:
-    own_float = accuracy_of(summary, engine, "fp32")
+    own_float = accuracy_of(summary, engine, "float32")
     float_row, int8_row = _latencies(summary, engine)
-    float_engine, int8_engine = _description(summary, engine, "fp32"), _description(summary, engine, "int8")
+    built: Mapping[str, EngineDescription] = summary.get(BUILD) or {}
+    float_engine, int8_engine = built.get(f"{engine}-float32"), built.get(f"{engine}-int8")
     not_int8, unreported = _strayed(summary, int8_engine)
     return Comparison(
         engine=engine,
-        float_accuracy=own_float or accuracy_of(summary, TORCH, "fp32"),
+        float_accuracy=own_float or accuracy_of(summary, TORCH, "float32"),
         float_engine=engine if own_float else TORCH,
         int8_accuracy=accuracy_of(summary, engine, "int8"),
         float_latency=float_row,
@@ -169,17 +193,17 @@ def _compare(summary: ReportSummary, engine: str) -> Comparison:
     )
 
 
-def _description(summary: ReportSummary, engine: str, variant: Variant) -> EngineDescription | None:
-    found = (item.description for item in summary.engines if item.variant == variant)
-    return next((description for description in found if description.engine == engine), None)
+def _bench_rows(summary: ReportSummary) -> tuple[BenchRow, ...]:
+    bench = summary.get(BENCH)
+    return bench.rows if bench is not None else ()
 
 
 def _latencies(summary: ReportSummary, engine: str) -> tuple[BenchRow | None, BenchRow | None]:
     """The first inference setting that was timed for both variants."""
-    rows = [row for row in summary.bench.rows if row.engine == engine] if summary.bench else []
+    rows = [row for row in _bench_rows(summary) if row.engine == engine]
     rows = [row for row in rows if row.scope == "infer"] or rows
     for quick in (row for row in rows if row.variant == "int8"):
-        for slow in (row for row in rows if row.variant == "fp32"):
+        for slow in (row for row in rows if row.variant == "float32"):
             if (slow.batch, slow.threads, slow.scope) == (quick.batch, quick.threads, quick.scope):
                 return slow, quick
     return None, None
@@ -188,10 +212,11 @@ def _latencies(summary: ReportSummary, engine: str) -> tuple[BenchRow | None, Be
 def _strayed(
     summary: ReportSummary, description: EngineDescription | None
 ) -> tuple[tuple[LayerPrecision, ...], tuple[str, ...]]:
-    if description is None or summary.ptq is None:
+    ptq = summary.get(PTQ)
+    if description is None or ptq is None:
         return (), ()
-    planned = {layer.layer for layer in summary.ptq.layers if layer.precision == "int8"}
-    executed = {layer.layer: layer for layer in description.layers}
+    planned = {layer.layer for layer in ptq.layers if layer.precision == "int8"}
+    executed = {layer.layer for layer in description.layers}
     strayed = (layer for layer in description.layers if layer.layer in planned and layer.precision != "int8")
-    unreported = (layer.layer for layer in summary.ptq.layers if layer.layer in planned - executed.keys())
+    unreported = (layer.layer for layer in ptq.layers if layer.layer in planned - executed)
     return tuple(strayed), tuple(unreported)

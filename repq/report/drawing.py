@@ -7,11 +7,14 @@ functions; no global state of it is touched but within ``rc_context``.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from repq.privacy import keep_matplotlib_out_of_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,30 +60,25 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def figure_of(width: float, height: float) -> Iterator[Figure]:
-    """An empty figure in the report's style, of this size in inches."""
+def panels(width: float, heights: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure in the report's style with axes one above the other, of these heights in inches."""
+    keep_matplotlib_out_of_home()
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's own style must not change the report
         matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        found = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": list(heights)})
+        yield figure, list(found[:, 0])
 
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes."""
-    with figure_of(width, height) as figure:
-        yield figure, figure.subplots()
-
-
-@contextmanager
-def panels(width: float, heights: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Drawings one above the other, of these heights."""
-    with figure_of(width, sum(heights)) as figure:
-        found = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": list(heights)})
-        yield figure, list(found[:, 0])
+    with panels(width, [height]) as (figure, (axes,)):
+        yield figure, axes
 
 
 def svg_text(figure: Figure, name: str) -> str:
@@ -127,3 +125,30 @@ def layer_axis(axes: Axes, layers: int, label: str = LAYERS, columns: int = 3) -
 def legend(axes: Axes, columns: int) -> None:
     """Put the legend above the axes, on the left."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.4)
+
+
+def layer_curve(
+    axes: Axes, values: Sequence[float | None], colour: str, name: str, *, logarithmic: bool = False
+) -> None:
+    """A value per layer, in model order; a gap where there is none, or none that the axis can show."""
+    shown = [value if value is not None and math.isfinite(value) and (value > 0 or not logarithmic) else math.nan
+             for value in values]  # fmt: skip
+    axes.plot(range(1, len(shown) + 1), shown, color=colour, linewidth=1.3, marker="o", markersize=2.4, label=name)
+
+
+def shade(axes: Axes, places: Sequence[int], name: str | None) -> None:
+    """Mark layers, by their number from 1; a name of None keeps them out of the legend."""
+    for number, place in enumerate(places):
+        label = None if number else name
+        axes.axvspan(place - 0.5, place + 0.5, color=FLOAT, alpha=0.22, linewidth=0, label=label)
+
+
+def name_bars(axes: Axes, places: Sequence[int], names: Sequence[str]) -> None:
+    """Name horizontal bars on the left; nothing in a name is read as a formula."""
+    axes.set_yticks(places, [literal(name) for name in names])
+    axes.tick_params(axis="y", length=0)
+
+
+def literal(text: str) -> str:
+    """Keep matplotlib from reading formulas into a text."""
+    return text.replace("$", r"\$")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repq.report.blocks import Finding
+from repq.report.blocks import Finding, Level
 from repq.report.comparison import AP_DROP_BAD, AP_DROP_WARN, Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
-from repq.report.summary import ReportSummary
-
-_FLOAT32 = ("float32", "fp32", "f32")
+from repq.report.summary import BUILD, CHECK, FUSE, ReportSummary
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
@@ -20,69 +18,52 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
 
 
 def _engine_findings(comparison: Comparison) -> list[Finding]:
-    title, found = comparison.title, []
+    title, found = comparison.title, list[Finding]()
+
+    def say(level: Level, text: str) -> None:
+        found.append(Finding(level, f"{title}: {text}."))
+
     if comparison.ap_change is not None and comparison.accuracy_level in ("warn", "bad"):
-        found.append(
-            Finding(
-                comparison.accuracy_level,
-                f"{title}: INT8 changes AP by {change(comparison.ap_change)}, "
-                f"a loss of more than {AP_DROP_BAD if comparison.accuracy_level == 'bad' else AP_DROP_WARN}.",
-            )
+        bound = AP_DROP_BAD if comparison.accuracy_level == "bad" else AP_DROP_WARN
+        say(
+            comparison.accuracy_level, f"INT8 changes AP by {change(comparison.ap_change)}, a loss of more than {bound}"
         )
     if comparison.speedup is not None and comparison.speed_level == "warn":
-        found.append(Finding("warn", f"{title}: INT8 is not faster than FP32 here ({times(comparison.speedup)})."))
+        say("warn", f"INT8 is not faster than FP32 here ({times(comparison.speedup)})")
     if comparison.not_int8:
-        precisions = sorted({layer.precision for layer in comparison.not_int8})
-        found.append(
-            Finding(
-                comparison.precision_level,
-                f"{title}: {count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')} "
-                f"quantized but executed in {' and '.join(precisions)}: "
-                f"{_first([layer.layer for layer in comparison.not_int8])}.",
-            )
-        )
+        precisions = " and ".join(sorted({layer.precision for layer in comparison.not_int8}))
+        number = f"{count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')}"
+        layers = _first([layer.layer for layer in comparison.not_int8])
+        say(comparison.precision_level, f"{number} quantized but executed in {precisions}: {layers}")
     if comparison.unreported:
-        found.append(
-            Finding(
-                comparison.precision_level,
-                f"{title}: the runtime does not say how it ran {plural(len(comparison.unreported), 'quantized layer')}:"
-                f" {_first(comparison.unreported)}.",
-            )
+        number = plural(len(comparison.unreported), "quantized layer")
+        say(
+            comparison.precision_level, f"the runtime does not say how it ran {number}: {_first(comparison.unreported)}"
         )
     if comparison.layers and comparison.int8_layers is not None and comparison.precision_level == "good":
-        found.append(
-            Finding(
-                "good",
-                f"{title}: every layer planned in INT8 was executed in INT8 "
-                f"({comparison.int8_layers} of {plural(comparison.layers, 'layer')}).",
-            )
-        )
+        number = f"{comparison.int8_layers} of {plural(comparison.layers, 'layer')}"
+        say("good", f"every layer planned in INT8 was executed in INT8 ({number})")
     return found
 
 
 def _baseline_findings(summary: ReportSummary) -> list[Finding]:
     """An FP32 baseline that the runtime did not run in FP32 makes a comparison unfair."""
     found = []
-    for built in summary.engines:
-        other = [layer for layer in built.description.layers if layer.precision not in _FLOAT32]
-        if built.variant == "fp32" and other:
-            precisions = sorted({layer.precision for layer in other})
-            found.append(
-                Finding(
-                    "warn",
-                    f"{engine_title(built.description.engine)}: the FP32 baseline ran {plural(len(other), 'layer')} "
-                    f"in {' and '.join(precisions)}.",
-                )
-            )
+    for name, description in (summary.get(BUILD) or {}).items():
+        other = [layer for layer in description.layers if layer.precision != "float32"]
+        if name.endswith("-float32") and other:
+            precisions = " and ".join(sorted({layer.precision for layer in other}))
+            text = f"the FP32 baseline ran {plural(len(other), 'layer')} in {precisions}"
+            found.append(Finding("warn", f"{engine_title(description.engine)}: {text}."))
     return found
 
 
 def _check_findings(summary: ReportSummary) -> list[Finding]:
-    check = summary.check
+    check = summary.get(CHECK)
     if check is None or not check.engines:
         return []
     widest = max(check.engines, key=lambda engine: abs(engine.ap_gap))
-    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.engine)}; allowed ±{compact(check.max_ap_gap)})"
+    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed ±{compact(check.max_ap_gap)})"
     if check.passed:
         return [Finding("good", f"The engines agree with torch's simulation; the widest gap is {gap}.")]
     reasons = [] if abs(widest.ap_gap) <= check.max_ap_gap else [f"the widest gap is {gap}"]
@@ -93,26 +74,16 @@ def _check_findings(summary: ReportSummary) -> list[Finding]:
 
 
 def _fusion_findings(summary: ReportSummary) -> list[Finding]:
-    fusion = summary.fusion
+    fusion = summary.get(FUSE)
     if fusion is None:
         return []
     above = [block.block for block in fusion.blocks if block.max_rel_error > fusion.tolerance]
+    error = f"relative error {compact(fusion.max_rel_error)}"
+    bound = f"tolerance {compact(fusion.tolerance)}"
     if above or fusion.max_rel_error > fusion.tolerance:
         where = f"; blocks: {_first(above)}" if above else ""
-        return [
-            Finding(
-                "bad",
-                f"Fusing changes the model: relative error {compact(fusion.max_rel_error)}, "
-                f"tolerance {compact(fusion.tolerance)}{where}.",
-            )
-        ]
-    return [
-        Finding(
-            "good",
-            f"Fusing kept the model: relative error {compact(fusion.max_rel_error)} on "
-            f"{plural(fusion.images, 'image')}, tolerance {compact(fusion.tolerance)}.",
-        )
-    ]
+        return [Finding("bad", f"Fusing changes the model: {error}, {bound}{where}.")]
+    return [Finding("good", f"Fusing kept the model: {error} on {plural(fusion.images, 'image')}, {bound}.")]
 
 
 def _first(names: Sequence[str], shown: int = 6) -> str:

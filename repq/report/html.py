@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import repq
-from repq.report.blocks import Block, Figure, Section
-from repq.report.summary import ReportSummary
+from repq.report.blocks import Block, Figure
+from repq.report.summary import FilledSection, ReportSummary
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def to_html(summary: ReportSummary, sections: Sequence[Section]) -> str:
+def to_html(summary: ReportSummary, sections: Sequence[FilledSection]) -> str:
     """Print the sections as one HTML page; every text is escaped, only our own drawings are put in as they are."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -26,7 +27,11 @@ def to_html(summary: ReportSummary, sections: Sequence[Section]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        precision_slot=_precision_slot, precision_legend=_precision_legend, figure_rows=_figure_rows, drawing=Markup
+        precision_slot=_precision_slot,
+        precision_legend=_precision_legend,
+        figure_rows=_figure_rows,
+        drawing=Markup,
+        sorted_by=_sorted_by,
     )
     page = environment.get_template("report.html")
     return page.render(
@@ -44,12 +49,16 @@ def colours() -> str:
     return style[: style.index("\n* {")]
 
 
+def _sorted_by(value: float) -> str:
+    """A number as JavaScript reads it."""
+    return repr(value) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
 def _precision_slot(precision: str) -> str:
     """The colour class of a precision in the layer map."""
-    name = precision.lower()
-    if name in ("int8", "uint8", "i8", "u8"):
+    if precision in ("int8", "uint8"):
         return "int8"
-    return "half" if name in ("float16", "bfloat16", "fp16", "bf16") else "float"
+    return "half" if precision in ("float16", "bfloat16") else "float"
 
 
 def _precision_legend(precisions: Sequence[str]) -> list[tuple[str, str]]:

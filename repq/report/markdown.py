@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from repq.report.blocks import (
     Block,
     Cards,
     Cell,
-    Column,
     Facts,
     Figure,
     Findings,
@@ -17,23 +16,25 @@ from repq.report.blocks import (
     Level,
     Listing,
     PicturePair,
-    Section,
     Table,
+    Text,
 )
-from repq.report.summary import ReportSummary
+from repq.report.summary import FilledSection
 
 _MARKS: dict[Level, str] = {"good": "✅", "warn": "⚠️", "bad": "❌"}
 
 
-def to_markdown(summary: ReportSummary, sections: Sequence[Section]) -> str:
+def to_markdown(title: str, sections: Iterable[FilledSection]) -> str:
     """Print the sections as Markdown."""
-    parts = [f"# {escape(summary.title)}"]
-    for section in sections:
-        parts.append(f"## {escape(section.title)}")
-        if section.lead:
-            parts.append(escape(section.lead))
-        parts += [text for block in section.blocks if (text := _block(block))]
+    parts = [f"# {escape(title)}"]
+    for section, blocks in sections:
+        parts += [f"## {escape(section.title)}", render_markdown(blocks)]
     return "\n\n".join(parts) + "\n"
+
+
+def render_markdown(blocks: Iterable[Block]) -> str:
+    """Print blocks as Markdown."""
+    return "\n\n".join(text for block in blocks if (text := _block(block)))
 
 
 def escape(text: str) -> str:
@@ -47,11 +48,13 @@ def _block(block: Block) -> str:
     match block:
         case Table():
             return _titled_table(block)
+        case Text():
+            return escape(block.text)
         case Facts():
-            rows = [(Cell(name), Cell(value)) for name, value in block.items]
-            return _table([Column("", numeric=False), Column("", numeric=False)], rows)
+            rows = [f"| {escape(name)} | {escape(value)} |" for name, value in block.items]
+            return "\n".join(["|  |  |", "| --- | --- |", *rows])
         case Cards():
-            return _cards(block)
+            return _table(block.as_table())
         case Findings():
             return "\n".join(f"- {_MARKS.get(item.level, '')} {escape(item.text)}" for item in block.items)
         case PicturePair():
@@ -65,31 +68,16 @@ def _block(block: Block) -> str:
             return ""
 
 
-def _cards(block: Cards) -> str:
-    names = list(dict.fromkeys(metric.name for card in block.items for metric in card.metrics))
-    columns = [Column("Engine", False), *(Column(name, False) for name in names), Column("", False), Column("", False)]
-    rows = []
-    for card in block.items:
-        metrics = {metric.name: metric for metric in card.metrics}
-        cells = [Cell(card.title)]
-        for name in names:
-            metric = metrics.get(name)
-            words = f" ({metric.change})" if metric and metric.change else ""
-            cells.append(Cell(f"{metric.before} → {metric.after}{words}" if metric else ""))
-        rows.append([*cells, Cell(f"{_MARKS.get(card.level, '')} {card.verdict}".strip()), Cell(card.note)])
-    return _table(columns, rows)
-
-
 def _titled_table(block: Table) -> str:
-    text = _table(block.columns, block.rows) + (f"\n\n{escape(block.note)}" if block.note else "")
+    text = _table(block) + (f"\n\n{escape(block.note)}" if block.note else "")
     return _folded(block.title, text) if block.collapsed else f"**{escape(block.title)}**\n\n{text}"
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> str:
+def _table(block: Table) -> str:
     lines = [
-        [escape(column.title) for column in columns],
-        ["---:" if column.numeric else "---" for column in columns],
-        *([_cell(cell) for cell in row] for row in rows),
+        [escape(column.title) for column in block.columns],
+        ["---:" if column.numeric else "---" for column in block.columns],
+        *([_cell(cell) for cell in row] for row in block.rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,76 +1,108 @@
-"""How the report writes numbers: one format per quantity, the unit in the name; a dash where nothing was measured."""
+"""How the report writes numbers: one format per quantity, the unit in the name; a dash where nothing was measured.
+
+Every format takes None and what is not a number as "not measured", and writes infinities as a sign.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 ABSENT = "–"
+P = ParamSpec("P")
 
 
-def fraction(value: float | None) -> str:
+def _format(write: Callable[Concatenate[float, P], str]) -> Callable[Concatenate[float | None, P], str]:
+    @functools.wraps(write)
+    def written(value: float | None, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        if value is None or math.isnan(value):
+            return ABSENT
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        return write(value, *args, **kwargs).replace("-", "−", 1 if value < 0 else 0)
+
+    return written
+
+
+@_format
+def fraction(value: float) -> str:
     """AP and its like, as fractions: 0.3044."""
-    return ABSENT if value is None else f"{value:.4f}"
+    return f"{value:.4f}"
 
 
-def change(value: float | None) -> str:
+@_format
+def change(value: float) -> str:
     """A signed difference of two fractions: −0.0102."""
-    if value is None:
-        return ABSENT
-    return "±0.0000" if round(value, 4) == 0 else f"{value:+.4f}".replace("-", "−")
+    return "±0.0000" if round(value, 4) == 0 else f"{value:+.4f}"
 
 
-def percent(share: float | None) -> str:
-    return ABSENT if share is None else f"{100 * share:.1f} %"
+@_format
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
-def significant(value: float | None, digits: int = 3) -> str:
+@_format
+def significant(value: float, digits: int = 3) -> str:
     """At least ``digits`` significant digits, never an exponent: 2.08, 69.1, 1329."""
-    if value is None:
-        return ABSENT
-    if not math.isfinite(value):
-        return _not_finite(value)
     magnitude = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.999 counts as 10.0
-    return f"{value:.{max(0, digits - 1 - magnitude)}f}".replace("-", "−")
+    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
-def compact(value: float | None) -> str:
+@_format
+def compact(value: float) -> str:
     """Four significant digits, with an exponent where needed: errors, ranges, scales."""
-    if value is None:
-        return ABSENT
-    if not math.isfinite(value):
-        return _not_finite(value)
-    return f"{'−' if value < 0 else ''}{abs(value):.4g}"
+    return f"{value:.4g}"
 
 
-def times(ratio: float | None) -> str:
+@_format
+def times(ratio: float) -> str:
     """A speed against another: 2.46 ×."""
-    return ABSENT if ratio is None else f"{ratio:.2f} ×"
+    return f"{ratio:.2f} ×"
 
 
-def mebibytes(size_bytes: int | None) -> str:
-    return ABSENT if size_bytes is None else f"{significant(size_bytes / 2**20)} MiB"
+@_format
+def mebibytes(size_bytes: float) -> str:
+    return f"{significant(size_bytes / 2**20)} MiB"
 
 
-def milliseconds(value: float | None) -> str:
-    return ABSENT if value is None else f"{significant(value)} ms"
+@_format
+def milliseconds(value: float) -> str:
+    return f"{significant(value)} ms"
 
 
-def decibels(value: float | None) -> str:
-    if value is None:
-        return ABSENT
-    return f"{value:.1f}".replace("-", "−") if math.isfinite(value) else _not_finite(value)
+@_format
+def decibels(value: float) -> str:
+    return f"{value:.1f}"
 
 
-def count(value: int | None) -> str:
+@_format
+def gain(value: float) -> str:
+    """A signed difference in decibels: +13.40."""
+    return f"{value:+.2f}"
+
+
+@_format
+def count(value: float) -> str:
     """Whole numbers with thin thousands: 12 345."""
-    return ABSENT if value is None else f"{value:,}".replace(",", "\u202f")
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def difference(before: float | None, after: float | None) -> float | None:
+    """What was gained; None where one of both was not measured."""
+    return None if before is None or after is None else after - before
 
 
 def plural(value: int, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
-def _not_finite(value: float) -> str:
-    if math.isnan(value):
-        return "not a number"
-    return "∞" if value > 0 else "−∞"
+def span(bounds: tuple[float, float]) -> str:
+    """A range of values: −0.5 … 0.75."""
+    return " … ".join(map(compact, bounds))
+
+
+def largest(bounds: tuple[float, float]) -> float:
+    """Largest |value| of a range."""
+    return max(abs(bounds[0]), abs(bounds[1]))

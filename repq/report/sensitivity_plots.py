@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from repq.report.drawing import (
     BAD,
     FAINT,
-    FLOAT,
     HALF,
     INK,
     INT8,
@@ -21,12 +19,15 @@ from repq.report.drawing import (
     SERIES_B,
     drawing,
     layer_axis,
+    layer_curve,
     legend,
+    name_bars,
     panels,
+    shade,
     svg_text,
 )
 from repq.report.numbers import significant
-from repq.results import FrontPoint, LayerSensitivity, PlanReport, PlanTrial, Sensitivity, Similarity
+from repq.results import FrontPoint, PlanReport, PlanTrial, Sensitivity, Similarity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,39 +42,41 @@ _PANELS: tuple[tuple[str, Callable[[Similarity], float], bool], ...] = (
 
 def measures_by_layer(measured: Sensitivity, kept: Sequence[str]) -> str:
     """All measures of every layer, one panel a kind, in model order; ``kept`` layers are shaded."""
-    rows = measured.layers
+    rows, chosen = measured.layers, set(kept)
+    places = [number for number, row in enumerate(rows, start=1) if row.layer in chosen]
     similarities = [panel for panel in _PANELS if any(getattr(row, place) for row in rows for place, _, _ in _PLACES)]
     sweeps = _ap_curves(measured)
     count = len(similarities) + bool(sweeps)
     with panels(9.6, [2.1] * max(count, 1)) as (figure, all_axes):
         for axes, (label, value, logarithmic) in zip(all_axes, similarities, strict=False):
             for place, colour, name in _PLACES:
-                values = [_shown(getattr(row, place), value, logarithmic) for row in rows]
-                if any(map(math.isfinite, values)):
-                    _curve(axes, values, colour, name)
+                found: list[Similarity | None] = [getattr(row, place) for row in rows]
+                if any(found):
+                    values = [None if similarity is None else value(similarity) for similarity in found]
+                    layer_curve(axes, values, colour, name, logarithmic=logarithmic)
             if logarithmic:
                 axes.set_yscale("log")
             axes.set_ylabel(label)
         if sweeps:
-            for name, colour, values in sweeps:
-                _curve(all_axes[-1], values, colour, name)
+            for name, colour, changes in sweeps:
+                layer_curve(all_axes[-1], changes, colour, name)
             all_axes[-1].axhline(0, color=INK, linewidth=0.8)
             all_axes[-1].set_ylabel("AP (high is bad)")
         for number, axes in enumerate(all_axes):
-            _shade(axes, rows, kept, labelled=number == 0)
+            shade(axes, places, "kept float" if number == 0 else None)
             layer_axis(axes, len(rows), LAYERS if number == len(all_axes) - 1 else "", columns=4)
         return svg_text(figure, "measures")
 
 
-def _ap_curves(measured: Sensitivity) -> list[tuple[str, str, list[float]]]:
+def _ap_curves(measured: Sensitivity) -> list[tuple[str, str, list[float | None]]]:
     """AP that is lost with only a layer in INT8, and won with only it in float."""
     curves = []
     rows, base, whole = measured.layers, measured.ap_float, measured.ap_int8
     if base is not None:
-        lost = [math.nan if row.ap_only_int8 is None else base - row.ap_only_int8 for row in rows]
+        lost = [None if row.ap_only_int8 is None else base - row.ap_only_int8 for row in rows]
         curves.append(("AP lost with only this layer in INT8", BAD, lost))
     if whole is not None:
-        won = [math.nan if row.ap_only_float is None else row.ap_only_float - whole for row in rows]
+        won = [None if row.ap_only_float is None else row.ap_only_float - whole for row in rows]
         curves.append(("AP won with only this layer in float", HALF, won))
     return curves
 
@@ -111,8 +114,7 @@ def measure_cost(seconds: Mapping[str, float]) -> str:
     with drawing(4.6, 0.8 + 0.34 * len(names)) as (figure, axes):
         bars = axes.barh(range(len(names)), [seconds[name] for name in names], height=0.6, color=SERIES_A)
         axes.bar_label(bars, [significant(seconds[name]) for name in names], padding=3, fontsize=8.5)
-        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axes.tick_params(axis="y", length=0)
+        name_bars(axes, range(len(names)), [name.replace("_", " ") for name in names])
         axes.set_xlim(0, 1.2 * (max(seconds.values(), default=1) or 1))
         axes.set_xlabel("seconds")
         axes.grid(axis="x")
@@ -180,20 +182,3 @@ def _with_intervals(
     for place, (low, high) in zip(x, intervals, strict=True):
         axes.plot([place, place], [low, high], color=FAINT, linewidth=2.5, solid_capstyle="butt", zorder=1)
     axes.plot(x, y, marker, color=colour, markersize=5, label=name, linestyle="none")
-
-
-def _curve(axes: Axes, values: Sequence[float], colour: str, name: str) -> None:
-    axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.2, marker="o", markersize=2.2, label=name)
-
-
-def _shade(axes: Axes, rows: Sequence[LayerSensitivity], kept: Sequence[str], labelled: bool) -> None:
-    chosen = set(kept)
-    for number, place in enumerate(i for i, row in enumerate(rows, start=1) if row.layer in chosen):
-        label = "kept float" if labelled and not number else None
-        axes.axvspan(place - 0.5, place + 0.5, color=FLOAT, alpha=0.22, linewidth=0, label=label)
-
-
-def _shown(found: Similarity | None, value: Callable[[Similarity], float], logarithmic: bool) -> float:
-    """A value as the axis can show it; not a number (a gap) where it cannot."""
-    number = math.nan if found is None else value(found)
-    return number if math.isfinite(number) and (number > 0 or not logarithmic) else math.nan

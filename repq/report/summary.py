@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from repq.report.blocks import Block
 from repq.results import (
     Accuracy,
     BenchReport,
@@ -14,75 +17,60 @@ from repq.results import (
     Environment,
     ExportReport,
     FusionReport,
+    Pictures,
     PlanReport,
     PtqReport,
     QatReport,
     Result,
     Sensitivity,
     TrainReport,
-    Variant,
 )
 
-VARIANT_TITLES: dict[Variant, str] = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
+R = TypeVar("R", covariant=True)
 
 
-class MeasuredAccuracy(Result):
-    """The accuracy of one variant in one engine; ``engine`` is ``torch`` for the model itself or its simulation."""
+@dataclass(frozen=True)
+class Key(Generic[R]):
+    """A result in ``ReportSummary.results``: the stage that gives it, and its type."""
 
-    variant: Variant
-    engine: str
-    accuracy: Accuracy
+    stage: str
+    type: type[R]
 
+    def parse(self, value: Any) -> R:
+        """The result, or its plain values read back.
 
-class BuiltEngine(Result):
-    variant: Variant
-    description: EngineDescription
-
-
-class ArtifactSize(Result):
-    """Bytes on disk of one artifact: checkpoint, float ONNX, INT8 ONNX, engine folder …"""
-
-    name: str
-    size_bytes: int
-
-
-class DrawnImage(Result):
-    """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""
-
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
-
-    name: str
-    float_jpeg: bytes
-    quantized_jpeg: bytes
-    float_boxes: int
-    quantized_boxes: int
-    matched: int | None = None
+        Raises:
+            ValueError: they are of another type.
+        """
+        try:
+            parsed: R = TypeAdapter(self.type).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"the result of {self.stage!r} is not what the report needs: {error}") from None
+        return parsed
 
 
-class MachineBench(Result):
-    """The timings of one machine; ``name`` is what the tables call it."""
-
-    name: str
-    bench: BenchReport
-
-    @property
-    def processor(self) -> str:
-        """What the models ran on, as far as the environment tells."""
-        on_gpu = any(row.device_ms_median is not None or row.gpu is not None for row in self.bench.rows)
-        environment = self.bench.environment
-        return environment.gpu if on_gpu and environment.gpu else environment.cpu
+TRAIN = Key("train", TrainReport)
+FUSE = Key("fuse", FusionReport)
+SENSITIVITY = Key("sensitivity", Sensitivity)
+PLAN = Key("plan", PlanReport)
+PTQ = Key("ptq", PtqReport)
+QAT = Key("qat", QatReport)
+EXPORT = Key("export", ExportReport)  # of the INT8 file that TensorRT gets
+BUILD = Key("build", dict[str, EngineDescription])  # by ENGINE-VARIANT, such as openvino-int8
+EVAL = Key("eval", dict[str, Accuracy])  # likewise; the engine torch is the model itself, or its simulation
+CHECK = Key("check", CheckReport)
+BENCH = Key("bench", BenchReport)
+MACHINES = Key("machines", dict[str, BenchReport])  # timings of several machines, by the machine's name
+SIZES = Key("sizes", dict[str, int])  # bytes on disk, by what it is
+PICTURES = Key("pictures", Pictures)
 
 
 class ReportSummary(Result):
-    """The parts of a report. All but the title, the date and the environment may be absent.
+    """What a report is made of. All but the title, the date and the environment may be absent.
 
     Attributes:
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
-        graph: the INT8 file that TensorRT gets.
-        accuracies: one per variant and engine; the baseline of an engine is its own FP32, else torch's FP32.
-        machines: timings of several machines, set side by side.
-        drawn_engine: the engine whose boxes the pictures show.
-        drawn_confidence: lowest score of a box that the pictures show.
+        results: by stage; those that sections know are checked for their type, None is left out.
         manifests: the manifests of the run's artifacts, as they are on disk.
     """
 
@@ -93,20 +81,53 @@ class ReportSummary(Result):
     model: str | None = None
     data: str | None = None
     imgsz: tuple[int, int] | None = None
-    training: TrainReport | None = None
-    fusion: FusionReport | None = None
-    sensitivity: Sensitivity | None = None
-    plan: PlanReport | None = None
-    ptq: PtqReport | None = None
-    qat: QatReport | None = None
-    graph: ExportReport | None = None
-    accuracies: tuple[MeasuredAccuracy, ...] = ()
-    engines: tuple[BuiltEngine, ...] = ()
-    check: CheckReport | None = None
-    bench: BenchReport | None = None
-    machines: tuple[MachineBench, ...] = ()
-    sizes: tuple[ArtifactSize, ...] = ()
-    drawn: tuple[DrawnImage, ...] = ()
-    drawn_engine: str | None = None
-    drawn_confidence: float | None = None
+    results: Mapping[str, Any] = Field(default_factory=dict)
     manifests: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("results", mode="before")
+    @classmethod
+    def _typed(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        from repq.report.sections import SECTIONS
+
+        keys = {key.stage: key for section in SECTIONS for key in (*section.needs, *section.uses)}
+        return {
+            stage: keys[stage].parse(value) if stage in keys else value
+            for stage, value in results.items()
+            if value is not None
+        }
+
+    def __getitem__(self, key: Key[R]) -> R:
+        """The result of a stage.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found: R = self.results[key.stage]
+        return found
+
+    def get(self, key: Key[R]) -> R | None:
+        """The result of a stage; None where there is none."""
+        return self.results.get(key.stage)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report.
+
+    Attributes:
+        name: its id in links.
+        blocks: what it shows of a summary; nothing where it has nothing to say.
+        needs: results without which it is left out.
+        uses: results that it shows where they are there.
+        short: its title in the list of sections; default: its title.
+    """
+
+    name: str
+    title: str
+    blocks: Callable[[ReportSummary], Sequence[Block]]
+    needs: tuple[Key[Any], ...] = ()
+    uses: tuple[Key[Any], ...] = ()
+    short: str = ""
+
+
+FilledSection = tuple[Section, Sequence[Block]]

@@ -4,67 +4,90 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracy, ClassAccuracy
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, DrawnImage, Pictures
 from repq.results.base import Range, Result
-from repq.results.diagnosis import Diagnosis, LayerDiagnosis, Way, WayName
 from repq.results.engines import (
     Agreement,
     Availability,
+    BuiltEngines,
     CheckReport,
     EngineDescription,
     Expectation,
     LayerPrecision,
+    ModelInfo,
+    Variant,
 )
 from repq.results.estimate import Estimate, KernelEstimate
-from repq.results.fusion import BlockFusion, FusionReport
-from repq.results.graphs import ExportReport, GraphFinding, LintedLayer, LintReport, PassReport, QdqCount
+from repq.results.graphs import (
+    ExportedGraphs,
+    ExportReport,
+    GraphFinding,
+    LintedLayer,
+    LintReport,
+    PassReport,
+    QdqCount,
+)
 from repq.results.quantization import (
+    AppliedCorrection,
+    Diagnosis,
+    LayerDiagnosis,
+    LayerQuantization,
+    PtqReport,
+    PtqTrial,
+    Way,
+    WayName,
+)
+from repq.results.sensitivity import (
     FrontPoint,
     LatencyFront,
-    LayerQuantization,
     LayerSensitivity,
     PlanReport,
     PlanTrial,
-    PtqReport,
-    PtqTrial,
-    QatReport,
-    ScaleChange,
     Sensitivity,
     Similarity,
 )
-from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow, Variant
-from repq.results.training import EpochRow, TrainReport
+from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
+from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
     "AblationReport",
+    "Accuracies",
     "Accuracy",
     "Agreement",
+    "AppliedCorrection",
     "Availability",
     "BenchReport",
     "BenchRow",
     "BlockFusion",
+    "BuiltEngines",
     "CheckReport",
     "ClassAccuracy",
     "Diagnosis",
+    "DrawnImage",
     "EngineDescription",
     "Environment",
     "EpochRow",
     "Estimate",
     "Expectation",
     "ExportReport",
+    "ExportedGraphs",
     "FrontPoint",
     "FusionReport",
     "GpuReadings",
     "GraphFinding",
     "KernelEstimate",
     "LatencyFront",
+    "LayerDescription",
     "LayerDiagnosis",
     "LayerPrecision",
     "LayerQuantization",
     "LayerSensitivity",
     "LintReport",
     "LintedLayer",
+    "ModelInfo",
     "PassReport",
+    "Pictures",
     "PlanReport",
     "PlanTrial",
     "PtqReport",
@@ -83,4 +106,5 @@ __all__ = [
     "Variant",
     "Way",
     "WayName",
+    "WeightsDescription",
 ]

@@ -1,6 +1,8 @@
-"""COCO accuracy."""
+"""COCO accuracy, and pictures of what both models find."""
 
 from __future__ import annotations
+
+from pydantic import ConfigDict
 
 from repq.results.base import Result
 
@@ -25,3 +27,35 @@ class Accuracy(Result):
     images: int
     objects: int
     detections: int
+
+    def defined(self, metric: str = "ap") -> float | None:
+        """A metric by its name; None where the data holds no object, so that there is no AP."""
+        found: float | None = getattr(self, metric)
+        return found if self.objects else None
+
+
+class Accuracies(Result):
+    """COCO metrics of the engines of a run, by name: ``openvino-int8`` …"""
+
+    models: dict[str, Accuracy]
+
+
+class DrawnImage(Result):
+    """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    name: str
+    float_jpeg: bytes
+    quantized_jpeg: bytes
+    float_boxes: int
+    quantized_boxes: int
+    matched: int | None = None
+
+
+class Pictures(Result):
+    """Images with the boxes that an engine found, those of at least this score."""
+
+    engine: str
+    confidence: float
+    images: tuple[DrawnImage, ...]

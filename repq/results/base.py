@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Result(BaseModel):
@@ -16,6 +16,11 @@ class Result(BaseModel):
         """The result as plain JSON values."""
         plain: dict[str, Any] = json.loads(self.model_dump_json())
         return plain
+
+
+def measured_time(default: Any = ...) -> Any:
+    """A field that differs from run to run (times, dates): no other result depends on it."""
+    return Field(default, json_schema_extra={"no_effect": True})
 
 
 Range = tuple[float, float]

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 from pydantic import Field
 
 from repq.results.accuracy import Accuracy
 from repq.results.base import Result
+
+Variant = Literal["float32", "float16", "int8"]
+"""What a model was built as. What its layers really ran in is in ``EngineDescription.layers``."""
+
+
+class ModelInfo(Result):
+    """A model as one runtime runs it: what every row of measurements says of it. None: the runtime does not tell."""
+
+    model: str  # what tables call it
+    engine: str
+    variant: Variant
+    precision: str  # what its layers really ran in
+    size_bytes: int | None
+    spec: str | None = None  # the architecture, such as yolov6s_v2
+    int8_layers: int | None = None
+    float_layers: int | None = None
 
 
 class LayerPrecision(Result):
@@ -43,10 +62,7 @@ class EngineDescription(Result):
 
     def precision_counts(self) -> dict[str, int]:
         """Number of layers per precision."""
-        counts: dict[str, int] = {}
-        for layer in self.layers:
-            counts[layer.precision] = counts.get(layer.precision, 0) + 1
-        return counts
+        return dict(Counter(layer.precision for layer in self.layers))
 
     def surprises(self) -> tuple[tuple[str, str, str], ...]:
         """Layers that run otherwise than expected: the layer, the precision expected and the one that runs."""
@@ -60,16 +76,24 @@ class EngineDescription(Result):
         )
 
 
-class Agreement(Result):
-    """One engine against torch's fake quantization on the same images. SNR is 20 log10(|reference| / |difference|)."""
+class BuiltEngines(Result):
+    """The engines of a run, by name: ``openvino-int8`` …"""
 
-    engine: str
-    snr_db: dict[str, float]  # per output: boxes, scores
+    engines: dict[str, EngineDescription]
+
+
+class Agreement(ModelInfo):
+    """One model against torch's fake quantization on the same images. SNR is 20 log10(|reference| / |difference|)."""
+
+    snr_db: dict[str, float]  # per output: boxes, scores; infinite where they are equal
     max_abs_error: dict[str, float]
     accuracy: Accuracy
-    ap_gap: float  # engine AP minus reference AP
-    int8_layers: int
-    float_layers: int
+    ap_gap: float  # AP minus reference AP
+
+    @property
+    def title(self) -> str:
+        """The engine, with the model where its name does not say it."""
+        return self.engine if self.engine in self.model else f"{self.model} ({self.engine})"
 
 
 class CheckReport(Result):
@@ -79,6 +103,7 @@ class CheckReport(Result):
     max_ap_gap: float
     min_snr_db: float | None
     passed: bool
+    typed: Agreement | None = None  # the file with FP16 types that TensorRT gets, against the one without them
 
 
 class Availability(Result):

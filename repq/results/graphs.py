@@ -74,6 +74,7 @@ class ExportReport(Result):
         qdq_before_merging, qdq: before and after scales were merged; equal where they were not.
         merged_groups: groups of tensors whose scales were unequal and are one now.
         fp32_nodes: in an FP16 file, nodes beside the decoding of boxes that stay FP32 because FP16 would overflow.
+        raised_scales: in an FP16 file, scales that were raised to the smallest normal FP16 number.
         findings: what lint says of the file, the gravest first.
         passes: the graph passes that ran, in order.
         preprocess, nms: what of the service is inside (`repq.recipe.PreprocessConfig`, `repq.recipe.NmsConfig`).
@@ -95,3 +96,10 @@ class ExportReport(Result):
     passes: tuple[PassReport, ...] = ()
     preprocess: dict[str, Any] = Field(default_factory=dict)
     nms: dict[str, Any] | None = None
+    raised_scales: tuple[str, ...] = ()
+
+
+class ExportedGraphs(Result):
+    """The graphs of a run, by name: ``float32``, ``int8`` and, for TensorRT, ``float16`` and ``int8_float16``."""
+
+    graphs: dict[str, ExportReport]

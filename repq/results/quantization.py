@@ -1,4 +1,4 @@
-"""What quantizing layers did, and does."""
+"""What quantizing layers does, and which way to INT8 a checkpoint needs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from repq.results.accuracy import Accuracy
-from repq.results.base import Range, Result
+from repq.results.base import Range, Result, measured_time
 from repq.results.graphs import QdqCount
-from repq.results.training import EpochRow
 
 
 class LayerQuantization(Result):
@@ -41,12 +40,21 @@ class PtqTrial(Result):
     gain_db: float | None  # against the trial that it builds on; None for the first
     kept: bool  # whether the steps after it build on it
     ap_train: float | None = None
-    seconds: float
+    seconds: float = measured_time()
+
+
+class AppliedCorrection(Result):
+    """A correction that a model has, and what it costs in the engine; empty: nothing."""
+
+    name: str
+    title: str
+    cost: str
 
 
 class PtqReport(Result):
     model: str
     method: str
+    calibration: str = ""  # the method's title
     scheme: str
     images: int
     layers: tuple[LayerQuantization, ...]
@@ -58,127 +66,46 @@ class PtqReport(Result):
     share_scales: str = "none"
     shared_groups: int = 0  # groups of layers that share the scale of their inputs
     settings: dict[str, Any] = Field(default_factory=dict)  # as chosen
+    corrections: tuple[AppliedCorrection, ...] = ()
     trials: tuple[PtqTrial, ...] = ()
     extra_macs_share: float = 0.0  # multiply-adds that split layers add, as a share of all
 
 
-class ScaleChange(Result):
-    """What training made of a layer's scales; where there is one per channel, the geometric mean of them."""
+WayName = Literal["ptq", "corrected", "partial", "repopt", "qat"]
+
+
+class LayerDiagnosis(Result):
+    """One layer: what its values look like, and what quantizing its weight or its input alone does to its output."""
 
     layer: str
-    input_before: float
-    input_after: float
-    weight_ratio: float
+    macs: int
+    weight_channel_ratio: float  # largest over smallest non-zero per-output-channel |weight| maximum
+    weight_crest: float  # largest |weight| of a channel over that channel's root mean square, the worst channel
+    activation_range: Range
+    activation_tail: float  # largest |input| over the 99.9th percentile of |input|
+    activation_channel_ratio: float  # largest over median |input| maximum of the channels
+    weight_snr_db: float | None  # of the output; None: no error, or no signal
+    activation_snr_db: float | None
+    findings: tuple[str, ...] = ()
 
 
-class QatReport(Result):
-    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from."""
+class Way(Result):
+    """A way to INT8 and what was measured of it; ``head_snr_db`` is None for ways that take training."""
 
+    name: WayName
+    command: str
+    head_snr_db: float | None
+    sufficient: bool | None
+    evidence: str
+
+
+class Diagnosis(Result):
     model: str
     scheme: str
-    scales: Literal["learned", "frozen"]
-    epochs: tuple[EpochRow, ...]
     images: int
-    images_per_s: float
-    int8_layers: tuple[str, ...]
-    float_layers: tuple[str, ...]
-    changes: tuple[ScaleChange, ...]
-    accuracy_float: Accuracy
-    accuracy_calibrated: Accuracy
-    accuracy_trained: Accuracy
-
-
-class Similarity(Result):
-    """A quantized tensor against its float original: an SNR of infinity says that they are equal."""
-
-    mse: float
-    snr_db: float
-    cosine: float
-
-
-class LayerSensitivity(Result):
-    """What quantizing this layer alone costs; None: not measured.
-
-    ``local`` is at the layer's own output, ``neck`` and ``head`` at the model's; AP is a fraction in 0..1.
-    """
-
-    layer: str
-    macs: int  # multiply-adds for one image
-    local: Similarity | None = None
-    neck: Similarity | None = None
-    head: Similarity | None = None
-    ap_only_int8: float | None = None  # AP with this layer in INT8 and all others in float
-    ap_only_float: float | None = None  # AP with this layer in float and all others in INT8
-
-
-class Sensitivity(Result):
-    """A layer-wise measurement and what it was made of. ``seconds`` and ``correlations`` go by measure."""
-
-    model: str
-    scheme: str
-    layers: tuple[LayerSensitivity, ...]
-    images: dict[str, str]  # of the similarities: name to SHA-256
-    ap_images: dict[str, str] = Field(default_factory=dict)
-    ap_float: float | None = None  # AP of the float model on ap_images
-    ap_int8: float | None = None  # AP with every layer in INT8
-    seconds: dict[str, float] = Field(default_factory=dict)
-    correlations: dict[str, dict[str, float | None]] = Field(
-        default_factory=dict
-    )  # Spearman's; None: a measure that does not vary
-    settings: dict[str, Any] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-class PlanTrial(Result):
-    """One float set that the search tried. ``bound`` is the drop that the search compared with its budget."""
-
-    order: str  # how the layers were ranked
-    float_layers: int
-    int8_share: float  # of what the search weighs: multiply-adds, or milliseconds that INT8 saves
-    drop: float
-    drop_interval: Range  # 95 %
-    bound: float
-    fits: bool
-    step: Literal["all_int8", "comparison", "bisection", "greedy"]
-
-
-class FrontPoint(Result):
-    """One plan on the way from all layers in INT8 to all in float: AP in simulation, latency in the engine."""
-
-    float_layers: int
-    int8_macs_share: float
-    drop: float
-    drop_interval: Range  # 95 %
-    latency_ms: float  # median
-    latency_ms_range: Range  # quartiles
-    chosen: bool = False  # the plan itself
-    efficient: bool = False  # no other point is both faster and more accurate
-
-
-class LatencyFront(Result):
-    """What float layers cost in one engine: each alone, from the engine's own profile, and plans as a whole, timed."""
-
-    engine: str
-    threads: int
-    imgsz: tuple[int, int]
-    layer_ms: dict[str, float]  # time in float minus time in INT8
-    points: tuple[FrontPoint, ...] = ()
-
-
-class PlanReport(Result):
-    """A plan, how it was found, and how sure the drop in AP is (paired bootstrap over images).
-
-    ``holds``: whether the drop is within ``max_drop``; None without a budget.
-    """
-
-    measure: str
-    float_layers: tuple[str, ...]
-    int8_macs_share: float
-    reasons: dict[str, str] = Field(default_factory=dict)  # why a layer stays in float
-    max_drop: float | None = None
-    holds: bool | None = None
-    drop: float | None = None
-    drop_interval: Range | None = None  # 95 %
-    images: int = 0
-    trials: tuple[PlanTrial, ...] = ()
-    latency: LatencyFront | None = None
+    layers: tuple[LayerDiagnosis, ...]
+    weights_only_snr_db: float  # of the head's output with all weights in INT8 and all activations in float
+    activations_only_snr_db: float
+    ways: tuple[Way, ...]
+    advice: WayName
+    threshold_db: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from repq.results.base import Range, Result
+from repq.results.engines import ModelInfo
 
 
 class Environment(Result):
@@ -17,10 +18,6 @@ class Environment(Result):
     python: str
     libraries: dict[str, str]
     gpu: str | None = None
-
-
-Variant = Literal["fp32", "fp16", "int8"]
-"""What a model was built as. What its layers really ran in is in ``EngineDescription.layers``."""
 
 
 class GpuReadings(Result):
@@ -36,35 +33,26 @@ class GpuReadings(Result):
     samples: int
 
 
-class BenchRow(Result):
-    """Latency of one model at one setting; milliseconds for a whole batch."""
+class BenchRow(ModelInfo):
+    """Latency of one model at one setting; milliseconds for a whole batch. None: the clock did not move."""
 
-    model: str
-    engine: str
-    variant: Variant
-    precision: str  # what its layers really ran in
     batch: int
     threads: int
     scope: Literal["infer", "end_to_end"]  # end_to_end adds pre- and post-processing
     latency_ms_median: float
     latency_ms_p95: float
-    images_per_s: float
+    images_per_s: float | None
     runs: int
-    size_bytes: int
     speedup: float | None = None  # median of the first model at the same setting over this median
     samples_ms: tuple[float, ...] = ()
-    spec: str | None = None  # the model's architecture, such as yolov6s_v2
     device_ms_median: float | None = None  # on the GPU alone: neither copies nor the host
     device_graph_ms_median: float | None = None  # the same as one CUDA graph
     gpu: GpuReadings | None = None  # during all models' turns at this setting
 
 
-class ServiceRow(Result):
-    """From JPEG files to boxes by one arrangement; milliseconds per image."""
+class ServiceRow(ModelInfo):
+    """From JPEG files to boxes by one arrangement; milliseconds per image. None: the clock did not move."""
 
-    model: str
-    engine: str
-    precision: str
     loader: str  # what decodes: opencv, dali (cpu), dali (gpu)
     letterbox: Literal["host", "graph", "loader"]
     nms: Literal["host", "graph", "loader"]
@@ -75,10 +63,10 @@ class ServiceRow(Result):
     preprocess_ms: float
     infer_ms: float
     postprocess_ms: float
-    images_per_s: float  # one step after the other
-    overlapped_images_per_s: float  # decoding and letterbox in background threads
+    images_per_s: float | None  # one step after the other
+    overlapped_images_per_s: float | None  # decoding and letterbox in background threads
     bottleneck: str  # the step that takes most
-    bottleneck_share: float  # of the four steps together
+    bottleneck_share: float | None  # of the four steps together
 
 
 class BenchReport(Result):
@@ -87,3 +75,9 @@ class BenchReport(Result):
     imgsz: tuple[int, int]
     rounds: int
     service: tuple[ServiceRow, ...] = ()
+
+    @property
+    def processor(self) -> str:
+        """What the models ran on, as far as the environment tells."""
+        on_gpu = any(row.device_ms_median is not None or row.gpu is not None for row in self.rows)
+        return self.environment.gpu if on_gpu and self.environment.gpu else self.environment.cpu

@@ -1,9 +1,11 @@
-"""How a training went."""
+"""How a model came about: training, quantization-aware training, fusing."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from repq.results.accuracy import Accuracy
-from repq.results.base import Result
+from repq.results.base import Range, Result, measured_time
 
 
 class EpochRow(Result):
@@ -12,14 +14,63 @@ class EpochRow(Result):
     losses: dict[str, float]  # class, iou, dfl, total: means over the epoch
     ap: float | None = None
     ap50: float | None = None
-    seconds: float = 0.0
+    seconds: float = measured_time(0.0)
 
 
 class TrainReport(Result):
     model: str
     epochs: tuple[EpochRow, ...]
     images: int
-    images_per_s: float
+    images_per_s: float = measured_time()
     best_epoch: int
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
+
+
+class ScaleChange(Result):
+    """What training made of a layer's scales; where there is one per channel, the geometric mean of them."""
+
+    layer: str
+    input_before: float
+    input_after: float
+    weight_ratio: float
+
+
+class QatReport(Result):
+    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from."""
+
+    model: str
+    scheme: str
+    scales: Literal["learned", "frozen"]
+    epochs: tuple[EpochRow, ...]
+    images: int
+    images_per_s: float = measured_time()
+    int8_layers: tuple[str, ...]
+    float_layers: tuple[str, ...]
+    changes: tuple[ScaleChange, ...]
+    accuracy_float: Accuracy
+    accuracy_calibrated: Accuracy
+    accuracy_trained: Accuracy
+
+
+class BlockFusion(Result):
+    """One block before and after fusing. Errors compare the block's output on the same real input."""
+
+    block: str
+    kind: str
+    layer: str
+    max_abs_error: float
+    max_rel_error: float  # max_abs_error over the output's range (max - min)
+    weight_range_before: Range  # over all branch kernels, before batch norm is folded in
+    weight_range_after: Range
+
+
+class FusionReport(Result):
+    """The proof of one fused model. ``max_*`` are of the whole model's detections."""
+
+    model: str
+    blocks: tuple[BlockFusion, ...]
+    max_abs_error: float
+    max_rel_error: float
+    images: int
+    tolerance: float

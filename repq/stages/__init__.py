@@ -1,23 +1,47 @@
-"""The stages as they touch the disk: files in, files out, a typed result back. The work is done by the packages."""
+"""The stages of a run, one a file, and the same work for single commands: files in, files out, a typed result back.
 
-from repq.stages.accuracy import accuracy_of, check_models, demand_agreement, evaluate_model
+A stage is added to a run by its entry in `STAGES`; docs/design.md says how.
+"""
+
+from repq.stages import bench, build, check, data, evaluate, export, fuse, ptq, qat, report, sensitivity, train
+from repq.stages.bench import bench_models, diagnose_machine, write_bench
+from repq.stages.build import build_engine
+from repq.stages.check import check_models, demand_agreement
 from repq.stages.data import draw_calibration_set, read_data
-from repq.stages.diagnosing import diagnose_checkpoint
-from repq.stages.drawing import draw_detections
-from repq.stages.engines import build_engine, describe_model
-from repq.stages.estimating import estimate_graph
-from repq.stages.exporting import export_checkpoint, lint_graph
-from repq.stages.fusing import fuse_checkpoint
+from repq.stages.diagnose import diagnose_checkpoint
+from repq.stages.evaluate import accuracy_of, evaluate_model
+from repq.stages.export import export_checkpoint
+from repq.stages.fuse import fuse_checkpoint
+from repq.stages.inspect import describe_model, estimate_graph, lint_graph
+from repq.stages.ptq import ptq_checkpoint
 from repq.stages.qat import QatSource, qat_checkpoint
-from repq.stages.quantizing import ptq_checkpoint
-from repq.stages.reporting import report_benches
+from repq.stages.report import report_benches
 from repq.stages.sensitivity import measure_sensitivity
 from repq.stages.serving import bench_service
-from repq.stages.timing import bench_models, diagnose_machine, write_bench
-from repq.stages.training import train_detector
+from repq.stages.stage import Stage
+from repq.stages.train import train_detector
+
+STAGES: list[Stage] = [
+    data.STAGE,
+    train.SEARCH,
+    train.STAGE,
+    fuse.STAGE,
+    sensitivity.STAGE,
+    ptq.STAGE,
+    qat.STAGE,
+    export.STAGE,
+    build.STAGE,
+    check.STAGE,
+    evaluate.STAGE,
+    bench.STAGE,
+    report.STAGE,
+]
+"""In the order of a run; a stage that reads every artifact comes last."""
 
 __all__ = [
+    "STAGES",
     "QatSource",
+    "Stage",
     "accuracy_of",
     "bench_models",
     "bench_service",
@@ -28,7 +52,6 @@ __all__ = [
     "diagnose_checkpoint",
     "diagnose_machine",
     "draw_calibration_set",
-    "draw_detections",
     "estimate_graph",
     "evaluate_model",
     "export_checkpoint",

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from repq.checkpoints import open_float
+from repq.api.fitting import demand_same_order, fitted
+from repq.api.measuring import demand_fit
+from repq.api.opening import of_weights, save_weights
+from repq.api.quantizing import corrected, fused, open_float, partly_float, planned, quantized
+from repq.api.running import Options, resolve_device
 from repq.errors import QuantizationError
 from repq.log import Log, quiet
-from repq.predictor import from_torch, resolve_device
 from repq.progress import Progress, silent
-from repq.recipe import CalibrationConfig, CorrectionConfig, EvalConfig, PtqConfig, QatConfig
+from repq.recipe import CalibrationConfig, EvalConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
-from repq.stages.accuracy import demand_fit
 from repq.stages.data import read_data
-from repq.stages.quantizing import calibrated
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
-    from repq.layers import QuantPlan
     from repq.model import Detector
-    from repq.quant import QuantizedCheckpoint
+    from repq.quant import Weights
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,6 @@ class QatSource:
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-
-
-@dataclass(frozen=True)
-class _Start:
-    model: Detector
-    teacher: Detector
-    plan: QuantPlan
-    ptq: PtqConfig
-    names: tuple[str, ...] | None
-    maxima: Mapping[str, float]
 
 
 def qat_checkpoint(
@@ -78,7 +68,8 @@ def qat_checkpoint(
     Raises:
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
-    from repq.quant import save_quantized
+    from repq.data import demand_objects, warn_of_overlap
+    from repq.distributed import evaluate_together
     from repq.quant.qat import train_quantized
     from repq.train import Board, joined_processes
 
@@ -87,36 +78,46 @@ def qat_checkpoint(
         if not processes.is_first:
             progress, log = silent, quiet
         train_set, val_set = (read_data(data, split, log) for split in splits)
-        start = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        demand_objects(val_set)
+        if processes.is_first:
+            warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
+        start, taught = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        train_set, val_set = (fitted(part, start.names, source.weights.name, log) for part in (train_set, val_set))
+        demand_same_order(val_set, taught.names, "the teacher")
+        teacher = taught.model
 
         def accuracy(model: Detector, title: str) -> Accuracy:
-            found = _accuracy_together(model, val_set, imgsz, eval_config, str(own_device), start.names)
+            opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
+            demand_fit(opened, val_set, imgsz)
+            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout)
             log(f"{title}: AP {found.ap:.4f}")
             return found
 
-        before = accuracy(start.teacher, "float"), accuracy(start.model, "calibrated")
+        before = accuracy(teacher, "float"), accuracy(start.model, "calibrated")
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
-                start.model, start.teacher, train_set, val_set, imgsz, config, device=str(own_device), seed=seed,
-                state_path=state, eval_config=eval_config, board=board, progress=progress,
+                start.model, teacher, train_set, val_set, imgsz, config, groups=start.groups, device=str(own_device),
+                seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
             )  # fmt: skip
         finally:
             if board is not None:
                 board.close()
         after = accuracy(outcome.model, "trained")
         if processes.is_first:
-            save_quantized(out, outcome.model.cpu(), start.ptq, names=start.names, maxima=start.maxima)
+            save_weights(out, replace(start, model=outcome.model))
             state.unlink(missing_ok=True)
+    plan = start.plan
+    assert start.config is not None
     return QatReport(
         model=start.model.spec.name,
-        scheme=start.ptq.scheme,
+        scheme=start.config.scheme,
         scales=config.scales,
         epochs=outcome.epochs,
         images=outcome.images,
         images_per_s=outcome.images_per_s,
-        int8_layers=start.plan.int8,
-        float_layers=start.plan.float_,
+        int8_layers=plan.int8,
+        float_layers=plan.float_,
         changes=outcome.scales,
         accuracy_float=before[0],
         accuracy_calibrated=before[1],
@@ -132,82 +133,55 @@ def _start(
     device: str,
     progress: Progress,
     log: Log,
-) -> _Start:
-    from repq.model import layer_ids, load_checkpoint
-    from repq.quant import holds_quantization, restore_quantized
-    from repq.quant.plan_file import read_plan
-    from repq.reparam import fuse
-
-    checkpoint = load_checkpoint(source.weights)
-    restored = restore_quantized(checkpoint) if holds_quantization(checkpoint) else None
-    fused = fuse(checkpoint.model)
-    layers = layer_ids(fused)
-    kept = source.keep_float
-    if source.plan is not None:
-        kept += read_plan(source.plan, layers, fused.spec.name).float_
-    teacher = fused if source.teacher is None else fuse(open_float(source.teacher, log).model)
-    if restored is not None:
-        model, ptq = _partly_float(restored, kept, source)
-        if source.teacher is None and ptq.correct != CorrectionConfig(images=ptq.correct.images):
-            log(f"the weights of {source.weights.name} were corrected for INT8; the float checkpoint teaches better")
-    else:
-        for note in checkpoint.notes:
-            log(f"{source.weights.name}: {note}")
-        ptq = PtqConfig(scheme=source.scheme or "symmetric", keep_float=kept, calibration=source.calibration)
-        found = calibrated(source.weights, ptq, train_set, imgsz, eval_config, device, progress, log)
-        model = found.model
-    maxima = restored.maxima if restored is not None else {}
-    return _Start(model, teacher, _plan_of(model), ptq, checkpoint.names, maxima)
-
-
-def _partly_float(
-    restored: QuantizedCheckpoint, kept: tuple[str, ...], source: QatSource
-) -> tuple[Detector, PtqConfig]:
-    """The model of a quantized checkpoint, with more layers in float if ``kept`` names some.
+) -> tuple[Weights, Weights]:
+    """The quantized weights to train, and the teacher.
 
     Raises:
         QuantizationError: another scheme than the checkpoint's is asked for.
         SelectorError: a selector matches no layer.
     """
-    from repq.layers import QuantPlan
-    from repq.model import layer_ids
-    from repq.quant import apply_scales, insert_quantizers, scale_table
+    from repq.export import float_copy
+    from repq.quant import load_weights
 
-    if source.scheme not in (None, restored.config.scheme):
+    opened = load_weights(source.weights)
+    plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
+    kept = source.keep_float
+    if source.plan is not None:
+        kept += planned(source.plan, plain.model)
+    teacher = plain if source.teacher is None else fused(open_float(source.teacher, log))
+    ptq = opened.config
+    if ptq is None:
+        for note in opened.notes:
+            log(f"{source.weights.name}: {note}")
+        ptq = PtqConfig(scheme=source.scheme or "symmetric", keep_float=kept, calibration=source.calibration)
+        made = quantized(
+            fused(opened, device), train_set, ptq, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
+            progress=progress, log=log,
+        )  # fmt: skip
+        return made.weights, teacher
+    if source.scheme not in (None, ptq.scheme):
         raise QuantizationError(
             f"{source.weights} is quantized already",
-            found=f"the {restored.config.scheme} scheme, {source.scheme} was asked for",
+            found=f"the {ptq.scheme} scheme, {source.scheme} was asked for",
             fix="leave --scheme away, or start from the float checkpoint",
         )
-    if not kept:
-        return restored.model, restored.config
-    fused = restored.checkpoint.model
-    wanted = QuantPlan.keeping_float(layer_ids(fused), (*restored.plan.float_, *kept))
-    model = insert_quantizers(fused, wanted, restored.config).eval()
-    table = scale_table(restored.model)
-    apply_scales(model, {layer: table[layer] for layer in wanted.int8})
-    return model, restored.config.model_copy(update={"keep_float": (*restored.config.keep_float, *kept)})
+    if source.teacher is None and corrected(ptq):
+        log(f"the weights of {source.weights.name} were corrected for INT8; the float checkpoint teaches better")
+    return partly_float(opened, kept), teacher
 
 
-def _plan_of(model: Detector) -> QuantPlan:
-    from repq.layers import QuantPlan
-    from repq.model import layer_ids
-    from repq.quant import quantized_layers
+def _qat(job: Job) -> QatReport:
+    recipe = job.recipe
+    return qat_checkpoint(
+        QatSource(job.artifacts["ptq"] / "quantized.safetensors", job.fused), job.payload / "quantized.safetensors",
+        job.resume / "state", job.section("qat", QatConfig), data=job.data,
+        splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval,
+        device=recipe.device, seed=recipe.seed, progress=job.progress, log=job.log,
+    )  # fmt: skip
 
-    quantized = quantized_layers(model)
-    return QuantPlan(tuple(quantized), tuple(layer for layer in layer_ids(model) if layer not in quantized))
 
-
-def _accuracy_together(
-    model: Detector,
-    dataset: DetectionDataset,
-    imgsz: tuple[int, int],
-    config: EvalConfig,
-    device: str,
-    names: tuple[str, ...] | None,
-) -> Accuracy:
-    from repq.distributed import evaluate_together
-
-    predictor = from_torch(model.spec.name, model, device=device, names=names)
-    demand_fit(predictor, dataset, imgsz)
-    return evaluate_together(predictor.infer, dataset, imgsz, config)
+STAGE = Stage(
+    "qat", _qat, {"qat": Section(QatConfig, optional=True)}, ("imgsz", "eval", "device"),
+    reads=("ptq/quantized.safetensors", "fuse/fused.safetensors"), splits=("train", "val"), result=QatReport,
+    ignored=("*.board/*",),
+)  # fmt: skip

@@ -6,21 +6,22 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.errors import DataError, RepqError
+from repq.api.fitting import fitted, look_for_overlap
+from repq.api.planning import measurement, plan_for
+from repq.api.quantizing import open_float
+from repq.api.running import resolve_device
+from repq.errors import RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
-from repq.predictor import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 from repq.stages.data import read_data
-from repq.stages.plan_latency import layer_costs, timed_front
-from repq.stages.quantizing import calibrated, warn_of_overlap
+from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
-    from repq.data import DetectionDataset
-    from repq.quant.sensitivity import Journal, Measurement
+    from repq.quant.sensitivity import Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
 PATIENCE = timedelta(hours=6)  # processes share out layers, not time: one may be done long before another
@@ -59,32 +60,30 @@ def measure_sensitivity(
         RepqError: the checkpoint or the data is not usable, the journal is of another measurement, or another process
             ended.
     """
-    from repq.data import calibration_set
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
-    from repq.quant.sensitivity import Journal, Measurement, collect, measure
-    from repq.recipe import CalibrationConfig
+    from repq.quant.sensitivity import Journal, collect, measure_layers
 
     resolve_device(device)
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
         if not processes.is_first:
             progress, log = silent, quiet
-        dataset = read_data(data, split, log)
-        _look_for_overlap(dataset, data, val_split, log)
-        plain = ptq.model_copy(update={"keep_float": ()})
-        outcome = calibrated(weights, plain, dataset, imgsz, eval_config, str(own_device), progress, log)
-        records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
-        labelled = dataset.subset(dataset.records[: config.ap_images])
-        job = Measurement(outcome.model, records, imgsz, config, eval_config, labelled)
+        start = open_float(weights, log)
+        dataset = fitted(read_data(data, split, log), start.names, weights.name, log)
+        look_for_overlap(dataset.records, data, val_split, log)
+        job, notes = measurement(
+            start, dataset, config, ptq, imgsz, eval_config, device=str(own_device),
+            progress=progress, log=log,
+        )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
-        measure(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
+        measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
         wait_for_all()
-        sensitivity = told_by_first(lambda: collect(job, journal, outcome.notes))
+        sensitivity = told_by_first(lambda: collect(job, journal, notes))
         for note in sensitivity.notes:
             log(note)
         report = None
         if plan_config is not None:
             kept = select(job.layers, ptq.keep_float)
-            report = _plan(job, sensitivity, plan_config, kept, dataset, journal, progress)
+            report = plan_for(job, sensitivity, plan_config, kept, dataset, journal, progress)
         if processes.is_first:
             write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))
             if plan_config is not None and report is not None:
@@ -92,41 +91,6 @@ def measure_sensitivity(
             _write_report(out, sensitivity, report, data, imgsz, log)
         wait_for_all()
     return sensitivity, report
-
-
-def _plan(
-    job: Measurement,
-    sensitivity: Sensitivity,
-    config: PlanConfig,
-    always_float: tuple[LayerId, ...],
-    dataset: DetectionDataset,
-    journal: Journal,
-    progress: Progress,
-) -> PlanReport:
-    from repq.distributed import told_by_first
-    from repq.quant.sensitivity import ap_assessor, front_plans, make_plan, plan_detector
-
-    if config.max_drop is None:
-        return make_plan(sensitivity, config, always_float=always_float)[1]
-    searched = dataset.subset(dataset.records[: config.images])
-    detect = plan_detector(job.model, searched, job.imgsz, job.eval_config, progress)
-    assess = ap_assessor(job.layers, detect, searched, config, journal)
-    front = None
-    if config.latency is not None:
-        engine = config.latency
-        front = told_by_first(lambda: layer_costs(engine, job.model, job.imgsz, progress))
-    milliseconds = None if front is None else {LayerId(layer): ms for layer, ms in front.layer_ms.items()}
-    _, report = make_plan(
-        sensitivity, config, assess=assess, images=len(searched), milliseconds=milliseconds, always_float=always_float
-    )
-    if front is None:
-        return report
-    plans = front_plans(sensitivity, report, milliseconds, always_float)
-    outcomes = [assess(plan) for plan in plans]  # by all processes, before one of them takes the time
-    timed = told_by_first(
-        lambda: timed_front(front, job.model, plans, frozenset(map(LayerId, report.float_layers)), outcomes, progress)
-    )
-    return report.model_copy(update={"latency": timed})
 
 
 def _write_plan(
@@ -164,8 +128,7 @@ def _write_report(
         model=sensitivity.model,
         data=str(data),
         imgsz=imgsz,
-        sensitivity=sensitivity,
-        plan=plan,
+        results={"sensitivity": sensitivity, "plan": plan},
     )
     try:
         render_report(summary, out)
@@ -173,12 +136,24 @@ def _write_report(
         log(str(error))
 
 
-def _look_for_overlap(dataset: DetectionDataset, data: Path, val_split: str | None, log: Log) -> None:
-    """Warn if the images that plans are chosen on are those that accuracy is reported on."""
-    if val_split is None:
-        return
-    try:
-        evaluation = read_data(data, val_split)
-    except DataError:  # there is none, which is no harm here
-        return
-    warn_of_overlap(dataset.records, evaluation.records, log)
+def _measure(job: Job) -> Sensitivity:
+    recipe = job.recipe
+    sensitivity, plan = measure_sensitivity(
+        job.fused, job.payload, recipe.sensitivity or SensitivityConfig(), recipe.plan, job.section("ptq", PtqConfig),
+        data=job.data, split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz,
+        eval_config=recipe.eval, journal_folder=job.resume / JOURNAL, device=recipe.device, progress=job.progress,
+        log=job.log,
+    )  # fmt: skip
+    if plan is not None:
+        job.log(f"  {len(plan.float_layers)} layers in float, {plan.int8_macs_share:.1%} of the MACs in INT8")
+    return sensitivity
+
+
+STAGE = Stage(
+    "sensitivity", _measure,
+    {"sensitivity": Section(SensitivityConfig, optional=True), "plan": Section(PlanConfig, optional=True)},
+    ("ptq", "imgsz", "eval", "device"), reads=("fuse/fused.safetensors",), splits=("train", "val"),
+    result=Sensitivity, files={PLAN_REPORT: PlanReport}, ignored=("report.*", "*.svg"),
+    on_machine=lambda recipe: recipe.plan is not None and recipe.plan.latency is not None,
+    wanted=lambda recipe: recipe.sensitivity is not None or recipe.plan is not None,
+)  # fmt: skip

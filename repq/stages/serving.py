@@ -7,30 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from repq.api.model import Model
+from repq.api.opening import load
+from repq.api.service import service_of
 from repq.log import Log, quiet
-from repq.predictor import Predictor, open_model
 from repq.progress import Progress, silent
-from repq.recipe import BenchConfig, EvalConfig
+from repq.recipe import BenchConfig
 from repq.results import ServiceRow
 from repq.stages.data import read_data
 
 if TYPE_CHECKING:
+    from repq.api.service import Prepared, Service
     from repq.bench import ServedModel
     from repq.data.dali import DaliLoader
-    from repq.service import Prepared, Service
 
 LoaderName = Literal["opencv", "dali"]
-
-
-def service_as_exported(predictor: Predictor, imgsz: tuple[int, int]) -> Service:
-    """The service with the settings that the graph has inside, else the usual ones."""
-    from repq.service import service_of
-
-    inside = {} if predictor.nms is None else predictor.nms.model_dump()
-    letterbox = predictor.preprocess.letterbox
-    if letterbox is not None:
-        inside["letterbox"] = letterbox
-    return service_of(predictor, imgsz, EvalConfig(**inside))
 
 
 def bench_service(
@@ -59,29 +50,29 @@ def bench_service(
     rows: list[ServiceRow] = []
     for threads in config.threads:
         opened = [
-            (path, open_model(path, engine=engine, imgsz=imgsz, device=device, threads=threads))
+            load(path, engine=engine, imgsz=imgsz, device=device, threads=threads)
             for path in models
             for engine in (engines if engines and not path.is_dir() else (None,))
         ]
         for batch in config.batches:
             served = [
-                arrange(predictor, imgsz, loader, batch, threads, device)
-                for _, predictor in opened
+                arrange(model, imgsz, loader, batch, threads, device)
+                for model in opened
                 for loader in loaders
-                if loader == "opencv" or predictor.preprocess.letterbox is None
+                if loader == "opencv" or model.preprocess.letterbox is None
             ]
             rows.extend(time_service(served, files, batch, threads, config, progress=progress))
     return tuple(rows)
 
 
 def arrange(
-    predictor: Predictor, imgsz: tuple[int, int], loader: LoaderName, batch: int, threads: int, device: str
+    model: Model, imgsz: tuple[int, int], loader: LoaderName, batch: int, threads: int, device: str
 ) -> ServedModel:
     """A model, what it does itself, and the loader that does the rest."""
     from repq.bench import ServedModel
 
-    service = service_as_exported(predictor, imgsz)
-    inside = predictor.preprocess
+    service = service_of(model, imgsz)
+    inside = model.preprocess
     label = "opencv"
     decode: Callable[[Sequence[bytes]], Any] = partial(_decode_all, service)
     preprocess: Callable[[Any], Any] = service.prepare
@@ -94,17 +85,15 @@ def arrange(
         )
         label, decode, preprocess = f"dali ({where})", partial(_load_all, load), _as_it_is
     return ServedModel(
-        label=predictor.label,
-        engine=predictor.engine,
-        precision=predictor.precision,
+        info=model.info,
         loader=label,
         letterbox="loader" if loader == "dali" else "host" if inside.letterbox is None else "graph",
-        nms="host" if predictor.nms is None else "graph",
+        nms="host" if model.nms is None else "graph",
         decode=decode,
         preprocess=preprocess,
         infer=lambda prepared: (service.infer(prepared), prepared),
         postprocess=lambda ran: service.finish(*ran),
-        batch=predictor.batch,
+        batch=model.batch,
     )
 
 
@@ -113,7 +102,7 @@ def _decode_all(service: Service, files: Sequence[bytes]) -> list[Any]:
 
 
 def _load_all(load: DaliLoader, files: Sequence[bytes]) -> Prepared:
-    from repq.service import Prepared
+    from repq.api.service import Prepared
 
     images, transforms = load(files)
     return Prepared((images,), transforms)

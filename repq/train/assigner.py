@@ -119,8 +119,9 @@ def assign_task_aligned(
     """Assign to each object the ``top`` points inside it that score and locate it best.
 
     The alignment of a point with an object is ``t = s^alpha * IoU^beta``, s being the score of the object's class. A
-    point that several objects claim goes to the one of them that it overlaps most. The target score is t, scaled so
-    that the best point of an object gets that object's best IoU (Feng et al., TOOD, 2108.07755, sections 3.2 and 3.3).
+    point that several objects claim goes to the object of the image that it overlaps most, as `owners` says. The target
+    score is t, scaled so that the best point of an object gets that object's best IoU (Feng et al., TOOD, 2108.07755,
+    sections 3.2 and 3.3).
 
     Args:
         scores: (B, N, C) after the sigmoid.
@@ -131,14 +132,14 @@ def assign_task_aligned(
     class_scores = scores.transpose(1, 2).gather(1, class_index)
     allowed = points_inside(grid.points, objects.boxes).logical_and_(objects.valid.unsqueeze(-1))
     alignment = _power(overlaps, beta).mul_(_power(class_scores, alpha)).mul_(allowed)
+    best = alignment.topk(min(top, alignment.shape[-1]), dim=-1).indices
 
-    best = alignment.topk(min(top, alignment.shape[-1]), dim=-1)
-    overlaps = overlaps.gather(-1, best.indices)
-    claims = settle(best.indices, allowed.gather(-1, best.indices), overlaps, len(grid.points))
-    aligned = best.values * claims.granted
-    best_overlap = (overlaps * claims.granted).amax(-1, keepdim=True)
-    quality = aligned * best_overlap / (aligned.amax(-1, keepdim=True) + EPS)
-    return assignment_of(claims, quality, objects, scores.shape[-1])
+    owner = owners(best, allowed.gather(-1, best), overlaps)
+    overlap = with_owner(overlaps, owner)
+    aligned = _power(overlap, beta) * _power(with_owner(class_scores, owner), alpha)
+    best_overlap, best_aligned = (best_of_owner(values, owner, len(objects.boxes[0])) for values in (overlap, aligned))
+    quality = aligned * best_overlap / (best_aligned + EPS)
+    return assignment_of(owner, quality, objects, scores.shape[-1])
 
 
 @torch.no_grad()
@@ -154,14 +155,15 @@ def assign_atss(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGri
         boxes: (B, N, 4) predicted, in pixels.
     """
     candidates = _nearest_points(objects.boxes, grid)
-    anchor_overlaps = pairwise_iou(objects.boxes, grid.boxes(ATSS_ANCHOR_CELLS)).gather(-1, candidates)
-    threshold = anchor_overlaps.mean(-1, keepdim=True) + anchor_overlaps.std(-1, keepdim=True)
+    anchor_overlaps = pairwise_iou(objects.boxes, grid.boxes(ATSS_ANCHOR_CELLS))
+    of_candidates = anchor_overlaps.gather(-1, candidates)
+    threshold = of_candidates.mean(-1, keepdim=True) + of_candidates.std(-1, keepdim=True)
     inside = points_inside(grid.points, objects.boxes).logical_and_(objects.valid.unsqueeze(-1))
-    accepted = inside.gather(-1, candidates) & (anchor_overlaps > threshold)
+    wanted = inside.gather(-1, candidates) & (of_candidates > threshold)
 
-    claims = settle(candidates, accepted, anchor_overlaps, len(grid.points))
-    quality = pairwise_iou(objects.boxes, boxes).gather(-1, candidates)
-    return assignment_of(claims, quality * claims.granted, objects, scores.shape[-1])
+    owner = owners(candidates, wanted, anchor_overlaps)
+    quality = with_owner(pairwise_iou(objects.boxes, boxes), owner)
+    return assignment_of(owner, quality, objects, scores.shape[-1])
 
 
 def _top_indices(values: Tensor, count: int) -> Tensor:
@@ -188,50 +190,43 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     return values.pow(exponent)
 
 
-@dataclass(frozen=True)
-class Claims:
-    """Which of the K points that each object asks for it gets.
+def owners(points: Tensor, wanted: Tensor, worth: Tensor) -> Tensor:
+    """The object that gets each point, as (B, N) indices; M where no object wants it.
 
-    Attributes:
-        points: (B, M, K) indices, different ones along K.
-        granted: (B, M, K) bool; of one point to one object at most.
-        owner: (B, N) the object that has the point; M where none has.
-    """
-
-    points: Tensor
-    granted: Tensor
-    owner: Tensor
-
-
-def settle(points: Tensor, wanted: Tensor, worth: Tensor, num_points: int) -> Claims:
-    """Give each point that several objects want to the one of them to which it is worth most, the first if equal.
+    A point that several objects want goes to the object of its image to which it is worth most, whether or not that
+    one is among them; to the first if several are equal.
 
     Args:
-        points: (B, M, K) indices, different ones along K.
+        points: (B, M, K) indices that each object names, different ones along K.
         wanted: (B, M, K) bool, which of them count.
-        worth: (B, M, K).
+        worth: (B, M, N); if something is not a number, it is the most, so that losses show it.
     """
-    images, most, _ = points.shape
+    images, most, num_points = worth.shape
     where = points.flatten(1)
-
-    def seen(per_point: Tensor) -> Tensor:
-        return per_point.gather(1, where).view_as(points)
-
-    offers = worth.masked_fill(~wanted, -torch.inf)
-    highest = offers.new_full((images, num_points), -torch.inf).scatter_reduce_(1, where, offers.flatten(1), "amax")
-    wins = wanted & ~(offers < seen(highest))  # not a number wins, so that losses show it
     ranks = torch.arange(most, device=points.device).view(1, most, 1)
-    bids = torch.where(wins, ranks, most)
-    owner = bids.new_full((images, num_points), most).scatter_reduce_(1, where, bids.flatten(1), "amin")
-    return Claims(points, wins & (seen(owner) == ranks), owner)
+    bids = torch.where(wanted, ranks, most).flatten(1)
+    owner = bids.new_full((images, num_points), most).scatter_reduce_(1, where, bids, "amin")
+    last = bids.new_full((images, num_points), -1).scatter_reduce_(1, where, bids.where(bids < most, -1), "amax")
+    image, point = (last > owner).nonzero(as_tuple=True)  # few: the whole of `worth` is not looked at
+    owner[image, point] = worth[image, :, point].argmax(-1)
+    return owner
 
 
-def assignment_of(claims: Claims, quality: Tensor, objects: Objects, num_classes: int) -> Assignment:
-    """Gather the object of each point. ``quality`` is (B, M, K), 0 or more where granted and 0 elsewhere."""
-    positive = claims.owner < objects.boxes.shape[1]
-    owner = claims.owner * positive
+def with_owner(values: Tensor, owner: Tensor) -> Tensor:
+    """(B, N) the values (B, M, N) of each point and its owner; 0 where it has none."""
+    most = values.shape[1]
+    return values.gather(1, owner.clamp(max=most - 1).unsqueeze(1)).squeeze(1) * (owner < most)
+
+
+def best_of_owner(values: Tensor, owner: Tensor, most: int) -> Tensor:
+    """(B, N) the largest of the values (B, N), 0 or more, among the points that have the same owner."""
+    return values.new_zeros(len(values), most + 1).scatter_reduce_(1, owner, values, "amax").gather(1, owner)
+
+
+def assignment_of(owner: Tensor, quality: Tensor, objects: Objects, num_classes: int) -> Assignment:
+    """The object of each point as what the point should predict. ``quality`` is (B, N), 0 where there is no owner."""
+    positive = owner < objects.boxes.shape[1]
+    owner = owner * positive
     boxes = objects.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-    classes = objects.classes.gather(1, owner)
-    labels = torch.nn.functional.one_hot(classes, num_classes) * positive.unsqueeze(-1)
-    of_point = quality.new_zeros(owner.shape).scatter_reduce_(1, claims.points.flatten(1), quality.flatten(1), "amax")
-    return Assignment(positive, boxes, labels.to(of_point.dtype), labels * of_point.unsqueeze(-1))
+    labels = torch.nn.functional.one_hot(objects.classes.gather(1, owner), num_classes) * positive.unsqueeze(-1)
+    return Assignment(positive, boxes, labels.to(quality.dtype), labels * quality.unsqueeze(-1))

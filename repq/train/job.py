@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from repq.data import DetectionDataset, fingerprint
+from repq.data import DetectionDataset
 from repq.errors import TrainingError
-from repq.model import Detector, ModelSpec
+from repq.identity import Identity, describe_fields, identify
+from repq.model import Detector, Spec, search_and_target
 from repq.recipe import EvalConfig, TrainConfig
-from repq.reparam.repopt import RepScales
-
-# What is trained does not depend on these; the files they name count by their content.
-_WITHOUT_EFFECT = (*TrainConfig.SPEED_ALONE, "model", "weights", "rep_scales", "tensorboard")
+from repq.reparam.repopt import RepScales, takes_scales
+from repq.train.loader import smallest_batch
 
 
 @dataclass(frozen=True)
@@ -35,18 +27,16 @@ class TrainJob:
     scales: RepScales | None = None
     teacher: Detector | None = None
 
-    def settings(self) -> dict[str, Any]:
-        """The job as JSON values: a saved state belongs to the jobs that have the same."""
-        exclude: Any = {**dict.fromkeys(_WITHOUT_EFFECT, True), "distill": {"teacher"}}
-        return {
-            "model": json.loads(self.model.spec.to_json()),
-            "data": fingerprint(self.train_set),
-            "imgsz": list(self.imgsz),
-            "seed": self.seed,
-            **self.config.model_dump(mode="json", exclude=exclude),
-            "rep_scales": None if self.scales is None else content_hash(_tensors_of(self.scales)),
-            "teacher": None if self.teacher is None else content_hash(self.teacher.state_dict()),
-        }
+    def identity(self) -> Identity:
+        """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
+        # The files that these name are among the inputs, as what was read from them.
+        distill = None if self.config.distill is None else {**describe_fields(self.config.distill, without={"teacher"})}
+        settings = describe_fields(self.config, without={"weights", "rep_scales", "distill"})
+        settings |= {"distill": distill, "fine_tune": self.config.weights is not None}
+        settings |= {"spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config}
+        inputs = {"start": self.model, "train_set": self.train_set, "val_set": self.val_set}
+        inputs |= {"rep_scales": self.scales, "teacher": self.teacher}
+        return identify("train", settings, inputs, seed=self.seed)
 
     def check(self, processes: int = 1) -> None:
         """Check that the parts fit each other.
@@ -58,6 +48,7 @@ class TrainJob:
         if self.model.deploy:
             raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
         check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
+        _check_batch_norm(self, processes)
         if self.config.class_weights and len(self.config.class_weights) != classes:
             raise TrainingError(
                 "class_weights needs a factor for every class",
@@ -65,16 +56,14 @@ class TrainJob:
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
-        if self.model.spec.style == "repopt" and self.scales is None and self.config.weights is None:
+        if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
-                fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
+                fix=f"train {search_and_target(self.model.spec)[0]} first and give its scales as rep_scales",
             )
 
 
-def check_images(
-    model: ModelSpec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int
-) -> None:
+def check_images(model: Spec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int) -> None:
     """Check that there are images, that they are of the model's classes and size, and enough for the processes.
 
     Raises:
@@ -103,27 +92,20 @@ def check_images(
         )
 
 
+def _check_batch_norm(job: TrainJob, processes: int) -> None:
+    stride = job.model.spec.strides[-1]
+    images, (height, width) = smallest_batch(len(job.train_set), job.imgsz, job.config, stride, processes)
+    if images * (height // stride) * (width // stride) == 1:
+        raise TrainingError(
+            "batch norm needs more than one value of a channel, and the coarsest map has only one",
+            found=f"a batch of 1 image of {height}x{width}, stride {stride}",
+            fix="train on larger images, or in batches that give every process 2 images or more",
+        )
+
+
 def _check_given(name: str, asked: object, given: object) -> None:
     if (asked is None) != (given is None):
         raise TrainingError(
             f"the settings and what is given for {name} disagree",
             found=f"{name} is set, but what it names is not given" if given is None else f"{name} is not set",
         )
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors: names, types, shapes, values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}|".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensors_of(scales: RepScales) -> dict[str, Tensor]:
-    return {
-        f"{layer}.{name}": value
-        for layer, block in scales.blocks.items()
-        for name, value in (("conv", block.conv), ("point", block.point), ("identity", block.identity))
-        if value is not None
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.data import ImageCache, Sample, draw_sample, prefetch
+from repq.data import ImageCache, ImageRecord, Sample, draw_sample, prefetch
 from repq.distributed import ALONE, Processes
 from repq.recipe import LoopConfig
-from repq.train.sampler import epoch_order, image_weights
 
 _MOST_THREADS = 8
 _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not be those of samples
@@ -22,10 +22,15 @@ _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels."""
+    """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels.
+
+    A batch that does not ``count`` adds nothing to loss and gradients: a process for which there is no image computes
+    with one that is in another's share, so that all processes take part in every sum.
+    """
 
     images: NDArray[np.uint8]
     objects: tuple[NDArray[np.float32], ...]
+    counts: bool = True
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
@@ -43,6 +48,14 @@ def largest_size(imgsz: tuple[int, int], config: LoopConfig, stride: int) -> tup
     return scaled_size(imgsz, 1 + config.multi_scale, stride)
 
 
+def smallest_batch(
+    images: int, imgsz: tuple[int, int], config: LoopConfig, stride: int, processes: int
+) -> tuple[int, tuple[int, int]]:
+    """The least number of images in a process's batch, and the smallest input size that multi-scale training draws."""
+    share = images // steps_per_epoch(images, config.batch) // processes
+    return max(1, share), scaled_size(imgsz, 1 - config.multi_scale, stride)
+
+
 def training_batches(
     cache: ImageCache,
     imgsz: tuple[int, int],
@@ -53,7 +66,7 @@ def training_batches(
     stride: int = 32,
     processes: Processes = ALONE,
     device: str = "cpu",
-) -> Iterator[TrainBatch]:
+) -> Generator[TrainBatch]:
     """Yield an epoch's images in random order, in batches whose sizes differ by at most one.
 
     Each sample has a generator of its own, seeded with (seed, epoch, position), so the number of workers changes
@@ -71,17 +84,20 @@ def training_batches(
     chunks = np.array_split(np.arange(len(order)), steps_per_epoch(len(order), config.batch))
     sizes = [_drawn_size(imgsz, config, stride, (seed, epoch, _SIZES + number)) for number in range(len(chunks))]
     shares = [processes.share(chunk.tolist()) for chunk in chunks]
+    computed = [share or chunk[:1].tolist() for share, chunk in zip(shares, chunks, strict=True)]
 
     def draw(item: tuple[int, tuple[int, int]]) -> Sample:
         position, size = item
         rng = np.random.default_rng((seed, epoch, position))
         return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng)
 
-    items = [(position, size) for share, size in zip(shares, sizes, strict=True) for position in share]
+    items = [(position, size) for share, size in zip(computed, sizes, strict=True) for position in share]
     samples = prefetch(draw, items, workers=loading_threads(config, device), ahead=2 * config.batch)
-    for share in shares:
-        drawn = list(islice(samples, len(share)))
-        yield TrainBatch(np.stack([sample.image for sample in drawn]), tuple(sample.objects for sample in drawn))
+    with closing(samples):
+        for share in shares:
+            drawn = list(islice(samples, len(share) or 1))
+            images = np.stack([sample.image for sample in drawn])
+            yield TrainBatch(images, tuple(sample.objects for sample in drawn), counts=len(share) > 0)
 
 
 def loading_threads(config: LoopConfig, device: str) -> int:
@@ -111,3 +127,33 @@ def _drawn_size(imgsz: tuple[int, int], config: LoopConfig, stride: int, seed: t
         return imgsz
     ratio = np.random.default_rng(seed).uniform(1 - config.multi_scale, 1 + config.multi_scale)
     return scaled_size(imgsz, ratio, stride)
+
+
+def image_weights(records: Sequence[ImageRecord], balance: float) -> NDArray[np.float64]:
+    """How often each image is drawn in relation to the others: ``(most / n_c) ^ balance`` of its rarest class c.
+
+    n_c is the number of images with class c, and most the largest of these numbers. Images without objects weigh 1.
+    With ``balance`` 1, images of a class come up about as often as those of any other; a half is the usual compromise
+    (the repeat factors of Gupta et al., LVIS, 1908.03195, section 4.2, have this root).
+    """
+    classes = [np.unique(record.labels[:, 0]).astype(np.int64) for record in records]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *classes]))
+    if not counts.any():
+        return np.ones(len(records))
+    factors = (counts.max() / np.maximum(counts, 1)) ** balance
+    return np.array([factors[own].max(initial=1.0) for own in classes])
+
+
+def epoch_order(weights: NDArray[np.float64], seed: int, epoch: int) -> Sequence[int]:
+    """As many images as there are, in random order: each once for equal weights, else drawn with replacement.
+
+    Drawing is systematic: an image comes up ``count * weight / sum`` times, rounded down or up by chance.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = len(weights)
+    if (weights == weights[0]).all():
+        return rng.permutation(count).tolist()
+    shuffled = rng.permutation(count)
+    steps = np.cumsum(weights[shuffled]) / weights.sum() * count
+    drawn = np.searchsorted(steps, np.arange(count) + rng.random(), side="right")
+    return rng.permutation(shuffled[np.minimum(drawn, count - 1)]).tolist()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repq.data import DetectionDataset
 from repq.distributed import joined_processes, told_by_first
-from repq.model import Detector
+from repq.errors import TrainingError
+from repq.model import Detector, build
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
@@ -68,7 +69,7 @@ def train(
     job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
-        settings = told_by_first(job.settings)  # the first process's, as change times differ between machines
+        identity = told_by_first(job.identity)
         if scales is not None and config.weights is None:
             reinitialize(model, scales, seed)
         model = moved(model, own_device).train()
@@ -76,7 +77,7 @@ def train(
         if teacher is not None and config.distill is not None:
             imitated = Teacher(moved(teacher, own_device), model, config.distill)
         trainer = Trainer(
-            Updater(model, config, own_device, scales=scales, teacher=imitated), job, settings,
+            Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
             state_path=state_path, board=board, eval_interval=config.eval_interval, patience=config.patience,
             warm_up_epochs=config.atss_epochs,
         )  # fmt: skip
@@ -99,3 +100,35 @@ def _outcome(trainer: Trainer) -> TrainOutcome:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     return TrainOutcome(model, report)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A model with weights of another, ready to train, and what a user should know about it."""
+
+    model: Detector
+    notes: tuple[str, ...]
+
+
+def fine_tuned(trained: Detector, num_classes: int) -> FineTuned:
+    """Build the same model for ``num_classes`` and take over every entry of ``trained`` that has its name and shape.
+
+    The class predictions keep their fresh weights when the number of classes differs; nothing is lost otherwise. The
+    fresh weights of a detector's class predictions are constants, so the result does not depend on any seed.
+
+    Raises:
+        TrainingError: ``trained`` is fused.
+    """
+    if trained.deploy:
+        raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+    model = build(replace(trained.spec, num_classes=num_classes))
+    own = model.state_dict()
+    kept = {name: value for name, value in trained.state_dict().items() if own[name].shape == value.shape}
+    model.load_state_dict({**own, **kept})
+    if len(kept) == len(own):
+        return FineTuned(model, ())
+    note = (
+        f"the class predictions start afresh: {trained.spec.num_classes} classes in the checkpoint, "
+        f"{num_classes} in the data set"
+    )
+    return FineTuned(model, (note,))

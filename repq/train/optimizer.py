@@ -1,18 +1,24 @@
-"""SGD with Nesterov momentum or AdamW over three groups of parameters, plain or as RepOptimizer."""
+"""How weights change: the optimizer, its rates from step to step, updates of several batches, and their average."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from torch import nn
 
 from repq.model import Detector
 from repq.recipe import LoopConfig
 from repq.reparam.repopt import RepScales, build_rep_optimizer
-from repq.train.schedule import Rates
+
+LEAST_UPDATES = 4000
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Kernels decay; biases don't and have a learning rate of their own; the rest (batch norm, scales) don't decay."""
     kernels, biases, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -64,3 +70,89 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
             group["momentum"] = rates.momentum
             if group["name"] == "biases":
                 group["lr"] = rates.bias_learning_rate
+
+
+@dataclass(frozen=True)
+class Rates:
+    learning_rate: float
+    bias_learning_rate: float
+    momentum: float
+
+
+def rates_at(step: int, total_steps: int, config: LoopConfig) -> Rates:
+    """Rates of step ``step`` of ``total_steps``, counted from 0.
+
+    The cosine falls from ``learning_rate`` to ``learning_rate * final_learning_rate_factor``. In the first
+    ``warmup_steps`` the rates go linearly from their warm-up values to those of the cosine (Loshchilov and Hutter
+    1608.03983, without restarts; Goyal et al. 1706.02677, section 2.2).
+    """
+    floor = config.final_learning_rate_factor
+    wave = (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
+    rate = config.learning_rate * (floor + (1 - floor) * wave)
+    if step >= config.warmup_steps:
+        return Rates(rate, rate, config.momentum)
+    share = step / config.warmup_steps
+    return Rates(
+        learning_rate=share * rate,
+        bias_learning_rate=_between(config.warmup_bias_learning_rate, rate, share),
+        momentum=_between(config.warmup_momentum, config.momentum, share),
+    )
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + share * (end - start)
+
+
+def batches_per_update(batch: int, nominal_batch: int | None, total_batches: int) -> int:
+    """``nominal_batch / batch``, rounded, but never so many that the training has fewer than ``LEAST_UPDATES`` updates.
+
+    A training of up to ``LEAST_UPDATES`` batches updates after every batch, whatever its nominal batch: a small data
+    set gains more from many updates than from smooth gradients. (The official code's fixed 64 images leave 292 images
+    at 60 epochs 300 updates, of which the warm-up takes all.)
+
+    Args:
+        batch: images per batch.
+        nominal_batch: images per update; None for one batch.
+        total_batches: of the whole training.
+    """
+    if nominal_batch is None:
+        return 1
+    return max(1, min(round(nominal_batch / batch), total_batches // LEAST_UPDATES))
+
+
+def update_sizes(batches: int, per_update: int) -> list[int]:
+    """Split an epoch's batches into updates of at most ``per_update`` batches, as even as possible."""
+    updates = -(-batches // per_update)
+    return [len(part) for part in np.array_split(np.arange(batches), updates)]
+
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+class MovingAverage(Generic[ModuleType]):
+    """``average = d * average + (1 - d) * model`` over parameters and buffers, d ramping up to ``decay``.
+
+    ``d = decay * (1 - exp(-updates / ramp_steps))``, so early averages forget the random start fast. Integer buffers
+    are copied.
+    """
+
+    def __init__(self, model: ModuleType, decay: float, ramp_steps: int, updates: int = 0) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.ramp_steps, self.updates = decay, ramp_steps, updates
+
+    @torch.no_grad()
+    def update(self, model: ModuleType) -> None:
+        """Move the average towards ``model``."""
+        self.updates += 1
+        step = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp_steps))
+        averages, values = [], []
+        current = model.state_dict()
+        entries = self.model.state_dict(keep_vars=True)
+        # A parameter that modules share has several names, and moves once.
+        for name, average in {id(value): (name, value) for name, value in entries.items()}.values():
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(current[name])
+            else:
+                average.copy_(current[name])
+        torch._foreach_lerp_(averages, values, step)

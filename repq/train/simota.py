@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repq.train.assigner import Assignment, Objects, assignment_of, settle
+from repq.train.assigner import Assignment, Objects, assignment_of, with_owner
 from repq.train.boxes import EPS, AnchorGrid, pairwise_iou, points_inside
 
 CENTRE_CELLS = 2.5  # a point this near to an object's centre, on each axis, is a candidate even outside of its box
@@ -39,11 +39,10 @@ def assign_simota(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorG
     counts = overlaps.topk(most, dim=-1).values.sum(-1).long().clamp(min=1)
     cheapest = cost.topk(most, dim=-1, largest=False)
     taken = torch.arange(most, device=cost.device) < counts.unsqueeze(-1)
-    wanted = allowed.gather(-1, cheapest.indices) & taken
+    wanted = torch.zeros_like(allowed).scatter_(-1, cheapest.indices, allowed.gather(-1, cheapest.indices) & taken)
 
-    claims = settle(cheapest.indices, wanted, -cheapest.values, len(grid.points))
-    quality = overlaps.gather(-1, cheapest.indices) * claims.granted
-    return assignment_of(claims, quality, objects, scores.shape[-1])
+    owner = cost.masked_fill_(~wanted, torch.inf).argmin(1).masked_fill_(~wanted.any(1), wanted.shape[1])
+    return assignment_of(owner, with_owner(overlaps, owner), objects, scores.shape[-1])
 
 
 def _near_centre(boxes: Tensor, grid: AnchorGrid) -> Tensor:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repq.errors import TrainingError
+from repq.identity import differences
 from repq.model.tensorfile import write_tensors
 from repq.results import Accuracy, EpochRow, Result
 
-FORMAT = "repq-train-state-1"
+FORMAT = "repq-train-state-2"
 
 
 class Best(Result):
@@ -25,9 +30,9 @@ class Best(Result):
 
 
 class Position(Result):
-    """How far a training is. ``settings`` are those that its result depends on."""
+    """How far a training is. ``identity`` is what its result depends on (`repq.identity.Identity`)."""
 
-    settings: dict[str, Any]
+    identity: dict[str, Any]
     epochs: tuple[EpochRow, ...] = ()
     average_updates: int = 0
     loss_scale: dict[str, float] = Field(default_factory=dict)
@@ -36,6 +41,42 @@ class Position(Result):
     @property
     def epochs_done(self) -> int:
         return len(self.epochs)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other trainings from the state at ``path`` while the block runs; what it leaves behind is the state alone.
+
+    Raises:
+        TrainingError: another training writes it, or the folder cannot be written to.
+    """
+    guard = path.with_name(f".{path.name}.lock")
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    lock = FileLock(guard)
+    try:
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        guard.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+    except Timeout:
+        holder = ""
+        with suppress(OSError):  # its training may have ended meanwhile
+            holder = guard.read_text()
+        raise TrainingError(
+            f"another training writes to {path}",
+            found=holder or "a process that has just begun",
+            fix="wait until it ends, or give another output folder",
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"cannot write the training state {path}", found=str(error)) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            guard.unlink()
+        lock.release()
+        with suppress(OSError):  # nothing was saved
+            for folder in made:
+                folder.rmdir()
 
 
 def save_state(path: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -100,19 +141,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
                 buffers[key] = torch.empty_like(parameter).copy_(value)
 
 
-def require_same_settings(path: Path, position: Position, settings: Mapping[str, Any]) -> None:
+def require_same_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Check that a state belongs to this training.
 
     Raises:
-        TrainingError: names the settings that differ.
+        TrainingError: names the settings and inputs that differ.
     """
-    wanted = json.loads(json.dumps(settings))
-    different = sorted(
-        key for key in wanted.keys() | position.settings.keys() if wanted.get(key) != position.settings.get(key)
-    )
+    names = (name.removeprefix("settings.").removeprefix("inputs.") for name in differences(wanted, found))
+    different = sorted(names)
     if different:
         raise TrainingError(
-            f"cannot resume from {path}: it belongs to a training with other settings",
+            f"cannot resume from {path}: it belongs to another training",
             found=f"different {', '.join(different)}",
-            fix="train with the settings of that run, or remove the file to train from the start",
+            fix="give another output folder, or remove the file to train from the start",
         )

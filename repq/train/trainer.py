@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,24 +17,24 @@ from torch import Tensor
 from repq.data import DetectionDataset, ImageCache
 from repq.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
 from repq.errors import TrainingError
+from repq.identity import Identity
 from repq.memory import keep_freed_memory
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, LoopConfig
 from repq.results import Accuracy, EpochRow
-from repq.train.accumulation import batches_per_update, update_sizes
 from repq.train.board import Board
-from repq.train.ema import MovingAverage
 from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
-from repq.train.schedule import rates_at
+from repq.train.optimizer import MovingAverage, Rates, batches_per_update, rates_at, update_sizes
 from repq.train.state import (
     Best,
     Position,
     load_state,
     optimizer_tensors,
-    require_same_settings,
+    require_same_identity,
     restore_optimizer,
     save_state,
+    sole_writer,
 )
 from repq.train.update import LAYOUT, Stepper
 
@@ -72,7 +73,7 @@ class Trainer:
 
     Args:
         updater: holds the model, in place on its device.
-        settings: what the trained weights depend on; a saved state must have the same.
+        identity: what the trained weights depend on; a saved state must have the same.
         eval_interval: epochs between evaluations, the last epoch is one; None for none.
         patience: stop when the AP has been below its best for so many epochs.
         warm_up_epochs: the first epochs, in which ATSS assigns.
@@ -82,7 +83,7 @@ class Trainer:
         self,
         updater: Stepper,
         job: Job,
-        settings: dict[str, Any],
+        identity: Identity,
         *,
         state_path: Path | None = None,
         board: Board | None = None,
@@ -95,7 +96,7 @@ class Trainer:
         self.eval_interval, self.patience, self.warm_up_epochs = eval_interval, patience, warm_up_epochs
         self.processes = current_processes()
         self.board = board if self.processes.is_first else None
-        self.position = Position(settings=settings)
+        self.position = Position(identity=identity.values())
         self.model, self.device = updater.model, updater.device
         self.stride = self.model.spec.strides[-1]
         largest = largest_size(job.imgsz, config, self.stride)
@@ -111,10 +112,12 @@ class Trainer:
         """Train to the end, from the saved state if there is one, and save after every epoch."""
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.resume()
-        while not self.is_done:
-            self.run_epoch(self.position.epochs_done, progress)
-            self.save()
+        path = self.state_path if self.processes.is_first else None
+        with sole_writer(path) if path is not None else nullcontext():
+            self.resume()
+            while not self.is_done:
+                self.run_epoch(self.position.epochs_done, progress)
+                self.save()
 
     @property
     def images_per_s(self) -> float:
@@ -139,26 +142,20 @@ class Trainer:
         started = time.perf_counter()
         losses: list[dict[str, Tensor]] = []
         check_every = CUDA_CHECK_UPDATES if self.device.type == "cuda" else 1
-        batches = self.batches(epoch, progress)
-        for number, size in enumerate(self.update_sizes):
-            update = epoch * len(self.update_sizes) + number
-            losses.append(
-                self.updater.update(
-                    islice(batches, size),
-                    rates_at(update, self.total_updates, self.config),
-                    warm_up=epoch < self.warm_up_epochs,
-                    progress=update / self.total_updates,
-                )
-            )
-            self.average.update(self.model)
-            if len(losses) % check_every == 0:
-                self.require_finite(epoch, losses, check_every)
+        with closing(self.batches(epoch, progress)) as batches:
+            for number, size in enumerate(self.update_sizes):
+                update = epoch * len(self.update_sizes) + number
+                rates = rates_at(update, self.total_updates, self.config)
+                losses.append(self.update(islice(batches, size), rates, epoch, update))
+                self.average.update(self.model)
+                if len(losses) % check_every == 0:
+                    self.require_finite(epoch, losses, check_every)
         self.require_finite(epoch, losses, check_every)
+        self.require_finite_weights(epoch)
         means = {name: float(torch.stack([loss[name] for loss in losses]).mean()) for name in losses[0]}
         seconds = time.perf_counter() - started
-        rate = rates_at(update, self.total_updates, self.config).learning_rate
         accuracy = self.evaluate_average() if self.is_evaluated(epoch) else None
-        row = EpochRow(epoch=epoch + 1, learning_rate=rate, losses=means, seconds=seconds)
+        row = EpochRow(epoch=epoch + 1, learning_rate=rates.learning_rate, losses=means, seconds=seconds)
         if accuracy is not None:
             row = row.model_copy(update={"ap": accuracy.ap, "ap50": accuracy.ap50})
             self.keep_best(epoch + 1, accuracy)
@@ -166,17 +163,28 @@ class Trainer:
         if self.board is not None:
             self.board.show_row(row)
 
-    def batches(self, epoch: int, progress: Progress) -> Iterator[TrainBatch]:
+    def update(self, batches: Iterable[TrainBatch], rates: Rates, epoch: int, number: int) -> dict[str, Tensor]:
+        try:
+            return self.updater.update(
+                batches, rates, warm_up=epoch < self.warm_up_epochs, progress=number / self.total_updates
+            )
+        except RuntimeError as error:
+            if "without overflow" not in str(error):  # a rate or a decay that 32 bits do not hold
+                raise
+            raise self.diverged(f"step {number + 1} cannot be computed", epoch, str(error)) from None
+
+    def batches(self, epoch: int, progress: Progress) -> Generator[TrainBatch]:
         """This process's batches of an epoch; the board gets the first of the run."""
         source = training_batches(
             self.cache, self.job.imgsz, self.config, seed=self.job.seed, epoch=epoch, stride=self.stride,
             processes=self.processes, device=self.device.type,
         )  # fmt: skip
         label = f"train {epoch + 1}/{self.config.epochs}"
-        for number, batch in enumerate(progress(source, total=sum(self.update_sizes), label=label)):
-            if self.board is not None and number == epoch == 0:
-                self.board.show_batch(batch, epoch + 1)
-            yield batch
+        with closing(source):  # its threads end with it, also when the training is stopped
+            for number, batch in enumerate(progress(source, total=sum(self.update_sizes), label=label)):
+                if self.board is not None and number == epoch == 0:
+                    self.board.show_batch(batch, epoch + 1)
+                yield batch
 
     @property
     def total_updates(self) -> int:
@@ -187,13 +195,25 @@ class Trainer:
         for number, loss in list(enumerate(losses))[-last:]:
             broken = [name for name, value in loss.items() if not torch.isfinite(value)]
             if broken:
-                kept = f"the state after epoch {epoch} is in {self.state_path}; " if self.state_path and epoch else ""
                 step = epoch * len(self.update_sizes) + number + 1
-                raise TrainingError(
-                    f"the loss is not finite at step {step} (epoch {epoch + 1})",
-                    found=", ".join(f"{name} = {float(loss[name])}" for name in broken),
-                    fix=f"{kept}try a lower learning_rate, more warmup_steps or max_grad_norm",
-                )
+                found = ", ".join(f"{name} = {float(loss[name])}" for name in broken)
+                raise self.diverged(f"the loss is not finite at step {step}", epoch, found)
+
+    def require_finite_weights(self, epoch: int) -> None:
+        """Stop when the last updates broke the averaged weights, which no loss has shown yet."""
+        values = {name: value for name, value in self.average.model.state_dict().items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+        broken = [name for name, whole in zip(values, finite, strict=True) if not whole]
+        if broken:
+            found = f"{len(broken)} of {len(finite)} tensors, the first is {broken[0]}"
+            raise self.diverged("the weights are not finite", epoch, found)
+
+    def diverged(self, what: str, epoch: int, found: str) -> TrainingError:
+        kept = f"the state after epoch {epoch} is in {self.state_path}; " if self.state_path and epoch else ""
+        fix = (
+            f"{kept}try a lower learning_rate, more warmup_steps, max_grad_norm, a smaller weight_decay or loss weight"
+        )
+        return TrainingError(f"{what} (epoch {epoch + 1})", found=found, fix=fix)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -208,9 +228,13 @@ class Trainer:
         def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
             with torch.inference_mode():
                 pixels = torch.from_numpy(images).to(self.device, memory_format=LAYOUT)
-                return self.average.model(pixels).cpu().numpy()
+                found = self.average.model(pixels).cpu().numpy()
+            if not np.isfinite(found).all():
+                raise self.diverged("the model's output is not finite", self.position.epochs_done, "nan or infinity")
+            return found
 
-        return evaluate_together(predict, self.job.val_set, self.job.imgsz, self.job.eval_config)
+        job, layout = self.job, self.model.spec.layout
+        return evaluate_together(predict, job.val_set, job.imgsz, job.eval_config, layout)
 
     def keep_best(self, epoch: int, accuracy: Accuracy) -> None:
         best = self.position.best
@@ -245,7 +269,7 @@ class Trainer:
         if path is None or loaded is None:
             return
         position, tensors = loaded
-        require_same_settings(path, position, self.position.settings)
+        require_same_identity(path, position.identity, self.position.identity)
         try:
             self.model.load_state_dict(tensors["model"])
             self.average.model.load_state_dict(tensors["average"])

@@ -7,6 +7,7 @@ import pytest
 from repq.bench import ServedModel, time_service
 from repq.errors import RepqError
 from repq.recipe import BenchConfig
+from repq.results import ModelInfo
 
 
 class Clock:
@@ -29,7 +30,8 @@ class Clock:
     def model(self, label: str, *costs: float) -> ServedModel:
         names = ("decode", "preprocess", "infer", "postprocess")
         steps = (self.step(f"{label}:{name}", cost) for name, cost in zip(names, costs, strict=True))
-        return ServedModel(label, "fake", "float32", "opencv", "host", "host", *steps)
+        info = ModelInfo(model=label, engine="fake", variant="float32", precision="float32", size_bytes=None)
+        return ServedModel(info, "opencv", "host", "host", *steps)
 
 
 def test_every_step_is_timed_per_image() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from repq.api.measuring import gpu_index
+from repq.api.running import Options, in_torch
 from repq.bench import DeviceWork, GpuWatch, device_ms
 from repq.errors import EngineError
 from repq.model import build
-from repq.predictor import from_torch
-from repq.stages.timing import gpu_index
+from repq.quant import Weights
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
@@ -37,16 +38,16 @@ def test_without_a_gpu_there_are_no_figures() -> None:
 
 def test_half_precision_needs_a_gpu() -> None:
     with pytest.raises(EngineError, match="FP16"):
-        from_torch("m", build("yolov6n_v2", 3, deploy=True), half=True)
+        in_torch(Weights(build("yolov6n_v2", 3, deploy=True)), Options(half=True), "m")
 
 
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("half", [False, True])
 def test_a_graph_is_no_slower_than_kernels_one_by_one(half: bool) -> None:
-    predictor = from_torch("m", build("yolov6n_v2", 3, deploy=True), device="cuda", half=half)
-    assert predictor.on_device is not None
-    work = DeviceWork(*predictor.on_device((1, 3, 320, 320)))
+    running = in_torch(Weights(build("yolov6n_v2", 3, deploy=True)), Options(device="cuda", half=half), "m")
+    assert running.on_device is not None
+    work = DeviceWork(*running.on_device((1, 3, 320, 320)))
     one_by_one, graph = (device_ms(work, 50, 10, graph=graph) for graph in (False, True))
     assert one_by_one is not None and graph is not None
     assert 0 < graph < 1.1 * one_by_one

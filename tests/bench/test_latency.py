@@ -5,10 +5,14 @@ import gc
 import numpy as np
 import pytest
 
-from repq.bench import Runner, TimedModel, bench, capture_environment, measure
+from repq.bench import Runner, TimedModel, bench, capture_environment, time_in_turns
 from repq.errors import RepqError
 from repq.recipe import BenchConfig
-from repq.results import BenchReport, Environment
+from repq.results import BenchReport, Environment, ModelInfo
+
+
+def model_info(name: str) -> ModelInfo:
+    return ModelInfo(model=name, engine="fake", variant="float32", precision="float32", size_bytes=10)
 
 
 class FakeMachine:
@@ -39,7 +43,7 @@ class FakeMachine:
             self.work(f"{name}:post", 2)
 
         runner = Runner(infer, preprocess, postprocess)
-        return TimedModel(name, "fake", "fp32", "float32", 10, lambda threads: runner, **more)
+        return TimedModel(model_info(name), lambda threads: runner, **more)
 
 
 ENVIRONMENT = capture_environment()
@@ -49,7 +53,7 @@ def test_turns_alternate_in_direction():
     machine = FakeMachine()
     config = BenchConfig(warmup=2, rounds=2, runs_per_round=1)
     runs = [lambda name=name: machine.work(name, 1) for name in "abc"]
-    measure(runs, config, machine.clock)
+    time_in_turns(runs, config, machine.clock)
     # two warm-up calls each, then a forward and a backward round of one uncounted and one counted call
     assert "".join(machine.log) == "aabbcc" + "aabbcc" + "ccbbaa"
 
@@ -76,13 +80,13 @@ def test_median_and_p95_of_uneven_times():
     machine = FakeMachine()
     times = iter([0.0, *range(1, 101)])
     runs = [lambda: machine.work("x", next(times))]
-    [samples] = measure(runs, BenchConfig(warmup=0, rounds=1, runs_per_round=100), machine.clock)
+    [samples] = time_in_turns(runs, BenchConfig(warmup=0, rounds=1, runs_per_round=100), machine.clock)
     assert samples == pytest.approx(list(range(1, 101)))
 
 
 def test_without_pre_and_postprocessing_there_is_no_end_to_end_row():
     machine = FakeMachine()
-    bare = TimedModel("bare", "fake", "int8", "int8", 1, lambda threads: Runner(lambda images: machine.work("bare", 1)))
+    bare = TimedModel(model_info("bare"), lambda threads: Runner(lambda images: machine.work("bare", 1)))
     config = BenchConfig(warmup=0, rounds=1, runs_per_round=1)
     report = bench([bare, machine.model("whole", 1)], (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
     rows = {(row.model, row.scope): row for row in report.rows}
@@ -92,7 +96,7 @@ def test_without_pre_and_postprocessing_there_is_no_end_to_end_row():
 
 def test_collector_is_off_in_the_timed_part_and_on_after():
     seen = []
-    measure([lambda: seen.append(gc.isenabled())], BenchConfig(warmup=0, rounds=1, runs_per_round=3))
+    time_in_turns([lambda: seen.append(gc.isenabled())], BenchConfig(warmup=0, rounds=1, runs_per_round=3))
     assert seen == [False] * 4
     assert gc.isenabled()
 
@@ -102,7 +106,7 @@ def test_collector_comes_back_after_a_failure():
         raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011
-        measure([fail], BenchConfig(warmup=0))
+        time_in_turns([fail], BenchConfig(warmup=0))
     assert gc.isenabled()
 
 
@@ -119,9 +123,7 @@ def test_settings_that_cannot_be_are_refused():
 def test_real_work_takes_real_time():
     def product(size: int) -> TimedModel:
         values = np.ones((size, size), np.float32)
-        return TimedModel(
-            str(size), "numpy", "fp32", "float32", 0, lambda threads: Runner(lambda images: values @ values)
-        )
+        return TimedModel(model_info(str(size)), lambda threads: Runner(lambda images: values @ values))
 
     report = bench([product(1024), product(64)], (32, 32), BenchConfig(rounds=2, runs_per_round=3, end_to_end=False))
     large, small = report.rows

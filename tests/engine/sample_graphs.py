@@ -52,7 +52,8 @@ class _Writer:
         bias = self.constant(f"{layer}.bias", self.rng.normal(0, 0.1, cout).astype(np.float32))
         if layer in self.int8:
             axis = 1 if transposed else 0
-            scale = (np.abs(weight).max(axis=tuple(a for a in range(4) if a != axis)) / 127).astype(np.float32)
+            # 7 bits: x86 kernels without dot products add pairs of products in 16 bits, where 8 bits would saturate
+            scale = (np.abs(weight).max(axis=tuple(a for a in range(4) if a != axis)) / 63).astype(np.float32)
             divisor = scale.reshape([-1 if a == axis else 1 for a in range(4)])
             integers = np.clip(np.rint(weight / divisor), -128, 127).astype(np.int8)
             parts = [

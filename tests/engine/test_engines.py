@@ -13,7 +13,6 @@ from sample_graphs import LAYERS, calibrated_scales, detector
 from repq.engine import build, load
 from repq.errors import EngineError
 from repq.graph import to_fp16
-from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.recipe import BuildConfig
 
 ENGINES = ("onnxruntime", "openvino")
@@ -37,12 +36,6 @@ def quantized(layers: tuple[str, ...] = LAYERS, *, asymmetric: bool = False, bat
 
 def snr_db(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / max(((wanted - found) ** 2).sum(), 1e-30)))
-
-
-def least_snr(name: str, wanted: float) -> float:
-    """OpenVINO's 16-bit sums saturate on x86 without dot product instructions (``DOT_PRODUCT_FEATURES``)."""
-    exact = name != "openvino" or DOT_PRODUCT_FEATURES.intersection(cpu_features())
-    return wanted if exact else min(wanted, 25)
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ def test_openvino_runs_every_quantized_layer_in_int8_and_computes_the_qdq_graph(
     engine = build("openvino", onnx_file(model))
     assert engine.describe().precision_counts() == {"int8": len(LAYERS)}
     # Integer sums are exact, so only values on the very edge of a step could differ: here none does.
-    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > least_snr("openvino", 100)
+    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 100
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -92,7 +85,7 @@ def test_partly_quantized_graph_is_mixed(name, onnx_file):
     found = {row.layer: row.precision for row in engine.describe().layers}
     assert found["stem.conv"] == "int8"
     assert {found[layer] for layer in LAYERS[2:]} == {"float32"}
-    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > least_snr(name, 50)
+    assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 50
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -100,7 +93,7 @@ def test_each_layer_alone_computes_the_qdq_graph(layer, onnx_file):
     model = quantized((layer,))
     for name in ENGINES:
         found = build(name, onnx_file(model)).infer(IMAGES)["detections"]
-        assert snr_db(reference(model, IMAGES), found) > least_snr(name, 90), name
+        assert snr_db(reference(model, IMAGES), found) > 90, name
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -127,7 +120,7 @@ def test_dynamic_batch_takes_any_size(name, batch, onnx_file):
     images = np.random.default_rng(batch).uniform(0, 1, (batch, 3, 32, 32)).astype(np.float32)
     found = engine.infer(images)["detections"]
     assert found.shape == (batch, 256, 8)
-    assert snr_db(reference(model, images), found) > least_snr(name, 40)
+    assert snr_db(reference(model, images), found) > 40
 
 
 @pytest.mark.parametrize("name", ENGINES)

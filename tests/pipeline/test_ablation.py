@@ -91,8 +91,9 @@ def test_what_is_no_ablation_is_refused(tmp_path: Path, changes: dict, message: 
 
 
 def test_every_ablation_of_the_project_is_valid() -> None:
-    folder = Path(__file__).resolve().parents[1] / "recipes/ablations"
-    for path in sorted(folder.glob("*.yaml")):
+    paths = sorted((Path(__file__).resolve().parents[2] / "recipes/ablations").glob("*.yaml"))
+    assert paths
+    for path in paths:
         ablation, trials = load_ablation(path)
         assert len(trials) == len(ablation.seeds) * len(ablation.variants) >= 2
 

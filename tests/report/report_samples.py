@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from repq.report import ArtifactSize, BuiltEngine, DrawnImage, MeasuredAccuracy, ReportSummary, draw_pair
-from repq.report.summary import Variant
+from repq.report import ReportSummary, draw_pair
 from repq.results import (
     Accuracy,
     Agreement,
@@ -14,17 +15,20 @@ from repq.results import (
     BlockFusion,
     CheckReport,
     ClassAccuracy,
+    DrawnImage,
     EngineDescription,
     Environment,
     EpochRow,
     FusionReport,
     LayerPrecision,
     LayerQuantization,
+    Pictures,
     PtqReport,
     PtqTrial,
     QatReport,
     ScaleChange,
     TrainReport,
+    Variant,
 )
 
 CREATED = "2026-01-31"
@@ -123,7 +127,7 @@ def make_ptq() -> PtqReport:
     )
 
 
-def make_engine(engine: str, variant: Variant, size: int, strayed: tuple[str, ...] = ()) -> BuiltEngine:
+def make_engine(engine: str, variant: Variant, size: int, strayed: tuple[str, ...] = ()) -> EngineDescription:
     kept = {LAYERS[0], LAYERS[20], LAYERS[21], *strayed}
     layers = tuple(
         LayerPrecision(
@@ -133,28 +137,25 @@ def make_engine(engine: str, variant: Variant, size: int, strayed: tuple[str, ..
         )
         for layer in LAYERS
     )
-    return BuiltEngine(
-        variant=variant,
-        description=EngineDescription(
-            engine=engine,
-            version="2026.4.1" if engine == "openvino" else "1.31.0",
-            device="CPU",
-            input_name="images",
-            input_shape=(1, 3, 320, 320),
-            output_names=("detections",),
-            size_bytes=size,
-            layers=layers,
-            extra_nodes={"quantize": 12, "reorder": 5} if variant == "int8" else {},
-        ),
+    return EngineDescription(
+        engine=engine,
+        version="2026.4.1" if engine == "openvino" else "1.31.0",
+        device="CPU",
+        input_name="images",
+        input_shape=(1, 3, 320, 320),
+        output_names=("detections",),
+        size_bytes=size,
+        layers=layers,
+        extra_nodes={"quantize": 12, "reorder": 5} if variant == "int8" else {},
     )
 
 
 def make_bench() -> BenchReport:
     rng = np.random.default_rng(2)
     medians = {
-        ("onnxruntime", "fp32"): 69.1,
+        ("onnxruntime", "float32"): 69.1,
         ("onnxruntime", "int8"): 42.3,
-        ("openvino", "fp32"): 88.4,
+        ("openvino", "float32"): 88.4,
         ("openvino", "int8"): 35.9,
     }
     rows = []
@@ -168,7 +169,7 @@ def make_bench() -> BenchReport:
                         model="yolov6n",
                         engine=engine,
                         variant=precision,
-                        precision="float32" if precision == "fp32" else precision,
+                        precision=precision,
                         batch=batch,
                         threads=2,
                         scope=scope,
@@ -176,7 +177,7 @@ def make_bench() -> BenchReport:
                         latency_ms_p95=samples[-3],
                         images_per_s=1000 * batch / median,
                         runs=50,
-                        size_bytes=18_900_000 if precision == "fp32" else 5_020_000,
+                        size_bytes=18_900_000 if precision == "float32" else 5_020_000,
                         speedup=(69.1 + extra) * batch / median,
                         samples_ms=samples,
                     )
@@ -274,22 +275,23 @@ def make_qat(ptq: PtqReport) -> QatReport:
     )
 
 
-def make_summary() -> ReportSummary:
+def make_results() -> dict[str, Any]:
+    """By stage, as a run gives them."""
     ptq = make_ptq()
     full = ptq.accuracy_float
     quantized = {"onnxruntime": nudged(full, 0.2991, 6), "openvino": nudged(full, 0.2842, 7)}
-    accuracies = [
-        MeasuredAccuracy(variant="fp32", engine="torch", accuracy=full),
-        MeasuredAccuracy(variant="int8", engine="torch", accuracy=ptq.accuracy_quantized),
-    ]
+    accuracies = {"torch-float32": full, "torch-int8": ptq.accuracy_quantized}
     for engine, accuracy in quantized.items():
-        accuracies.append(MeasuredAccuracy(variant="fp32", engine=engine, accuracy=nudged(full, 0.3043, 8)))
-        accuracies.append(MeasuredAccuracy(variant="int8", engine=engine, accuracy=accuracy))
+        accuracies |= {f"{engine}-float32": nudged(full, 0.3043, 8), f"{engine}-int8": accuracy}
     check = CheckReport(
         reference=ptq.accuracy_quantized,
         engines=tuple(
             Agreement(
+                model=f"{engine}-int8",
                 engine=engine,
+                variant="int8",
+                precision="int8 in 69 of 72 layers",
+                size_bytes=5_020_000,
                 snr_db={"boxes": 41.27, "scores": 36.64},
                 max_abs_error={"boxes": 3.118, "scores": 0.0421},
                 accuracy=accuracy,
@@ -304,6 +306,43 @@ def make_summary() -> ReportSummary:
         min_snr_db=None,
         passed=False,
     )
+    return {
+        "train": make_training(),
+        "fuse": make_fusion(),
+        "ptq": ptq,
+        "qat": make_qat(ptq),
+        "eval": accuracies,
+        "build": {
+            "onnxruntime-float32": make_engine("onnxruntime", "float32", 18_912_345),
+            "openvino-float32": make_engine("openvino", "float32", 18_823_456),
+            "onnxruntime-int8": make_engine("onnxruntime", "int8", 5_023_456),
+            "openvino-int8": make_engine("openvino", "int8", 4_934_567, strayed=(STRAYED, *LAYERS[30:37])),
+        },
+        "check": check,
+        "bench": make_bench(),
+        "sizes": {"checkpoint": 18_654_321, "float ONNX": 18_712_345, "INT8 ONNX": 18_998_765},
+        "pictures": Pictures(engine="openvino", confidence=0.3, images=make_drawn()),
+    }
+
+
+MANIFESTS = (
+    {
+        "stage": "ptq",
+        "key": "9f2c4e11aa07",
+        "config": {"scheme": "symmetric", "note": HOSTILE},
+        "inputs": {"fuse": "5d41402abc4b2a76b9719d911017c592"},
+        "versions": {"torch": "2.13.0"},
+        "seed": 0,
+        "created": "2026-01-31T10:00:00+00:00",
+        "seconds": 41.3,
+        "files": {"ptq.json": "aa11"},
+    },
+    {"stage": "bench", "key": "0c1d2e3f4a5b", "config": {"rounds": 5}, "seed": 0},
+)
+
+
+def make_summary(**changes: Any) -> ReportSummary:
+    """A whole run, with some results exchanged."""
     return ReportSummary(
         title="quickstart: yolov6lite_s in INT8",
         created=CREATED,
@@ -312,39 +351,11 @@ def make_summary() -> ReportSummary:
         model="yolov6lite_s",
         data="coco128 (val)",
         imgsz=(320, 320),
-        training=make_training(),
-        fusion=make_fusion(),
-        ptq=ptq,
-        qat=make_qat(ptq),
-        accuracies=tuple(accuracies),
-        engines=(
-            make_engine("onnxruntime", "fp32", 18_912_345),
-            make_engine("openvino", "fp32", 18_823_456),
-            make_engine("onnxruntime", "int8", 5_023_456),
-            make_engine("openvino", "int8", 4_934_567, strayed=(STRAYED, *LAYERS[30:37])),
-        ),
-        check=check,
-        bench=make_bench(),
-        sizes=(
-            ArtifactSize(name="checkpoint", size_bytes=18_654_321),
-            ArtifactSize(name="float ONNX", size_bytes=18_712_345),
-            ArtifactSize(name="INT8 ONNX", size_bytes=18_998_765),
-        ),
-        drawn=make_drawn(),
-        drawn_engine="openvino",
-        drawn_confidence=0.3,
-        manifests=(
-            {
-                "stage": "ptq",
-                "key": "9f2c4e11aa07",
-                "config": {"scheme": "symmetric", "note": HOSTILE},
-                "inputs": {"fuse": "5d41402abc4b2a76b9719d911017c592"},
-                "versions": {"torch": "2.13.0"},
-                "seed": 0,
-                "created": "2026-01-31T10:00:00+00:00",
-                "seconds": 41.3,
-                "files": {"ptq.json": "aa11"},
-            },
-            {"stage": "bench", "key": "0c1d2e3f4a5b", "config": {"rounds": 5}, "seed": 0},
-        ),
+        results=make_results() | changes,
+        manifests=MANIFESTS,
     )
+
+
+def part(**results: Any) -> ReportSummary:
+    """The least summary that holds some results."""
+    return ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, results=results)

@@ -108,6 +108,5 @@ def make_sensitivity_summary(holds: bool = True) -> ReportSummary:
         title="yolov6s: what quantizing each layer costs",
         created=CREATED,
         environment=ENVIRONMENT,
-        sensitivity=make_sensitivity(),
-        plan=make_plan(holds),
+        results={"sensitivity": make_sensitivity(), "plan": make_plan(holds)},
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from report_samples import CREATED, ENVIRONMENT, LAYERS, STRAYED, make_engine, make_fusion, make_ptq, make_summary
+from report_samples import LAYERS, STRAYED, make_engine, make_fusion, make_ptq, make_summary, part
 
 from repq.report import ReportSummary, headline
-from repq.report.comparison import Comparison, compare
+from repq.report.comparison import Comparison, comparisons
 from repq.report.findings import findings
+from repq.report.summary import BENCH, EVAL
 
 
 def by_engine(summary: ReportSummary) -> dict[str, Comparison]:
-    return {item.engine: item for item in compare(summary)}
+    return {item.engine: item for item in comparisons(summary)}
 
 
 def texts(summary: ReportSummary, level: str) -> list[str]:
-    return [finding.text for finding in findings(summary, compare(summary)) if finding.level == level]
+    return [finding.text for finding in findings(summary, comparisons(summary)) if finding.level == level]
 
 
 def test_figures_of_the_headline() -> None:
@@ -53,7 +54,7 @@ def test_layers_kept_float_by_plan_are_no_finding() -> None:
 
 def test_an_engine_that_ran_all_in_float_is_bad() -> None:
     built = make_engine("openvino", "int8", 5_000_000, strayed=LAYERS)
-    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=make_ptq(), engines=(built,))
+    summary = part(ptq=make_ptq(), build={"openvino-int8": built})
     openvino = by_engine(summary)["openvino"]
     assert openvino.int8_layers == 0
     assert openvino.level == "bad"
@@ -62,19 +63,16 @@ def test_an_engine_that_ran_all_in_float_is_bad() -> None:
 
 def test_layers_that_the_runtime_does_not_report_are_said() -> None:
     built = make_engine("openvino", "int8", 5_000_000)
-    description = built.description.model_copy(update={"layers": built.description.layers[:-1]})
-    built = built.model_copy(update={"description": description})
-    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=make_ptq(), engines=(built,))
+    built = built.model_copy(update={"layers": built.layers[:-1]})
+    summary = part(ptq=make_ptq(), build={"openvino-int8": built})
     (text,) = texts(summary, "warn")
     assert LAYERS[-1] in text
 
 
 def test_an_unfair_baseline_is_said() -> None:
-    built = make_engine("openvino", "fp32", 18_000_000)
-    rows = tuple(row.model_copy(update={"precision": "bfloat16"}) for row in built.description.layers)
-    description = built.description.model_copy(update={"layers": rows})
-    built = built.model_copy(update={"description": description})
-    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, engines=(built,))
+    built = make_engine("openvino", "float32", 18_000_000)
+    rows = tuple(row.model_copy(update={"precision": "bfloat16"}) for row in built.layers)
+    summary = part(build={"openvino-float32": built.model_copy(update={"layers": rows})})
     (text,) = texts(summary, "warn")
     assert "bfloat16" in text
 
@@ -84,23 +82,22 @@ def test_level_of_an_accuracy_loss(drop: float, level: str) -> None:
     ptq = make_ptq()
     worse = ptq.accuracy_float.model_copy(update={"ap": ptq.accuracy_float.ap - drop})
     ptq = ptq.model_copy(update={"accuracy_quantized": worse})
-    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, ptq=ptq)
+    summary = part(ptq=ptq)
     assert by_engine(summary)["torch"].accuracy_level == level
 
 
 def test_a_slower_int8_is_said() -> None:
     summary = make_summary()
-    assert summary.bench is not None
     rows = [
         row.model_copy(update={"latency_ms_median": 100.0 * row.batch}) if row.variant == "int8" else row
-        for row in summary.bench.rows
+        for row in summary[BENCH].rows
     ]
-    bench = summary.bench.model_copy(update={"rows": tuple(rows)})
-    assert any("not faster" in text for text in texts(summary.model_copy(update={"bench": bench}), "warn"))
+    bench = summary[BENCH].model_copy(update={"rows": tuple(rows)})
+    assert any("not faster" in text for text in texts(make_summary(bench=bench), "warn"))
 
 
 def test_failed_check_and_failed_fusion_are_bad() -> None:
-    summary = make_summary().model_copy(update={"fusion": make_fusion(error=0.2)})
+    summary = make_summary(fuse=make_fusion(error=0.2))
     bad = texts(summary, "bad")
     assert any("do not agree" in text and "OpenVINO" in text for text in bad)
     assert any("Fusing changes the model" in text for text in bad)
@@ -108,14 +105,13 @@ def test_failed_check_and_failed_fusion_are_bad() -> None:
 
 def test_the_worst_comes_first() -> None:
     summary = make_summary()
-    levels = [finding.level for finding in findings(summary, compare(summary))]
+    levels = [finding.level for finding in findings(summary, comparisons(summary))]
     assert levels == sorted(levels, key=("bad", "warn", "good").index)
 
 
 def test_torch_is_the_baseline_where_the_engine_has_none() -> None:
-    summary = make_summary()
-    kept = tuple(item for item in summary.accuracies if (item.engine, item.variant) != ("openvino", "fp32"))
-    openvino = by_engine(summary.model_copy(update={"accuracies": kept}))["openvino"]
+    kept = {name: accuracy for name, accuracy in make_summary()[EVAL].items() if name != "openvino-float32"}
+    openvino = by_engine(make_summary(eval=kept))["openvino"]
     assert openvino.float_engine == "torch"
     assert openvino.float_accuracy is not None
     assert openvino.float_accuracy.ap == pytest.approx(0.3044)

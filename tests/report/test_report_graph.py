@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from report_samples import make_accuracy, make_ptq, make_summary
+from report_samples import make_accuracy, make_ptq, make_results, make_summary
 
 from repq.report import render_report
-from repq.report.sections.graph import graph_section
+from repq.report.sections import sections_of
 from repq.report.text import engine_table, export_text
 from repq.results import EngineDescription, Expectation, ExportReport, GraphFinding, LayerPrecision, QdqCount
 
@@ -23,6 +23,7 @@ GRAPH = ExportReport(
     qdq=AFTER,
     merged_groups=5,
     fp32_nodes=("neck.loud",),
+    raised_scales=("neck.quiet",),
     layers_int8=50,
     layers_float=8,
     size_bytes=1000,
@@ -33,16 +34,18 @@ GRAPH = ExportReport(
 
 
 def page(**changes: object) -> str:
-    summary = make_summary().model_copy(update={"graph": GRAPH, **changes})
-    section = graph_section(summary)
-    assert section is not None
-    return repr(section)
+    (blocks,) = graph_sections(export=GRAPH, **changes)
+    return repr(blocks)
+
+
+def graph_sections(**changes: object) -> list[object]:
+    return [blocks for section, blocks in sections_of(make_summary(**changes)) if section.name == "graph"]
 
 
 def test_counts_stand_before_and_after_merging() -> None:
     text = page()
     assert all(str(number) in text for number in (80, 79, 40, 31, 60, 58, 9))
-    assert "neck.loud" in text and "the largest of each group" in text
+    assert "neck.loud" in text and "neck.quiet" in text and "the largest of each group" in text
 
 
 def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
@@ -60,12 +63,21 @@ def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
     assert "AP with own scales" in text
 
 
+def test_the_graph_with_fp16_types_stands_beside_the_engines(tmp_path: Path) -> None:
+    check = make_results()["check"]
+    typed = check.engines[0].model_copy(
+        update={"model": "int8_float16.onnx", "snr_db": {"boxes": 51.7, "scores": 47.1}}
+    )
+    text = render_report(make_summary(check=check.model_copy(update={"typed": typed})), tmp_path)["md"].read_text()
+    assert "With FP16 types" in text and "| int8_float16.onnx (onnxruntime) | 51.7 | 47.1 |" in text
+
+
 def test_a_run_without_a_graph_has_no_section() -> None:
-    assert graph_section(make_summary().model_copy(update={"graph": None})) is None
+    assert graph_sections() == []
 
 
 def test_the_whole_report_renders_with_it(tmp_path: Path) -> None:
-    paths = render_report(make_summary().model_copy(update={"graph": GRAPH}), tmp_path)
+    paths = render_report(make_summary(export=GRAPH), tmp_path)
     assert "one &lt;kernel&gt;" in Path(paths["html"]).read_text()
     assert "Predicted extra kernels" in Path(paths["md"]).read_text()
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from report_samples import CREATED, ENVIRONMENT
 
 from repq.cli import main
-from repq.report import MachineBench, ReportSummary, render_report
-from repq.report.published import PUBLISHED, architecture
+from repq.model import family_named
+from repq.report import ReportSummary, render_report
 from repq.results import BenchReport, BenchRow, GpuReadings, ServiceRow
 
 READINGS = GpuReadings(
@@ -21,7 +21,7 @@ READINGS = GpuReadings(
 
 def row(**changes: object) -> BenchRow:
     values = {
-        "model": "s.onnx", "engine": "tensorrt", "variant": "fp16", "precision": "float16", "batch": 1, "threads": 1,
+        "model": "s.onnx", "engine": "tensorrt", "variant": "float16", "precision": "float16", "batch": 1, "threads": 1,
         "scope": "infer", "latency_ms_median": 4.0, "latency_ms_p95": 4.4, "images_per_s": 250.0, "runs": 50,
         "size_bytes": 10**7, "spec": "yolov6s_v2_opt", "device_ms_median": 3.1, "device_graph_ms_median": 2.9,
         "gpu": READINGS,
@@ -31,7 +31,8 @@ def row(**changes: object) -> BenchRow:
 
 def service(loader: str) -> ServiceRow:
     return ServiceRow(
-        model="s.onnx", engine="tensorrt", precision="float16", loader=loader, letterbox="host", nms="graph", batch=1,
+        model="s.onnx", engine="tensorrt", variant="float16", precision="float16", size_bytes=10**7,
+        loader=loader, letterbox="host", nms="graph", batch=1,
         threads=2, images=64, decode_ms=5.125, preprocess_ms=1.375, infer_ms=4.5, postprocess_ms=0.25,
         images_per_s=88.9, overlapped_images_per_s=151.0, bottleneck="decode", bottleneck_share=0.456,
     )  # fmt: skip
@@ -44,8 +45,8 @@ def bench(*rows: BenchRow, gpu: str | None = None, imgsz: tuple[int, int] = (640
 
 def text_of(folder: Path, *benches: tuple[str, BenchReport], single: bool = False) -> str:
     summary = ReportSummary(
-        title="T", created=CREATED, environment=ENVIRONMENT, bench=benches[0][1] if single else None,
-        machines=tuple(MachineBench(name=name, bench=report) for name, report in benches),
+        title="T", created=CREATED, environment=ENVIRONMENT,
+        results={"bench": benches[0][1] if single else None, "machines": dict(benches)},
     )  # fmt: skip
     return render_report(summary, folder)["md"].read_text()
 
@@ -55,7 +56,7 @@ def line(text: str, *parts: str) -> str:
 
 
 def test_measured_stands_beside_published(tmp_path: Path) -> None:
-    gpu, cpu = bench(row(), gpu="Imaginary T4"), bench(row(variant="fp32", device_ms_median=None, gpu=None))
+    gpu, cpu = bench(row(), gpu="Imaginary T4"), bench(row(variant="float32", device_ms_median=None, gpu=None))
     text = text_of(tmp_path, ("one", gpu), ("two", cpu))
     for table, published in (("17", 377), ("18", 362)):
         found = line(text, "yolov6s_v2", "FP16", f"| {table} (T4", f"| {published} |")
@@ -65,7 +66,7 @@ def test_measured_stands_beside_published(tmp_path: Path) -> None:
     assert ENVIRONMENT.cpu in line(text, "| two |", "FP32")
 
 
-@pytest.mark.parametrize("other", [{"spec": "yolov6n"}, {"batch": 8}, {"variant": "fp32"}, {"spec": None}])
+@pytest.mark.parametrize("other", [{"spec": "yolov6n"}, {"batch": 8}, {"variant": "float32"}, {"spec": None}])
 def test_only_the_same_is_set_beside(tmp_path: Path, other: dict[str, object]) -> None:
     text = text_of(tmp_path, ("one", bench(row(**other))))
     assert "one: TensorRT" not in text
@@ -74,8 +75,9 @@ def test_only_the_same_is_set_beside(tmp_path: Path, other: dict[str, object]) -
 
 def test_every_published_row_is_there_once(tmp_path: Path) -> None:
     text = text_of(tmp_path, ("one", bench(row(spec=None))))
-    assert text.count("not measured |") == len(PUBLISHED) == 12
-    assert architecture("yolov6s_v2_opt") == architecture("yolov6s_v2_hs") == "yolov6s_v2"
+    family = family_named("yolov6")
+    assert text.count("not measured |") == len(family.published) == 12
+    assert family.architecture("yolov6s_v2_opt") == family.architecture("yolov6s_v2_hs") == "yolov6s_v2"
 
 
 def test_steps_and_device_times_of_one_machine(tmp_path: Path) -> None:

@@ -9,11 +9,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_samples import CLASSES, CREATED, ENVIRONMENT, HOSTILE, LAYERS, STRAYED, make_summary
+from report_samples import (
+    CLASSES,
+    CREATED,
+    ENVIRONMENT,
+    HOSTILE,
+    LAYERS,
+    MANIFESTS,
+    STRAYED,
+    make_results,
+    make_summary,
+    part,
+)
 
 from repq.report import ReportSummary, render_report
 from repq.report.numbers import change, compact, decibels, fraction, mebibytes, significant
 from repq.report.sections import sections_of
+from repq.report.summary import BENCH, BUILD, CHECK, EVAL, FUSE, PTQ, SIZES, TRAIN
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
@@ -72,15 +84,9 @@ def markdown(folder: Path) -> str:
 
 def figures(summary: ReportSummary) -> set[str]:
     """Every figure that was measured, as the report writes it."""
-    ptq, bench, check, fusion, training = summary.ptq, summary.bench, summary.check, summary.fusion, summary.training
-    assert ptq
-    assert bench
-    assert check
-    assert fusion
-    assert training
+    ptq, bench, check, fusion, training = (summary[key] for key in (PTQ, BENCH, CHECK, FUSE, TRAIN))
     found: set[str] = set()
-    for item in summary.accuracies:
-        accuracy = item.accuracy
+    for accuracy in summary[EVAL].values():
         found |= {fraction(accuracy.ap), fraction(accuracy.ap50), fraction(accuracy.ap75), fraction(accuracy.ap_small)}
         found |= {fraction(value) for row in accuracy.per_class for value in (row.ap, row.ap50)}
     for layer in ptq.layers:
@@ -97,8 +103,8 @@ def figures(summary: ReportSummary) -> set[str]:
         found |= set(map(compact, agreement.max_abs_error.values()))
     for epoch in training.epochs:
         found |= {*map(compact, epoch.losses.values()), compact(epoch.learning_rate), fraction(epoch.ap)}
-    found |= {mebibytes(size.size_bytes) for size in summary.sizes}
-    found |= {mebibytes(built.description.size_bytes) for built in summary.engines}
+    found |= {mebibytes(size) for size in summary[SIZES].values()}
+    found |= {mebibytes(built.size_bytes) for built in summary[BUILD].values()}
     found |= set(ENVIRONMENT.libraries.values()) | {ENVIRONMENT.cpu, ENVIRONMENT.python} | set(LAYERS)
     return found
 
@@ -174,28 +180,32 @@ def test_nothing_but_the_three_files_is_left(folder: Path) -> None:
 
 
 PARTS = {
-    "training": {"training"},
-    "fusion": {"fusion"},
+    "train": {"training"},
+    "fuse": {"fusion"},
     "ptq": {"headline", "accuracy", "layers"},
     "qat": {"qat"},
-    "engines": {"headline", "size", "execution"},
+    "build": {"headline", "size", "execution"},
     "check": {"headline", "agreement"},
     "bench": {"headline", "timing"},
     "sizes": {"size"},
-    "drawn": {"pictures"},
-    "manifests": {"manifests"},
-    "accuracies": {"headline", "accuracy"},
+    "pictures": {"pictures"},
+    "eval": {"headline", "accuracy"},
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_one_part_alone_gives_its_sections_alone(part: str, tmp_path: Path) -> None:
-    summary = ReportSummary(
-        title="t", created=CREATED, environment=ENVIRONMENT, **{part: getattr(make_summary(), part)}
-    )
-    expected = {"measured", "environment"} | PARTS[part] | ({"headline"} if part == "fusion" else set())
-    assert {section.anchor for section in sections_of(summary)} == expected
-    paths = render_report(summary, tmp_path)
+@pytest.mark.parametrize("stage", PARTS)
+def test_one_part_alone_gives_its_sections_alone(stage: str, tmp_path: Path) -> None:
+    check_sections(part(**{stage: make_results()[stage]}), PARTS[stage], tmp_path)
+
+
+def test_manifests_alone_give_their_section_alone(tmp_path: Path) -> None:
+    check_sections(part().model_copy(update={"manifests": MANIFESTS}), {"manifests"}, tmp_path)
+
+
+def check_sections(summary: ReportSummary, names: set[str], folder: Path) -> None:
+    expected = {"measured", "environment"} | names | ({"headline"} if "fusion" in names else set())
+    assert {section.name for section, _ in sections_of(summary)} == expected
+    paths = render_report(summary, folder)
     assert set(re.findall(r'<section id="(\w+)"', paths["html"].read_text())) == expected
 
 
@@ -218,12 +228,11 @@ def test_no_value_is_printed_as_python(page: str, markdown: str) -> None:
 def test_names_that_drawing_could_trip_over(tmp_path: Path) -> None:
     summary = make_summary()
     names = {HOSTILE: "$\\frac{1$", "class 1": "猫", "class 2": ""}
-    measured = []
-    for item in summary.accuracies:
-        rows = [row.model_copy(update={"name": names.get(row.name, row.name)}) for row in item.accuracy.per_class[:4]]
-        accuracy = item.accuracy.model_copy(update={"per_class": tuple(rows)})
-        measured.append(item.model_copy(update={"accuracy": accuracy}))
-    summary = ReportSummary(title="t", created=CREATED, environment=ENVIRONMENT, accuracies=tuple(measured))
+    measured = {}
+    for key, accuracy in summary[EVAL].items():
+        rows = [row.model_copy(update={"name": names.get(row.name, row.name)}) for row in accuracy.per_class[:4]]
+        measured[key] = accuracy.model_copy(update={"per_class": tuple(rows)})
+    summary = part(eval=measured)
     text = render_report(summary, tmp_path)["html"].read_text(encoding="utf-8")
     assert text.count("猫") >= 3  # two tables at least and the drawing
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from report_samples import ENVIRONMENT, LAYERS
+from report_samples import LAYERS, part
 from sensitivity_samples import KEPT, make_plan, make_sensitivity, make_sensitivity_summary
 
-from repq.report import ReportSummary, read_summary, render_report
+from repq.report import ReportSummary, render_report
+from repq.report.summary import SENSITIVITY
 from repq.report.text import sensitivity_table
 
 DRAWINGS = ("measures.svg", "correlation.svg", "seconds.svg", "plans-tried.svg", "front.svg")
@@ -25,8 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_figure_is_in_both_forms(folder: Path) -> None:
     summary = make_sensitivity_summary()
-    measured, plan = summary.sensitivity, summary.plan
-    assert measured and plan and plan.latency
+    measured = summary[SENSITIVITY]
     rows = measured.layers
     wanted = {f"{row.head.snr_db:.1f}" for row in rows if row.head} | {f"{row.ap_only_float:.4f}" for row in rows}
     wanted |= {"3.25", "1234", "4.22", "9.44", "96.1", "0.0123", "∞"} | set(LAYERS)
@@ -34,7 +35,8 @@ def test_every_figure_is_in_both_forms(folder: Path) -> None:
         text = (folder / name).read_text(encoding="utf-8")
         assert not [figure for figure in wanted if figure not in text], name
         assert all(text.count(layer) >= 2 for layer in KEPT)
-    assert read_summary(folder / "report.json") == summary
+    values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert ReportSummary.model_validate(values["summary"]) == summary
 
 
 def test_drawings_are_files_of_their_own_that_markdown_shows(folder: Path) -> None:
@@ -69,8 +71,7 @@ def test_a_measurement_of_little_gives_what_it_has(tmp_path: Path) -> None:
         "notes": (),
     }
     measured = make_sensitivity().model_copy(update=changes)
-    summary = ReportSummary(title="bare", created="2026-01-31", environment=ENVIRONMENT, sensitivity=measured)
-    render_report(summary, tmp_path)
+    render_report(part(sensitivity=measured), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "SNR, dB: local" in text and "SNR, dB: head" not in text and "AP, only" not in text
     assert not (tmp_path / "correlation.svg").exists()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repq.data import load_dataset, make_demo_set
+from repq.data import load_dataset, make_demo_set, warn_of_overlap
 from repq.recipe import DemoConfig
-from repq.stages.quantizing import warn_of_overlap
 
 
 def test_equal_images_are_warned_of_whatever_their_names(tmp_path: Path) -> None:

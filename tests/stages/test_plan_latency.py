@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repq.api.plan_latency import marked
 from repq.results import FrontPoint
-from repq.stages.plan_latency import marked
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
 
-from repq.data import ImageCache, load_dataset
+from repq.data import DetectionDataset, ImageCache, load_dataset
 from repq.distributed import evaluate_together
 from repq.errors import TrainingError
+from repq.identity import hash_tensors
 from repq.recipe import EvalConfig
-from repq.train import Updater, joined_processes, train
-from repq.train.job import content_hash
+from repq.train import Processes, Updater, joined_processes, train
 from repq.train.loader import training_batches
 
 
@@ -24,6 +24,20 @@ def dies_in_second_epoch(items: Iterable, /, *, total: int | None = None, label:
         if "2/" in label:
             os._exit(3)
         yield item
+
+
+def fewer_images_than_processes(
+    folder: Path, few: DetectionDataset, processes: Processes, device: torch.device
+) -> None:
+    """Of the two batches of an epoch, the last has one image for two processes; so has the set that is evaluated on."""
+    config = QUICK.model_copy(update={"batch": 2, "epochs": 1})
+    cache = ImageCache(few.records, SIZE, 1 << 24)
+    updater = Updater(settled(tiny_model()), config, device)
+    updater.add_gradients(list(training_batches(cache, SIZE, config, seed=0, epoch=0, processes=processes))[1:])
+    gradients = [parameter.grad for parameter in updater.parameters]
+    outcome = train(tiny_model(seed=processes.rank), few, few.subset(few.records[:1]), SIZE, config)
+    weights = hash_tensors(outcome.model.state_dict())
+    torch.save((gradients, weights, outcome.report.accuracy.ap), folder / f"few{processes.rank}.pt")
 
 
 def main(folder: Path, dying_rank: int) -> None:
@@ -39,6 +53,7 @@ def main(folder: Path, dying_rank: int) -> None:
             torch.save((len(batch.images), parts, gradients), folder / f"gradients{processes.rank}.pt")
             accuracy = evaluate_together(noisy_oracle(val_set), val_set, SIZE, EvalConfig(batch=2))
             (folder / f"accuracy{processes.rank}.json").write_text(accuracy.model_dump_json())
+            fewer_images_than_processes(folder, train_set.subset(train_set.records[:3]), processes, device)
         # Different weights: the first process's count.
         outcome = train(
             tiny_model(seed=processes.rank),
@@ -49,7 +64,7 @@ def main(folder: Path, dying_rank: int) -> None:
             state_path=folder / "state.safetensors",
             **({"progress": dies_in_second_epoch} if processes.rank == dying_rank else {}),
         )
-        (folder / f"weights{processes.rank}.txt").write_text(content_hash(outcome.model.state_dict()))
+        (folder / f"weights{processes.rank}.txt").write_text(hash_tensors(outcome.model.state_dict()))
         (folder / f"report{processes.rank}.json").write_text(outcome.report.model_dump_json())
 
 

@@ -9,10 +9,10 @@ import torch
 from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
 
 from repq.errors import TrainingError
+from repq.identity import hash_tensors
 from repq.recipe import DistillConfig
 from repq.train import Teacher, train
 from repq.train.distill import class_divergence, decayed, side_divergence
-from repq.train.job import content_hash
 
 DISTILL = DistillConfig(teacher=Path("teacher.pt"))
 CONFIG = QUICK.model_copy(update={"epochs": 2, "distill": DISTILL})
@@ -55,11 +55,11 @@ def test_the_weight_falls_with_a_cosine() -> None:
 def test_a_teacher_answers_as_it_would_in_evaluation() -> None:
     teacher, images = dfl_model(1), torch.rand(2, 3, 64, 64)
     detections = teacher.eval()(images)
-    before = content_hash(teacher.state_dict())
+    before = hash_tensors(teacher.state_dict())
     answer = Teacher(teacher, dfl_model(), DISTILL).answer(images, 0.0)
     torch.testing.assert_close(answer.scores, detections[..., 5:])
     assert answer.distances.shape[-1] == 4 * 17
-    assert content_hash(teacher.state_dict()) == before
+    assert hash_tensors(teacher.state_dict()) == before
 
 
 @pytest.mark.parametrize("dfl", [True, False])

@@ -59,6 +59,17 @@ def test_two_processes_are_one_with_the_joined_batch(folder: Path) -> None:
         assert together.ap == pytest.approx(alone.ap, abs=1e-6)
         assert together == alone
 
+    # One image for two processes: the same gradients as alone, and equal weights.
+    few, config = train_set.subset(train_set.records[:3]), QUICK.model_copy(update={"batch": 2})
+    updater = Updater(settled(tiny_model()), config, torch.device("cpu"))
+    few_cache = ImageCache(few.records, SIZE, 1 << 24)
+    updater.add_gradients(list(training_batches(few_cache, SIZE, config, seed=0, epoch=0))[1:])
+    (found, *first), (others, *second) = (torch.load(folder / f"few{rank}.pt", weights_only=True) for rank in range(2))
+    assert first == second
+    for parameter, gradient, other in zip(updater.parameters, found, others, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+        assert torch.equal(gradient, other)
+
     assert (folder / "weights0.txt").read_text() == (folder / "weights1.txt").read_text()
     reports = [TrainReport.model_validate_json((folder / f"report{rank}.json").read_text()) for rank in range(2)]
     assert reports[0].accuracy == reports[1].accuracy
@@ -98,7 +109,7 @@ def test_a_process_that_torchrun_stops_says_why() -> None:
     assert re.search(r"another of the 2 processes .* ended", run.stdout)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_shares_join_to_the_batches_of_one_process(folder: Path, count: int) -> None:
     train_set, _ = sets(folder)
     cache = ImageCache(train_set.records, SIZE, 1 << 24)
@@ -108,7 +119,9 @@ def test_shares_join_to_the_batches_of_one_process(folder: Path, count: int) -> 
         for rank in range(count)
     ]
     for number, batch in enumerate(whole):
-        images = [image for share in shares for image in share[number].images]
+        parts = [share[number] for share in shares]
+        assert all(len(part.images) for part in parts), "no process is without an image to keep step with"
+        images = [image for part in parts if part.counts for image in part.images]
         assert all((own == other).all() for own, other in zip(images, batch.images, strict=True))
 
 

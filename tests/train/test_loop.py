@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +18,10 @@ from repq.data import ImageCache
 from repq.errors import TrainingError
 from repq.model import build
 from repq.recipe import LetterboxConfig, TrainConfig
-from repq.train import accumulation, train
+from repq.train import Updater, optimizer, train
 from repq.train import trainer as trainer_module
-from repq.train import update as update_module
 from repq.train.loader import loading_threads, training_batches
+from repq.train.losses import ClassLoss
 from repq.train.state import load_state
 
 
@@ -29,12 +32,51 @@ def test_resumes_to_the_same_bits(data, tmp_path: Path) -> None:
     for steps in (7, 2):  # in the middle of epoch 3, then of what is then the first epoch
         with pytest.raises(KeyboardInterrupt):
             train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(steps))
-    resumed = train(tiny_model(seed=1), train_set, val_set, SIZE, QUICK, state_path=path)
+    with pytest.raises(TrainingError, match="different start"):  # other initial weights are another training
+        train(tiny_model(seed=1), train_set, val_set, SIZE, QUICK, state_path=path)
+    with pytest.raises(TrainingError, match="different val_set"):
+        train(tiny_model(), train_set, val_set.subset(val_set.records[1:]), SIZE, QUICK, state_path=path)
+    left = 3 * (QUICK.epochs - 2)  # no more than what is left is done again
+    resumed = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(left))
     assert same_weights(whole, resumed)
     assert [row.losses for row in whole.report.epochs] == [row.losses for row in resumed.report.epochs]
     assert resumed.report.best_epoch == whole.report.best_epoch
-    again = train(tiny_model(seed=2), train_set, val_set, SIZE, QUICK, state_path=path)  # nothing is left to do
+    again = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path, progress=interrupted_after(0))
     assert same_weights(whole, again)
+
+
+def test_a_stopped_training_leaves_no_thread_and_no_file_but_its_state(data, tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"workers": 2, "batch": 2})
+    before = set(threading.enumerate())
+    for steps, left in ((1, []), (12, ["state.safetensors"])):
+        state = tmp_path / f"after{steps}" / "state.safetensors"
+        with pytest.raises(KeyboardInterrupt) as kept:  # the traceback lives on, and with it what it refers to
+            train(tiny_model(), *data, SIZE, config, state_path=state, progress=interrupted_after(steps))
+        assert set(threading.enumerate()) == before, kept
+        assert state.parent.exists() == bool(left)
+        assert left == ([path.name for path in state.parent.iterdir()] if left else [])
+
+
+def test_one_training_at_a_time_writes_a_state(data, tmp_path: Path) -> None:
+    state = tmp_path / "new" / "state.safetensors"
+    refused = []
+
+    def second_begins(items: Iterable, /, *, total: int | None = None, label: str = "") -> Iterator:
+        for item in items:
+            for changes in ({}, {"learning_rate": 0.5}):
+                with pytest.raises(TrainingError, match="another training writes") as caught:
+                    train(tiny_model(), *data, SIZE, QUICK.model_copy(update=changes), state_path=state)
+                refused.append(str(caught.value))
+            yield item
+
+    one = QUICK.model_copy(update={"epochs": 1})
+    train(tiny_model(), *data, SIZE, one, state_path=state, progress=second_begins)
+    assert len(refused) == 2 * 3
+    assert all(f"process {os.getpid()} on " in message for message in refused)
+    assert [path.name for path in state.parent.iterdir()] == ["state.safetensors"]
+    unwritable = tmp_path / "new" / "state.safetensors" / "state"
+    with pytest.raises(TrainingError, match="cannot write the training state"):
+        train(tiny_model(), *data, SIZE, one, state_path=unwritable)
 
 
 def test_state_of_another_training_is_refused(data, tmp_path: Path) -> None:
@@ -78,7 +120,7 @@ def test_learns_a_few_images(data) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_part(data, tmp_path: Path, monkeypatch) -> None:
     train_set, val_set = data
-    real = update_module.detection_loss
+    real = Updater.loss
     calls = 0
 
     def poisoned(*args, **kwargs):
@@ -87,15 +129,54 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_part(data, tmp_path: Path
         loss = real(*args, **kwargs)
         return replace(loss, sums={**loss.sums, "iou": loss.sums["iou"] * float("nan")}) if calls == 5 else loss
 
-    monkeypatch.setattr(update_module, "detection_loss", poisoned)
+    monkeypatch.setattr(Updater, "loss", poisoned)
     path = tmp_path / "state.safetensors"
     with pytest.raises(TrainingError, match=r"step 5 \(epoch 2\)") as caught:
         train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
     assert "iou = nan" in str(caught.value)
     assert "after epoch 1" in str(caught.value)
-    monkeypatch.setattr(update_module, "detection_loss", real)
+    monkeypatch.setattr(Updater, "loss", real)
     resumed = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
     assert same_weights(resumed, train(tiny_model(), train_set, val_set, SIZE, QUICK))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"learning_rate": 1e30, "class_loss": kind} for kind in get_args(ClassLoss)),
+        {"learning_rate": 1e300},
+        {"learning_rate": 1e30, "epochs": 1, "batch": 16, "warmup_steps": 0},  # nothing follows the step that does it
+        {"learning_rate": 1e30, "optimizer": "adamw"},
+        {"warmup_bias_learning_rate": 1e35},
+        {"weight_decay": 1e30},
+        {"weight_decay": 1e300},
+        {"class_weight": 1e38},
+        {"iou_weight": float("inf")},
+        {"class_weights": (1e300, 1.0)},
+    ],
+    ids=str,
+)
+def test_settings_that_diverge_end_with_the_epoch_and_what_to_do(data, changes: dict) -> None:
+    config = QUICK.model_copy(update={"epochs": 2, **changes})
+    with pytest.raises(TrainingError, match=r"\(epoch [12]\)") as caught:
+        train(tiny_model(), *data, SIZE, config)
+    assert "learning_rate" in str(caught.value)
+
+
+@pytest.mark.parametrize("imgsz", [(32, 32), (32, 64)])
+@pytest.mark.parametrize(("images", "batch"), [(1, 4), (2, 1), (3, 2), (3, 1), (4, 2), (5, 4)])
+@pytest.mark.parametrize("multi_scale", [0.0, 0.5])
+def test_batch_norm_has_more_than_one_value_or_the_training_does_not_begin(
+    data, imgsz: tuple[int, int], images: int, batch: int, multi_scale: float
+) -> None:
+    few = data[0].subset(data[0].records[:images])
+    config = QUICK.model_copy(update={"epochs": 1, "batch": batch, "multi_scale": multi_scale})
+    one_cell = imgsz == (32, 32) or multi_scale > 0  # on the coarsest map, of stride 32
+    if one_cell and images // -(-images // batch) == 1:
+        with pytest.raises(TrainingError, match="batch norm needs more than one value"):
+            train(tiny_model(), few, data[1], imgsz, config)
+    else:
+        assert train(tiny_model(), few, data[1], imgsz, config).report.epochs
 
 
 def test_fewer_images_than_a_batch_and_images_without_objects(data) -> None:
@@ -216,7 +297,7 @@ def test_every_option_at_once_resumes_to_the_same_bits(data, tmp_path: Path) -> 
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(6))
-    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
+    assert same_weights(whole, train(tiny_model(), *data, SIZE, config, state_path=path))
 
 
 def test_a_factor_for_every_class(data) -> None:
@@ -232,7 +313,7 @@ def test_other_blocks_train(data, style: str) -> None:
 
 
 def test_accumulation_makes_fewer_updates_and_resumes_to_the_same_bits(data, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(accumulation, "LEAST_UPDATES", 4)
+    monkeypatch.setattr(optimizer, "LEAST_UPDATES", 4)
     config = QUICK.model_copy(update={"nominal_batch": 8})  # 3 batches an epoch: updates of 2 and of 1
     path = tmp_path / "state.safetensors"
     whole = train(tiny_model(), *data, SIZE, config, state_path=path)
@@ -240,4 +321,4 @@ def test_accumulation_makes_fewer_updates_and_resumes_to_the_same_bits(data, mon
     path.unlink()
     with pytest.raises(KeyboardInterrupt):
         train(tiny_model(), *data, SIZE, config, state_path=path, progress=interrupted_after(8))
-    assert same_weights(whole, train(tiny_model(1), *data, SIZE, config, state_path=path))
+    assert same_weights(whole, train(tiny_model(), *data, SIZE, config, state_path=path))

@@ -14,9 +14,15 @@ import torch
 
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import anchor_grid
-from repq.train.class_losses import ClassLoss, class_loss
-from repq.train.iou_losses import IouLoss, iou_loss
-from repq.train.losses import LossOptions, detection_loss, distribution_focal_loss
+from repq.train.losses import (
+    ClassLoss,
+    IouLoss,
+    LossOptions,
+    class_loss,
+    detection_loss,
+    distribution_focal_loss,
+    iou_loss,
+)
 from repq.train.simota import assign_simota
 
 CASES = range(7)

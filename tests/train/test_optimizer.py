@@ -1,13 +1,16 @@
-"""Which parameter is in which group."""
+"""Which parameter is in which group, its rates at chosen steps, and the average of the weights."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
+from torch import nn
 
 from repq.model import build
 from repq.recipe import TrainConfig
-from repq.train.optimizer import build_optimizer, parameter_groups, set_rates
-from repq.train.schedule import Rates
+from repq.train.optimizer import MovingAverage, Rates, build_optimizer, parameter_groups, rates_at, set_rates
 from repq.train.state import optimizer_tensors, restore_optimizer
 from repq.train.update import LAYOUT
 
@@ -56,3 +59,58 @@ def test_restored_momentum_has_the_layout_of_its_parameter() -> None:
     restored = optimizer.state[kernel]["momentum_buffer"]
     assert restored.stride() == kernel.stride()
     assert torch.equal(restored, momentum)
+
+
+# --- rates
+
+CONFIG = TrainConfig(learning_rate=0.02, final_learning_rate_factor=0.1, momentum=0.9, warmup_steps=10)
+
+
+def test_warm_up_goes_from_its_start_to_the_cosine() -> None:
+    first = rates_at(0, 100, CONFIG)
+    assert (first.learning_rate, first.bias_learning_rate, first.momentum) == (0.0, 0.1, 0.8)
+    half = rates_at(5, 100, CONFIG)
+    assert half.momentum == pytest.approx(0.85)
+    assert half.learning_rate == pytest.approx(
+        rates_at(5, 100, CONFIG.model_copy(update={"warmup_steps": 0})).learning_rate / 2
+    )
+    after = rates_at(10, 100, CONFIG)
+    assert after.learning_rate == after.bias_learning_rate
+    assert after.momentum == 0.9
+
+
+def test_cosine_passes_the_middle_and_ends_at_the_floor() -> None:
+    assert rates_at(50, 100, CONFIG).learning_rate == pytest.approx(0.02 * (1 + 0.1) / 2)
+    assert rates_at(100, 100, CONFIG).learning_rate == pytest.approx(0.002)
+    rates = [rates_at(step, 100, CONFIG).learning_rate for step in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_no_warm_up_starts_at_the_full_rate() -> None:
+    rates = rates_at(0, 100, CONFIG.model_copy(update={"warmup_steps": 0}))
+    assert (rates.learning_rate, rates.bias_learning_rate, rates.momentum) == (0.02, 0.02, 0.9)
+
+
+# --- the average against the recurrence written out
+
+
+def test_follows_the_recurrence_over_parameters_and_buffers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    average = MovingAverage(model, decay=0.9, ramp_steps=4)
+    expected = {name: value.double() for name, value in model.state_dict().items()}
+    for update in range(1, 6):
+        model.train()(torch.randn(4, 2, 3, 3))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update(model)
+        decay = 0.9 * (1 - math.exp(-update / 4))
+        for name, value in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+    for name, value in average.model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=1e-6)  # float32 against float64
+    assert average.model.state_dict()["1.num_batches_tracked"] == 5
+    assert not average.model.training
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())

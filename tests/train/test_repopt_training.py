@@ -41,7 +41,7 @@ def test_target_training_resumes_to_the_same_bits(data, scales: RepScales, optim
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(target_model(), *data, SIZE, config, scales=scales, state_path=path, progress=interrupted_after(7))
-    resumed = train(target_model(1), *data, SIZE, config, scales=scales, state_path=path)
+    resumed = train(target_model(), *data, SIZE, config, scales=scales, state_path=path)
     assert same_weights(whole, resumed)
 
 

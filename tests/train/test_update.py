@@ -8,8 +8,8 @@ import torch
 from small_training import QUICK, SIZE, settled, tiny_model
 
 from repq.data import ImageCache
-from repq.train.accumulation import LEAST_UPDATES, batches_per_update, update_sizes
 from repq.train.loader import TrainBatch, training_batches
+from repq.train.optimizer import LEAST_UPDATES, batches_per_update, update_sizes
 from repq.train.update import Updater
 
 CPU = torch.device("cpu")

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from repq.data import DetectionDataset, fingerprint
+from repq.data import DetectionDataset
 from repq.distributed import copy_from_first, told_by_first
 from repq.errors import QuantizationError
+from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
+from repq.quant.calibration.observation import Groups
 from repq.quant.qat.learned import fix_scales, learn_scales
 from repq.quant.qat.update import QatUpdater
-from repq.quant.state import apply_scales, scale_table
+from repq.quant.state import apply_scales, quantized_layers, scale_table
 from repq.recipe import EvalConfig, QatConfig
 from repq.results import EpochRow, ScaleChange
 from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
-from repq.train.job import check_images, content_hash
+from repq.train.job import check_images
 from repq.train.trainer import Trainer, handed_back, moved
-
-_WITHOUT_EFFECT = {*QatConfig.SPEED_ALONE, "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,17 @@ class QatJob:
     config: QatConfig
     seed: int
     eval_config: EvalConfig
+    groups: Groups = ()
 
-    def settings(self) -> dict[str, Any]:
-        """The job as JSON values: a saved state belongs to the jobs that have the same."""
-        scales = {
-            f"{layer}.{role}.{part}": torch.from_numpy(np.asarray(values))
-            for layer, pair in scale_table(self.model).items()
-            for role, value in (("input", pair.input), ("weight", pair.weight), ("fine", pair.fine))
-            if value is not None
-            for part, values in (("scale", value.scale), ("zero_point", value.zero_point))
-        }
-        return {
-            "model": json.loads(self.model.spec.to_json()),
-            "data": fingerprint(self.train_set),
-            "imgsz": list(self.imgsz),
-            "seed": self.seed,
-            **self.config.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
-            "start": content_hash({**self.model.state_dict(), **scales}),
-            "teacher": content_hash(self.teacher.state_dict()),
-        }
+    def identity(self) -> Identity:
+        """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
+        settings = {
+            **describe_fields(self.config),
+            "spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config,
+        }  # fmt: skip
+        inputs = {"start": [self.model, scale_table(self.model)], "groups": self.groups, "teacher": self.teacher}
+        inputs |= {"train_set": self.train_set, "val_set": self.val_set}
+        return identify("qat", settings, inputs, seed=self.seed)
 
     def check(self, processes: int = 1) -> None:
         """Check that the parts fit each other.
@@ -96,6 +85,7 @@ def train_quantized(
     imgsz: tuple[int, int],
     config: QatConfig,
     *,
+    groups: Groups = (),
     device: str = "cpu",
     seed: int = 0,
     state_path: Path | None = None,
@@ -110,6 +100,7 @@ def train_quantized(
     Args:
         model: with calibrated quantizers; it is not changed.
         teacher: the float model of the same spec; it is not changed.
+        groups: layers whose inputs were declared to share one scale; they go on sharing it.
         seed: of order and augmentation.
         state_path: where the state is saved after every epoch, and gone on from.
 
@@ -119,10 +110,10 @@ def train_quantized(
             another training; or another process is gone.
         DataError: an image can no longer be read.
     """
-    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config)
+    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config, groups)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
-        settings, start = told_by_first(lambda: (job.settings(), scale_table(model)))
+        identity, start = told_by_first(lambda: (job.identity(), scale_table(model)))
         student = moved(copy.deepcopy(model), own_device).train()
         imitated = moved(copy.deepcopy(teacher), own_device)
         apply_scales(student, start)
@@ -131,10 +122,10 @@ def train_quantized(
         for parameter in _weights(student):
             parameter.requires_grad_(True)
         if config.scales == "learned":
-            learn_scales(student, weights=config.learn_weight_scales)
+            learn_scales(student, groups, weights=config.learn_weight_scales)
         updater = QatUpdater(student, imitated, config, own_device)
         trainer = Trainer(
-            updater, job, settings, state_path=state_path, board=board, eval_interval=config.eval_interval
+            updater, job, identity, state_path=state_path, board=board, eval_interval=config.eval_interval
         )
         trainer.run(progress)
         trained = handed_back(copy.deepcopy(trainer.average.model))

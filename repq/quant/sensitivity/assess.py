@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.artifact import hash_json
-from repq.data import DetectionDataset
+from repq.data import DetectionDataset, demand_objects, image_hashes
 from repq.distributed import current_processes, gathered, joined_detections, told_by_first
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
+from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector
 from repq.progress import Progress, silent
-from repq.quant.sensitivity.guards import demand_objects, image_hashes
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.search import Assess, Assessment
 from repq.quant.state import quantizing
@@ -45,7 +44,7 @@ def ap_assessor(
     Raises:
         DataError: no image has a labelled object.
     """
-    demand_objects(dataset.records)
+    demand_objects(dataset)
     matcher = Matcher(dataset)
     labels = [record.labels.tolist() for record in dataset.records]
     setting = hash_json([image_hashes(dataset.records), labels, config.resamples, config.seed])
@@ -100,7 +99,8 @@ def plan_detector(
 
     def detect(plan: QuantPlan) -> Detections:
         with quantizing(model, plan.int8):
-            found = detect_all(predict, own, imgsz, config, progress, label=f"{len(plan.float_)} layers in float")
+            label = f"{len(plan.float_)} layers in float"
+            found = detect_all(predict, own, imgsz, config, progress, label=label, layout=model.spec.layout)
         return joined_detections(gathered(found))
 
     return detect

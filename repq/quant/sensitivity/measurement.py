@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from repq.artifact import hash_json
-from repq.data import Batch, DetectionDataset, ImageRecord, batches
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, demand_objects, image_hashes
 from repq.errors import QuantizationError
 from repq.evaluate import Matcher
+from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
-from repq.quant.sensitivity.ap import ap_with_changes
-from repq.quant.sensitivity.end_to_end import end_to_end_similarity
-from repq.quant.sensitivity.guards import demand_objects, image_hashes, silent_layers
+from repq.quant.sensitivity.guards import silent_layers
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.sensitivity.local import local_moments
-from repq.quant.sensitivity.measures import similarity
+from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.ranking import rank_correlations
 from repq.quant.sensitivity.sweep import UNCHANGED, Change, shard, sweep
-from repq.quant.state import scale_table
+from repq.quant.similarity import similarity
+from repq.quant.state import quantized_layers, scale_table
 from repq.recipe import EvalConfig, SensitivityConfig
 from repq.results import LayerSensitivity, Sensitivity, Similarity
 
@@ -87,27 +81,27 @@ class Measurement:
         """
         if self.dataset is None:
             raise QuantizationError("AP needs a labelled data set", fix="give one, or leave the AP sweeps out")
-        demand_objects(self.dataset.records)
+        demand_objects(self.dataset)
         return self.dataset
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, object]:
-        """What the figures depend on beside the model and the images, as plain values."""
-        return {
-            "imgsz": list(self.imgsz),
-            "sensitivity": self.config.model_dump(mode="json"),
-            "eval": self.eval_config.model_dump(mode="json"),
-        }
+        """The settings that the figures depend on, as plain values."""
+        parts = {"sensitivity": self.config, "eval": self.eval_config}
+        return {"imgsz": list(self.imgsz), **{name: part.model_dump(mode="json") for name, part in parts.items()}}
 
     @cached_property
     def key(self) -> str:
-        """Hash of the weights, the scales, the images, their labels and the settings."""
-        labels = [record.labels.tolist() for record in self.ap_set.records] if self.config.ap else []
-        parts = [_hash_model(self.model), self.image_hashes, self.ap_image_hashes, labels, self.settings]
-        return hash_json(parts)
+        """Identity of the measurement: weights, scales, images, their labels and the settings."""
+        labels = [record.labels for record in self.ap_set.records] if self.config.ap else []
+        inputs = {
+            "model": [self.model, scale_table(self.model)],
+            "images": self.image_hashes, "ap_images": self.ap_image_hashes, "labels": labels,
+        }  # fmt: skip
+        return identify("sensitivity", self.settings, inputs).key
 
 
-def measure(
+def measure_layers(
     job: Measurement, journal: Journal, *, rank: int = 0, world_size: int = 1, progress: Progress = silent
 ) -> None:
     """Do this process's share of the measurement, but for what the journal already holds.
@@ -188,9 +182,9 @@ def _measure_local(job: Measurement, journal: Journal, progress: Progress) -> No
         return
     started = time.perf_counter()
     loaded = (batch.images for batch in _load(job, job.records))
-    moments = local_moments(job.model, job.layers, loaded, progress)
+    errors = local_errors(job.model, job.layers, loaded, progress)
     seconds = (time.perf_counter() - started) / len(job.layers)
-    for layer, sums in moments.items():
+    for layer, sums in errors.items():
         values = _flat("local", similarity([sums])) | {"signal": sums.signal}
         journal.append(Entry(_LOCAL, layer, values, seconds))
 
@@ -224,14 +218,3 @@ def _similarity(entry: Entry | None, place: str) -> Similarity | None:
 def _ap(entries: _Entries, change: Change, item: LayerId) -> float | None:
     entry = entries.get((f"ap.{change}", item))
     return None if entry is None else entry.values["ap"]
-
-
-def _hash_model(model: Detector) -> str:
-    digest = hashlib.sha256(model.spec.to_json().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    for layer, scales in scale_table(model).items():
-        for scale in (scales.input, scales.weight):
-            digest.update(f"{layer}:{scale.dtype}:{scale.axis}".encode())
-            digest.update(scale.scale.tobytes() + scale.zero_point.tobytes())
-    return digest.hexdigest()

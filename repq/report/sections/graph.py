@@ -1,92 +1,149 @@
-"""What TensorRT is expected to make of the INT8 graph: Q/DQ and extra kernels, before and after scales were merged."""
+"""What TensorRT is expected to make of a graph: Q/DQ and extra kernels, lint's findings, and estimates of its speed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from repq.report.blocks import Block, Cell, Column, Facts, Level, Section, Table
-from repq.report.numbers import change, count, fraction, mebibytes, plural
-from repq.report.summary import ReportSummary
-from repq.results import ExportReport, GraphFinding, PtqReport
+from repq.report.blocks import Block, Column, Columns, Facts, Level, Table, Text, number, table
+from repq.report.numbers import change, count, difference, fraction, mebibytes, plural, significant
+from repq.report.summary import EXPORT, PTQ, ReportSummary, Section
+from repq.results import Estimate, ExportReport, GraphFinding, KernelEstimate, PtqReport
 
 _LEVELS: dict[str, Level] = {"error": "bad", "warning": "warn", "info": "muted"}
-_COUNTS = (
-    ("quantize", "QuantizeLinear on activations"),
-    ("dequantize", "DequantizeLinear on activations"),
-    ("extra_kernels", "Predicted extra kernels"),
-    ("avoidable", "of these avoidable"),
-)
+_COUNTS = {
+    "QuantizeLinear on activations": "quantize",
+    "DequantizeLinear on activations": "dequantize",
+    "Predicted extra kernels": "extra_kernels",
+    "of these avoidable": "avoidable",
+}
 
 
-def graph_section(summary: ReportSummary) -> Section | None:
-    """Counts before and after merging, what sharing scales cost, and what lint found."""
-    graph = summary.graph
-    if graph is None:
-        return None
-    blocks: list[Block] = [_counts_table(graph, summary.ptq)]
-    if facts := [*_sharing_facts(summary.ptq), *_precision_facts(graph)]:
-        blocks.append(Facts(facts))
-    if graph.findings:
-        blocks.append(_findings_table(graph.findings))
+class _Count(NamedTuple):
+    title: str
+    before: int
+    after: int
+
+
+def _blocks(summary: ReportSummary) -> list[Block]:
+    graph, ptq = summary[EXPORT], summary.get(PTQ)
     lead = (
         "An estimate from the graph alone, by the rules of NVIDIA's guide; `repq describe` compares it with what an "
         "engine really runs."
     )
-    return Section("graph", "The graph in TensorRT", blocks, lead, short="Graph")
+    blocks: list[Block] = [Text(lead), _counts_table(graph, ptq)]
+    if facts := [*_sharing_facts(ptq), *_precision_facts(graph)]:
+        blocks.append(Facts(facts))
+    if graph.findings:
+        title = f"Lint: {plural(len(graph.findings), 'finding')}"
+        blocks.append(table(title, _FINDING, graph.findings, fold=13))
+    return blocks
+
+
+GRAPH = Section("graph", "The graph in TensorRT", _blocks, (EXPORT,), (PTQ,), short="Graph")
+
+_FINDING: Columns[GraphFinding] = (
+    Column("Severity", "severity", level=lambda row: _LEVELS[row.severity]),
+    Column("Rule", "rule", code=True, note=lambda row: row.source),
+    Column("Where", "where", code=True),
+    Column("What", "message", wrap=True),
+    number("Kernels", "extra_kernels", count, hint="estimated extra kernels per run", detail=True),
+    number("Traffic", "bytes_moved", mebibytes, hint="estimated memory traffic of those kernels per run", detail=True),
+)
 
 
 def _counts_table(graph: ExportReport, ptq: PtqReport | None) -> Table:
     """``before`` is what each tensor's own scale gives, also where shared ones were calibrated from the start."""
     own = ptq.qdq_own_scales if ptq is not None else None
-    before, after = own or graph.qdq_before_merging, graph.qdq
-    rows = [
-        [Cell(title), Cell(count(getattr(before, name)), getattr(before, name)),
-         Cell(count(getattr(after, name)), getattr(after, name))]
-        for name, title in _COUNTS
-    ]  # fmt: skip
-    columns = [Column("", numeric=False), Column("Own scales"), Column("Shared scales")]
+    before = own or graph.qdq_before_merging
+    rows = [_Count(title, getattr(before, name), getattr(graph.qdq, name)) for title, name in _COUNTS.items()]
+    columns: Columns[_Count] = (
+        Column("", "title"),
+        number("Own scales", "before", count),
+        number("Shared scales", "after", count),
+    )
     groups = ptq.shared_groups if ptq is not None and own is not None else graph.merged_groups
     joint = ptq is not None and ptq.share_scales == "joint"
     how = "calibrated on joint histograms" if joint else "the largest of each group"
     note = f"{plural(groups, 'group')} share one scale: {how}."
-    return Table("Q, DQ and the kernels that they cost", columns, rows, note)
+    return table("Q, DQ and the kernels that they cost", columns, rows, note)
 
 
 def _sharing_facts(ptq: PtqReport | None) -> list[tuple[str, str]]:
     if ptq is None or ptq.accuracy_own_scales is None:
         return []
-    own, shared = ptq.accuracy_own_scales.ap, ptq.accuracy_quantized.ap
+    own, shared = ptq.accuracy_own_scales.defined(), ptq.accuracy_quantized.defined()
     return [
         ("AP with own scales", fraction(own)),
-        ("AP with shared scales", f"{fraction(shared)} ({change(shared - own)})"),
+        ("AP with shared scales", f"{fraction(shared)} ({change(difference(own, shared))})"),
     ]
 
 
 def _precision_facts(graph: ExportReport) -> list[tuple[str, str]]:
     if not graph.precision.endswith("float16"):
         return []
-    kept = ", ".join(graph.fp32_nodes) or "none"
-    return [("FP32 because FP16 overflows", kept)]
+    return [
+        ("FP32 because FP16 overflows", ", ".join(graph.fp32_nodes) or "none"),
+        ("Scales raised to the least of FP16", ", ".join(graph.raised_scales) or "none"),
+    ]
 
 
-def _findings_table(findings: Sequence[GraphFinding]) -> Table:
-    columns = [
-        Column("Severity", numeric=False),
-        Column("Rule", numeric=False, code=True),
-        Column("Where", numeric=False, code=True),
-        Column("What", numeric=False),
-        Column("Kernels", hint="estimated extra kernels per run"),
-        Column("Traffic", hint="estimated memory traffic of those kernels per run"),
-    ]
-    rows = [
-        [
-            Cell(finding.severity, level=_LEVELS[finding.severity]),
-            Cell(finding.rule, hint=finding.source),
-            Cell(finding.where),
-            Cell(finding.message),
-            Cell(count(finding.extra_kernels), finding.extra_kernels),
-            Cell(mebibytes(finding.bytes_moved), finding.bytes_moved),
-        ]
-        for finding in findings
-    ]
-    return Table(f"Lint: {plural(len(rows), 'finding')}", columns, rows, collapsed=len(rows) > 12)
+def export_blocks(report: ExportReport) -> list[Block]:
+    """For the terminal: what was written, what it costs in TensorRT, and what lint would say."""
+    before, after = report.qdq_before_merging, report.qdq
+    lines = [f"{report.out}: {report.layers_int8} layers INT8, {report.layers_float} float, {report.precision}"]
+    if report.layers_int8:
+        lines.append(
+            f"Q {before.quantize} -> {after.quantize}, DQ {before.dequantize} -> {after.dequantize}, predicted extra "
+            f"kernels in TensorRT {before.extra_kernels} -> {after.extra_kernels}, avoidable {before.avoidable} -> "
+            f"{after.avoidable}; {plural(report.merged_groups, 'group')} of tensors got one scale"
+        )
+    if report.fp32_nodes:
+        lines.append(f"FP32, since FP16 overflows there: {', '.join(report.fp32_nodes)}")
+    if report.raised_scales:
+        lines.append(f"scales raised to the least of FP16: {', '.join(report.raised_scales)}")
+    counts = Counter(finding.severity for finding in report.findings)
+    lines.append(f"lint: {', '.join(f'{counts[name]} {name}' for name in ('error', 'warning', 'info'))}")
+    return [Text("\n".join(lines))]
+
+
+def lint_blocks(report: Mapping[str, Any]) -> list[Block]:
+    """For the terminal: findings, the gravest first; ``report`` is a lint report as plain values."""
+    findings = [GraphFinding.model_validate(finding) for finding in report["findings"]]
+    layers, counts = report["layers"], report["counts"]
+    verdict = (
+        f"{sum(layer['precision'] == 'int8' for layer in layers)} of {plural(len(layers), 'layer')} INT8; "
+        f"{counts['quantize']} Q, {counts['dequantize']} DQ on activations; "
+        f"{counts['extra_kernels']} predicted extra kernels, {counts['avoidable']} avoidable"
+    )
+    found: Block = table("Findings", _FINDING, findings) if findings else Text("nothing to report")
+    return [found, Text(verdict)]
+
+
+def estimate_blocks(found: Sequence[Estimate], top: int) -> list[Block]:
+    """Estimates side by side, and the kernels of the last one that take longest."""
+    columns: Columns[Estimate] = (
+        Column("Device", "device"),
+        number("Batch", "batch", count),
+        number("Latency, ms", "latency_ms", significant),
+        number("Images/s", "images_per_s", significant),
+        number("Peaks alone, ms", "roofline_ms", significant),
+        number("Extra kernels, ms", "extra_kernels_ms", significant),
+        number("Kernels", lambda row: len(row.kernels), count),
+    )
+    kernels: Columns[KernelEstimate] = (
+        Column("Kernel", "name"),
+        Column("Kind", "kind"),
+        Column("Precision", "precision"),
+        Column("Bound by", "bound"),
+        number("GFLOP", "gflops", significant),
+        number("MB", "megabytes", significant),
+        number("µs", "total_us", significant),
+    )
+    blocks: list[Block] = [table("ESTIMATED, not measured", columns, found)]
+    last = found[-1]
+    if slowest := sorted(last.kernels, key=lambda kernel: -kernel.total_us)[:top]:
+        blocks.append(table(f"Slowest kernels on {last.device}, batch {last.batch}", kernels, slowest))
+    notes = dict.fromkeys(note for row in found for note in row.notes)
+    return [*blocks, Text("\n".join([f"factors between peak and reality: {last.efficiencies}", *notes]))]

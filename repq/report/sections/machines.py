@@ -2,130 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from repq.report.blocks import Block, Cell, Column, Section, Table
-from repq.report.comparison import engine_title
+from repq.model.families import FAMILIES
+from repq.model.family import Family, PublishedSpeed
+from repq.report.blocks import Block, Column, Columns, Text, number, table
+from repq.report.comparison import engine_title, variant_title
 from repq.report.numbers import count, significant, times
-from repq.report.published import IMGSZ, PUBLISHED, SOURCE, PublishedSpeed, architecture
-from repq.report.summary import VARIANT_TITLES, MachineBench, ReportSummary
-from repq.results import BenchRow, GpuReadings
+from repq.report.summary import MACHINES, ReportSummary, Section
+from repq.results import BenchReport, BenchRow
 
 
-def machines_section(summary: ReportSummary) -> Section | None:
-    """One table of every machine's timings, one of published figures with what was measured of the same model."""
-    if not summary.machines:
-        return None
-    blocks: list[Block] = [_described(summary.machines), _measured(summary.machines), _published(summary.machines)]
-    lead = "Each machine was timed by itself, so compare models within a machine and machines with care."
-    return Section("machines", "Machines", blocks, lead)
+class _Timed(NamedTuple):
+    """A row of one machine."""
+
+    machine: str
+    bench: BenchReport
+    row: BenchRow
+
+    @property
+    def device_ms(self) -> float | None:
+        graph = self.row.device_graph_ms_median
+        return self.row.device_ms_median if graph is None else graph
+
+    @property
+    def readings(self) -> str | None:
+        gpu = self.row.gpu
+        if gpu is None:
+            return None
+        low, high = gpu.sm_clock_range_mhz
+        clock = f"held at {low:.0f} MHz" if low == high else f"{low:.0f} … {high:.0f} MHz"
+        return clock if gpu.power_w is None else f"{clock}, {gpu.power_w:.0f} W"
 
 
-def _rows(machines: Sequence[MachineBench]) -> Iterator[tuple[MachineBench, BenchRow]]:
-    for machine in machines:
-        for row in machine.bench.rows:
-            if row.scope == "infer":
-                yield machine, row
+class _Pair(NamedTuple):
+    """A published figure and what was measured of the same model."""
+
+    published: PublishedSpeed
+    timed: _Timed | None
+
+    @property
+    def images_per_s(self) -> float | None:
+        return self.timed and self.timed.row.images_per_s
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.images_per_s is None else self.images_per_s / self.published.images_per_s
+
+    @property
+    def where(self) -> str:
+        return f"{self.timed.machine}: {engine_title(self.timed.row.engine)}" if self.timed else "not measured"
 
 
-def _described(machines: Sequence[MachineBench]) -> Table:
-    columns = [Column(title, numeric=False) for title in ("Machine", "CPU", "GPU")]
-    columns += [Column("Cores"), Column("Load", hint="processes that ran or waited in the minute before")]
-    columns += [Column("Runtimes", numeric=False)]
-    cells = []
-    for machine in machines:
-        own = machine.bench.environment
-        engines = {row.engine for row in machine.bench.rows}
-        runtimes = [f"{name} {version}" for name, version in sorted(own.libraries.items()) if name in engines]
-        cells.append([
-            Cell(machine.name), Cell(own.cpu), Cell(own.gpu or "none"), Cell(count(own.cores), own.cores),
-            Cell(f"{own.load_average:.2f}", own.load_average), Cell(", ".join(runtimes) or "–"),
-        ])  # fmt: skip
-    return Table("Machines", columns, cells)
-
-
-def _measured(machines: Sequence[MachineBench]) -> Table:
-    columns = [
-        Column("Machine", numeric=False),
-        Column("Runs on", numeric=False),
-        Column("Model", numeric=False),
-        Column("Engine", numeric=False),
-        Column("Built as", numeric=False),
-        Column("Layers ran in", numeric=False),
-        Column("Input", numeric=False),
-        Column("Batch"),
-        Column("Median, ms", hint="what the caller waits for"),
-        Column("Device, ms", hint="on the GPU alone, as one CUDA graph where that is possible"),
-        Column("Images/s"),
-        Column("Clock and power", numeric=False),
-    ]
-    cells = [
-        [
-            Cell(machine.name),
-            Cell(machine.processor),
-            Cell(row.model),
-            Cell(engine_title(row.engine)),
-            Cell(VARIANT_TITLES[row.variant]),
-            Cell(row.precision),
-            Cell("{} × {}".format(*machine.bench.imgsz)),
-            Cell(count(row.batch), row.batch),
-            Cell(significant(row.latency_ms_median), row.latency_ms_median),
-            _device(row),
-            Cell(significant(row.images_per_s), row.images_per_s),
-            Cell(_readings(row.gpu)),
-        ]
-        for machine, row in _rows(machines)
-    ]
-    return Table("Measured, inference alone", columns, cells)
-
-
-def _published(machines: Sequence[MachineBench]) -> Table:
-    columns = [
-        Column("Model", numeric=False, code=True),
-        Column("Precision", numeric=False),
-        Column("Batch"),
-        Column("Published, images/s"),
-        Column("Table", numeric=False),
-        Column("Measured here", numeric=False, hint="the same architecture, precision, batch and input size"),
-        Column("Images/s"),
-        Column("Measured over published"),
-    ]
-    cells: list[list[Cell]] = []
-    for speed in PUBLISHED:
-        found = [(machine, row) for machine, row in _rows(machines) if _same(speed, machine, row)]
-        cells += [_beside(speed, machine, row) for machine, row in found] or [_beside(speed)]
-    return Table("Published figures", columns, cells, f"{SOURCE}; what was not measured here has no figure.")
-
-
-def _same(speed: PublishedSpeed, machine: MachineBench, row: BenchRow) -> bool:
-    own = (architecture(row.spec), row.variant, row.batch, tuple(machine.bench.imgsz))
-    return own == (speed.spec, speed.variant, speed.batch, IMGSZ)
-
-
-def _beside(speed: PublishedSpeed, machine: MachineBench | None = None, row: BenchRow | None = None) -> list[Cell]:
-    measured = None if row is None else row.images_per_s
-    ratio = None if measured is None else measured / speed.images_per_s
-    where = "not measured" if machine is None or row is None else f"{machine.name}: {engine_title(row.engine)}"
+def _blocks(summary: ReportSummary) -> list[Block]:
+    machines = summary[MACHINES]
+    timed = [_Timed(name, bench, row) for name, bench in machines.items() for row in bench.rows if row.scope == "infer"]
+    pairs, published = [], [(family, speed) for family in FAMILIES for speed in family.published]
+    for family, speed in published:
+        found = [_Pair(speed, row) for row in timed if _same(family, speed, row)]
+        pairs += found or [_Pair(speed, None)]
+    sources = "; ".join(dict.fromkeys(speed.source for _, speed in published))
     return [
-        Cell(speed.spec),
-        Cell(VARIANT_TITLES[speed.variant]),
-        Cell(count(speed.batch), speed.batch),
-        Cell(count(speed.images_per_s), speed.images_per_s),
-        Cell(f"{speed.table} ({speed.setting})"),
-        Cell(where, level="muted" if row is None else ""),
-        Cell(significant(measured), measured),
-        Cell(times(ratio), ratio),
+        Text("Each machine was timed by itself, so compare models within a machine and machines with care."),
+        table("Machines", _MACHINE, machines.items()),
+        table("Measured, inference alone", _TIMED, timed),
+        table("Published figures", _PAIR, pairs, f"{sources}; what was not measured here has no figure."),
     ]
 
 
-def _device(row: BenchRow) -> Cell:
-    value = row.device_graph_ms_median if row.device_graph_ms_median is not None else row.device_ms_median
-    return Cell(significant(value), value)
+SECTION = Section("machines", "Machines", _blocks, needs=(MACHINES,))
 
 
-def _readings(gpu: GpuReadings | None) -> str:
-    if gpu is None:
-        return "–"
-    low, high = gpu.sm_clock_range_mhz
-    clock = f"held at {low:.0f} MHz" if low == high else f"{low:.0f} … {high:.0f} MHz"
-    return clock if gpu.power_w is None else f"{clock}, {gpu.power_w:.0f} W"
+def _same(family: Family, speed: PublishedSpeed, timed: _Timed) -> bool:
+    architecture = None if timed.row.spec is None else family.architecture(timed.row.spec)
+    own = (architecture, timed.row.variant, timed.row.batch, tuple(timed.bench.imgsz))
+    return own == (speed.spec, speed.variant, speed.batch, speed.imgsz)
+
+
+def _runtimes(bench: BenchReport) -> str | None:
+    engines = {row.engine for row in bench.rows}
+    found = [f"{name} {version}" for name, version in sorted(bench.environment.libraries.items()) if name in engines]
+    return ", ".join(found) or None
+
+
+_MACHINE: Columns[tuple[str, BenchReport]] = (
+    Column("Machine", lambda item: item[0]),
+    Column("CPU", lambda item: item[1].environment.cpu),
+    Column("GPU", lambda item: item[1].environment.gpu or "none"),
+    number("Cores", lambda item: item[1].environment.cores, count),
+    number("Load", lambda item: item[1].environment.load_average, "{:.2f}".format,
+           hint="processes that ran or waited in the minute before"),
+    Column("Runtimes", lambda item: _runtimes(item[1])),
+)  # fmt: skip
+
+_TIMED: Columns[_Timed] = (
+    Column("Machine", "machine"),
+    Column("Runs on", "bench.processor", wrap=True),
+    Column("Model", "row.model"),
+    Column("Engine", lambda timed: engine_title(timed.row.engine)),
+    Column("Built as", lambda timed: variant_title(timed.row.variant)),
+    Column("Layers ran in", "row.precision"),
+    Column("Input", lambda timed: "{} × {}".format(*timed.bench.imgsz)),
+    number("Batch", "row.batch", count),
+    number("Median, ms", "row.latency_ms_median", significant, hint="what the caller waits for"),
+    number("Device, ms", "device_ms", significant, hint="on the GPU alone, as one CUDA graph where that is possible"),
+    number("Images/s", "row.images_per_s", significant),
+    Column("Clock and power", "readings"),
+)
+
+_PAIR: Columns[_Pair] = (
+    Column("Model", "published.spec", code=True),
+    Column("Precision", lambda pair: variant_title(pair.published.variant)),
+    number("Batch", "published.batch", count),
+    number("Published, images/s", "published.images_per_s", count),
+    Column("Table", lambda pair: f"{pair.published.table} ({pair.published.setting})"),
+    Column("Measured here", "where", hint="the same architecture, precision, batch and input size",
+           level=lambda pair: "" if pair.timed else "muted"),
+    number("Images/s", "images_per_s", significant),
+    number("Measured over published", "ratio", times),
+)  # fmt: skip

@@ -1,43 +1,80 @@
-"""The headline, what gives cause for care, and what was measured."""
+"""The headline and what gives cause for care, what was measured where, pictures, and how every artifact was made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from repq.report.blocks import Block, Card, Cards, Facts, Figure, Findings, Metric, Section
-from repq.report.comparison import TORCH, Comparison, compare, engine_title
+from repq.report.blocks import (
+    Block,
+    Card,
+    Cards,
+    Column,
+    Columns,
+    Facts,
+    Figure,
+    Findings,
+    Level,
+    Listing,
+    Metric,
+    Picture,
+    PicturePair,
+    Table,
+    Text,
+    number,
+    table,
+)
+from repq.report.comparison import TORCH, Comparison, accuracy_of, comparisons, engine_title
 from repq.report.findings import findings
-from repq.report.numbers import change, count, fraction, mebibytes, milliseconds, percent, plural, times
+from repq.report.numbers import (
+    change,
+    count,
+    fraction,
+    mebibytes,
+    milliseconds,
+    percent,
+    plural,
+    significant,
+    times,
+)
 from repq.report.plots import paired_bars
-from repq.report.summary import ReportSummary
+from repq.report.summary import (
+    BENCH,
+    BUILD,
+    CHECK,
+    EVAL,
+    FUSE,
+    MACHINES,
+    PICTURES,
+    PTQ,
+    TRAIN,
+    ReportSummary,
+    Section,
+)
+from repq.results import Availability, BenchRow, DrawnImage, Environment
 
-_CALIBRATIONS = {
-    "max": "largest absolute value",
-    "percentile": "percentile",
-    "mse": "least squared error",
-    "entropy": "least relative entropy",
-}
 
-
-def headline_section(summary: ReportSummary) -> Section | None:
+def _headline(summary: ReportSummary) -> list[Block]:
     """FP32 → INT8 per engine, with findings and side-by-side bars."""
-    comparisons = compare(summary)
-    notes = findings(summary, comparisons)
+    compared = comparisons(summary)
+    notes = findings(summary, compared)
     # Torch's simulation is the headline only where no engine was run.
-    shown = [comparison for comparison in comparisons if comparison.engine != TORCH] or list(comparisons)
+    shown = [comparison for comparison in compared if comparison.engine != TORCH] or list(compared)
     blocks: list[Block] = [Cards([_card(comparison) for comparison in shown])] if shown else []
     if notes:
         blocks.append(Findings(notes))
-    blocks += _bars(shown)
-    return Section("headline", "FP32 → INT8", blocks, short="Summary") if blocks else None
+    return [*blocks, *_bars(shown)]
 
 
-def measured_section(summary: ReportSummary) -> Section:
+def _measured(summary: ReportSummary) -> list[Block]:
     """The model, the data and the settings."""
-    ptq, training = summary.ptq, summary.training
+    ptq, training, fusion = summary.get(PTQ), summary.get(TRAIN), summary.get(FUSE)
     items: list[tuple[str, str]] = []
-    model = summary.model or (ptq.model if ptq else summary.fusion.model if summary.fusion else None)
-    if model:
+    if model := summary.model or (ptq.model if ptq else fusion.model if fusion else None):
         items.append(("Model", model))
     if training:
         items.append(("Parameters", count(training.parameters)))
@@ -47,22 +84,85 @@ def measured_section(summary: ReportSummary) -> Section:
         items.append(("Data", summary.data))
     if summary.imgsz:
         items.append(("Network input", f"{summary.imgsz[0]} × {summary.imgsz[1]} pixels (height × width)"))
-    accuracy = ptq.accuracy_float if ptq else summary.accuracies[0].accuracy if summary.accuracies else None
-    if accuracy:
-        items.append(("Evaluated on", f"{plural(accuracy.images, 'image')} with {plural(accuracy.objects, 'object')}"))
+    measured = accuracy_of(summary, TORCH, "float32") or next(iter((summary.get(EVAL) or {}).values()), None)
+    if measured:
+        items.append(("Evaluated on", f"{plural(measured.images, 'image')} with {plural(measured.objects, 'object')}"))
     if ptq:
         int8 = sum(layer.precision == "int8" for layer in ptq.layers)
         items += [
             ("Quantization", f"{ptq.scheme} INT8, per-channel weights, per-tensor activations"),
-            ("Calibration", f"{_CALIBRATIONS.get(ptq.method, ptq.method)} on {plural(ptq.images, 'image')}"),
+            ("Calibration", f"{ptq.calibration or ptq.method}, on {plural(ptq.images, 'image')}"),
+            *([("Corrections", ", ".join(row.title for row in ptq.corrections))] if ptq.corrections else []),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}: {percent(ptq.int8_macs_share)} of the multiply-adds"),
         ]
-    if summary.engines:
-        versions = {built.description.engine: built.description.version for built in summary.engines}
+    if built := summary.get(BUILD):
+        versions = {row.engine: row.version for row in built.values()}
         names = (f"{engine_title(engine)} {version}" for engine, version in versions.items())
         items.append(("Engines", ", ".join(names)))
     items += [("Machine", summary.environment.gpu or summary.environment.cpu), ("Date", summary.created)]
-    return Section("measured", "What was measured", [Facts(items)], short="Setup")
+    return [Facts(items)]
+
+
+def _pictures(summary: ReportSummary) -> list[Block]:
+    """The same images with the boxes of both models: FP32 on the left, INT8 on the right."""
+    shown = summary[PICTURES]
+    if not shown.images:
+        return []
+    lead = f"Boxes of {engine_title(shown.engine)}; score at least {shown.confidence:.2f}."
+    return [Text(lead), *map(_pair, shown.images)]
+
+
+def _environment(summary: ReportSummary) -> list[Block]:
+    """The machine of the run, and that of the timing where it is another one."""
+    bench, lead = summary.get(BENCH), ""
+    blocks: list[Block] = [*_machine_blocks(summary.environment)]
+    if len(summary.get(MACHINES) or ()) > 1:
+        lead = "Of the first machine; the others are in the table of machines."
+    if bench is not None and _identity(bench.environment) != _identity(summary.environment):
+        lead = "The timing ran on another machine than the rest; it is given second."
+        blocks += _machine_blocks(bench.environment)
+    return [Text(lead), *blocks] if lead else blocks
+
+
+def _manifests(summary: ReportSummary) -> list[Block]:
+    if not summary.manifests:
+        return []
+    lead = "How each artifact was made: stage, configuration, hashes of the inputs, versions, seed."
+    return [Text(lead), *(Listing(_manifest_title(manifest), _pretty(manifest)) for manifest in summary.manifests)]
+
+
+HEADLINE = Section("headline", "FP32 → INT8", _headline, uses=(EVAL, BUILD, BENCH, CHECK, FUSE, PTQ), short="Summary")
+MEASURED = Section("measured", "What was measured", _measured, uses=(EVAL, BUILD, FUSE, PTQ, TRAIN), short="Setup")
+BOXES = Section("pictures", "Boxes of both models", _pictures, needs=(PICTURES,), short="Boxes")
+ENVIRONMENT = Section("environment", "Environment", _environment, uses=(BENCH, MACHINES))
+MANIFESTS = Section("manifests", "Manifests", _manifests)
+
+
+def run_table(headline: Mapping[str, Any]) -> Table:
+    """For the terminal: the figures of a run that matter most."""
+    columns: Columns[Mapping[str, Any]] = (
+        Column("Engine", lambda row: row["model"]),
+        number("AP", lambda row: row["ap"], fraction),
+        number("AP50", lambda row: row["ap50"], fraction),
+        number("Median, ms", lambda row: row["latency_ms_median"], significant),
+        number("Images/s", lambda row: row["images_per_s"], significant),
+        number("Size", lambda row: row["size_bytes"], mebibytes),
+    )
+    return table(str(headline["name"]), columns, headline["models"])
+
+
+def doctor_blocks(environment: Environment, rows: Sequence[Availability]) -> list[Block]:
+    """For the terminal: what can be used on this machine."""
+    columns: Columns[Availability] = (
+        Column("Runtime", "runtime"),
+        Column("Device", "device"),
+        Column("Usable", lambda row: "yes" if row.usable else "no"),
+        Column("Version", "version"),
+        Column("Detail", lambda row: row.detail if row.fix is None else f"{row.detail} ({row.fix})", wrap=True),
+    )
+    features = ", ".join(environment.cpu_features) or "none that matter for INT8"
+    machine = f"{environment.cpu}: {environment.cores} cores, {environment.memory_gib:.0f} GiB, {features}"
+    return [table("Runtimes", columns, rows), Text(machine)]
 
 
 def _card(comparison: Comparison) -> Card:
@@ -70,7 +170,7 @@ def _card(comparison: Comparison) -> Card:
         title=comparison.title,
         level=comparison.level,
         verdict=_verdict(comparison),
-        metrics=[metric for metric in (_ap(comparison), _latency(comparison), _size(comparison)) if metric],
+        metrics=[metric for measure in _MEASURES for metric in measure.metric(comparison)],
         note=_note(comparison),
     )
 
@@ -87,46 +187,68 @@ def _verdict(comparison: Comparison) -> str:
     return ", ".join(words for level, words in troubles if level in ("warn", "bad"))
 
 
-def _ap(comparison: Comparison) -> Metric | None:
+@dataclass(frozen=True)
+class _Measure:
+    """A figure of FP32 beside that of INT8: a line of a card, and a pair of bars."""
+
+    name: str
+    title: str
+    pair: Callable[[Comparison], tuple[float | None, float | None]]
+    write: Callable[[float | None], str]
+    words: Callable[[Comparison], str]
+    level: Callable[[Comparison], Level]
+    bars: Callable[[float | None], str]
+    unit: float = 1.0  # of the bars
+
+    def metric(self, comparison: Comparison) -> list[Metric]:
+        before, after = self.pair(comparison)
+        if after is None:
+            return []
+        words = self.words(comparison) if before is not None else ""
+        return [Metric(self.name, self.write(before), self.write(after), words, self.level(comparison))]
+
+    def figure(self, shown: Sequence[Comparison], setting: str) -> list[Figure]:
+        found = {comparison.title: self.pair(comparison) for comparison in shown}
+        pairs = {
+            title: (before / self.unit, after / self.unit)
+            for title, (before, after) in found.items()
+            if before is not None and after is not None
+        }
+        if not pairs:
+            return []
+        draw = partial(paired_bars, f"bars-{self.name.lower()}", pairs, self.bars)
+        return [Figure(self.title.format(setting=setting), draw, f"{self.name} of FP32 and INT8 in each engine")]
+
+
+def _aps(comparison: Comparison) -> tuple[float | None, float | None]:
     before, after = comparison.float_accuracy, comparison.int8_accuracy
-    if after is None:
-        return None
-    return Metric(
-        "AP",
-        fraction(before.ap if before else None),
-        fraction(after.ap),
-        change(comparison.ap_change) if before else "",
-        comparison.accuracy_level,
-    )
+    return None if before is None else before.defined(), None if after is None else after.defined()
 
 
-def _latency(comparison: Comparison) -> Metric | None:
+def _medians(comparison: Comparison) -> tuple[float | None, float | None]:
     before, after = comparison.float_latency, comparison.int8_latency
-    if before is None or after is None:
-        return None
-    words = f"{times(comparison.speedup)} as fast"
-    return Metric(
-        "Latency",
-        milliseconds(before.latency_ms_median),
-        milliseconds(after.latency_ms_median),
-        words,
-        comparison.speed_level,
-    )
+    return None if before is None else before.latency_ms_median, None if after is None else after.latency_ms_median
 
 
-def _size(comparison: Comparison) -> Metric | None:
-    if comparison.int8_size_bytes is None:
-        return None
-    words = f"{percent(comparison.size_ratio)} of FP32" if comparison.size_ratio is not None else ""
-    return Metric("Size", mebibytes(comparison.float_size_bytes), mebibytes(comparison.int8_size_bytes), words)
+_MEASURES = (
+    _Measure("AP", "Accuracy (AP, higher is better)", _aps, fraction, lambda item: change(item.ap_change),
+             lambda item: item.accuracy_level, fraction),
+    _Measure("Latency", "Latency (median ms{setting})", _medians, milliseconds,
+             lambda item: f"{times(item.speedup)} as fast", lambda item: item.speed_level, significant),
+    _Measure("Size", "Size (MiB on disk)", lambda item: (item.float_size_bytes, item.int8_size_bytes), mebibytes,
+             lambda item: f"{percent(item.size_ratio)} of FP32", lambda item: "", significant, 2**20),
+)  # fmt: skip
+
+
+def _setting(row: BenchRow) -> str:
+    scope = "inference" if row.scope == "infer" else "end to end"
+    return f"{scope}, batch {row.batch}, {plural(row.threads, 'thread')}"
 
 
 def _note(comparison: Comparison) -> str:
     parts = []
     if comparison.int8_latency:
-        row = comparison.int8_latency
-        scope = "inference" if row.scope == "infer" else "end to end"
-        parts.append(f"median {scope} latency, batch {row.batch}, {plural(row.threads, 'thread')}")
+        parts.append(f"median latency: {_setting(comparison.int8_latency)}")
     if comparison.layers is not None:
         parts.append(f"{comparison.int8_layers} of {plural(comparison.layers, 'layer')} executed in INT8")
     if comparison.float_accuracy and comparison.float_engine != comparison.engine:
@@ -134,39 +256,51 @@ def _note(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _bars(comparisons: Sequence[Comparison]) -> list[Figure]:
-    def bars(
-        name: str, unit: str, digits: int, pick: Callable[[Comparison], tuple[float, float] | None]
-    ) -> list[Figure]:
-        pairs = [(comparison.title, pair) for comparison in comparisons if (pair := pick(comparison))]
-        if not pairs:
-            return []
-        svg = paired_bars(
-            f"bars-{name.lower()}",
-            [title for title, _ in pairs],
-            [a for _, (a, _) in pairs],
-            [b for _, (_, b) in pairs],
-            digits,
-        )
-        return [Figure(f"{name} ({unit})", svg, f"{name} of FP32 and INT8 in each engine")]
+def _bars(shown: Sequence[Comparison]) -> list[Figure]:
+    timed = next((comparison.int8_latency for comparison in shown if comparison.int8_latency), None)
+    setting = f", {_setting(timed)}" if timed else ""
+    return [figure for measure in _MEASURES for figure in measure.figure(shown, setting)]
 
-    return [
-        *bars("Accuracy", "AP, higher is better", 4, _ap_pair),
-        *bars("Latency", "ms, lower is better", 3, _latency_pair),
-        *bars("Size", "MiB on disk", 3, _size_pair),
+
+def _pair(image: DrawnImage) -> PicturePair:
+    both = f"; {image.matched} found by both" if image.matched is not None else ""
+    pictures = (
+        ("FP32", image.float_boxes, image.float_jpeg),
+        ("INT8", image.quantized_boxes, image.quantized_jpeg),
+    )
+    left, right = (
+        Picture(f"{title}: {boxes} box{'' if boxes == 1 else 'es'}", base64.b64encode(jpeg).decode())
+        for title, boxes, jpeg in pictures
+    )
+    return PicturePair(f"{image.name}{both}", left, right)
+
+
+def _machine_blocks(environment: Environment) -> tuple[Facts, Table]:
+    facts = [
+        ("CPU", environment.cpu),
+        ("Cores", str(environment.cores)),
+        ("CPU features", ", ".join(environment.cpu_features) or "none that matter here"),
+        ("Memory", f"{environment.memory_gib:.1f} GiB"),
+        ("Load average", f"{environment.load_average:.2f}"),
+        ("GPU", environment.gpu or "none"),
+        ("System", environment.os),
+        ("Python", environment.python),
     ]
+    columns: Columns[tuple[str, str]] = (
+        Column("Library", lambda item: item[0]),
+        Column("Version", lambda item: item[1]),
+    )
+    return Facts(facts), table("Libraries", columns, sorted(environment.libraries.items()), fold=13)
 
 
-def _ap_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_accuracy, comparison.int8_accuracy
-    return (before.ap, after.ap) if before and after else None
+def _identity(environment: Environment) -> tuple[Any, ...]:
+    return environment.cpu, environment.cores, environment.gpu, environment.os
 
 
-def _latency_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_latency, comparison.int8_latency
-    return (before.latency_ms_median, after.latency_ms_median) if before and after else None
+def _manifest_title(manifest: Mapping[str, Any]) -> str:
+    names = [str(manifest[key]) for key in ("stage", "name") if manifest.get(key)]
+    return " · ".join(dict.fromkeys(names)) or "manifest"
 
 
-def _size_pair(comparison: Comparison) -> tuple[float, float] | None:
-    before, after = comparison.float_size_bytes, comparison.int8_size_bytes
-    return (before / 2**20, after / 2**20) if before and after is not None else None
+def _pretty(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False, default=str)

@@ -1,100 +1,153 @@
-"""What calibration saw of every layer: ranges, scales and noise."""
+"""What calibration saw of every layer: ranges, scales and noise; and what is wrong with some."""
 
 from __future__ import annotations
 
-from repq.report.blocks import Block, Cell, Column, Figure, Section, Table
-from repq.report.numbers import ABSENT, compact, decibels, percent, plural, significant
+from collections.abc import Sequence
+from functools import partial
+
+from repq.report.blocks import Block, Column, Columns, Figure, Level, Table, Text, number, table
+from repq.report.numbers import (
+    change,
+    compact,
+    decibels,
+    difference,
+    fraction,
+    gain,
+    percent,
+    plural,
+    significant,
+    span,
+)
 from repq.report.plots import layer_noise, layer_ranges
-from repq.report.summary import ReportSummary
-from repq.results import LayerQuantization, PtqReport
+from repq.report.summary import PTQ, ReportSummary, Section
+from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport, PtqTrial, Way
 
 _LOW_SNR_DB = 20.0
+ADVICE = {
+    "ptq": "plain post-training quantization is enough",
+    "corrected": "post-training quantization with corrections is enough",
+    "partial": "keep a few layers in float",
+    "repopt": "retrain with RepOptimizer: the fused weights are to blame",
+    "qat": "quantization-aware training: the loss is spread over weights and activations",
+}
 
 
-def quantization_section(summary: ReportSummary) -> Section | None:
-    """Per-layer weight and activation ranges, as plots and a table."""
-    ptq = summary.ptq
-    if ptq is None or not ptq.layers:
-        return None
-    lead = (
-        f"Ranges over {plural(ptq.images, 'calibration image')} ({ptq.method}, {ptq.scheme}). "
-        f"{percent(ptq.int8_macs_share)} of the multiply-adds are in INT8."
-    )
-    blocks: list[Block] = [
-        Figure("Ranges", layer_ranges(ptq.layers), "largest weight and activation of every layer, log scale", wide=True)
-    ]
+def _blocks(summary: ReportSummary) -> list[Block]:
+    ptq = summary[PTQ]
+    if not ptq.layers:
+        return []
+    alt = "largest weight and activation of every layer, log scale"
+    figures: list[Block] = [Figure("Ranges", partial(layer_ranges, ptq.layers), alt, wide=True)]
     if any(layer.weight_snr_db is not None or layer.activation_snr_db is not None for layer in ptq.layers):
         alt = "signal-to-noise ratio of every layer's weight and input"
-        blocks.append(Figure("Quantization noise", layer_noise(ptq.layers), alt, wide=True))
-    if ptq.trials:
-        blocks.append(_trial_table(ptq))
-    blocks.append(_layer_table(ptq))
-    return Section("layers", "Ranges and scales by layer", blocks, lead, short="Layers")
+        figures.append(Figure("Quantization noise", partial(layer_noise, ptq.layers), alt, wide=True))
+    lead, *tables = ptq_blocks(ptq)
+    return [lead, *figures, *tables]
+
+
+LAYERS = Section("layers", "Ranges and scales by layer", _blocks, needs=(PTQ,), short="Layers")
+
+
+def ptq_blocks(ptq: PtqReport) -> list[Block]:
+    """What quantization cost, what each setting gained, and ranges and errors per layer."""
+    before, after = ptq.accuracy_float, ptq.accuracy_quantized
+    int8 = sum(row.precision == "int8" for row in ptq.layers)
+    lead = (
+        f"{ptq.model}: {int8} of {plural(len(ptq.layers), 'layer')} in INT8, {percent(ptq.int8_macs_share)} of the "
+        f"multiply-adds. Ranges over {plural(ptq.images, 'calibration image')} ({ptq.method}, {ptq.scheme}). "
+        f"AP {_became(before.defined(), after.defined())}, "
+        f"AP50 {_became(before.defined('ap50'), after.defined('ap50'))}."
+    )
+    if ptq.accuracy_own_scales is not None:
+        own = ptq.accuracy_own_scales
+        lead += (
+            f" {plural(ptq.shared_groups, 'group')} of layers share a scale, which changes AP by "
+            f"{change(difference(own.defined(), after.defined()))} against scales of their own."
+        )
+    costs = [f"{row.title} {f'({row.cost})' if row.cost else 'at no cost in the engine'}" for row in ptq.corrections]
+    lead += f" Corrections: {'; '.join(costs)}." if costs else ""
+    return [Text(lead), *([_trial_table(ptq)] if ptq.trials else []), _layer_table(ptq.layers)]
+
+
+def _became(before: float | None, after: float | None) -> str:
+    return f"{fraction(before)} → {fraction(after)} ({change(difference(before, after))})"
 
 
 def _trial_table(ptq: PtqReport) -> Table:
-    columns = [
-        Column("Settings", numeric=False),
-        Column("Kept", numeric=False),
-        Column("Head SNR, dB", hint="of the detections, against the float model"),
-        Column("Gain, dB", hint="against the last row that was kept before"),
-        Column("AP on train"),
-        Column("Seconds"),
-    ]
-    rows = [
-        [
-            Cell(trial.name),
-            Cell("yes" if trial.kept else "no", level="" if trial.kept else "muted"),
-            Cell(decibels(trial.head_snr_db), trial.head_snr_db),
-            Cell(ABSENT if trial.gain_db is None else f"{trial.gain_db:+.2f}", trial.gain_db),
-            Cell(ABSENT if trial.ap_train is None else f"{trial.ap_train:.4f}", trial.ap_train),
-            Cell(f"{trial.seconds:.1f}", trial.seconds),
-        ]
-        for trial in ptq.trials
-    ]
+    columns: Columns[PtqTrial] = (
+        Column("Settings", "name"),
+        Column("Kept", lambda row: "yes" if row.kept else "no", level=lambda row: "" if row.kept else "muted"),
+        number("Head SNR, dB", "head_snr_db", decibels, hint="of the detections, against the float model"),
+        number("Gain, dB", "gain_db", gain, hint="against the last row that was kept before",
+               note=lambda row: "nothing was kept before" if row.gain_db is None else ""),
+        number("AP on train", "ap_train", fraction),
+        number("Seconds", "seconds", "{:.1f}".format),
+    )  # fmt: skip
     note = "On images of the train split: those that accuracy is reported on decide nothing."
     if ptq.extra_macs_share:
         note += f" Split layers add {percent(ptq.extra_macs_share)} to the multiply-adds."
-    return Table("What each setting gained", columns, rows, note)
+    return table("What each setting gained", columns, ptq.trials, note)
 
 
-def _layer_table(ptq: PtqReport) -> Table:
-    columns = [
-        Column("#"),
-        Column("Layer", numeric=False, code=True),
-        Column("Plan", numeric=False),
-        Column("MACs, M", hint="million multiply-adds for one image"),
-        Column("Weight min"),
-        Column("Weight max"),
-        Column("Channel ratio", hint="largest over smallest per-channel weight maximum"),
-        Column("Weight SNR, dB"),
-        Column("Input min"),
-        Column("Input max"),
-        Column("Input scale"),
-        Column("Zero point"),
-        Column("Input SNR, dB"),
-    ]
-    rows = [_layer_cells(number, layer) for number, layer in enumerate(ptq.layers, start=1)]
+def _snr(title: str, attribute: str) -> Column[LayerQuantization]:
+    def level(row: LayerQuantization) -> Level:
+        value = getattr(row, attribute)
+        return "warn" if value is not None and value < _LOW_SNR_DB else ""
+
+    def why(row: LayerQuantization) -> str:
+        if row.precision == "float":
+            return "the layer stays in float"
+        return "there is no error, or no signal" if getattr(row, attribute) is None else ""
+
+    return number(title, attribute, decibels, level=level, note=why)
+
+
+def _layer_table(layers: Sequence[LayerQuantization]) -> Table:
+    columns: Columns[LayerQuantization] = (
+        Column("Layer", "layer", code=True),
+        Column("Plan", lambda row: "INT8" if row.precision == "int8" else "float",
+               level=lambda row: "" if row.precision == "int8" else "muted"),
+        number("MACs, M", lambda row: row.macs / 1e6, significant, hint="million multiply-adds for one image",
+               detail=True),
+        number("Weights", "weight_range", span, hint="smallest and largest; sorted by the larger magnitude"),
+        number("Channel ratio", "weight_channel_ratio", significant,
+               hint="largest over smallest per-channel weight maximum"),
+        _snr("Weight SNR, dB", "weight_snr_db"),
+        number("Input", "activation_range", span, hint="smallest and largest; sorted by the larger magnitude"),
+        number("Input scale", "activation_scale", compact, detail=True),
+        number("Zero point", "activation_zero_point", str, detail=True),
+        _snr("Input SNR, dB", "activation_snr_db"),
+    )  # fmt: skip
     note = f"SNR under {_LOW_SNR_DB:.0f} dB is marked: such a layer is worth keeping in float or calibrating otherwise."
-    return Table(f"All {len(rows)} layers", columns, rows, note, collapsed=len(rows) > 12)
+    return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True)
 
 
-def _layer_cells(number: int, layer: LayerQuantization) -> list[Cell]:
-    zero_point = layer.activation_zero_point
+def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
+    """All layers, what is wrong with some, the ways to INT8 with their evidence, and the advice."""
+    layers: Columns[LayerDiagnosis] = (
+        Column("Layer", "layer"),
+        number("W ratio", "weight_channel_ratio", "{:.1f}".format),
+        number("W crest", "weight_crest", "{:.1f}".format),
+        number("W dB", "weight_snr_db", decibels),
+        number("Input", "activation_range", span),
+        number("Tail", "activation_tail", "{:.1f}".format),
+        number("Channels", "activation_channel_ratio", "{:.1f}".format),
+        number("Input dB", "activation_snr_db", decibels),
+    )
+    findings: Columns[LayerDiagnosis] = (Column("Layer", "layer"), Column("What", lambda row: "; ".join(row.findings)))
+    ways: Columns[Way] = (
+        Column("", lambda way: "*" if way.name == diagnosis.advice else ""),
+        Column("Way", "name"),
+        number("Head dB", "head_snr_db", decibels),
+        Column("Enough", lambda way: {True: "yes", False: "no", None: "not tried"}[way.sufficient]),
+        Column("Evidence", "evidence", wrap=True),
+        Column("How", "command", code=True),
+    )
+    title = f"{diagnosis.model}, {diagnosis.scheme}, {plural(diagnosis.images, 'image')}"
+    enough = f"Ways to INT8; enough is a head SNR of {diagnosis.threshold_db:.0f} dB"
     return [
-        Cell(str(number), number),
-        Cell(layer.layer),
-        Cell("INT8" if layer.precision == "int8" else "float", level="" if layer.precision == "int8" else "muted"),
-        Cell(significant(layer.macs / 1e6), layer.macs),
-        *(Cell(compact(value), value) for value in layer.weight_range),
-        Cell(significant(layer.weight_channel_ratio), layer.weight_channel_ratio),
-        _snr_cell(layer.weight_snr_db),
-        *(Cell(compact(value), value) for value in layer.activation_range),
-        Cell(compact(layer.activation_scale), layer.activation_scale),
-        Cell(ABSENT if zero_point is None else str(zero_point), zero_point),
-        _snr_cell(layer.activation_snr_db),
+        table(title, layers, diagnosis.layers),
+        table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
+        table(enough, ways, diagnosis.ways),
+        Text(f"advice: {ADVICE[diagnosis.advice]}"),
     ]
-
-
-def _snr_cell(value: float | None) -> Cell:
-    return Cell(decibels(value), value, "warn" if value is not None and value < _LOW_SNR_DB else "")

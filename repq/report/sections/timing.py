@@ -2,155 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-from repq.report.blocks import Block, Cell, Column, Figure, Section, Table
-from repq.report.comparison import engine_title
-from repq.report.numbers import count, mebibytes, percent, significant, times
+from repq.report.blocks import Block, Column, Columns, Figure, Table, Text, number, table
+from repq.report.comparison import built_title, engine_title, variant_title
+from repq.report.numbers import count, mebibytes, percent, plural, significant, times
 from repq.report.plots import latency_bars, step_bars
-from repq.report.summary import VARIANT_TITLES, ReportSummary
+from repq.report.summary import BENCH, BUILD, SIZES, ReportSummary, Section
 from repq.results import BenchReport, BenchRow, ServiceRow
 
 
-def timing_section(summary: ReportSummary) -> Section | None:
-    """Every timed setting, with a plot."""
-    bench = summary.bench
-    if bench is None or not bench.rows:
-        return None
+def _bench_section(summary: ReportSummary) -> list[Block]:
+    return bench_blocks(summary[BENCH]) if summary[BENCH].rows else []
+
+
+def _size_section(summary: ReportSummary) -> list[Block]:
+    sizes = dict(summary.get(SIZES) or {})
+    sizes |= {f"{built_title(name)} engine": row.size_bytes for name, row in (summary.get(BUILD) or {}).items()}
+    columns: Columns[tuple[str, int]] = (
+        Column("Artifact", lambda row: row[0]),
+        number("Size", lambda row: row[1], mebibytes),
+        number("Bytes", lambda row: row[1], count),
+    )
+    return [table("Artifacts", columns, sizes.items())] if sizes else []
+
+
+TIMING = Section("timing", "Latency", _bench_section, needs=(BENCH,))
+SIZE = Section("size", "Size on disk", _size_section, uses=(SIZES, BUILD), short="Size")
+
+
+def bench_blocks(bench: BenchReport) -> list[Block]:
+    """Every timed setting, the GPU's own time, and the way from JPEG files to boxes."""
     height, width = bench.imgsz
+    machine, rounds = bench.environment, plural(bench.rounds, "round")
     lead = (
-        f"All models timed in one run at {height} × {width}, in {bench.rounds} rounds of alternating order. "
-        f"The load of the machine was {bench.environment.load_average:.2f} on {bench.environment.cores} cores."
+        f"All models timed in one run at {height} × {width} on {machine.cpu}, in {rounds} of alternating order. "
+        f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}."
     )
     alt = "bars of the median latency of every model, engine and setting"
-    blocks: list[Block] = [Figure("Latency", latency_bars(bench.rows), alt, wide=True), _bench_table(bench)]
-    if any(row.device_ms_median is not None for row in bench.rows):
-        blocks.append(_device_table(bench.rows))
+    blocks: list[Block] = [Text(lead), Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True)]
+    blocks.append(table("All settings", _SETTING, bench.rows, fold=17))
+    if shown := [row for row in bench.rows if row.device_ms_median is not None]:
+        note = "Clocks and power are read while all models took turns at the setting; nothing is set."
+        blocks.append(table("On the GPU", _DEVICE, shown, note))
     if bench.service:
         alt = "stacked bars of the time that each step takes per image"
-        blocks += [Figure("JPEG to boxes", step_bars(bench.service), alt, wide=True), _service_table(bench.service)]
-    return Section("timing", "Latency", blocks, lead)
+        blocks += [Figure("JPEG to boxes", partial(step_bars, bench.service), alt, wide=True), _service(bench)]
+    return blocks
 
 
-def size_section(summary: ReportSummary) -> Section | None:
-    """Bytes on disk of every artifact."""
-    sizes = [(item.name, item.size_bytes) for item in summary.sizes]
-    sizes += [
-        (
-            f"{engine_title(built.description.engine)} {VARIANT_TITLES[built.variant]} engine",
-            built.description.size_bytes,
-        )
-        for built in summary.engines
-    ]
-    if not sizes:
-        return None
-    columns = [Column("Artifact", numeric=False), Column("Size"), Column("Bytes")]
-    rows = [[Cell(name), Cell(mebibytes(size), size), Cell(count(size), size)] for name, size in dict(sizes).items()]
-    return Section("size", "Size on disk", [Table("Artifacts", columns, rows)], short="Size")
+_SETTING: Columns[BenchRow] = (
+    Column("Model", "model"),
+    Column("Engine", lambda row: engine_title(row.engine)),
+    Column("Built as", lambda row: variant_title(row.variant)),
+    Column("Layers ran in", "precision"),
+    Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
+           hint="end to end adds pre- and post-processing"),
+    number("Batch", "batch", count),
+    number("Threads", "threads", count),
+    number("Median, ms", "latency_ms_median", significant, hint="latency of a whole batch"),
+    number("95th percentile, ms", "latency_ms_p95", significant),
+    number("Images/s", "images_per_s", significant),
+    number("Speedup", "speedup", times, hint="against the first model at the same setting",
+           note=lambda row: "the first model was not timed at this setting" if row.speedup is None else ""),
+    number("Size", "size_bytes", mebibytes, detail=True),
+    number("Runs", "runs", count, detail=True),
+)  # fmt: skip
+
+_DEVICE: Columns[BenchRow] = (
+    Column("Model", "model"),
+    Column("Engine", lambda row: engine_title(row.engine)),
+    number("Batch", "batch", count),
+    number("Host, ms", "latency_ms_median", significant, hint="what the caller waits for, copies included"),
+    number("Device, ms", "device_ms_median", significant, hint="on the GPU alone, kernels started one by one"),
+    number("CUDA graph, ms", "device_graph_ms_median", significant,
+           hint="on the GPU alone, all kernels started at once",
+           note=lambda row: "" if row.device_graph_ms_median else "the work cannot be captured as a CUDA graph"),
+    Column("SM clock, MHz", lambda row: row.gpu and "{:.0f} … {:.0f}".format(*row.gpu.sm_clock_range_mhz),
+           note=lambda row: "" if row.gpu else "NVML gave no readings"),
+    Column("Power, W",
+           lambda row: row.gpu and f"{significant(row.gpu.power_w)} of {significant(row.gpu.power_limit_w)}"),
+    Column("Clock limited by", lambda row: row.gpu and (", ".join(row.gpu.limited_by) or "nothing")),
+)  # fmt: skip
+
+_SERVICE: Columns[ServiceRow] = (
+    Column("Model", "model"),
+    Column("Engine", lambda row: engine_title(row.engine)),
+    Column("Decoded by", "loader"),
+    Column("Letterbox", "letterbox", hint="loader: together with decoding"),
+    Column("NMS", "nms"),
+    number("Batch", "batch", count),
+    number("Threads", "threads", count),
+    number("Decode, ms", "decode_ms", significant),
+    number("Preprocess, ms", "preprocess_ms", significant),
+    number("Infer, ms", "infer_ms", significant),
+    number("Postprocess, ms", "postprocess_ms", significant),
+    number("Images/s", "images_per_s", significant, hint="one step after the other"),
+    number("Overlapped", "overlapped_images_per_s", significant,
+           hint="images/s with decoding and letterbox in background threads"),
+    Column("Bottleneck", lambda row: f"{row.bottleneck}, {percent(row.bottleneck_share)}",
+           hint="the step that takes most, and its share"),
+)  # fmt: skip
 
 
-def _bench_table(bench: BenchReport) -> Table:
-    columns = [
-        Column("Model", numeric=False),
-        Column("Engine", numeric=False),
-        Column("Built as", numeric=False),
-        Column("Layers ran in", numeric=False),
-        Column("Scope", numeric=False, hint="end to end adds pre- and post-processing"),
-        Column("Batch"),
-        Column("Threads"),
-        Column("Median, ms", hint="latency of a whole batch"),
-        Column("95th percentile, ms"),
-        Column("Images/s"),
-        Column("Speedup", hint="against the first model at the same setting"),
-        Column("Size"),
-        Column("Runs"),
-    ]
-    return Table("All settings", columns, [_bench_cells(row) for row in bench.rows], collapsed=len(bench.rows) > 16)
-
-
-def _bench_cells(row: BenchRow) -> list[Cell]:
-    return [
-        Cell(row.model),
-        Cell(engine_title(row.engine)),
-        Cell(VARIANT_TITLES[row.variant]),
-        Cell(row.precision),
-        Cell("inference" if row.scope == "infer" else "end to end"),
-        Cell(count(row.batch), row.batch),
-        Cell(count(row.threads), row.threads),
-        Cell(significant(row.latency_ms_median), row.latency_ms_median),
-        Cell(significant(row.latency_ms_p95), row.latency_ms_p95),
-        Cell(significant(row.images_per_s), row.images_per_s),
-        Cell(times(row.speedup), row.speedup),
-        Cell(mebibytes(row.size_bytes), row.size_bytes),
-        Cell(count(row.runs), row.runs),
-    ]
-
-
-def _device_table(rows: Sequence[BenchRow]) -> Table:
-    columns = [
-        Column("Model", numeric=False),
-        Column("Engine", numeric=False),
-        Column("Batch"),
-        Column("Host, ms", hint="what the caller waits for, copies included"),
-        Column("Device, ms", hint="on the GPU alone, kernels started one by one"),
-        Column("CUDA graph, ms", hint="on the GPU alone, all kernels started at once"),
-        Column("SM clock, MHz", numeric=False),
-        Column("Power, W", numeric=False),
-        Column("Clock limited by", numeric=False),
-    ]
-    shown = [row for row in rows if row.device_ms_median is not None]
-    note = "Clocks and power are read while all models took turns at the setting; nothing is set."
-    return Table("On the GPU", columns, [_device_cells(row) for row in shown], note)
-
-
-def _device_cells(row: BenchRow) -> list[Cell]:
-    gpu = row.gpu
-    return [
-        Cell(row.model),
-        Cell(engine_title(row.engine)),
-        Cell(count(row.batch), row.batch),
-        Cell(significant(row.latency_ms_median), row.latency_ms_median),
-        Cell(significant(row.device_ms_median), row.device_ms_median),
-        Cell(significant(row.device_graph_ms_median), row.device_graph_ms_median),
-        Cell("–" if gpu is None else "{:.0f} … {:.0f}".format(*gpu.sm_clock_range_mhz)),
-        Cell("–" if gpu is None else f"{significant(gpu.power_w)} of {significant(gpu.power_limit_w)}"),
-        Cell("–" if gpu is None else ", ".join(gpu.limited_by) or "nothing"),
-    ]
-
-
-def _service_table(rows: Sequence[ServiceRow]) -> Table:
-    columns = [
-        Column("Model", numeric=False),
-        Column("Engine", numeric=False),
-        Column("Decoded by", numeric=False),
-        Column("Letterbox", numeric=False, hint="loader: together with decoding"),
-        Column("NMS", numeric=False),
-        Column("Batch"),
-        Column("Threads"),
-        Column("Decode, ms"),
-        Column("Preprocess, ms"),
-        Column("Infer, ms"),
-        Column("Postprocess, ms"),
-        Column("Images/s", hint="one step after the other"),
-        Column("Overlapped", hint="images/s with decoding and letterbox in background threads"),
-        Column("Bottleneck", numeric=False, hint="the step that takes most, and its share"),
-    ]
+def _service(bench: BenchReport) -> Table:
     note = "Milliseconds per image, medians over the rounds; decoding and letterbox run in one thread there."
-    return Table("JPEG to boxes", columns, [_service_cells(row) for row in rows], note)
-
-
-def _service_cells(row: ServiceRow) -> list[Cell]:
-    steps = (row.decode_ms, row.preprocess_ms, row.infer_ms, row.postprocess_ms)
-    return [
-        Cell(row.model),
-        Cell(engine_title(row.engine)),
-        Cell(row.loader),
-        Cell(row.letterbox),
-        Cell(row.nms),
-        Cell(count(row.batch), row.batch),
-        Cell(count(row.threads), row.threads),
-        *(Cell(significant(value), value) for value in steps),
-        Cell(significant(row.images_per_s), row.images_per_s),
-        Cell(significant(row.overlapped_images_per_s), row.overlapped_images_per_s),
-        Cell(f"{row.bottleneck}, {percent(row.bottleneck_share)}"),
-    ]
+    return table("JPEG to boxes", _SERVICE, bench.service, note)

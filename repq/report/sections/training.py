@@ -1,65 +1,140 @@
-"""The training curve and the weights that were kept."""
+"""How the model came about: training, quantization-aware training, and the proof of fusing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
-from repq.report.blocks import Block, Cell, Column, Facts, Figure, Section, Table
-from repq.report.numbers import compact, count, fraction, significant
-from repq.report.plots import training_accuracy, training_losses
-from repq.report.summary import ReportSummary
-from repq.results import EpochRow
+from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
+from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
+from repq.report.plots import training_accuracy, training_losses, weight_growth
+from repq.report.summary import FUSE, QAT, TRAIN, Section
+from repq.results import Accuracy, BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+
+TRAINING = Section("training", "Training", lambda summary: train_blocks(summary[TRAIN]), needs=(TRAIN,))
+TRAINED_QUANTIZED = Section(
+    "qat", "Quantization-aware training", lambda summary: qat_blocks(summary[QAT]), needs=(QAT,), short="QAT"
+)
+FUSION = Section("fusion", "Fusing", lambda summary: fusion_blocks(summary[FUSE]), needs=(FUSE,))
 
 
-def training_section(summary: ReportSummary) -> Section | None:
+class _Stage(NamedTuple):
+    """A model on its way through quantization-aware training."""
+
+    title: str
+    accuracy: Accuracy
+    float_accuracy: Accuracy
+
+
+def train_blocks(training: TrainReport) -> list[Block]:
     """What training reached, epoch by epoch."""
-    training = summary.training
-    if training is None:
-        return None
     facts = [
         ("Model", training.model),
         ("Parameters", count(training.parameters)),
         ("Training images", count(training.images)),
         ("Epochs", count(len(training.epochs))),
         ("Weights kept", f"of epoch {training.best_epoch}"),
-        ("AP", fraction(training.accuracy.ap)),
-        ("AP50", fraction(training.accuracy.ap50)),
+        ("AP", fraction(training.accuracy.defined())),
+        ("AP50", fraction(training.accuracy.defined("ap50"))),
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
     ]
-    return Section("training", "Training", [Facts(facts), *epoch_blocks(training.epochs, "training")])
+    return [*_epoch_blocks(training.epochs, "training", Facts(facts))]
 
 
-def epoch_blocks(epochs: Sequence[EpochRow], section: str) -> list[Block]:
-    """Curves and a table of the training that a section is about."""
+def qat_blocks(training: QatReport) -> list[Block]:
+    """AP before and after, epoch by epoch, and the change of each layer's scales."""
+    accuracies = {
+        "Float": training.accuracy_float,
+        "INT8, calibrated": training.accuracy_calibrated,
+        "INT8, trained": training.accuracy_trained,
+    }
+    stages = [_Stage(name, found, training.accuracy_float) for name, found in accuracies.items()]
+    columns: Columns[_Stage] = (
+        Column("Model", "title"),
+        number("AP", lambda stage: stage.accuracy.defined(), fraction),
+        number("AP50", lambda stage: stage.accuracy.defined("ap50"), fraction),
+        number("AP change", lambda s: difference(s.float_accuracy.defined(), s.accuracy.defined()), change),
+    )
+    facts = [
+        ("Layers INT8", f"{len(training.int8_layers)} of {len(training.int8_layers) + len(training.float_layers)}"),
+        ("Scheme", training.scheme),
+        ("Scales", training.scales),
+        ("Training images", count(training.images)),
+        ("Epochs", count(len(training.epochs))),
+        ("Speed", f"{significant(training.images_per_s)} images/s"),
+    ]
+    return [
+        Text("AP in torch's simulation; the float model is the teacher."),
+        table("Before and after", columns, stages),
+        *_epoch_blocks(training.epochs, "qat", Facts(facts)),
+        *([_scale_table(training.changes)] if training.scales == "learned" else []),
+    ]
+
+
+def _epoch_blocks(epochs: Sequence[EpochRow], section: str, facts: Facts) -> list[Block]:
+    """Facts, curves and a table of a training; ``section`` keeps the ids of the drawings apart."""
     if not epochs:
-        return []
-    blocks: list[Block] = [Figure("Losses", training_losses(epochs, f"{section}-losses"), "mean losses per epoch")]
+        return [facts]
+    draw = partial(training_losses, epochs, f"{section}-losses")
+    blocks: list[Block] = [facts, Figure("Losses", draw, "mean losses per epoch")]
     if any(epoch.ap is not None for epoch in epochs):
-        alt = "AP and AP50 at the evaluated epochs"
-        blocks.append(Figure("Accuracy", training_accuracy(epochs, f"{section}-accuracy"), alt))
-    return [*blocks, _epoch_table(epochs)]
+        draw = partial(training_accuracy, epochs, f"{section}-accuracy")
+        blocks.append(Figure("Accuracy", draw, "AP and AP50 at the evaluated epochs"))
+    losses = dict.fromkeys(name for epoch in epochs for name in epoch.losses)
+    columns: Columns[EpochRow] = (
+        Column("Epoch", "epoch", numeric=True),
+        number("Learning rate", "learning_rate", compact),
+        *(number(f"Loss: {name}", partial(_loss, name), compact) for name in losses),
+        number("AP", "ap", fraction, optional=True, note=_unevaluated),
+        number("AP50", "ap50", fraction, optional=True, note=_unevaluated),
+        number("Seconds", "seconds", significant),
+    )
+    return [*blocks, table(f"All {len(epochs)} epochs", columns, epochs, fold=13)]
 
 
-def _epoch_table(epochs: Sequence[EpochRow]) -> Table:
-    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.losses))
-    columns = [
-        Column("Epoch"),
-        Column("Learning rate"),
-        *(Column(f"Loss: {name}") for name in names),
-        Column("AP"),
-        Column("AP50"),
-        Column("Seconds"),
-    ]
-    rows = [
-        [
-            Cell(str(epoch.epoch), epoch.epoch),
-            Cell(compact(epoch.learning_rate), epoch.learning_rate),
-            *(Cell(compact(epoch.losses.get(name)), epoch.losses.get(name)) for name in names),
-            Cell(fraction(epoch.ap), epoch.ap),
-            Cell(fraction(epoch.ap50), epoch.ap50),
-            Cell(significant(epoch.seconds), epoch.seconds),
-        ]
-        for epoch in epochs
-    ]
-    return Table(f"All {len(rows)} epochs", columns, rows, collapsed=len(rows) > 12)
+def _loss(name: str, epoch: EpochRow) -> float | None:
+    return epoch.losses.get(name)
+
+
+def _unevaluated(epoch: EpochRow) -> str:
+    return "not evaluated after this epoch" if epoch.ap is None else ""
+
+
+def _scale_table(changes: Sequence[ScaleChange]) -> Table:
+    columns: Columns[ScaleChange] = (
+        Column("Layer", "layer", code=True),
+        number("Input scale before", "input_before", compact),
+        number("Input scale after", "input_after", compact),
+        number("Ratio", lambda row: row.input_after / row.input_before if row.input_before else None, significant),
+        number("Ratio of weight scales", "weight_ratio", significant, hint="geometric mean over the channels"),
+    )
+    return table(f"Scales of all {len(changes)} layers", columns, changes, fold=0)
+
+
+def fusion_blocks(fusion: FusionReport) -> list[Block]:
+    """The error of the whole model, and every block before and after."""
+    lead = (
+        f"Whole model on {plural(fusion.images, 'real image')}: largest error {compact(fusion.max_abs_error)}, "
+        f"{compact(fusion.max_rel_error)} relative to the output's range; tolerance {compact(fusion.tolerance)}."
+    )
+    blocks: list[Block] = [Text(lead)]
+    if len(fusion.blocks) > 1:
+        before = [largest(block.weight_range_before) for block in fusion.blocks]
+        after = [largest(block.weight_range_after) for block in fusion.blocks]
+        alt = "largest weight of every block before and after fusing, log scale"
+        blocks.append(Figure("Weight range before and after", partial(weight_growth, before, after), alt, wide=True))
+    columns: Columns[BlockFusion] = (
+        Column("Block", "block", code=True),
+        Column("Kind", "kind"),
+        Column("Fused layer", "layer", code=True, detail=True),
+        number("Largest error", "max_abs_error", compact),
+        number("Relative", "max_rel_error", compact, hint="largest error over the range of the block's output",
+               level=lambda row: "bad" if row.max_rel_error > fusion.tolerance else ""),
+        number("Weights before", "weight_range_before", span),
+        number("Weights after", "weight_range_after", span),
+    )  # fmt: skip
+    if fusion.blocks:
+        blocks.append(table(f"All {len(fusion.blocks)} blocks", columns, fusion.blocks, fold=13, numbered=True))
+    return blocks

@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table")) {
   heads.forEach((head, index) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = head.textContent;
+    button.textContent = head.dataset.title = head.textContent;
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
@@ -39,3 +39,6 @@ for (const table of document.querySelectorAll("table")) {
   });
   table.parentElement.before(filter);
 }
+const folded = [...document.querySelectorAll("details:not([open])")]; // paper has no folds
+addEventListener("beforeprint", () => folded.forEach((fold) => (fold.open = true)));
+addEventListener("afterprint", () => folded.forEach((fold) => (fold.open = false)));

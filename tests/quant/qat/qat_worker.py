@@ -10,10 +10,10 @@ from small_qat import QUICK, calibrated_model, float_model, gradients_of_first_b
 from small_training import SIZE
 
 from repq.data import load_dataset
+from repq.identity import hash_tensors
 from repq.quant import scale_table
 from repq.quant.qat import train_quantized
 from repq.train import joined_processes
-from repq.train.job import content_hash
 
 
 def main(folder: Path) -> None:
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
             start, float_model(), train_set, val_set, SIZE, QUICK, state_path=folder / "state.safetensors"
         )
         scales = [float(pair.input.scale) for pair in scale_table(outcome.model).values()]
-        (folder / f"weights{processes.rank}.txt").write_text(f"{content_hash(outcome.model.state_dict())} {scales}")
+        (folder / f"weights{processes.rank}.txt").write_text(f"{hash_tensors(outcome.model.state_dict())} {scales}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Images and data sets in every form that users have them in."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.errors import DataError
+from repq.log import Log, quiet
+from repq.printable import printable
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset, ImageRecord
+
+Image = str | Path | NDArray[np.uint8]
+"""A file, or an RGB array (h, w, 3) uint8."""
+
+Images = Union[Image, "Sequence[Image]", "DetectionDataset"]
+"""A folder, a list file (.txt), a data.yaml or COCO .json, an image, a list of images, or an opened data set."""
+
+_DATA_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def read_rgb(image: Image) -> NDArray[np.uint8]:
+    """One image as RGB (h, w, 3) uint8 in one piece of memory.
+
+    Files are turned as their EXIF orientation says, grey ones get three equal channels, 16-bit ones lose their low
+    byte, an alpha channel is dropped.
+
+    Raises:
+        DataError: the file cannot be read, or the array has another type or shape.
+    """
+    from repq.data import read_image
+
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            "this is no image", found=f"a value of type {type(image).__name__}",
+            fix="give a path, or an RGB array (h, w, 3) uint8, such as numpy.asarray(picture.convert('RGB'))",
+        )  # fmt: skip
+    if image.dtype != np.uint8:
+        raise DataError(
+            "an image array holds bytes", found=f"an array of {image.dtype}", fix="convert it to uint8 in 0..255"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            "an image array has the shape (h, w, 3), with red first", found=f"the shape {image.shape}",
+            fix="repeat a grey channel three times, leave alpha out, and give several images as a list",
+        )  # fmt: skip
+    return np.ascontiguousarray(image)
+
+
+@contextmanager
+def as_dataset(
+    images: Images,
+    split: str = "train",
+    *,
+    limit: int = 128,
+    seed: int = 0,
+    names: tuple[str, ...] = (),
+    log: Log = quiet,
+) -> Iterator[DetectionDataset]:
+    """Images of any form as a data set; without labels, unless they come as one.
+
+    Of a folder or list file at most ``limit`` images are drawn with ``seed``, as from a data set; a list is taken
+    whole. Arrays are kept as files in a temporary folder meanwhile.
+
+    Args:
+        split: of a data.yaml or COCO .json.
+        names: the classes, for images without labels.
+
+    Raises:
+        DataError: there are no images, or one cannot be read.
+    """
+    from repq.data import DetectionDataset, ImageRecord, calibration_set
+    from repq.data.image_files import find_images
+    from repq.recipe import CalibrationConfig
+
+    if isinstance(images, DetectionDataset):
+        yield images
+        return
+    place = Path(images) if isinstance(images, (str, Path)) else None
+    if place is not None and place.suffix in _DATA_SUFFIXES:
+        yield open_data(place, split, log)
+    elif place is not None and (place.is_dir() or place.suffix == ".txt"):
+        root = place if place.is_dir() else place.parent
+        found = sorted(find_images((place,), root).paths)
+        records = [ImageRecord(path.as_posix().removeprefix(f"{root.as_posix()}/"), path, 0, 0) for path in found]
+        whole = DetectionDataset(root, split, names, tuple(records))
+        drawn = calibration_set(whole, CalibrationConfig(images=limit, seed=seed))
+        yield whole.subset(_measured(drawn, str(place)))
+    else:
+        listed: Sequence[Any] = [images] if place is not None or isinstance(images, np.ndarray) else list(images)  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory(prefix="repq-images-") as folder:
+            records = [_as_record(image, number, Path(folder)) for number, image in enumerate(listed)]
+            yield DetectionDataset(Path(folder), split, names, tuple(_measured(records, "the list")))
+
+
+def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
+    """A labelled split of a data.yaml or COCO .json; says what had to be left out or was taken in another way.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from repq.data import DetectionDataset, load_dataset
+
+    if isinstance(data, DetectionDataset):
+        return data
+    if not isinstance(data, (str, Path)):
+        raise DataError("this needs a labelled data set", found="images alone", fix="give a data.yaml or a COCO .json")
+    dataset = load_dataset(Path(data), split)
+    for line in dataset.problems.lines():
+        log(f"{printable(data)} {printable(split)}: {line}")
+    return dataset
+
+
+def _as_record(image: Image, number: int, folder: Path) -> ImageRecord:
+    """Names are numbers, so that a list of files and the list of their arrays are the same data."""
+    import cv2
+
+    from repq.data import ImageRecord
+
+    name = f"{number:06d}"
+    if isinstance(image, (str, Path)):
+        return ImageRecord(name, Path(image), 0, 0)
+    path = folder / f"{name}.png"
+    cv2.imwrite(str(path), read_rgb(image)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return ImageRecord(name, path, 0, 0)
+
+
+def _measured(records: Sequence[ImageRecord], source: str) -> list[ImageRecord]:
+    """The records with their images' sizes, which training and AP need."""
+    from repq.data import prefetch, read_image
+
+    if not records:
+        raise DataError(f"there are no images in {source}", fix="give at least one image")
+    sizes = prefetch(lambda record: read_image(record.path).shape, records)
+    return [
+        replace(record, width=width, height=height) for record, (height, width, _) in zip(records, sizes, strict=True)
+    ]

@@ -1,0 +1,179 @@
+"""What is measured of opened models: accuracy, agreement, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from repq.api.fitting import demand_same_order, fitted
+from repq.api.service import service_of
+from repq.errors import RepqError
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig, CheckConfig, EvalConfig
+from repq.results import Accuracy, BenchReport, CheckReport
+
+if TYPE_CHECKING:
+    from repq.api.model import Model
+    from repq.api.service import Prepared, Service
+    from repq.bench import DeviceWork, Runner
+    from repq.data import DetectionDataset
+
+
+def accuracy_of(
+    model: Model,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> Accuracy:
+    """COCO AP of an opened model, with the work of a service inside or without.
+
+    Raises:
+        RepqError: the model takes another size.
+        DataError: the model and the data set disagree on the classes, there is not one labelled object, or an image can
+            no longer be read.
+    """
+    from repq.data import demand_objects
+    from repq.evaluate import coco_accuracy, detect_images, evaluate
+
+    dataset = demand_fit(model, dataset, imgsz, log)
+    demand_objects(dataset)
+    if model.plain:
+        return evaluate(model.infer, dataset, imgsz, config, progress, layout=model.layout)
+    service = service_of(model, imgsz, config)
+    return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
+
+
+def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:
+    """The data set with the model's classes in their order.
+
+    Raises:
+        RepqError: the model takes another size.
+        DataError: it has other classes.
+    """
+    demand_size(model, imgsz)
+    return fitted(dataset, model.names, model.label, log)
+
+
+def demand_plain(model: Model) -> None:
+    """Refuse a graph that does the work of a service itself, where its detections are to be compared.
+
+    Raises:
+        RepqError: it has preprocessing or suppression inside.
+    """
+    if not model.plain:
+        inside = "suppression" if model.nms is not None else "preprocessing"
+        raise RepqError(
+            f"the detections of {model.label} cannot be compared",
+            found=f"{inside} inside the graph",
+            fix="compare the graph exported without it; `repq eval` gives the AP of either",
+        )
+
+
+def demand_size(model: Model, imgsz: tuple[int, int]) -> None:
+    """Refuse another size than the one that the model is fixed to, or one that its levels do not divide."""
+    if model.weights is not None:
+        model.weights.model.spec.check_size(*imgsz)
+    if model.imgsz is not None and model.imgsz != imgsz:
+        raise RepqError(
+            f"{model.label} takes images of {model.imgsz[0]}x{model.imgsz[1]}",
+            found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
+            fix="give the model's own size, or export it again for this one",
+        )
+
+
+def agreement(
+    reference: Model,
+    candidates: Sequence[Model],
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: CheckConfig,
+    eval_config: EvalConfig,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> CheckReport:
+    """Compare models with a reference, on the first ``config.images`` images.
+
+    Raises:
+        RepqError: a model takes another size, or does the work of a service itself.
+        DataError: the classes are not those of the data set, or in another order from model to model, there is not one
+            labelled object, or an image can no longer be read.
+    """
+    from repq.bench import check_agreement
+
+    if config.images is not None:
+        dataset = dataset.subset(dataset.records[: config.images])
+    demand_plain(reference)
+    dataset = demand_fit(reference, dataset, imgsz, log)
+    for model in candidates:
+        demand_plain(model)
+        demand_size(model, imgsz)
+        demand_same_order(dataset, model.names, model.label)
+    rows = [(model.info, model.infer) for model in candidates]
+    layout = reference.layout
+    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, layout)
+
+
+def timed(
+    models: Sequence[tuple[str, Model]],
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Time models, each with the label of its row, side by side in one run.
+
+    Raises:
+        RepqError: a model does not take this size or batch.
+    """
+    from repq.bench import TimedModel, bench
+
+    rows = []
+    for label, model in models:
+        demand_size(model, imgsz)
+        info = model.info.model_copy(update={"model": label})
+        rows.append(TimedModel(info, partial(_runner, model, imgsz, seed), model.batch))
+    device = next((model.options.device for _, model in models), "cpu")
+    gpu = gpu_index(device, [row.info.engine for row in rows])
+    return bench(rows, imgsz, config, seed=seed, progress=progress, watch_gpu=gpu)
+
+
+def gpu_index(device: str, engines: Sequence[str]) -> int | None:
+    """Which GPU a timing runs on; None: it runs on the CPU."""
+    if device.startswith("cuda"):
+        return int(device.partition(":")[2] or 0)
+    return 0 if "tensorrt" in engines else None
+
+
+def _runner(model: Model, imgsz: tuple[int, int], seed: int, threads: int) -> Runner:
+    from repq.bench import Runner
+
+    model = model.on(threads=threads)
+    on_device = model.running.on_device
+    service = service_of(model, imgsz)
+    noise = np.random.default_rng(seed).integers(0, 256, (*(model.preprocess.source or imgsz), 3), dtype=np.uint8)
+
+    def run(prepared: Prepared) -> tuple[list[Any], Prepared]:
+        return service.infer(prepared), prepared
+
+    return Runner(
+        infer=run,
+        preprocess=service.prepare,
+        postprocess=lambda ran: service.finish(*ran),
+        inputs=lambda batch: service.prepare([noise] * batch),
+        images=[noise],
+        on_device=None if on_device is None else partial(_work_on_device, service, noise, on_device),
+    )
+
+
+def _work_on_device(service: Service, image: Any, on_device: Any, batch: int) -> DeviceWork:
+    from repq.bench import DeviceWork
+
+    (images,) = service.prepare([image] * batch).parts
+    return DeviceWork(*on_device(images.shape))

@@ -1,0 +1,717 @@
+"""One handle for a model of any kind: a checkpoint, an ONNX file or a built engine."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.api.images import Image, Images, as_dataset, open_data, read_rgb
+from repq.api.running import HERE, Options, Running
+from repq.errors import CheckpointError, DataError, EngineError, RepqError
+from repq.files import replacing
+from repq.layers import LayerId, select
+from repq.layout import OutputLayout
+from repq.recipe import (
+    BenchConfig,
+    BuildConfig,
+    CheckConfig,
+    Config,
+    EngineName,
+    EvalConfig,
+    ExportConfig,
+    NmsConfig,
+    PlanConfig,
+    PreprocessConfig,
+    PtqConfig,
+    QatConfig,
+    SensitivityConfig,
+    parse_settings,
+)
+from repq.results import (
+    Accuracy,
+    BenchReport,
+    CheckReport,
+    EngineDescription,
+    LayerDescription,
+    ModelInfo,
+    PlanReport,
+    Sensitivity,
+    WeightsDescription,
+)
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+    from repq.engine import Engine
+    from repq.layers import QuantPlan
+    from repq.quant import Weights
+
+C = TypeVar("C", bound=Config)
+Kind = Literal["checkpoint", "onnx", "engine"]
+Size = int | tuple[int, int]
+Boxes = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A detector, whatever its form. `repq.load` opens one; every step gives a new handle and changes none.
+
+    **Image size.** Methods that run or export a network take ``imgsz``, a number or (height, width) in pixels. An ONNX
+    file or engine of a fixed size has its own, which may be left out; another one is an error. The handle that a step
+    with an ``imgsz`` returns goes on with that size. Else it is 640.
+
+    **Errors.** Everything that a user can put right is a `repq.RepqError`: a step that the kind of model does not have,
+    a size that its levels do not divide, a data set of other classes, a file that cannot be read or written.
+
+    Attributes:
+        kind: ``checkpoint``, ``onnx`` or ``engine``.
+        label: what tables call it.
+        names: class names, where they are known.
+        num_classes: None for an ONNX file that does not tell.
+        imgsz: height and width in pixels, where the file fixes them.
+        layers: ids of all convolutions of the deployed network, in its own order.
+        quantized: whether layers of it quantize.
+        spec: the architecture, such as ``yolov6s_v2``, where it is known.
+        batch: the batch size, where the file fixes it.
+        layout: what the columns of the detections mean.
+        preprocess: what the graph does to images itself.
+        nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
+        options: where it runs, and where its steps show how far they are.
+        notes: what was dropped, chosen or converted on the way in.
+        weights: of a checkpoint: the torch model (``weights.model``) and what belongs to it.
+        engine: of an engine: what runs it.
+        path: the file or folder, where there is one.
+        start: starts it; see ``running``.
+        usual: the size that steps work at if no other is given.
+        report: what the step that made the handle says of itself; None for an opened file.
+    """
+
+    kind: Kind
+    label: str
+    names: tuple[str, ...] | None
+    num_classes: int | None
+    imgsz: tuple[int, int] | None
+    layers: tuple[LayerId, ...]
+    quantized: bool
+    spec: str | None
+    start: Callable[[Options], Running]
+    options: Options = HERE
+    batch: int | None = None
+    layout: OutputLayout = OutputLayout()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    nms: NmsConfig | None = None
+    notes: tuple[str, ...] = ()
+    weights: Weights | None = None
+    engine: Engine | None = None
+    path: Path | None = None
+    usual: tuple[int, int] = (640, 640)
+    report: Any = None
+
+    def __repr__(self) -> str:
+        what = [self.kind, *([self.spec] if self.spec else []), "quantized" if self.quantized else "float"]
+        return f"<repq.Model {self.label}: {', '.join(what)}>"
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def running(self) -> Running:
+        """The model in its runtime, started when it is first needed.
+
+        Raises:
+            EngineError: the runtime is not installed or cannot run the model, or torch cannot use the device.
+        """
+        return self.start(self.options)
+
+    @property
+    def infer(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections, whose columns ``layout`` describes.
+
+        Those of YOLOv6 are (B, N, 5 + classes): centre x, y, width and height in pixels of the input, the constant 1,
+        class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say.
+        """
+        return self.running.infer
+
+    @property
+    def precision(self) -> str:
+        """What its layers really run in: ``float32``, ``int8 in 83 of 154 layers`` …; starts the runtime."""
+        return self.running.precision
+
+    @property
+    def info(self) -> ModelInfo:
+        """What rows of measurements say of it; starts the runtime."""
+        running = self.running
+        layers = running.description.layers if running.description is not None else ()
+        int8 = sum(layer.precision == "int8" for layer in layers)
+        return ModelInfo(
+            model=self.label,
+            engine=running.engine,
+            variant=running.variant,
+            precision=running.precision,
+            size_bytes=running.size_bytes or None,
+            spec=self.spec,
+            int8_layers=int8 if layers else None,
+            float_layers=len(layers) - int8 if layers else None,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether pre- and postprocessing are left to the caller, as for a checkpoint."""
+        return self.preprocess == PreprocessConfig() and self.nms is None
+
+    def on(self, **options: Any) -> Model:
+        """The same model with other options, such as ``device="cuda"``, ``threads=4`` or ``log=print``.
+
+        See `repq.load` for ``engine``, ``device``, ``threads``, ``half``, ``progress`` and ``log``.
+        """
+        return replace(self, options=replace(self.options, **options))
+
+    @overload
+    def detect(  # type: ignore[overload-overlap]
+        self, images: Image, *, imgsz: Size | None = ..., conf: float = ..., iou: float | None = ...,
+        max_detections: int | None = ..., batch: int = ...,
+    ) -> Boxes: ...  # fmt: skip
+    @overload
+    def detect(
+        self, images: Sequence[Image], *, imgsz: Size | None = ..., conf: float = ..., iou: float | None = ...,
+        max_detections: int | None = ..., batch: int = ...,
+    ) -> list[Boxes]: ...  # fmt: skip
+    def detect(
+        self, images: Image | Sequence[Image], *, imgsz: Size | None = None, conf: float = 0.25,
+        iou: float | None = None, max_detections: int | None = None, batch: int = 1,
+    ) -> Boxes | list[Boxes]:  # fmt: skip
+        """Find objects.
+
+        Args:
+            images: a file, or an RGB array (h, w, 3) uint8, or a list of these, of any sizes.
+            conf: scores are above it, 0..1.
+            iou: a box falls if it overlaps a better one of its class by more. Default: 0.65, or that of the
+                suppression inside the graph, which cannot be another.
+            max_detections: boxes per image at most. Default: 300, or as ``iou``.
+            batch: images of one forward pass. More are faster on a GPU; the last digits may then differ.
+
+        Returns:
+            float32 (k, 6) for one image: x1, y1, x2, y2 in pixels of the image and inside it, score, class; best
+            first; k may be 0. A list of these for a list.
+
+        Raises:
+            DataError: an image cannot be read, or an array is no RGB image.
+            RepqError: another size, or other settings, than the graph has inside.
+        """
+        from repq.api.service import as_exported, service_of
+
+        alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
+        listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
+        given = {"iou": iou, "max_detections": max_detections}
+        wanted = {key: value for key, value in given.items() if value is not None}
+        least = settings_of(EvalConfig, None, {"confidence": conf}, "detection").confidence
+        if self.nms is None:
+            wanted |= {"confidence": conf, "multi_label": False}
+        elif least < self.nms.confidence:
+            raise RepqError(
+                f"{self.label} suppresses by itself, from a score of {self.nms.confidence} on", found=f"conf={conf}",
+                fix="ask for that score or a higher one, or export again",
+            )  # fmt: skip
+        service = service_of(self, self.size(imgsz), as_exported(self, clip=True, **wanted))
+        found: list[Boxes] = []
+        for begin in range(0, len(listed), max(1, batch)):
+            found += service.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
+        kept = [boxes[(boxes[:, 4] > least) & (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)] for boxes in found]
+        return kept[0] if alone else kept
+
+    # --- measuring ---------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, data: str | Path | DetectionDataset, *, split: str = "val", imgsz: Size | None = None,
+        config: EvalConfig | None = None, **settings: Any,
+    ) -> Accuracy:  # fmt: skip
+        """COCO AP on a labelled split.
+
+        Args:
+            data: a data.yaml (YOLO) or a COCO .json.
+            config, settings: an `repq.EvalConfig`, or its fields. Default: the official settings, or those inside the
+                graph.
+
+        Raises:
+            RepqError: the data cannot be used, or model and data disagree on the classes or the size.
+        """
+        from repq.api.measuring import accuracy_of
+        from repq.api.service import as_exported
+
+        size, chosen = self.size(imgsz), settings_of(EvalConfig, config or as_exported(self), settings, "evaluation")
+        options = self.options
+        return accuracy_of(self, open_data(data, split, options.log), size, chosen, options.progress, options.log)
+
+    def check(
+        self, data: str | Path | DetectionDataset, *others: Model,
+        engines: Sequence[EngineName] = ("onnxruntime", "openvino"), split: str = "val", imgsz: Size | None = None,
+        eval_config: EvalConfig | None = None, **settings: Any,
+    ) -> CheckReport:  # fmt: skip
+        """Compare the detections and the AP of other models with this one's; ``passed`` says whether they agree.
+
+        Args:
+            others: what is compared. Default: a checkpoint, built for each of ``engines``.
+            settings: fields of `repq.CheckConfig`: ``images``, ``max_ap_gap``, ``min_snr_db``.
+
+        Raises:
+            RepqError: there is nothing to compare with, or models and data do not fit each other.
+        """
+        from repq.api.measuring import agreement
+
+        if not others and self.weights is None:
+            raise RepqError(
+                f"{self.label} has nothing to be compared with",
+                fix="check the checkpoint that it was exported from, or name other models",
+            )
+        size, config = self.size(imgsz), settings_of(CheckConfig, None, settings, "check")
+        candidates = others or tuple(self.build(engine, imgsz=size, batch=None) for engine in engines)
+        dataset = open_data(data, split, self.options.log)
+        return agreement(
+            self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
+            self.options.log,
+        )  # fmt: skip
+
+    def bench(
+        self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
+        config: BenchConfig | None = None, seed: int = 0, **settings: Any,
+    ) -> BenchReport:  # fmt: skip
+        """Time this model, itself built for each of ``engines``, and ``others``, side by side in one run.
+
+        Args:
+            config, settings: a `repq.BenchConfig`, or its fields: ``batches``, ``threads`` (default: all CPUs),
+                ``warmup``, ``rounds``, ``runs_per_round``, ``end_to_end``.
+
+        Raises:
+            RepqError: a model does not take this size or batch, or two have one label.
+        """
+        from repq.api.measuring import timed
+
+        size = self.size(imgsz)
+        built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
+        rows = [(self.label, self), *built, *((model.label, model) for model in others)]
+        chosen = settings_of(BenchConfig, config or BenchConfig(threads=(os.cpu_count() or 1,)), settings, "bench")
+        return timed(rows, size, chosen, seed=seed, progress=self.options.progress)
+
+    def describe(self, *, imgsz: Size | None = None) -> WeightsDescription | EngineDescription:
+        """Layers, their sizes and the precision that they run in; of an ONNX file or engine what the runtime tells.
+
+        Args:
+            imgsz: of a checkpoint, for its multiply-adds.
+        """
+        if self.weights is None:
+            assert self.running.description is not None
+            return self.running.description
+        from repq.api.quantizing import fused
+        from repq.model import count_macs
+        from repq.quant import quantized_layers
+
+        model = self.weights.model if self.quantized else fused(self.weights).model
+        macs, int8 = count_macs(model, self.size(imgsz)), quantized_layers(model)
+        return WeightsDescription(
+            model=model.spec.name,
+            classes=model.spec.num_classes,
+            names=self.names,
+            notes=self.notes,
+            layers=tuple(
+                LayerDescription(
+                    layer=layer,
+                    precision="int8" if layer in int8 else "float32",
+                    macs=macs[layer],
+                    weight_shape=tuple(model.get_submodule(layer).weight.shape),  # type: ignore[arg-type]
+                )
+                for layer in self.layers
+            ),
+        )
+
+    def sensitivity(
+        self, images: Images, *, imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
+        journal: Path | None = None, count: int = 16, config: SensitivityConfig | None = None, **settings: Any,
+    ) -> Sensitivity:  # fmt: skip
+        """Measure what quantizing each layer costs, on images to decide on (never those that AP is reported on).
+
+        Args:
+            images: see `quantize`; ``ap`` needs labels.
+            ptq: how layers are quantized for it. Default: as `quantize` does.
+            journal: folder of what was measured; a stopped measurement goes on from it.
+            count: images that tensors are compared on.
+            config, settings: a `repq.SensitivityConfig` in place of ``count``, or its fields: ``ap``, ``ap_images`` …
+
+        Raises:
+            RepqError: it is no float checkpoint, or there are no images.
+        """
+        start = config or SensitivityConfig(images=count)
+        chosen = settings_of(SensitivityConfig, start, settings, "sensitivity")
+        return self._measured(images, imgsz, ptq or PtqConfig(), chosen, None, journal, split)[0]
+
+    def plan(
+        self, images: Images, *, top: int | None = None, max_drop: float | None = None,
+        keep_float: Sequence[str] = (), imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
+        journal: Path | None = None, config: SensitivityConfig | None = None, **settings: Any,
+    ) -> PlanReport:  # fmt: skip
+        """Choose layers to stay in float, for ``quantize(…, plan=…)``.
+
+        Args:
+            images, imgsz, ptq, journal, config: see `sensitivity`.
+            top: so many layers, the most sensitive ones; 12 without ``max_drop``.
+            max_drop: the fewest that keep the loss of AP within this fraction; needs labelled images.
+            keep_float: ids or globs that stay in float in any case.
+            settings: further fields of `repq.PlanConfig`: ``measure``, ``min_int8``, ``latency`` …
+
+        Raises:
+            RepqError: as `sensitivity`; or both ``top`` and ``max_drop`` are given.
+        """
+        aim = {"top": 12} if top is None and max_drop is None else {"top": top, "max_drop": max_drop}
+        wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
+        given = (ptq or PtqConfig()).model_copy(update={"keep_float": tuple(keep_float)})
+        _, report = self._measured(images, imgsz, given, config or SensitivityConfig(), wanted, journal, split)
+        assert report is not None
+        return report
+
+    def _measured(
+        self, images: Images, imgsz: Size | None, ptq: PtqConfig, config: SensitivityConfig,
+        plan: PlanConfig | None, journal: Path | None, split: str,
+    ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
+        from repq.api.fitting import fitted
+        from repq.api.planning import measurement, plan_for
+        from repq.quant.sensitivity import Journal, collect, measure_layers
+
+        weights, size, options, drawn = self.floats("be measured"), self.size(imgsz), self.options, ptq.calibration
+        with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+            if dataset.objects:
+                dataset = fitted(dataset, self.names, self.label, options.log)
+            job, notes = measurement(
+                weights, dataset, config, ptq, size, EvalConfig(), device=options.device, progress=options.progress,
+                log=options.log,
+            )  # fmt: skip
+            known = Journal(journal, job.key)
+            measure_layers(job, known, progress=options.progress)
+            found = collect(job, known, notes)
+            if plan is None:
+                return found, None
+            kept = select(job.layers, ptq.keep_float)
+            return found, plan_for(job, found, plan, kept, dataset, known, options.progress)
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def fuse(
+        self, images: Images | None = None, *, imgsz: Size | None = None, tolerance: float = 1e-3, count: int = 8
+    ) -> Model:
+        """Fold the branches of every block into one convolution.
+
+        Args:
+            images: proves it on at most ``count`` of them; ``report`` is then a `repq.FusionReport`.
+            tolerance: bound of the relative error of every block and of the whole model.
+
+        Raises:
+            RepqError: it is no float checkpoint.
+            ToleranceError: the proof failed.
+        """
+        from repq.api.quantizing import fused
+
+        weights, device = self.floats("be fused"), self.options.device
+        if images is None:
+            return self._with(fused(weights, device))
+        import torch
+
+        from repq.data import batches
+        from repq.recipe import FuseConfig
+        from repq.reparam import fuse_with_proof
+
+        config = settings_of(FuseConfig, None, {"tolerance": tolerance, "images": count}, "fusion")
+        size = self.size(imgsz)
+        with as_dataset(images, limit=count) as dataset:
+            shown = next(iter(batches(dataset.records[:count], size, count))).images
+        trained = copy.deepcopy(weights.model).to(device)
+        model, report = fuse_with_proof(trained, torch.from_numpy(shown).to(device), config.tolerance)
+        return self._with(replace(weights, model=model), size, report)
+
+    def quantize(
+        self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] = "symmetric",
+        method: str = "mse", keep_float: Sequence[str] = (), auto: bool = False,
+        plan: str | Path | QuantPlan | PlanReport | None = None,
+        share_scales: Literal["none", "largest", "joint"] = "none", correct: Any = None, limit: int = 128,
+        batch: int = 16, seed: int = 0, percentile: float | None = None, split: str = "train",
+        config: PtqConfig | None = None,
+    ) -> Model:  # fmt: skip
+        """Quantize after training, to INT8. A checkpoint that is not fused is fused on the way.
+
+        Args:
+            images: what activation ranges are measured on: a folder, a list file (.txt), a list of paths or of RGB
+                arrays (h, w, 3) uint8, or a data set (data.yaml, COCO .json). Labels are not needed.
+            scheme: ``symmetric``: INT8 for TensorRT; ``asymmetric``: UINT8 activations for CPU engines.
+            method: how ranges are chosen: ``max``, ``percentile`` (with ``percentile``), ``mse``, ``entropy``.
+            keep_float: ids or globs of ``layers`` that stay in float.
+            plan: of `plan`, or a plan.yaml: its float layers stay in float too.
+            auto: choose the method and all corrections by what they gain on ``images``; slower.
+            share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
+            correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
+            limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
+            batch: images in memory at once.
+            split: of a data set.
+            config: all of ``scheme`` to ``seed`` in one, in their place.
+
+        Returns:
+            A handle that simulates INT8 in torch; ``report`` says what was seen and chosen, layer by layer.
+
+        Raises:
+            RepqError: it is no float checkpoint; there are no images; a layer or setting does not exist; an activation
+                is not finite.
+        """
+        from repq.api.quantizing import fused, planned, quantized
+
+        weights, size, options = fused(self.floats("be quantized"), self.options.device), self.size(imgsz), self.options
+        if config is None:
+            calibration = {"method": method, "images": limit, "batch": batch, "seed": seed}
+            calibration |= {} if percentile is None else {"percentile": percentile}
+            values = {
+                "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales, "auto": auto,
+                "calibration": calibration, **({} if correct is None else {"correct": correct}),
+            }  # fmt: skip
+            config = settings_of(PtqConfig, None, values, "quantization")
+        if plan is not None:
+            kept = (*config.keep_float, *planned(plan, weights.model))
+            config = config.model_copy(update={"keep_float": kept})
+        drawn = config.calibration
+        with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+            if is_list(images):
+                drawn = drawn.model_copy(update={"images": len(dataset)})
+            made = quantized(
+                weights, dataset, config.model_copy(update={"calibration": drawn}), imgsz=size,
+                eval_config=EvalConfig(batch=drawn.batch), progress=options.progress, log=options.log,
+            )  # fmt: skip
+        return self._with(made.weights, size, made.outcome)
+
+    def qat(
+        self, data: Images, *, imgsz: Size | None = None, epochs: int = 30, teacher: Model | str | Path | None = None,
+        keep_float: Sequence[str] = (), split: str = "train", val_split: str = "val", state: Path | None = None,
+        seed: int = 0, config: QatConfig | None = None, **settings: Any,
+    ) -> Model:  # fmt: skip
+        """Train a quantized checkpoint to answer in INT8 as its teacher does in float.
+
+        No labels are needed, unless ``task_weight`` is above 0. A float checkpoint is quantized first, as `quantize`
+        does by default.
+
+        Args:
+            data: as ``images`` of `quantize`; all images are trained on.
+            teacher: a float checkpoint. Default: the float weights of this one.
+            keep_float: further layers that stay in float.
+            val_split: of a data set, where ``eval_interval`` asks for AP on the way.
+            state: file that lets a stopped training go on.
+            config, settings: a `repq.QatConfig` in place of ``epochs``, or its fields: ``batch``, ``learning_rate`` …
+
+        Returns:
+            A handle of the trained weights; ``report`` has the losses of each epoch.
+
+        Raises:
+            RepqError: it is no checkpoint, the teacher does not fit, or there are no images.
+            TrainingError: the loss is not finite.
+        """
+        from repq.api.fitting import fitted
+        from repq.api.opening import load
+        from repq.api.quantizing import fused, partly_float
+        from repq.data import warn_of_overlap
+        from repq.export import float_copy
+        from repq.quant.qat import train_quantized
+
+        weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
+        chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
+        classes = self.names or tuple(map(str, range(self.num_classes or 0)))
+        with as_dataset(data, split, limit=ALL, seed=seed, names=classes, log=options.log) as train_set:
+            if chosen.task_weight and not train_set.objects:
+                raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
+            val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)
+            if train_set.objects:
+                train_set, val_set = (
+                    fitted(part, self.names, self.label, options.log) for part in (train_set, val_set)
+                )
+            if chosen.eval_interval is not None:
+                warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
+            quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
+            start = partly_float(quantized.checkpoint("be trained"), keep_float)
+            if teacher is not None:
+                other = teacher if isinstance(teacher, Model) else load(teacher)
+                imitated = fused(other.floats("be a teacher")).model
+            else:
+                imitated = float_copy(start.model) if weights.quantized else fused(weights).model
+            outcome = train_quantized(
+                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, device=options.device,
+                seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
+            )  # fmt: skip
+        return self._with(replace(start, model=outcome.model), size, outcome)
+
+    def export(
+        self, path: str | Path, *, imgsz: Size | None = None, maxima: Model | None = None,
+        config: ExportConfig | None = None, **settings: Any,
+    ) -> Model:  # fmt: skip
+        """Write a checkpoint as ONNX, quantized with Q/DQ nodes, float fused on the way.
+
+        Args:
+            path: the file; an existing one is replaced.
+            maxima: the quantized checkpoint whose calibration tells where a float one in FP16 overflows.
+            config, settings: a `repq.ExportConfig`, or its fields: ``batch`` (None: dynamic), ``opset``,
+                ``merge_scales``, ``float16``, ``preprocess``, ``nms`` …
+
+        Returns:
+            A handle of the file; ``report`` is a `repq.ExportReport`.
+
+        Raises:
+            RepqError: it is no checkpoint, the size does not fit it, or the file cannot be written.
+        """
+        from repq.api.exporting import write_onnx
+        from repq.api.opening import open_onnx
+
+        weights, out, size = self.checkpoint("be exported"), suffixed(path, ".onnx"), self.size(imgsz)
+        chosen = settings_of(ExportConfig, config, settings, "export")
+        known = None if maxima is None else maxima.checkpoint("give maxima").maxima
+        report = write_onnx(weights, out, size, chosen, known)
+        return replace(open_onnx(out, replace(self.options, engine=None)), report=report)
+
+    def build(
+        self, engine: EngineName, *, imgsz: Size | None = None, threads: int | None = None,
+        out: str | Path | None = None, batch: int | None = 1, config: BuildConfig | None = None, **settings: Any,
+    ) -> Model:  # fmt: skip
+        """Build an engine from an ONNX file; a checkpoint is exported first.
+
+        Args:
+            engine: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+            threads: CPU threads; None leaves the choice to the runtime.
+            out: folder to save it in; None keeps it in memory.
+            batch: of the export of a checkpoint; None for any.
+            config, settings: a `repq.BuildConfig`, or its fields: ``provider``, ``tensorrt`` …
+
+        Returns:
+            A handle of the engine; ``report`` is the `repq.EngineDescription`: what every layer really runs in.
+
+        Raises:
+            EngineError: it is an engine already, or the runtime is not installed or cannot build it.
+        """
+        from repq.api.opening import build_graph, of_engine
+
+        if self.kind == "engine":
+            raise EngineError(f"{self.label} is an engine already", fix="build from the ONNX file or the checkpoint")
+        self.size(imgsz)
+        if self.weights is not None:
+            with tempfile.TemporaryDirectory(prefix="repq-export-") as folder:
+                onnx = self.export(Path(folder) / f"{Path(self.label).stem}.onnx", imgsz=imgsz, batch=batch)
+                return onnx.build(engine, threads=threads, out=out, config=config, **settings)
+        assert self.path is not None
+        chosen = settings_of(BuildConfig, config, {"threads": threads or self.options.threads, **settings}, "building")
+        built = build_graph(engine, self.path, chosen)
+        place = None if out is None else Path(out)
+        if place is not None:
+            built.save(place)
+        options = replace(self.options, engine=None, threads=chosen.threads)
+        made = replace(of_engine(place.name if place else self.label, built, options), path=place)
+        return replace(made, report=made.running.description)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model: a checkpoint as .safetensors, an ONNX file as a copy, an engine as a folder.
+
+        Raises:
+            RepqError: the file cannot be written, or has another suffix than its kind.
+        """
+        if self.weights is not None:
+            from repq.api.opening import save_weights
+
+            save_weights(out := suffixed(path, ".safetensors"), self.weights)
+        elif self.engine is not None:
+            self.engine.save(out := Path(path))
+        else:
+            assert self.path is not None
+            out = suffixed(path, ".onnx")
+            try:
+                with replacing(out) as beside:
+                    shutil.copyfile(self.path, beside)
+            except OSError as error:
+                raise RepqError(f"cannot write {out}", found=str(error), fix="check both paths") from None
+        return out
+
+    # --- what the steps share ----------------------------------------------------------------------------------------
+
+    def size(self, imgsz: Size | None) -> tuple[int, int]:
+        """The size that a step works at; see the class.
+
+        Raises:
+            RepqError: it contradicts the model's own, or the network's levels do not divide it.
+        """
+        wanted = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+        if self.imgsz is not None and wanted is not None and tuple(wanted) != self.imgsz:
+            raise RepqError(
+                f"{self.label} takes images of {self.imgsz[0]}x{self.imgsz[1]}", found=f"imgsz {wanted[0]}x{wanted[1]}",
+                fix="leave imgsz out, or export it again for this size",
+            )  # fmt: skip
+        height, width = self.imgsz or wanted or self.usual
+        if self.weights is not None:
+            self.weights.model.spec.check_size(height, width)
+        return height, width
+
+    def checkpoint(self, step: str) -> Weights:
+        """The weights of a checkpoint.
+
+        Raises:
+            CheckpointError: it is none, and cannot do what ``step`` says.
+        """
+        if self.weights is None:
+            raise CheckpointError(
+                f"{self.label} cannot {step}", found=f"a model of the kind {self.kind!r}",
+                fix="load the checkpoint that it was exported from",
+            )  # fmt: skip
+        return self.weights
+
+    def floats(self, step: str) -> Weights:
+        """The weights of a float checkpoint.
+
+        Raises:
+            CheckpointError: as `checkpoint`, or it is quantized.
+        """
+        from repq.api.quantizing import demand_float
+
+        return demand_float(self.checkpoint(step), self.label)
+
+    def _with(self, weights: Weights, size: tuple[int, int] | None = None, report: Any = None) -> Model:
+        from repq.api.opening import of_weights
+
+        return replace(of_weights(self.label, weights, self.options), usual=size or self.usual, report=report)
+
+
+ALL = 1 << 31
+"""A limit that keeps every image."""
+
+
+def is_list(images: Images) -> bool:
+    """Whether all of the images are meant, and none are drawn."""
+    from repq.data import DetectionDataset
+
+    return not isinstance(images, (str, Path, DetectionDataset))
+
+
+def suffixed(path: str | Path, suffix: str) -> Path:
+    """A path to write to, which must have this suffix.
+
+    Raises:
+        RepqError: it has another one.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise RepqError(
+            f"this is written as {suffix}", found=str(path), fix=f"give it the name {path.with_suffix(suffix).name}"
+        )
+    return path
+
+
+def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: str) -> C:
+    """Settings from an object of them, fields, or both.
+
+    Raises:
+        RecipeError: an unknown field (with the closest valid one) or an invalid value.
+    """
+    values = {**({} if config is None else dict(config)), **changes}
+    return parse_settings(kind, values, what=what)

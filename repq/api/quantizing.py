@@ -1,0 +1,250 @@
+"""Post-training quantization and quantization-aware training of opened weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from repq.api.fitting import fitted
+from repq.errors import CheckpointError
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import CorrectionConfig, EvalConfig, LetterboxConfig, PtqConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+    from torch import nn
+
+    from repq.data import DetectionDataset, ImageRecord
+    from repq.layers import LayerId, QuantPlan
+    from repq.model import Detector
+    from repq.quant import QuantizedModel, Weights
+
+_LABELLED = 128
+"""Images of the train split that the AP of trials is measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """Weights after calibration.
+
+    Attributes:
+        weights: quantized.
+        outcome: how they came about.
+        graph: the float graph in which scales are shared and FP16 may overflow, where either matters.
+    """
+
+    weights: Weights
+    outcome: QuantizedModel
+    graph: ModelProto | None
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Network inputs, loaded anew each time they are gone through: only a batch is in memory."""
+
+    records: Sequence[ImageRecord]
+    imgsz: tuple[int, int]
+    batch: int
+    letterbox: LetterboxConfig
+    progress: Progress
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        from repq.data import batches
+
+        loaded = batches(self.records, self.imgsz, self.batch, self.letterbox)
+        for batch in self.progress(loaded, total=-(-len(self.records) // self.batch), label="calibrate"):
+            yield batch.images
+
+
+def demand_float(weights: Weights, label: str) -> Weights:
+    """Refuse quantized weights where float ones are needed.
+
+    Raises:
+        CheckpointError: they are quantized.
+    """
+    if weights.quantized:
+        raise CheckpointError(
+            f"{label} is quantized already", fix="start from the float checkpoint that it was made from"
+        )
+    return weights
+
+
+def open_float(path: Path, log: Log = quiet) -> Weights:
+    """Read a float checkpoint and log its notes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is quantized already.
+    """
+    from repq.quant import load_weights
+
+    weights = load_weights(path)
+    for note in weights.notes:
+        log(f"{path.name}: {note}")
+    return demand_float(weights, str(path))
+
+
+def fused(weights: Weights, device: str = "cpu") -> Weights:
+    """The same float weights in the deployed form, on a device."""
+    from repq.api.running import resolve_device
+    from repq.reparam import fuse
+
+    return replace(weights, model=fuse(weights.model).to(resolve_device(device)))
+
+
+def quantized(
+    weights: Weights,
+    dataset: DetectionDataset,
+    config: PtqConfig,
+    *,
+    imgsz: tuple[int, int],
+    eval_config: EvalConfig,
+    with_maxima: bool = True,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> Quantization:
+    """Calibrate fused float weights on images of a data set, with what ``config`` asks for beside.
+
+    Args:
+        weights: fused; not changed.
+        dataset: ``config.calibration`` says which images of it; with labels, ``config.auto`` also looks at AP.
+        with_maxima: whether the largest magnitude of every tensor is measured, which an export as FP16 needs.
+
+    Raises:
+        QuantizationError: there are no images, or an activation is not finite.
+        SelectorError: an entry of ``config.keep_float`` matches no layer.
+    """
+    from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
+
+    model = weights.model
+    model.spec.check_size(*imgsz)
+    records = _calibration_images(dataset, config, log)
+    graph = _float_graph(model, imgsz, config, with_maxima)
+    groups = _groups(graph, model, config)
+
+    def images(chosen: Sequence[ImageRecord]) -> CalibrationImages:
+        return CalibrationImages(chosen, imgsz, config.calibration.batch, eval_config.letterbox, progress)
+
+    def ap_on_train(trial: nn.Module) -> float:
+        from repq.api.measuring import accuracy_of
+        from repq.api.opening import of_weights
+        from repq.api.running import Options
+
+        labelled = fitted(dataset.subset(dataset.records[:_LABELLED]), weights.names, "the model")
+        device = str(next(model.parameters()).device)
+        opened = of_weights(
+            "trial", replace(weights, model=cast("Detector", trial), names=None), Options(device=device)
+        )
+        return accuracy_of(opened, labelled, imgsz, eval_config, progress).ap
+
+    if config.auto:
+        shown = len(records) - len(records) // 4
+        held_out = tuple(on_device_of(model, images(records[shown:])))
+        has_labels = any(len(record.labels) for record in dataset.records[:_LABELLED])
+        outcome = quantize_at_best(
+            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train if has_labels else None,
+            progress=progress, groups=groups,
+        )  # fmt: skip
+    elif corrected(config):
+        outcome = quantize_in_steps(model, images(records), config, progress, groups=groups)
+    else:
+        outcome = quantize(model, images(records), config, groups=groups)
+    for note in outcome.notes:
+        log(note)
+    maxima = _maxima(graph, records, imgsz, eval_config, progress) if graph is not None and with_maxima else {}
+    shared = tuple(map(tuple, outcome.groups))
+    made = replace(weights, model=outcome.model, config=outcome.config, maxima=maxima, groups=shared)
+    return Quantization(made, outcome, graph)
+
+
+def partly_float(weights: Weights, kept: Sequence[str]) -> Weights:
+    """Quantized weights with more layers in float, those that ``kept`` names by id or glob.
+
+    Raises:
+        SelectorError: a selector matches no layer.
+    """
+    from repq.export import float_copy
+    from repq.layers import QuantPlan
+    from repq.model import layer_ids
+    from repq.quant import apply_scales, insert_quantizers, scale_table
+
+    assert weights.config is not None
+    if not kept:
+        return weights
+    plain = float_copy(weights.model)
+    wanted = QuantPlan.keeping_float(layer_ids(plain), (*weights.plan.float_, *kept))
+    model = insert_quantizers(plain, wanted, weights.config).eval()
+    table = scale_table(weights.model)
+    apply_scales(model, {layer: table[layer] for layer in wanted.int8})
+    config = weights.config.model_copy(update={"keep_float": (*weights.config.keep_float, *kept)})
+    return replace(weights, model=model, config=config)
+
+
+def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]:
+    """The float layers of a plan: a file, a ``QuantPlan`` or a ``PlanReport``.
+
+    Raises:
+        RecipeError: the file cannot be read, or is for another model.
+        SelectorError: it names a layer that the model does not have.
+    """
+    from repq.layers import QuantPlan, select
+    from repq.model import layer_ids
+    from repq.quant.plan_file import read_plan
+    from repq.results import PlanReport
+
+    layers = layer_ids(model)
+    if isinstance(plan, QuantPlan):
+        return select(layers, plan.float_)
+    if isinstance(plan, PlanReport):
+        return select(layers, plan.float_layers)
+    return read_plan(Path(plan), layers, model.spec.name).float_  # type: ignore[arg-type]
+
+
+def corrected(config: PtqConfig) -> bool:
+    """Whether corrections are asked for."""
+    return config.correct != CorrectionConfig(images=config.correct.images)
+
+
+def _calibration_images(dataset: DetectionDataset, config: PtqConfig, log: Log) -> list[ImageRecord]:
+    from repq.data import calibration_set
+
+    wanted = config.calibration
+    records = calibration_set(dataset, wanted)
+    if len(records) < wanted.images and wanted.manifest is None:
+        log(f"calibrating on all {len(records)} images of {dataset.split!r}: {wanted.images} were asked for")
+    return records
+
+
+def _float_graph(model: Detector, imgsz: tuple[int, int], config: PtqConfig, with_maxima: bool) -> ModelProto | None:
+    """The graph in which scales are shared and FP16 may overflow; both concern TensorRT, which is symmetric."""
+    from repq.export import export_float
+
+    wanted = config.share_scales != "none" or (with_maxima and config.scheme == "symmetric")
+    return export_float(model, imgsz) if wanted else None
+
+
+def _groups(graph: ModelProto | None, model: Detector, config: PtqConfig) -> tuple[tuple[LayerId, ...], ...]:
+    """The INT8 layers whose inputs must share a scale."""
+    from repq.graph import layer_groups
+    from repq.layers import QuantPlan
+    from repq.model import layer_ids
+
+    if graph is None or config.share_scales == "none":
+        return ()
+    return layer_groups(graph, QuantPlan.keeping_float(layer_ids(model), config.keep_float).int8)
+
+
+def _maxima(
+    graph: ModelProto, records: list[ImageRecord], imgsz: tuple[int, int], eval_config: EvalConfig, progress: Progress
+) -> dict[str, float]:
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor."""
+    from repq.data import batches
+    from repq.graph import anchor_maxima, tensor_maxima
+
+    loaded = batches(records, imgsz, 1, eval_config.letterbox)
+    images = (batch.images for batch in progress(loaded, total=len(records), label="maxima"))
+    return anchor_maxima(graph, tensor_maxima(graph, images))

@@ -1,0 +1,181 @@
+"""How a model runs: in torch, or in an engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.errors import EngineError
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.results import EngineDescription, Variant
+
+if TYPE_CHECKING:
+    import torch
+
+    from repq.engine import Engine
+    from repq.model import Detector
+    from repq.quant import Weights
+
+Images = NDArray[Any]
+Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where a model runs, and where its steps show how far they are.
+
+    Attributes:
+        engine: the runtime of an ONNX file.
+        device: of torch, for a checkpoint: ``cpu``, ``cuda``, ``cuda:1`` …
+        threads: CPU threads; None leaves the choice to the runtime.
+        half: compute in FP16, for a float checkpoint on a GPU.
+        progress: shows how far long steps are.
+        log: gets what the user should know beside the result.
+    """
+
+    engine: Runtime | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    half: bool = False
+    progress: Progress = silent
+    log: Log = quiet
+
+
+HERE = Options()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A model that is ready to run.
+
+    Attributes:
+        engine: the runtime.
+        infer: images (B, 3, H, W), RGB in 0..1, to detections in network pixels; any B. A graph
+            with work of the service inside takes and gives what the model's ``preprocess`` and ``nms`` say.
+        variant: what it was built as.
+        precision: what its layers really run in: ``float32``, ``int8``, ``int8 in 83 of 154 layers`` …
+        size_bytes: size on disk of what is deployed.
+        description: per layer, where the runtime tells.
+        on_device: shape of the input -> one run for a stream of the GPU, and that stream's handle; None: it runs on
+            the CPU.
+    """
+
+    engine: Runtime
+    infer: Callable[[Images], Images]
+    variant: Variant
+    precision: str
+    size_bytes: int = 0
+    description: EngineDescription | None = None
+    on_device: Callable[[tuple[int, ...]], tuple[Callable[[], object], int]] | None = None
+
+
+def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0) -> Running:
+    """Run weights in torch. A fake-quantized model computes in float32: it simulates INT8, and says so.
+
+    Raises:
+        EngineError: torch cannot use the device, or is to compute in FP16 on a CPU, or what simulates INT8.
+    """
+    import torch
+
+    device, half = resolve_device(options.device), options.half
+    if half and (weights.quantized or not device.startswith("cuda")):
+        found = "a quantized checkpoint" if weights.quantized else f"the device {device!r}"
+        raise EngineError(f"torch does not run {label} in FP16", found=found, fix="use a float one on a GPU")
+    dtype = torch.float16 if half else torch.float32
+    model = weights.model.eval()
+    if half or next(model.parameters()).device != torch.empty(0, device=device).device:
+        model = copy.deepcopy(model).to(device, dtype)  # others run these weights too
+
+    @torch.inference_mode()
+    def infer(images: Images) -> Images:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        batch = torch.from_numpy(images).to(device, dtype, non_blocking=True)
+        result: Images = model(batch).float().cpu().numpy()
+        return result
+
+    return Running(
+        engine="torch",
+        infer=infer,
+        variant="int8" if weights.quantized else "float16" if half else "float32",
+        precision="int8 simulated in float32" if weights.quantized else "float16" if half else "float32",
+        size_bytes=size_bytes,
+        on_device=partial(_torch_work, model, device, dtype) if device.startswith("cuda") else None,
+    )
+
+
+def _torch_work(
+    model: Detector, device: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> tuple[Callable[[], object], int]:
+    import torch
+
+    images, stream = torch.zeros(shape, device=device, dtype=dtype), torch.cuda.Stream(device)
+    return partial(model, images), stream.cuda_stream
+
+
+def resolve_device(device: str) -> str:
+    """Check that torch can use the device.
+
+    Raises:
+        EngineError: the device is unknown or not usable here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise EngineError(f"torch cannot use the device {device!r}", found=first, fix="use --device cpu") from None
+    return device
+
+
+def in_engine(engine: Engine) -> Running:
+    """Run a built engine; one of a fixed batch size gets its batches padded."""
+    from repq.graph import parse_metadata
+    from repq.machine.cuda import gpu_or_none
+
+    description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
+    half = metadata is not None and metadata.precision == "float16"
+
+    def infer(images: Images) -> Images:
+        return engine.infer(images)[description.output_names[0]]
+
+    return Running(
+        engine=engine.name,
+        infer=_in_chunks(infer, engine.batch) if engine.batch else infer,
+        variant="int8" if engine.manifest.int8_layers else "float16" if half else "float32",
+        precision=summarize_precision(description),
+        size_bytes=description.size_bytes,
+        description=description,
+        on_device=getattr(engine, "on_device", None) if gpu_or_none() else None,
+    )
+
+
+def _in_chunks(infer: Callable[[Images], Images], size: int) -> Callable[[Images], Images]:
+    def run(images: Images) -> Images:
+        parts = []
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            missing = size - len(chunk)
+            if missing:
+                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+            parts.append(infer(chunk)[: size - missing])
+        return np.concatenate(parts)
+
+    return run
+
+
+def summarize_precision(description: EngineDescription) -> str:
+    """One precision if all layers share it, else the share of each."""
+    counts = description.precision_counts()
+    if len(counts) == 1:
+        return next(iter(counts))
+    total = sum(counts.values())
+    return ", ".join(f"{precision} in {count} of {total} layers" for precision, count in counts.items())

@@ -1,0 +1,161 @@
+"""From image files to boxes, in steps that can be timed apart, whichever of them the model does itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.data import LetterboxTransform, decode_image, letterbox, letterbox_transform, to_input
+from repq.errors import DataError, RepqError
+from repq.evaluate import postprocess
+from repq.recipe import EvalConfig, NmsConfig, parse_settings
+
+if TYPE_CHECKING:
+    from repq.api.model import Model
+
+Image = NDArray[np.uint8]
+Boxes = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Network input for some images.
+
+    Attributes:
+        parts: arrays of images that follow one another and have one shape; a graph of one input size has one part.
+        transforms: how each image was placed.
+    """
+
+    parts: tuple[NDArray[Any], ...]
+    transforms: tuple[LetterboxTransform, ...]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A detector with everything around it.
+
+    Attributes:
+        decode: a file's bytes to an image (h, w, 3), with the colours in the order that the model takes.
+        prepare: such images to network input.
+        infer: network input to what the model gives.
+        finish: that to boxes (k, 6) in pixels of the images: x1, y1, x2, y2, score, class; best first.
+        bgr: whether the model takes blue first.
+    """
+
+    decode: Callable[[bytes], Image]
+    prepare: Callable[[Sequence[Image]], Prepared]
+    infer: Callable[[Prepared], list[NDArray[Any]]]
+    finish: Callable[[Sequence[NDArray[Any]], Prepared], list[Boxes]]
+    bgr: bool
+
+    def detect(self, images: Sequence[Image]) -> list[Boxes]:
+        """RGB images of any sizes to their boxes."""
+        ordered = [np.ascontiguousarray(image[..., ::-1]) for image in images] if self.bgr else images
+        prepared = self.prepare(ordered)
+        return self.finish(self.infer(prepared), prepared)
+
+
+def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None = None) -> Service:
+    """Put around a model what it does not do itself.
+
+    Args:
+        config: default: the settings that the graph has inside, else the usual ones.
+
+    Raises:
+        RepqError: the model letterboxes or suppresses by other settings than ``config``.
+    """
+    preprocess = model.preprocess
+    config = config or as_exported(model)
+    demand_settings(model, config)
+
+    def prepare(images: Sequence[Image]) -> Prepared:
+        if preprocess.letterbox is not None:
+            sizes = [image.shape[:2] for image in images]
+            _demand_source(model, sizes)
+            placed = [letterbox_transform(width, height, imgsz, config.letterbox) for height, width in sizes]
+            return Prepared(_runs(images), tuple(placed))
+        canvases, transforms = zip(*(letterbox(image, imgsz, config.letterbox) for image in images), strict=True)
+        stacked = to_bytes(canvases) if preprocess.uint8 else to_input(canvases)
+        return Prepared((stacked,), transforms)
+
+    def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
+        of_batches = (surviving(out) if model.nms else postprocess(out, config, model.layout) for out in outputs)
+        found = [boxes for batch in of_batches for boxes in batch]
+        for boxes, transform in zip(found, prepared.transforms, strict=True):
+            boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
+        return found
+
+    return Service(
+        decode=lambda data: decode_image(data, "sent to the service", bgr=preprocess.bgr),
+        prepare=prepare,
+        infer=lambda prepared: [model.infer(part) for part in prepared.parts],
+        finish=finish,
+        bgr=preprocess.bgr,
+    )
+
+
+def as_exported(model: Model, **changes: Any) -> EvalConfig:
+    """The settings that a graph has inside, else the usual ones; ``changes`` to either."""
+    inside: dict[str, Any] = {} if model.nms is None else model.nms.model_dump()
+    if model.preprocess.letterbox is not None:
+        inside["letterbox"] = model.preprocess.letterbox
+    return parse_settings(EvalConfig, {**inside, **changes}, what="evaluation")
+
+
+def to_bytes(images: Sequence[Image]) -> NDArray[np.uint8]:
+    """Stack B images (H, W, 3) into (B, 3, H, W)."""
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def surviving(output: NDArray[Any]) -> list[Boxes]:
+    """The rows of boxes (B, K, 6) that stand for a box."""
+    return [np.array(rows[rows[:, 4] > 0], np.float32) for rows in output]
+
+
+def demand_settings(model: Model, config: EvalConfig) -> None:
+    """Refuse settings that contradict those inside the graph.
+
+    Raises:
+        RepqError: the letterbox or the suppression differs.
+    """
+    inside = model.preprocess.letterbox
+    if inside is not None and inside != config.letterbox:
+        raise RepqError(
+            f"{model.label} letterboxes by itself, with other settings",
+            found=f"{inside} in the graph, {config.letterbox} asked for",
+            fix="ask for those of the graph, or export again",
+        )
+    if model.nms is not None:
+        wanted = NmsConfig(**{name: getattr(config, name) for name in NmsConfig.model_fields})
+        if model.nms != wanted:
+            raise RepqError(
+                f"{model.label} suppresses by itself, with other settings",
+                found=f"{model.nms} in the graph, {wanted} asked for",
+                fix="ask for those of the graph (--conf, --iou), or export again",
+            )
+
+
+def _demand_source(model: Model, sizes: Sequence[tuple[int, ...]]) -> None:
+    source = model.preprocess.source
+    other = next((size for size in sizes if source not in (None, size)), None)
+    if source is not None and other is not None:
+        raise DataError(
+            f"{model.label} takes images of {source[0]}x{source[1]} only",
+            found=f"an image of {other[0]}x{other[1]}",
+            fix="export it for images of any size (--source-size any)",
+        )
+
+
+def _runs(images: Sequence[Image]) -> tuple[NDArray[np.uint8], ...]:
+    """Stack neighbours of one size."""
+    runs: list[list[Image]] = []
+    for image in images:
+        if runs and runs[-1][0].shape == image.shape:
+            runs[-1].append(image)
+        else:
+            runs.append([image])
+    return tuple(np.stack(run) for run in runs)

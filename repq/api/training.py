@@ -1,0 +1,87 @@
+"""Training a detector on labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repq.api.fitting import splits_to_train_on
+from repq.api.model import Model, Size, settings_of
+from repq.api.opening import build_model, load, of_weights
+from repq.api.running import Options
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+
+
+def train_model(
+    data: str | Path | DetectionDataset,
+    *,
+    imgsz: Size = 640,
+    model: Model | str = "yolov6n_v2",
+    teacher: Model | None = None,
+    splits: tuple[str, str] = ("train", "val"),
+    state: Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    config: TrainConfig | None = None,
+    progress: Progress = silent,
+    log: Log = quiet,
+    **settings: Any,
+) -> Model:
+    """Train a detector and keep the averaged weights of the best evaluation.
+
+    Args:
+        data: a data.yaml (YOLO) or a COCO .json with both ``splits``.
+        imgsz: a number or (height, width) in pixels.
+        model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes.
+        teacher: a trained float checkpoint of the same model, for self-distillation.
+        state: file that lets a stopped training go on.
+        config, settings: a `repq.TrainConfig`, or its fields: ``epochs``, ``batch``, ``learning_rate`` …
+
+    Returns:
+        A handle of the weights, not fused; ``report`` is a `repq.TrainReport`.
+
+    Raises:
+        RepqError: the data, the model or the teacher are not usable.
+        TrainingError: the loss is not finite.
+    """
+    from repq.quant import Weights
+    from repq.reparam.repopt import load_scales
+    from repq.train import fine_tuned, train
+
+    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    chosen = settings_of(
+        TrainConfig, config, {"model": model, **settings} if isinstance(model, str) else settings, "training"
+    )
+    if chosen.weights is not None:
+        model = load(chosen.weights)
+    if teacher is None and chosen.distill is not None:
+        teacher = load(chosen.distill.teacher)
+    train_set, val_set = splits_to_train_on(
+        data,
+        splits,
+        start=None if isinstance(model, str) else model.names,
+        teacher=teacher.names if teacher else None,
+        log=log,
+    )
+    if isinstance(model, str):
+        detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
+    else:
+        tuned = fine_tuned(model.floats("be trained").model, train_set.num_classes)
+        for note in tuned.notes:
+            log(note)
+        detector = tuned.model
+    outcome = train(
+        detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
+        eval_config=EvalConfig(batch=chosen.batch),
+        scales=load_scales(chosen.rep_scales) if chosen.rep_scales else None,
+        teacher=None if teacher is None else teacher.floats("be a teacher").model, progress=progress,
+    )  # fmt: skip
+    trained = Weights(outcome.model, train_set.names)
+    made = of_weights(outcome.model.spec.name, trained, Options(device=device, progress=progress, log=log))
+    return replace(made, usual=size, report=outcome.report)

@@ -1,0 +1,102 @@
+"""What surrounds every command: failures become messages and exit codes, and a closed pipe ends it quietly."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from repq.errors import RepqError
+from repq.printable import printable, printable_lines
+from repq.stopping import ending_on_signals
+
+FAULT, CLOSED_PIPE = 70, 128 + 13
+_FIXES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some space, or write to another disk",
+    errno.EROFS: "write to a disk that is not read-only",
+    errno.EACCES: "check who may read and write there",
+    errno.EPERM: "check who may read and write there",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def run_framed(run: Callable[[], int]) -> int:
+    """Run a command and return its exit code; what a user can correct is a message, our own faults a traceback."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            click.echo(printable_lines(context.get_usage()), err=True)
+        _complain(error.format_message(), color=None)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
+        return CLOSED_PIPE
+    except Exception as error:
+        expected = explained(error)
+        if expected is None:
+            traceback.print_exc()
+            click.echo("this is a fault of repq, not of what it was given: please report it", err=True)
+            return FAULT
+        _complain(str(expected))
+        return expected.exit_code
+    return code
+
+
+def _complain(text: str, color: str | None = "red") -> None:
+    click.secho(f"error: {printable_lines(text)}", fg=color, err=True)
+
+
+def explained(error: BaseException) -> RepqError | None:
+    """A failure of files, memory or inputs as an error for users; None: it is a fault of repq."""
+    if isinstance(error, RepqError):
+        return error
+    text = printable(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        path = error.filename2 or error.filename
+        what = "a file cannot be read or written" if path is None else f"cannot read or write {printable(path)}"
+        return RepqError(what, found=error.strerror or text, fix=_FIXES.get(error.errno, "check the path"))
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        return RepqError(
+            "there is not enough memory", found=text, fix="give a smaller --batch or --imgsz, or more memory"
+        )
+    if isinstance(error, RecursionError):
+        return RepqError("an input is nested too deeply", found=text, fix="check the files that were given")
+    if isinstance(error, (UnicodeError, json.JSONDecodeError)) or _is_of(error, "yaml", "pydantic_core"):
+        return RepqError("an input does not hold what it should", found=text, fix="check the files that were given")
+    return None
+
+
+def _is_of(error: BaseException, *packages: str) -> bool:
+    """Whether a library defined the error, without importing the library."""
+    return any(kind.__module__.partition(".")[0] in packages for kind in type(error).__mro__)
+
+
+class Framed(click.Group):
+    """A group of commands in the frame; `main` always ends the process."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> Any:
+        if "_REPQ_COMPLETE" in os.environ:
+            return super().main(args, prog_name, *rest, **extra)
+        arguments = list(sys.argv[1:] if args is None else args)
+
+        def run() -> int:
+            try:
+                with self.make_context(prog_name or "repq", arguments) as context:
+                    self.invoke(context)
+            except click.exceptions.Exit as end:
+                return end.exit_code
+            return 0
+
+        with ending_on_signals():
+            sys.exit(run_framed(run))

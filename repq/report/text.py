@@ -1,0 +1,139 @@
+"""Results as text for the terminal: the same blocks as in the report, without its drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from textwrap import fill
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from repq.report.blocks import Block, Cards, Facts, Findings, Table, Text
+from repq.report.sections import accuracy, engines, graph, overview, quantization, sensitivity, timing, training
+from repq.results import (
+    Accuracy,
+    Availability,
+    BenchReport,
+    CheckReport,
+    EngineDescription,
+    Environment,
+    Estimate,
+    ExportReport,
+    FusionReport,
+    PlanReport,
+    PtqReport,
+    QatReport,
+    Sensitivity,
+    TrainReport,
+)
+
+WIDTH = 140
+_MARKS = {"good": "+ ", "warn": "! ", "bad": "x "}
+
+
+def render_text(blocks: Sequence[Block], width: int = WIDTH) -> str:
+    """Print blocks as plain text of so many columns; drawings, pictures and listings are left out."""
+    return "\n".join(text for block in blocks if (text := _block(block, width)))
+
+
+def _verdict_last(blocks: Sequence[Block]) -> list[Block]:
+    """Long tables first, so that what they come to is in sight at the end."""
+    return sorted(blocks, key=lambda block: not isinstance(block, Table))
+
+
+def _block(block: Block, width: int) -> str:
+    match block:
+        case Table():
+            return _table(block, width)
+        case Text():
+            return "\n".join(fill(line, width, break_on_hyphens=False) for line in block.text.splitlines())
+        case Facts():
+            return "\n".join(f"{name}: {value}" for name, value in block.items)
+        case Cards():
+            return _table(block.as_table(), width)
+        case Findings():
+            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text}" for item in block.items)
+        case _:
+            return ""
+
+
+def _table(block: Table, width: int) -> str:
+    shown = [place for place, column in enumerate(block.columns) if not column.detail]
+    drawn = RichTable(
+        title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for place in shown:
+        column = block.columns[place]
+        justify: Literal["left", "right"] = "right" if column.numeric else "left"
+        least = max((len(row[place].text) for row in block.rows), default=1) if column.numeric else None
+        drawn.add_column(escape(column.title), justify=justify, overflow="fold", no_wrap=column.code, min_width=least)
+    for row in block.rows:
+        drawn.add_row(*(escape(row[place].text) for place in shown))
+    with StringIO() as buffer:
+        Console(file=buffer, width=width, color_system=None).print(drawn)
+        lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join([*lines, block.note] if block.note else lines)
+
+
+def accuracy_table(report: Accuracy, title: str) -> str:
+    return render_text(_verdict_last(accuracy.accuracy_blocks(report, title)))
+
+
+def check_table(report: CheckReport) -> str:
+    return render_text(_verdict_last(engines.check_blocks(report)))
+
+
+def bench_table(report: BenchReport) -> str:
+    return render_text(_verdict_last(timing.bench_blocks(report)))
+
+
+def doctor_table(environment: Environment, rows: Sequence[Availability]) -> str:
+    return render_text(overview.doctor_blocks(environment, rows))
+
+
+def engine_table(description: EngineDescription) -> str:
+    return render_text(engines.engine_blocks(description))
+
+
+def layer_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    return render_text([engines.model_table(title, rows)])
+
+
+def estimate_tables(found: Sequence[Estimate], top: int) -> str:
+    return render_text(graph.estimate_blocks(found, top))
+
+
+def export_text(report: ExportReport) -> str:
+    return render_text(graph.export_blocks(report))
+
+
+def lint_table(report: Mapping[str, Any]) -> str:
+    return render_text(graph.lint_blocks(report))
+
+
+def ptq_table(report: PtqReport) -> str:
+    return render_text(_verdict_last(quantization.ptq_blocks(report)))
+
+
+def sensitivity_table(measured: Sensitivity, plan: PlanReport) -> str:
+    return render_text(sensitivity.terminal_blocks(measured, plan))
+
+
+def fusion_table(report: FusionReport) -> str:
+    return render_text(_verdict_last(training.fusion_blocks(report)))
+
+
+def train_table(report: TrainReport) -> str:
+    return render_text(_verdict_last(training.train_blocks(report)))
+
+
+def qat_table(report: QatReport) -> str:
+    return render_text(_verdict_last(training.qat_blocks(report)))
+
+
+def run_table(headline: Mapping[str, Any]) -> str:
+    return render_text([overview.run_table(headline)])

@@ -1,0 +1,88 @@
+"""Timing as a stage, and what the machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from repq.api.measuring import timed
+from repq.api.opening import CHECKPOINT_SUFFIXES, load
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig
+from repq.results import Availability, BenchReport, Environment
+from repq.stages.build import built
+from repq.stages.stage import Job, Section, Stage
+
+
+def bench_models(
+    models: Sequence[Path],
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    engines: Sequence[Any] = (),
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> BenchReport:
+    """Time models of any form side by side in one run.
+
+    Raises:
+        RepqError: a model cannot be opened, or does not take this size or batch.
+    """
+    opened = []
+    for path in models:
+        for engine, half in _forms(path, engines, device):
+            label = path.name if engine is None else f"{path.name} ({engine})"
+            model = load(path, engine=engine, imgsz=imgsz, device=device, half=half)
+            opened.append((f"{label} FP16" if half else label, model))
+    return timed(opened, imgsz, config, seed=seed, progress=progress)
+
+
+def _forms(path: Path, engines: Sequence[Any], device: str) -> list[tuple[Any, bool]]:
+    """The runtimes of one file, and whether in FP16: torch runs a float checkpoint on a GPU in both."""
+    chosen = list(engines) if engines and not path.is_dir() else [None]
+    forms = [(engine, False) for engine in chosen]
+    on_torch = path.suffix in CHECKPOINT_SUFFIXES and set(chosen) & {None, "torch"}
+    if on_torch and device.startswith("cuda") and not load(path).quantized:
+        forms += [(engine, True) for engine in chosen if engine in (None, "torch")]
+    return forms
+
+
+def write_bench(report: BenchReport, folder: Path) -> None:
+    """Write ``bench.json``, and the table and the plot as a page (``report.html``, ``.md``, ``.json``)."""
+    from repq.files import write_text
+    from repq.report import ReportSummary, render_report
+
+    write_text(folder / "bench.json", report.model_dump_json(indent=1))
+    summary = ReportSummary(
+        title="Latency",
+        created=date.today().isoformat(),
+        environment=report.environment,
+        results={"bench": report},
+    )
+    render_report(summary, folder)
+
+
+def diagnose_machine() -> tuple[Environment, list[Availability]]:
+    """What this machine is and which runtimes work on it."""
+    from repq.bench import capture_environment
+    from repq.engine import availability
+
+    return capture_environment(), list(availability())
+
+
+def _bench(job: Job) -> BenchReport:
+    return bench_models(
+        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig), seed=job.recipe.seed,
+        progress=job.progress, log=job.log,
+    )  # fmt: skip
+
+
+STAGE = Stage(
+    "bench", _bench, {"bench": Section(BenchConfig)}, ("imgsz",), reads=("build/*",), result=BenchReport,
+    on_machine=True,
+)  # fmt: skip

@@ -1,0 +1,102 @@
+"""Agreement of the simulation with the engines as a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from repq.api.measuring import agreement
+from repq.api.opening import load
+from repq.errors import RepqError, ToleranceError
+from repq.files import write_text
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import CheckConfig, EngineName, EvalConfig
+from repq.results import Accuracies, CheckReport
+from repq.stages.build import built
+from repq.stages.data import read_data
+from repq.stages.stage import Job, Section, Stage
+
+ACCURACIES = "accuracies.json"
+"""AP of the engines that were checked, apart from the bounds of the check."""
+
+
+def check_models(
+    models: Sequence[Path],
+    data: Path,
+    split: str,
+    imgsz: tuple[int, int],
+    config: CheckConfig,
+    eval_config: EvalConfig,
+    *,
+    engines: Sequence[EngineName],
+    device: str = "cpu",
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> CheckReport:
+    """Compare models with the first one; alone, it is compared with the engines built from it.
+
+    Raises:
+        RepqError: a model or the data cannot be used.
+    """
+    dataset = read_data(data, split, log)
+    reference_path, *others = models
+    if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
+        raise RepqError(
+            f"{reference_path} has nothing to be compared with",
+            fix="give the checkpoint that it was exported from as the first MODEL",
+        )
+    reference = load(reference_path, device=device)
+    if others:
+        candidates = [
+            load(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
+        ]
+    else:
+        candidates = [load(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
+    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
+
+
+def demand_agreement(report: CheckReport) -> None:
+    """Fail if the check did.
+
+    Raises:
+        ToleranceError: an engine's AP or SNR is outside the bounds.
+    """
+    if report.passed:
+        return
+    worst = max(report.engines, key=lambda row: abs(row.ap_gap))
+    bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
+    raise ToleranceError(
+        "the engines do not compute what the reference computes",
+        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
+        fix="run `repq describe` on the engine and look for layers in another precision than planned",
+    )
+
+
+def _check(job: Job) -> CheckReport:
+    recipe = job.recipe
+    report = check_models(
+        [job.quantized, *built(job, "int8").values()], job.data, recipe.data.val, recipe.imgsz,
+        job.section("check", CheckConfig), recipe.eval, engines=(), device=recipe.device, progress=job.progress,
+        log=job.log,
+    )  # fmt: skip
+    for row in report.engines:
+        job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({row.ap_gap:+.4f})")
+    found = Accuracies(models={row.model: row.accuracy for row in report.engines})
+    write_text(job.payload / ACCURACIES, found.model_dump_json(indent=1))
+    typed = job.artifacts["export"] / "int8_float16.onnx"
+    if typed.is_file():  # what TensorRT gets: ONNX Runtime can run it too
+        pair = [job.artifacts["export"] / "int8.onnx", typed]
+        against = check_models(
+            pair, job.data, recipe.data.val, recipe.imgsz, job.section("check", CheckConfig), recipe.eval,
+            engines=("onnxruntime",), progress=job.progress, log=job.log,
+        )  # fmt: skip
+        report = report.model_copy(update={"typed": against.engines[0]})
+    return report
+
+
+STAGE = Stage(
+    "check", _check, {"check": Section(CheckConfig)}, ("imgsz", "eval", "device"),
+    reads=("ptq/quantized.safetensors", "qat/quantized.safetensors", "build/*", "export/int8*.onnx"),
+    splits=("val",), result=CheckReport, files={ACCURACIES: Accuracies}, on_machine=True,
+)  # fmt: skip

@@ -1,0 +1,68 @@
+"""Export as a stage: one chain of graphs, each made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repq.api.exporting import merged, to_onnx, write_graph, write_onnx
+from repq.recipe import ExportConfig
+from repq.results import ExportedGraphs, ExportReport
+from repq.stages.stage import Job, Section, Stage
+
+if TYPE_CHECKING:
+    from repq.recipe import Recipe
+
+
+def export_checkpoint(
+    model: Path,
+    out: Path,
+    imgsz: tuple[int, int],
+    config: ExportConfig,
+    *,
+    maxima_from: Path | None = None,
+) -> ExportReport:
+    """Write a checkpoint as ONNX: Q/DQ nodes for a quantized one, plain float else (fused on the way).
+
+    Args:
+        maxima_from: a quantized checkpoint of the same model, whose activation maxima keep a float one in FP16 from
+            overflowing; a quantized ``model`` carries its own.
+
+    Raises:
+        RepqError: the checkpoint cannot be read, or the size does not fit the model.
+    """
+    from repq.quant import load_weights
+
+    maxima = None if maxima_from is None else load_weights(maxima_from).maxima
+    return write_onnx(load_weights(model), out, imgsz, config, maxima)
+
+
+def _export(job: Job) -> ExportedGraphs:
+    """Export the float and the quantized model once each; the other graphs are made from these two."""
+    from repq.quant import load_weights
+    from repq.report.text import export_text
+
+    config, imgsz = job.section("export", ExportConfig), job.recipe.imgsz
+    plain = config.model_copy(update={"float16": False, "float16_io": False})
+    quantized = load_weights(job.quantized)
+    found: dict[str, ExportReport] = {}
+    for opened, names in ((load_weights(job.fused), ("float32", "float16")), (quantized, ("int8", "int8_float16"))):
+        graph = merged(to_onnx(opened, imgsz, plain), plain)
+        for name, settings in zip(names, (plain, config) if config.float16 else (plain,), strict=False):
+            report = write_graph(graph, job.payload / f"{name}.onnx", imgsz, settings, quantized.maxima)
+            found[name] = report.model_copy(update={"out": f"{name}.onnx"})  # the folder is renamed when complete
+            job.log("\n".join(f"  {line}" for line in export_text(found[name]).splitlines()))
+    return ExportedGraphs(graphs=found)
+
+
+def _plain_graphs(recipe: Recipe) -> None:
+    config = recipe.export
+    if config.nms is not None or config.preprocess.uint8 or config.preprocess.bgr:
+        raise ValueError("a run compares plain graphs: export.preprocess and export.nms are for `repq export`")
+
+
+STAGE = Stage(
+    "export", _export, {"export": Section(ExportConfig)}, ("imgsz",),
+    reads=("fuse/fused.safetensors", "ptq/quantized.safetensors", "qat/quantized.safetensors"), result=ExportedGraphs,
+    check=_plain_graphs,
+)  # fmt: skip

@@ -1,0 +1,127 @@
+"""Post-training quantization as a stage."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repq.api.fitting import fitted
+from repq.api.measuring import accuracy_of
+from repq.api.opening import of_weights, save_weights
+from repq.api.quantizing import corrected, fused, open_float, planned, quantized
+from repq.api.running import Options
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import EvalConfig, PtqConfig
+from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
+from repq.stages.data import read_data
+from repq.stages.stage import Job, Section, Stage
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from repq.quant import Weights
+    from repq.scales import ScaleTable
+
+
+def ptq_checkpoint(
+    weights: Path,
+    out: Path,
+    config: PtqConfig,
+    *,
+    data: Path,
+    train_split: str = "train",
+    val_split: str = "val",
+    imgsz: tuple[int, int],
+    eval_config: EvalConfig,
+    plan: Path | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> PtqReport:
+    """Quantize a checkpoint after training (fused on the way if it is not), evaluate before and after, write it.
+
+    Args:
+        plan: a plan file, whose float layers are added to ``config.keep_float``.
+
+    Raises:
+        RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
+    """
+    from repq.data import calibration_set, demand_objects, warn_of_overlap
+    from repq.quant import apply_scales, extra_macs_share, scale_table
+    from repq.quant.calibration import calibrator
+    from repq.quant.corrections import asked_for
+
+    start = fused(open_float(weights, log), device)
+    if plan is not None:
+        config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
+    train_set, val_set = (
+        fitted(read_data(data, split, log), start.names, weights.name, log) for split in (train_split, val_split)
+    )
+    demand_objects(val_set)
+    warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
+    made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
+    outcome, graph = made.outcome, made.graph
+
+    def accuracy(found: Weights) -> Accuracy:
+        opened = of_weights(weights.name, replace(found, names=None), Options(device=device))
+        return accuracy_of(opened, val_set, imgsz, eval_config, progress)
+
+    before, after, own, counts = accuracy(start), accuracy(made.weights), None, None
+    # Corrections fit the scales that they were made with: without those scales there is nothing to compare.
+    if outcome.own_scales is not None and not corrected(outcome.config):
+        assert graph is not None
+        counts = _counts(graph, outcome.own_scales)
+        shared = scale_table(outcome.model)
+        apply_scales(outcome.model, outcome.own_scales)
+        own = accuracy(made.weights)
+        apply_scales(outcome.model, shared)
+    save_weights(out, made.weights)
+    return PtqReport(
+        model=start.model.spec.name,
+        method=outcome.config.calibration.method,
+        calibration=calibrator(outcome.config.calibration.method).title,
+        scheme=config.scheme,
+        images=outcome.images,
+        layers=outcome.layers,
+        int8_macs_share=outcome.int8_macs_share,
+        accuracy_float=before,
+        accuracy_quantized=after,
+        accuracy_own_scales=own,
+        qdq_own_scales=counts,
+        share_scales=config.share_scales,
+        shared_groups=outcome.shared_groups,
+        settings=outcome.config.model_dump(mode="json"),
+        corrections=tuple(
+            AppliedCorrection(name=entry.name, title=entry.titled(value), cost=entry.cost)
+            for entry, value in asked_for(outcome.config.correct)
+        ),
+        trials=outcome.trials,
+        extra_macs_share=extra_macs_share(outcome.layers),
+    )
+
+
+def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
+    """Q, DQ and predicted extra kernels of the graph with these scales."""
+    from repq.graph import count_qdq, insert_qdq, propagate_qdq
+
+    return count_qdq(propagate_qdq(insert_qdq(graph, scales)))
+
+
+def _ptq(job: Job) -> PtqReport:
+    recipe = job.recipe
+    plan = job.artifacts["sensitivity"] / "plan.yaml" if recipe.plan is not None else None
+    report = ptq_checkpoint(
+        job.fused, job.payload / "quantized.safetensors", job.section("ptq", PtqConfig), data=job.data,
+        train_split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz, eval_config=recipe.eval,
+        plan=plan, device=recipe.device, progress=job.progress, log=job.log,
+    )  # fmt: skip
+    job.log(f"  AP {report.accuracy_float.ap:.4f} -> {report.accuracy_quantized.ap:.4f}")
+    return report
+
+
+STAGE = Stage(
+    "ptq", _ptq, {"ptq": Section(PtqConfig)}, ("imgsz", "eval", "device"),
+    reads=("fuse/fused.safetensors", "sensitivity/plan.yaml"), splits=("train", "val"), result=PtqReport,
+)  # fmt: skip

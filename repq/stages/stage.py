@@ -1,0 +1,129 @@
+"""What a stage of a run is: its settings, what it reads, what it writes, and the function that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from repq.artifact import Artifact, Contents
+from repq.identity import Identity, hash_json, identify
+from repq.log import Log
+from repq.progress import Progress
+from repq.recipe.base import C
+from repq.recipe.whole import Recipe, Section
+from repq.results import Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works with.
+
+    Attributes:
+        artifacts: of the stages before, by name.
+        payload: folder for the files of this artifact.
+        resume: folder for what a killed stage goes on from.
+    """
+
+    recipe: Recipe
+    artifacts: Mapping[str, Artifact]
+    payload: Path
+    resume: Path
+    progress: Progress
+    log: Log
+
+    def section(self, name: str, kind: type[C]) -> C:
+        """A part of the recipe that is there."""
+        found = getattr(self.recipe, name)
+        assert isinstance(found, kind), f"the recipe's {name} is {found!r}"
+        return found
+
+    @property
+    def data(self) -> Path:
+        """The data.yaml: the recipe's own, or that of the drawn set."""
+        own = self.recipe.data.path
+        return self.artifacts["data"] / "demo/data.yaml" if own is None else own
+
+    @property
+    def weights(self) -> Path:
+        """The checkpoint that the run starts from: brought, or trained here."""
+        own = self.recipe.weights
+        return self.artifacts["train"] / "weights.safetensors" if own is None else own
+
+    @property
+    def fused(self) -> Path:
+        """The float checkpoint of plain convolutions."""
+        return self.artifacts["fuse"] / "fused.safetensors"
+
+    @property
+    def quantized(self) -> Path:
+        """The checkpoint that is deployed: as calibrated, or trained after that."""
+        return self.artifacts["qat" if "qat" in self.artifacts else "ptq"] / "quantized.safetensors"
+
+
+def _first_section_is_given(recipe: Recipe, sections: Mapping[str, Section]) -> bool:
+    return all(getattr(recipe, name) is not None for name in list(sections)[:1])
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: the stage, its folder, and the file of its result (``NAME.json``).
+        run: does the work, and returns the result, which is written.
+        sections: parts of the recipe that are this stage's own.
+        uses: other parts of the recipe that the result depends on.
+        reads: files of earlier artifacts that it reads, as globs ``STAGE/FILE``.
+        splits: splits of the data set that it reads.
+        result: type of the result.
+        files: types of further results that it writes itself, by file name.
+        ignored: globs of files that no other result depends on.
+        on_machine: whether the result depends on the machine.
+        wanted: whether a run of this recipe has the stage; by default if the first of its sections is given.
+        check: raises ValueError for recipes that contradict themselves.
+    """
+
+    name: str
+    run: Callable[[Job], Result | None]
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    result: type[Result] | None = None
+    files: Mapping[str, type[Result]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    on_machine: bool | Callable[[Recipe], bool] = False
+    wanted: Callable[[Recipe], bool] | None = None
+    check: Callable[[Recipe], None] = lambda recipe: None
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Whether a run of this recipe has the stage."""
+        return _first_section_is_given(recipe, self.sections) if self.wanted is None else self.wanted(recipe)
+
+    @property
+    def contents(self) -> Contents:
+        """What its files are."""
+        own = {} if self.result is None else {f"{self.name}.json": self.result}
+        return Contents({**own, **self.files}, self.ignored)
+
+    def identity(self, recipe: Recipe, artifacts: Mapping[str, Artifact], split: Callable[[str], object]) -> Identity:
+        """What the result depends on.
+
+        Args:
+            split: gives what identifies the content of a split; None for the drawn set, which is an artifact.
+
+        Raises:
+            RepqError: a file that the recipe names cannot be read.
+        """
+        settings = {name: getattr(recipe, name) for name in (*self.sections, *self.uses)}
+        inputs: dict[str, object] = {f"{role} split": split(role) for role in self.splits}
+        reads = (*self.reads, "data/*") if self.splits else self.reads
+        for name, artifact in artifacts.items():
+            contents = artifact.manifest.contents
+            read = {file: contents[file] for file in contents if any(fnmatch(f"{name}/{file}", glob) for glob in reads)}
+            if read:
+                inputs[name] = hash_json(read)
+        on_machine = self.on_machine(recipe) if callable(self.on_machine) else self.on_machine
+        return identify(self.name, settings, inputs, seed=recipe.seed, on_machine=on_machine)

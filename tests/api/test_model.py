@@ -1,0 +1,382 @@
+"""Every step of the public API on a small detector."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from api_forms import NAMES, SIZE, Forms
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import repq
+from repq.cli import main
+from repq.data import read_image
+from repq.errors import CheckpointError, DataError, EngineError, RecipeError
+
+KINDS = ("float_", "onnx", "engine")
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise of large grains, in which an untrained network finds something."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return one.dtype == other.dtype == np.float32 and one.shape == other.shape and bool((one == other).all())
+
+
+# --- detect ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quantized"])
+def test_a_file_its_array_and_a_list_of_both_give_the_same_boxes(forms: Forms, kind: str) -> None:
+    model, paths = getattr(forms, kind), forms.images[:3]
+    single = [model.detect(path, imgsz=SIZE) for path in paths]
+    assert all(boxes.shape[1:] == (6,) for boxes in single) and any(len(boxes) for boxes in single)
+    arrays = [read_image(path) for path in paths]
+    for found in (
+        [model.detect(array, imgsz=SIZE) for array in arrays],
+        model.detect(paths, imgsz=SIZE),
+        model.detect(tuple(map(str, paths)), imgsz=SIZE),
+        model.detect([arrays[0], paths[1], arrays[2]], imgsz=SIZE),
+    ):
+        assert all(map(same, found, single))
+    # in fake quantization a last digit can round to another integer, so only float models are close
+    together = model.detect(paths, imgsz=SIZE, batch=1 if model.quantized else 2)
+    for boxes, expected in zip(together, single, strict=True):
+        np.testing.assert_allclose(boxes, expected, atol=1e-3)
+    assert model.detect([], imgsz=SIZE) == []
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(height=st.integers(1, 200), width=st.integers(1, 200), seed=st.integers(0, 9), conf=st.sampled_from([0.25, 0.6]))
+def test_boxes_are_the_same_in_every_form_and_lie_in_the_image(
+    forms: Forms, height: int, width: int, seed: int, conf: float
+) -> None:
+    image = picture(height, width, seed)
+    untouched = image.copy()
+    expected = forms.float_.detect(image, imgsz=SIZE, conf=conf)
+    assert (image == untouched).all()
+    assert (expected[:, :4] >= 0).all() and (expected[:, :4] <= [width, height, width, height]).all()
+    assert (expected[:, 2:4] > expected[:, :2]).all()
+    assert (expected[:, 4] > conf).all() and (np.diff(expected[:, 4]) <= 0).all()
+    assert set(expected[:, 5]) <= set(range(len(NAMES)))
+    for kind in KINDS[1:]:
+        found = getattr(forms, kind).detect(image, conf=conf)
+        # boxes of nearly one score may change places, and one at a threshold may be there or not
+        apart = np.abs(found[:, None] - expected[None]).max(axis=2, initial=0) > 2e-3
+        assert apart.all(axis=1).sum() <= 1 and apart.all(axis=0).sum() <= 1
+
+
+def test_other_settings_of_the_suppression(forms: Forms) -> None:
+    image = picture(60, 80)
+    most = forms.float_.detect(image, imgsz=SIZE, iou=0.9)
+    fewer = forms.float_.detect(image, imgsz=SIZE, iou=0.1)
+    assert len(fewer) < len(most)
+    assert same(forms.float_.detect(image, imgsz=SIZE, iou=0.9, max_detections=2), most[:2])
+
+
+def test_a_graph_that_does_everything_itself_gives_the_same_boxes(forms: Forms, tmp_path: Path) -> None:
+    preprocess = repq.PreprocessConfig(uint8=True, bgr=True, letterbox=repq.LetterboxConfig())
+    nms = repq.NmsConfig(confidence=0.1, multi_label=False)
+    whole = forms.float_.export(tmp_path / "whole.onnx", imgsz=SIZE, preprocess=preprocess, nms=nms)
+    assert (whole.preprocess, whole.nms, whole.plain) == (preprocess, nms, False)
+    image = picture(SIZE, SIZE)
+    expected = forms.float_.detect(image, imgsz=SIZE)
+    assert len(expected)
+    np.testing.assert_allclose(whole.detect(image), expected, atol=5e-2)
+    assert len(whole.detect(image, conf=0.1)) > len(expected)
+    for wrong in ({"conf": 0.05}, {"iou": 0.4}, {"max_detections": 7}):
+        with pytest.raises(repq.RepqError, match="suppresses by itself"):
+            whole.detect(image, **wrong)
+
+
+def written(folder: Path, name: str, pixels: NDArray[np.generic]) -> Path:
+    path = folder / name
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def test_odd_files_are_the_picture_that_people_see(forms: Forms, tmp_path: Path) -> None:
+    image = picture(48, 64)
+    bgr, grey = image[..., ::-1], image[..., 0]
+    alpha = np.dstack([bgr, np.full(image.shape[:2], 9, np.uint8)])
+    turned = written(tmp_path, "plain.jpg", np.rot90(bgr))
+    data = turned.read_bytes()
+    # an EXIF block that says: turn by 90 degrees clockwise to look at it (orientation 6)
+    block = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    exif = tmp_path / "exif.jpg"
+    exif.write_bytes(data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + data[2:])
+    seen = np.ascontiguousarray(np.rot90(read_image(turned), -1))
+    cases = {
+        written(tmp_path, "alpha.png", alpha): image,
+        written(tmp_path, "grey.png", grey): np.dstack([grey] * 3),
+        written(tmp_path, "deep.png", bgr.astype(np.uint16) * 257): image,
+        exif: seen,
+    }
+    for path, array in cases.items():
+        assert same(forms.onnx.detect(path), forms.onnx.detect(array)), path.name
+    assert same(forms.onnx.detect(image[:, ::-1]), forms.onnx.detect(np.ascontiguousarray(image[:, ::-1])))
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (np.zeros((8, 8, 3), np.int8), "int8"),
+        (np.zeros((8, 8), np.uint8), r"\(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "several images as a list"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
+        (None, "NoneType"),
+        (7, "int"),
+        ("nowhere.jpg", "nowhere.jpg"),
+        (".", "cannot read"),
+    ],
+)
+def test_what_is_no_image_is_refused(forms: Forms, image: object, said: str) -> None:
+    for given_ in (image, [image]):
+        with pytest.raises(DataError, match=said):
+            forms.onnx.detect(given_)  # type: ignore[call-overload]
+
+
+def test_settings_that_make_no_sense_are_refused(forms: Forms) -> None:
+    image = picture(8, 8)
+    for wrong in ({"conf": 2}, {"conf": -0.1}, {"iou": 0}, {"max_detections": 0}):
+        with pytest.raises(RecipeError, match="not valid"):
+            forms.onnx.detect(image, **wrong)
+    with pytest.raises(RecipeError, match="confidence"):
+        forms.onnx.evaluate(forms.data, confidense=0.1)
+
+
+# --- opening, sizes, kinds -------------------------------------------------------------------------------------------
+
+
+def test_handles_say_what_they_are(forms: Forms, tmp_path: Path) -> None:
+    saved = repq.load(forms.quantized.save(tmp_path / "quantized.safetensors"))
+    opened = repq.load(forms.root / "engine")
+    for model in (forms.float_, forms.quantized, saved, forms.onnx, forms.engine, opened):
+        assert (model.names, model.num_classes, model.spec) == (NAMES, 3, "yolov6n_v2")
+        assert len(model.layers) == 58 and set(model.layers) == set(forms.float_.layers)
+    assert [forms.float_.kind, forms.onnx.kind, opened.kind] == ["checkpoint", "onnx", "engine"]
+    assert [forms.float_.imgsz, forms.onnx.imgsz, opened.imgsz] == [None, (SIZE, SIZE), (SIZE, SIZE)]
+    assert [forms.float_.quantized, saved.quantized, forms.onnx.quantized] == [False, True, False]
+    assert [forms.float_.precision, saved.precision] == ["float32", "int8 simulated in float32"]
+    assert opened.precision == forms.onnx.precision == "float32"
+    assert "yolov6n_v2" in repr(opened) and "engine" in repr(opened)
+
+
+def test_a_size_that_contradicts_the_model_or_its_levels_is_refused(forms: Forms) -> None:
+    image = picture(8, 8)
+    assert len(forms.onnx.detect(image, imgsz=SIZE)) == len(forms.onnx.detect(image, imgsz=(SIZE, SIZE)))
+    for model in (forms.onnx, forms.engine):
+        with pytest.raises(repq.RepqError, match="takes images of 64x64"):
+            model.detect(image, imgsz=96)
+    for step in (lambda: forms.float_.detect(image, imgsz=33), lambda: forms.float_.build("openvino", imgsz=(64, 33))):
+        with pytest.raises(repq.RepqError, match="33"):
+            step()
+    assert forms.float_.size(None) == (640, 640)
+    assert forms.quantized.size(None) == (SIZE, SIZE)  # it goes on with the size of its calibration
+
+
+def test_a_step_that_the_kind_does_not_have_says_what_to_do(forms: Forms, tmp_path: Path) -> None:
+    data, out = forms.data, tmp_path / "x.onnx"
+    for model in (forms.onnx, forms.engine):
+        for step in (
+            lambda model=model: model.fuse(),
+            lambda model=model: model.quantize(data),
+            lambda model=model: model.sensitivity(data),
+            lambda model=model: model.qat(data),
+            lambda model=model: model.export(out),
+        ):
+            with pytest.raises(CheckpointError, match="load the checkpoint"):
+                step()
+        with pytest.raises(repq.RepqError, match="nothing to be compared with"):
+            model.check(data)
+    for step in (forms.quantized.fuse, lambda: forms.quantized.quantize(data), lambda: forms.quantized.plan(data)):
+        with pytest.raises(CheckpointError, match="quantized already"):
+            step()
+    with pytest.raises(EngineError, match="an engine already"):
+        forms.engine.build("openvino")
+    for model, name in ((forms.float_, "m.onnx"), (forms.onnx, "m.pt")):
+        with pytest.raises(repq.RepqError, match="is written as"):
+            model.save(tmp_path / name)
+    with pytest.raises(repq.RepqError, match="is written as"):
+        forms.float_.export(tmp_path / "m.safetensors", imgsz=SIZE)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("")
+    (tmp_path / "empty.pt").write_text("")
+    (tmp_path / "empty.onnx").write_text("")
+    for name in ("absent.pt", "notes.md", "empty.pt", "empty.onnx", "."):
+        with pytest.raises(repq.RepqError):
+            repq.load(tmp_path / name)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_quantizing_is_what_the_command_does_and_leaves_the_float_handle_alone(forms: Forms, tmp_path: Path) -> None:
+    image = picture(50, 70)
+    before = forms.float_.detect(image, imgsz=SIZE)
+    options = ["--imgsz", str(SIZE), "--scheme", "asymmetric", "--images", "4"]
+    command = ["ptq", str(forms.root / "float.safetensors"), "--data", str(forms.data), *options]
+    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "ptq.safetensors")])
+    assert result.exit_code == 0, result.output
+    forms.quantized.save(tmp_path / "api.safetensors")
+    assert (tmp_path / "api.safetensors").read_bytes() == (tmp_path / "ptq.safetensors").read_bytes()
+    assert not forms.float_.quantized and same(forms.float_.detect(image, imgsz=SIZE), before)
+    again = forms.float_.quantize(forms.data, imgsz=SIZE, limit=4, scheme="asymmetric")
+    assert again.report.images == 4 and same(again.detect(image), forms.quantized.detect(image))
+    assert same(repq.load(tmp_path / "ptq.safetensors").detect(image, imgsz=SIZE), again.detect(image))
+
+
+def test_images_in_every_form_calibrate_alike(forms: Forms, tmp_path: Path) -> None:
+    def quantized(images: object, **settings: object) -> bytes:
+        model = forms.float_.quantize(images, imgsz=SIZE, scheme="asymmetric", method="max", **settings)  # type: ignore[arg-type]
+        assert model.report.images == 3
+        return model.save(tmp_path / "m.safetensors").read_bytes()
+
+    (tmp_path / "some").mkdir()
+    paths = []
+    for path in forms.images[:3]:
+        paths.append(tmp_path / "some" / path.name)
+        paths[-1].write_bytes(path.read_bytes())
+    listed = quantized(paths)
+    assert quantized([read_image(path) for path in paths]) == listed
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
+    as_folder, as_list = quantized(tmp_path / "some", limit=3), quantized(tmp_path / "list.txt", limit=3)
+    assert len(as_folder) == len(as_list) == len(listed)
+    one = forms.float_.quantize(paths[0], imgsz=SIZE, scheme="asymmetric")
+    assert one.report.images == 1
+    for nothing in ([], tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match="no images"):
+            forms.float_.quantize(nothing)
+
+
+def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
+    arrays = [read_image(path) for path in forms.images[:2]]
+    found = forms.float_.sensitivity(arrays, imgsz=SIZE, count=2, end_to_end=False)
+    assert tuple(row.layer for row in found.layers) == forms.float_.layers
+    plan = forms.float_.plan(
+        arrays, imgsz=SIZE, top=2, keep_float=["detect.stems.0*"], config=repq.SensitivityConfig(end_to_end=False)
+    )
+    assert {"detect.stems.0.block.conv"} < set(plan.float_layers) and len(plan.float_layers) <= 3
+    quantized = forms.float_.quantize(arrays, imgsz=SIZE, plan=plan, keep_float=["backbone.stem*"])
+    assert set(quantized.weights.plan.float_) == {*plan.float_layers, "backbone.stem.rbr_reparam"}  # type: ignore[union-attr]
+    file = tmp_path / "plan.yaml"
+    file.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
+    kept = forms.float_.quantize(arrays, imgsz=SIZE, plan=file).weights.plan.float_  # type: ignore[union-attr]
+    assert kept and all(layer.startswith("neck.") for layer in kept)
+    with pytest.raises(repq.RepqError, match="not both"):
+        forms.float_.plan(arrays, top=2, max_drop=0.1)
+    with pytest.raises(DataError):
+        forms.float_.plan(arrays, imgsz=SIZE, max_drop=0.1, config=repq.SensitivityConfig(end_to_end=False))
+
+
+def test_fusing_proves_itself_on_images(forms: Forms) -> None:
+    image = picture(40, 40)
+    fused = forms.float_.fuse(forms.images, imgsz=SIZE)
+    assert isinstance(fused.report, repq.FusionReport) and fused.report.max_rel_error < 1e-3
+    assert fused.weights.model.deploy and not forms.float_.weights.model.deploy  # type: ignore[union-attr]
+    np.testing.assert_allclose(fused.detect(image), forms.float_.detect(image, imgsz=SIZE), atol=1e-2)
+    assert same(forms.float_.fuse().detect(image, imgsz=SIZE), fused.detect(image))
+    with pytest.raises(repq.ToleranceError):
+        forms.float_.fuse(forms.images, imgsz=SIZE, tolerance=1e-12)
+
+
+def test_training_in_int8_needs_no_labels(forms: Forms) -> None:
+    image = picture(40, 40)
+    before = forms.quantized.detect(image)
+    options = {"epochs": 1, "batch": 2, "learning_rate": 1e-3, "workers": 0}
+    trained = forms.quantized.qat([read_image(path) for path in forms.images], teacher=forms.float_, **options)
+    assert trained.quantized and len(trained.report.epochs) == 1
+    assert not same(trained.detect(image), before) and same(forms.quantized.detect(image), before)
+    with pytest.raises(DataError, match="no labels"):
+        forms.quantized.qat(forms.images, task_weight=1.0, **options)
+    with pytest.raises(DataError, match="labelled"):
+        forms.quantized.qat(forms.images, eval_interval=1, **options)
+    with pytest.raises(CheckpointError, match="quantized already"):
+        forms.quantized.qat(forms.images, teacher=forms.quantized, **options)
+
+
+def test_from_a_checkpoint_to_engines_that_agree(forms: Forms, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    engine = forms.quantized.build("openvino", threads=1, out=tmp_path / "engine")
+    assert engine.quantized and engine.imgsz == (SIZE, SIZE) and engine.report.precision_counts()["int8"] > 30
+    image = forms.images[0]
+    assert same(repq.load(tmp_path / "engine").detect(image), engine.detect(image))
+    assert same(repq.load(engine.save(tmp_path / "copy")).detect(image), engine.detect(image))
+    report = forms.quantized.check(forms.data, engines=("openvino",), max_ap_gap=1.0, images=2)
+    assert report.passed and report.images == 2 and report.engines[0].int8_layers > 30
+    assert forms.float_.check(forms.data, forms.onnx, imgsz=SIZE).engines[0].ap_gap == pytest.approx(0, abs=1e-3)
+    scores = [model.evaluate(forms.data, imgsz=SIZE).ap for model in (forms.float_, forms.onnx, forms.engine)]
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-3)
+
+
+def test_timing_side_by_side(forms: Forms) -> None:
+    report = forms.onnx.bench(
+        forms.float_.on(threads=1), engines=("openvino",), threads=(1,), rounds=1, runs_per_round=1, warmup=0,
+        end_to_end=False,
+    )  # fmt: skip
+    assert [(row.model, row.engine) for row in report.rows] == [
+        ("float.onnx", "onnxruntime"),
+        ("float.onnx (openvino)", "openvino"),
+        ("float.safetensors", "torch"),
+    ]
+    # another number of threads than an engine was opened with
+    rows = forms.engine.bench(threads=(1, 2), rounds=1, runs_per_round=1, warmup=0, end_to_end=False).rows
+    assert [row.threads for row in rows] == [1, 2]
+
+
+def test_descriptions(forms: Forms) -> None:
+    layers = forms.quantized.describe().layers
+    assert tuple(row.layer for row in layers) == forms.float_.layers and {row.precision for row in layers} == {"int8"}
+    assert {row.precision for row in forms.engine.describe().layers} == {"float32"}
+
+
+def test_fresh_models_and_training(forms: Forms) -> None:
+    fresh = repq.build_model("yolov6n_v2", 3, names=NAMES)
+    assert fresh.names == NAMES and not fresh.quantized
+    with pytest.raises(repq.RepqError, match="yolov6m_v2"):
+        repq.build_model("yolov6m_v9")
+    trained = repq.train_model(forms.data, imgsz=SIZE, model=fresh, epochs=1, batch=3, workers=0)
+    assert isinstance(trained.report, repq.TrainReport) and trained.size(None) == (SIZE, SIZE)
+    assert trained.names is not None and len(trained.names) == 3
+
+
+def test_importing_repq_is_cheap_and_lists_its_names() -> None:
+    code = (
+        "import sys, repq\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'cv2', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert set(repq.__all__) <= set(dir(repq))\n"
+        "for name in repq.__all__: getattr(repq, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        repq.lod  # noqa: B018
+
+
+def test_a_recipe_that_cannot_run_says_so(forms: Forms, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{name: small, imgsz: 64, weights: w.pt, data: {path: data.yaml}}")
+    with pytest.raises(RecipeError, match=r"absent\.yaml"):
+        repq.run(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="imgzs"):
+        repq.run(recipe, overrides=["imgzs=32"])
+    work = tmp_path / "work"
+    with pytest.raises(repq.RepqError, match=r"nowhere\.pt"):
+        repq.run(recipe, weights=tmp_path / "nowhere.pt", data=forms.data, work=work, seed=1)

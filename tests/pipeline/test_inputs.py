@@ -1,0 +1,113 @@
+"""One byte of any input file changes the identity of every stage that reads it, and of no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from repq.pipeline import RunOutcome, run_recipe
+from repq.pipeline.runner import splits_of
+from repq.recipe import Recipe, parse_recipe
+from repq.recipe.whole import stages
+
+RUN = {
+    "name": "tiny",
+    "imgsz": 64,
+    "sensitivity": {"images": 2},
+    "plan": {"top": 1},
+    "qat": {"epochs": 1, "batch": 2, "warmup_steps": 1, "workers": 0, "task_weight": 1.0},
+    "build": {"engines": ["onnxruntime"]},
+    "check": {"max_ap_gap": 1.0},
+    "bench": {"warmup": 1, "rounds": 1, "runs_per_round": 1, "threads": [1]},
+    "report": {"images": 1},
+}
+ON_TRAIN = {"search", "train", "sensitivity", "ptq", "qat"}
+ON_VAL = {"search", "train", "fuse", "sensitivity", "ptq", "qat", "check", "eval", "report"}
+
+
+class Inputs:
+    """A run on files of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        from repq.data import make_demo_set
+        from repq.model import build, save_checkpoint
+        from repq.recipe import DemoConfig
+
+        self.folder = folder
+        self.data = make_demo_set(folder / "demo", DemoConfig(train_images=4, val_images=3, size=64))
+        self.weights, self.manifest = folder / "best.safetensors", folder / "calib.txt"
+        save_checkpoint(self.weights, build("yolov6n_v2", 3))
+        from repq.stages import draw_calibration_set
+
+        draw_calibration_set(self.data, "train", 2, 0, self.manifest)
+        calibration = {"method": "max", "images": 2, "batch": 2, "manifest": str(self.manifest)}
+        values = {
+            **RUN,
+            "data": {"path": str(self.data)},
+            "weights": str(self.weights),
+            "ptq": {"calibration": calibration},
+        }
+        self.recipe: Recipe = parse_recipe(values, source="test", base=Path())
+
+    def identities(self, outcome: RunOutcome) -> dict[str, str]:
+        """Key of each stage, as it would be now, over artifacts that are as they were."""
+        found, before, split = {}, {}, splits_of(self.recipe)
+        for stage in stages():
+            if stage.is_wanted(self.recipe):
+                found[stage.name] = stage.identity(self.recipe, before, split).key
+                before[stage.name] = outcome.artifacts[stage.name]
+        return found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return Inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def outcome(inputs: Inputs) -> RunOutcome:
+    return run_recipe(inputs.recipe, inputs.folder / "run")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def first(folder: Path, pattern: str) -> Path:
+    return sorted(folder.rglob(pattern))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "reads"),
+    [
+        ("image to train on", lambda inputs: first(inputs.folder / "demo/images/train", "*.*"), ON_TRAIN),
+        ("label to train on", lambda inputs: first(inputs.folder / "demo/labels/train", "*.txt"), ON_TRAIN),
+        ("image to evaluate on", lambda inputs: first(inputs.folder / "demo/images/val", "*.*"), ON_VAL),
+        ("label to evaluate on", lambda inputs: first(inputs.folder / "demo/labels/val", "*.txt"), ON_VAL),
+        ("data.yaml", lambda inputs: inputs.data, ON_TRAIN | ON_VAL),
+        ("checkpoint", lambda inputs: inputs.weights, {"fuse"}),
+        ("manifest", lambda inputs: inputs.manifest, {"sensitivity", "ptq"}),
+    ],
+)
+def test_a_byte_changes_what_reads_it_and_nothing_else(
+    inputs: Inputs, outcome: RunOutcome, name: str, find: Callable[[Inputs], Path], reads: set[str]
+) -> None:
+    before = inputs.identities(outcome)
+    assert before == {stage: artifact.manifest.key for stage, artifact in outcome.artifacts.items()}
+    path = find(inputs)
+    content = path.read_bytes()
+    if path.suffix in (".txt", ".yaml") and path != inputs.manifest:
+        changed = content + (b"0 0.5 0.5 0.25 0.125\n" if path.suffix == ".txt" else b"# a remark\n")
+        path.write_bytes(changed)
+    else:
+        flip(path)
+    try:
+        after = inputs.identities(outcome)
+    finally:
+        path.write_bytes(content)
+    assert {stage for stage in before if before[stage] != after[stage]} == reads & set(before)
+    assert inputs.identities(outcome) == before

@@ -1,0 +1,191 @@
+"""The identity of a result: every field and every input file counts, but for what is marked as having no effect."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+import repq.recipe as recipe
+from repq import identity as module
+from repq.identity import code_version, counts, describe, differences, hash_files, hash_tensors, identify
+from repq.recipe.base import Config
+from repq.recipe.whole import Recipe, recipe_class, stages
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "DistillConfig": {"teacher": "a"},
+    "DataConfig": {"path": "a"},
+    "PlanConfig": {"max_drop": 0.01},
+    "Ablation": {"name": "x", "variants": {"a": {}}},
+    "Recipe": {"name": "x", "data": {"path": "a"}, "weights": "a"},
+}
+"""Values of settings without a default."""
+
+
+def settings_classes() -> list[type[Config]]:
+    """Every settings class that a recipe or a command can hold, found from the recipe."""
+    found: dict[type[Config], None] = {}
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, Config) and annotation not in found:
+            found[annotation] = None
+            for field in annotation.model_fields.values():
+                visit(field.annotation)
+        for argument in get_args(annotation):
+            visit(argument)
+
+    visit(recipe_class())
+    for name in recipe.__all__:
+        visit(getattr(recipe, name))
+    return [kind for kind in found if kind is not Config and kind is not Recipe]
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files for settings that name some: two contents."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).write_text(name)
+
+
+CASES = [(kind, name) for kind in settings_classes() for name in kind.model_fields]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda case: case if isinstance(case, str) else case.__name__)
+def test_every_field_counts_unless_it_is_marked(kind: type[Config], name: str) -> None:
+    base = kind.model_validate(REQUIRED.get(kind.__name__, {}))
+    for value in ("another value", Path("b"), 12345, {"a": 1}):
+        changed = base.model_copy(update={name: value})  # as it is, whatever the rules between fields say
+        assert (describe(changed) != describe(base)) == counts(kind, name)
+        whole = {"section": {"nested": (changed,)}}
+        assert (describe(whole) != describe({"section": {"nested": (base,)}})) == counts(kind, name)
+
+
+def test_what_is_marked_has_no_effect_by_its_nature() -> None:
+    marked = {f"{kind.__name__}.{name}" for kind, name in CASES if not counts(kind, name)}
+    assert marked <= {
+        *(f"{kind}.{name}" for kind in ("LoopConfig", "TrainConfig", "QatConfig")
+          for name in ("workers", "cache_mib", "tensorboard")),
+        "TensorRtConfig.timing_cache",
+    }  # fmt: skip
+
+
+def test_one_byte_of_a_named_file_changes_the_identity_and_its_place_does_not(tmp_path: Path) -> None:
+    calibration = recipe.CalibrationConfig(manifest=Path("a"))
+    before = describe(calibration)
+    Path("moved").write_text("a")
+    assert describe(recipe.CalibrationConfig(manifest=Path("moved"))) == before
+    Path("a").write_text("A")
+    assert describe(calibration) != before
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "x").write_text("1")
+    first = describe(folder)
+    (folder / "x").write_text("2")
+    assert describe(folder) != first
+
+
+@given(st.lists(st.sampled_from(["float32", "float64", "int8"]), min_size=2, max_size=2), st.integers(1, 4))
+def test_arrays_differ_by_type_shape_name_and_value(kinds: list[str], size: int) -> None:
+    one, other = (np.zeros(size, kind) for kind in kinds)
+    assert (hash_tensors({"a": one}) == hash_tensors({"a": other})) == (kinds[0] == kinds[1])
+    assert hash_tensors({"a": one}) != hash_tensors({"b": one})
+    assert hash_tensors({"a": one}) != hash_tensors({"a": one.reshape(1, -1)})
+    changed = one.copy()
+    changed[-1] = 1
+    assert hash_tensors({"a": one}) != hash_tensors({"a": changed})
+
+
+def test_a_torch_model_and_a_numpy_array_are_described_by_their_values() -> None:
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(2, 2)
+    before = describe(layer)
+    assert describe({"a": np.float32([1])}) == describe({"a": torch.tensor([1.0])})
+    with torch.no_grad():
+        layer.bias[0] += 1
+    assert describe(layer) != before
+
+
+def test_files_hashed_before_are_hashed_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import time
+
+    monkeypatch.setenv("REPQ_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "image"
+    path.write_bytes(b"1234")
+    old = time.time_ns() - 10**10
+    os.utime(path, ns=(old, old))
+    later = time.time_ns() + 10**10
+    with monkeypatch.context() as patch:
+        patch.setattr(module.time, "time_ns", lambda: later)  # long after the file was made
+        (first,) = hash_files([path])
+        calls: list[Path] = []
+        patch.setattr(module, "hash_file", lambda path: calls.append(path) or "new")
+        assert hash_files([path]) == [first] and not calls  # remembered
+        path.write_bytes(b"4321")  # as many bytes, the same time of modification
+        os.utime(path, ns=(old, old))
+        assert hash_files([path]) == ["new"] and calls == [path]
+    (tmp_path / "cache/hashes.sqlite").write_bytes(b"damaged")
+    path.write_bytes(b"1234")
+    assert hash_files([path]) == [first]
+
+
+def test_library_versions_name_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"onnxruntime-gpu": "1.2", "torch": "3.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise module.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    module.library_versions.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module.metadata, "version", version)
+        found = module.library_versions()
+    module.library_versions.cache_clear()
+    assert found["onnxruntime"] == "onnxruntime-gpu 1.2"
+    assert found["torch"] == "torch 3.0"
+    assert found["openvino"] == "absent"
+
+
+def test_the_code_of_a_working_copy_counts() -> None:
+    assert code_version() == code_version()
+    job = identify("ptq", {}, {})
+    assert set(job.versions) == {*module.LIBRARIES, "repq"}
+    assert job.key == identify("ptq", {}, {}).key
+    keys = {job.key, identify("qat", {}, {}).key, identify("ptq", {"a": 1}).key, identify("ptq", {}, {"a": 1}).key,
+            identify("ptq", {}, seed=1).key, identify("ptq", {}, on_machine=True).key}  # fmt: skip
+    assert len(keys) == 6
+
+
+def test_differences_name_what_differs() -> None:
+    one = {"settings": {"a": 1, "b": {"c": 2}}, "seed": 0}
+    other = {"settings": {"a": 1, "b": {"c": 3}, "d": 4}, "seed": 1}
+    assert differences(one, one) == []
+    assert differences(one, other) == ["seed", "settings.b.c", "settings.d"]
+
+
+def test_results_lose_times_and_keep_the_rest() -> None:
+    from repq.results import EpochRow
+
+    names = set(EpochRow.model_fields)
+    assert {name for name in names if not counts(EpochRow, name)} == {"seconds"}
+
+
+def test_what_has_no_identity_is_an_error() -> None:
+    with pytest.raises(TypeError, match="object has no identity"):
+        describe({"a": object()})
+
+
+def test_every_stage_names_results_that_read_back() -> None:
+    for stage in stages():
+        for kind in stage.contents.results.values():
+            assert issubclass(kind, BaseModel)
+    names = list(itertools.chain.from_iterable(stage.sections for stage in stages()))
+    assert len(names) == len(set(names))
