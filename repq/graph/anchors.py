@@ -49,11 +49,16 @@ def anchor_maxima(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, f
 def _anchor(node: gs.Node, number: int, read: list[str]) -> str:
     if node.op in LAYER_OPS and (layer := layer_id(node)) is not None:
         return f"{LayerId(layer.removesuffix('.fine'))}:out"
-    if node.op in _SAME_VALUE or (
-        node.op == "Add" and len(read) == 2 and read[0] == read[1] and read[0].endswith(":out")
-    ):
+    if node.op in _SAME_VALUE or _sums_split_layer(node, read):
         return read[0]
     constants = [] if node.op in _SHAPED else [t.values.tobytes() for t in node.inputs if is_constant(t)]
     attributes = sorted((key, str(value)) for key, value in node.attrs.items() if key != "allowzero")
     digest = sha256(repr((node.op, number, attributes, read, constants)).encode()).hexdigest()
     return f"{read[0].rpartition(':')[0]}:{node.op}#{digest[:12]}"
+
+
+def _sums_split_layer(node: gs.Node, read: list[str]) -> bool:
+    """Whether a node adds what the coarse and the fine convolution of one layer write."""
+    if node.op != "Add" or len(read) != 2 or read[0] != read[1] or not read[0].endswith(":out"):
+        return False
+    return node.inputs[0] is not node.inputs[1]

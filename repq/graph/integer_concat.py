@@ -91,7 +91,9 @@ def _dequantized(graph: gs.Graph, integers: gs.Tensor, like: gs.Node, name: str)
         if same_type and parameters_of(reader) == wanted:
             return reader.outputs[0]
     inputs = [integers, *like.inputs[1:]]
-    return add_node(graph, "DequantizeLinear", f"{name}/DequantizeLinear", inputs, f"{name}_dequantized")
+    result = add_node(graph, "DequantizeLinear", f"{name}/DequantizeLinear", inputs, f"{name}_dequantized")
+    result.dtype, result.shape = like.outputs[0].dtype, integers.shape
+    return result
 
 
 def _behind_copies(graph: gs.Graph) -> tuple[gs.Node, gs.Node] | None:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from repq.layers import LayerId
 from repq.recipe import ExportConfig, NmsConfig, PreprocessConfig
 from repq.results import PassReport
-from repq.scales import LayerScales
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -28,13 +26,11 @@ class PassContext:
 
     Attributes:
         config: the settings of the export.
-        scales: of the layers to be quantized; empty for a graph that stays as it is.
-        quantized: whether the graph has Q/DQ, or gets it.
+        quantized: whether the graph has Q/DQ.
         maxima: largest magnitude of each tensor on the calibration images, by anchor (``repq.graph.anchors``).
     """
 
     config: ExportConfig = field(default_factory=ExportConfig)
-    scales: Mapping[LayerId, LayerScales] = field(default_factory=dict)
     quantized: bool = False
     maxima: Mapping[str, float] = field(default_factory=dict)
 
@@ -68,24 +64,28 @@ def run_passes(
     """Run the passes that ``context`` wants; return the model, and of each pass that ran what it did.
 
     Raises:
-        GraphError: a pass does not fit the graph.
+        GraphError: a pass does not fit the graph, or leaves it invalid.
     """
-    from onnx.shape_inference import infer_shapes
+    import onnx
 
-    from repq.graph.surgeon import export_graph, import_graph, tidy
+    from repq.errors import GraphError
+    from repq.graph.surgeon import export_graph, import_graph
 
-    chosen = [entry for entry in (PASSES if passes is None else passes) if entry.wanted(context)]
-    graph = import_graph(model, shapes=True) if chosen else None
     outcomes: dict[str, Outcome] = {}
-    for entry in chosen:
-        outcomes[entry.name] = entry.run(graph, context)
-        tidy(graph)
-    if any(outcome.changed for outcome in outcomes.values()):
-        model = infer_shapes(export_graph(graph))
-    reports = (
-        PassReport(name=e.name, title=e.title, changed=outcomes[e.name].changed, reasons=outcomes[e.name].reasons)
-        for e in chosen
-    )
+    reports = []
+    for entry in PASSES if passes is None else passes:
+        if not entry.wanted(context):
+            continue
+        graph = import_graph(model, shapes=True)
+        outcome = outcomes[entry.name] = entry.run(graph, context)
+        if outcome.changed:
+            model = export_graph(graph)
+            try:
+                onnx.checker.check_model(model, full_check=True)
+            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+                first_line = str(error).strip().splitlines()[0]
+                raise GraphError(f"the pass {entry.name} leaves an invalid graph", found=first_line) from None
+        reports.append(PassReport(name=entry.name, title=entry.title, changed=outcome.changed, reasons=outcome.reasons))
     return model, outcomes, tuple(reports)
 
 
@@ -97,18 +97,6 @@ def for_serving(model: ModelProto, preprocess: PreprocessConfig, nms: NmsConfig 
     """
     context = PassContext(ExportConfig(preprocess=preprocess, nms=nms))
     return run_passes(model, context, [entry for entry in PASSES if entry.name in _SERVING])[0]
-
-
-def _insert_qdq(graph: gs.Graph, context: PassContext) -> Outcome:
-    from repq.graph.insertion import insert
-
-    return Outcome(insert(graph, context.scales))
-
-
-def _propagate_qdq(graph: gs.Graph, _: PassContext) -> Outcome:
-    from repq.graph.propagation import propagate
-
-    return Outcome(propagate(graph))
 
 
 def _quantize_residuals(graph: gs.Graph, _: PassContext) -> Outcome:
@@ -181,8 +169,6 @@ def _merges(context: PassContext) -> bool:
 
 
 PASSES: list[GraphPass] = [
-    GraphPass("insert_qdq", "Quantize and dequantize inputs and weights", lambda c: bool(c.scales), _insert_qdq, True),
-    GraphPass("propagate_qdq", "Q/DQ above operators that copy values", lambda c: bool(c.scales), _propagate_qdq, True),
     GraphPass("quantize_residuals", "Both sides of residual additions in INT8", _merges, _quantize_residuals, True),
     GraphPass("merge_scales", "One scale for tensors that meet", _merges, _merge_scales, True),
     GraphPass("concat_integers", "Integers into a Concat", _meets_as_integers, _concat_integers, True),
