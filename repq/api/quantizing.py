@@ -74,17 +74,23 @@ def demand_float(weights: Weights, label: str) -> Weights:
     return weights
 
 
-def open_float(path: Path, log: Log = quiet) -> Weights:
+def open_float(path: Path, log: Log = quiet, imgsz: tuple[int, int] | None = None) -> Weights:
     """Read a float checkpoint and log its notes.
+
+    Args:
+        imgsz: the size at which it is about to work.
 
     Raises:
         CheckpointError: the file cannot be read, or is quantized already.
+        RepqError: not every level of the network divides the size.
     """
     from repq.quant import load_weights
 
     weights = load_weights(path)
     for note in weights.notes:
         log(f"{path.name}: {note}")
+    if imgsz is not None:
+        weights.model.spec.check_size(*imgsz)
     return demand_float(weights, str(path))
 
 

@@ -297,6 +297,8 @@ def _nested(
                     _put(values, path, {})
             elif option.marks["follows"] in given:
                 _put(values, path, True)
+            elif option.default is None and own is PydanticUndefined:  # required of what is not asked for
+                continue
             elif option.default is not PydanticUndefined and option.default != own and not _excluded(option, given):
                 _put(values, path, option.default)
     for override in overrides:

@@ -7,15 +7,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
-from repq.graph.integers import copies_values, quantized_value, values_of
-from repq.graph.surgeon import import_graph, producer
 from repq.layers import LayerId
+
+if TYPE_CHECKING:
+    import onnx
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """ONNX operators that are layers."""
@@ -46,6 +45,8 @@ def read_source(path: Path) -> Source:
     Raises:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
+    import onnx
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -82,6 +83,9 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
     Raises:
         EngineError: two layers have one name.
     """
+    from repq.graph.integers import quantized_value
+    from repq.graph.surgeon import import_graph
+
     layers: list[LayerId] = []
     int8: list[LayerId] = []
     for position, (stored, node) in enumerate(zip(model.graph.node, import_graph(model).nodes, strict=True)):
@@ -100,6 +104,9 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
 
 def _is_dequantized(tensor: Any) -> bool:
     """Whether a tensor comes from DequantizeLinear, directly or through operators that copy values."""
+    from repq.graph.integers import copies_values, values_of
+    from repq.graph.surgeon import producer
+
     node = producer(tensor)
     if node is None or node.op == "DequantizeLinear":
         return node is not None
@@ -107,10 +114,12 @@ def _is_dequantized(tensor: Any) -> bool:
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    from onnx import helper
+
     dimensions = value.type.tensor_type.shape.dim
     return TensorInfo(
         name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
         shape=tuple(
             d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
         ),

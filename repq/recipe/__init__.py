@@ -17,6 +17,8 @@ from repq.recipe.deployment import (
     Provider,
     ReportConfig,
     TensorRtConfig,
+    default_engines,
+    engine_title,
 )
 from repq.recipe.quantization import (
     ApSweep,
@@ -65,6 +67,8 @@ __all__ = [
     "TensorRtConfig",
     "TrainConfig",
     "Trial",
+    "default_engines",
+    "engine_title",
     "load_ablation",
     "load_recipe",
     "parse_recipe",

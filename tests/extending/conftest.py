@@ -24,7 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
     torch.manual_seed(0)
-    save_checkpoint(folder / "weights.safetensors", build("yolov6n_v2", 3), names=("circle", "square", "ring"))
+    save_checkpoint(folder / "weights.safetensors", build("yolov6n_v2", 3))
     return folder
 
 

@@ -90,10 +90,9 @@ def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Command) -> None:
 
 
 def test_auto_and_diagnose_try_it(tiny: Path, tmp_path: Path, repq: Command) -> None:
-    weights, data = tiny / "weights.safetensors", ("--data", tiny / "set/data.yaml", "--imgsz", 64)
-    found = repq(
-        "ptq", weights, *data, "--images", 4, "--scheme", "asymmetric", "--auto", "-o", tmp_path / "model.safetensors"
-    )
+    weights, data = tiny / "weights.safetensors", ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 4)
+    few = ("--scheme", "asymmetric", "--keep-float", "neck.*", "--keep-float", "backbone.ERBlock_[345]*")
+    found = repq("ptq", weights, *data, *few, "--auto", "-o", tmp_path / "model.safetensors")
     trials = [trial["name"] for trial in found["trials"]]
     assert trials[-2:] == ["+ shift=0.25", "+ shift=0.5"]
     assert {value for value, *_ in Shift.acted} == {0.25, 0.5}
