@@ -249,7 +249,7 @@ def _groups(graph: ModelProto | None, model: Detector, config: PtqConfig) -> tup
 
 
 def _maxima(graph: ModelProto, images: CalibrationImages) -> dict[str, float]:
-    """Largest magnitude of each tensor of the float graph on the calibration images, one at a time."""
-    from repq.graph import tensor_maxima
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor; one image at a time."""
+    from repq.graph import anchor_maxima, tensor_maxima
 
-    return tensor_maxima(graph, replace(images, batch=1))
+    return anchor_maxima(graph, tensor_maxima(graph, replace(images, batch=1)))

@@ -54,7 +54,7 @@ class LetterboxTransform:
 
 
 def rooms(imgsz: tuple[int, int], config: LetterboxConfig) -> tuple[int, int]:
-    """Height and width that the borders leave of an input of ``imgsz`` (height, width).
+    """Height and width that an image may take of an input of ``imgsz``: less the borders, at most the inner size.
 
     Raises:
         DataError: border and inner size leave no room in the input.
@@ -66,7 +66,8 @@ def rooms(imgsz: tuple[int, int], config: LetterboxConfig) -> tuple[int, int]:
             found=f"border {config.border}, inner_size {config.inner_size}",
             fix="make the border or the inner size smaller: inner_size + 2 * border may not exceed the input",
         )
-    return room_h, room_w
+    limit = config.inner_size or max(room_h, room_w)
+    return min(room_h, limit), min(room_w, limit)
 
 
 def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT) -> float:
@@ -77,8 +78,6 @@ def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: Lette
     """
     room_h, room_w = rooms(imgsz, config)
     ratio = min(room_h / height, room_w / width)
-    if config.inner_size is not None:
-        ratio = min(ratio, config.inner_size / max(height, width))
     return ratio if config.upscale else min(ratio, 1.0)
 
 
@@ -126,7 +125,7 @@ def letterbox(
     transform = letterbox_transform(width, height, imgsz, config, preprocessing)
     inner_w, inner_h = round(width * transform.scale_x), round(height * transform.scale_y)
     if (inner_w, inner_h) != (width, height):
-        averages = preprocessing.resize == "area" and inner_w < width
+        averages = preprocessing.resize == "area" and inner_w < width and inner_h <= height
         image = cv2.resize(  # type: ignore[assignment]
             image, (inner_w, inner_h), interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR
         )
