@@ -1,7 +1,8 @@
 """ONNX Runtime, on the CPU unless another provider is asked for.
 
-On the CPU the engine holds the graph that ``onnxruntime_lowering`` wrote, and describes the one that ONNX Runtime made
-of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in the description.
+On the CPU the engine holds the graph that ``repq.graph.lowering_onnxruntime`` wrote, and describes the one that
+ONNX Runtime made of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in
+the description.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class OnnxRuntime(Runtime):
 
     def build(self, source: Source, manifest: EngineManifest) -> OnnxRuntimeEngine:
         """Lower the model to integer operators and open a session."""
-        from repq.engine.onnxruntime_lowering import lower
+        from repq.graph.lowering_onnxruntime import lower
 
         provider = manifest.settings.provider
         if provider == "cpu":

@@ -43,8 +43,8 @@ class OpenVino(Runtime):
         return str(openvino.__version__)
 
     def build(self, source: Source, manifest: EngineManifest) -> OpenVinoEngine:
-        """Compile what `openvino_lowering` makes of the model."""
-        from repq.engine.openvino_lowering import lower
+        """Compile what `repq.graph.lowering_openvino` makes of the model."""
+        from repq.graph.lowering_openvino import lower
 
         return OpenVinoEngine(manifest, _read(lower(source.model).SerializeToString(), source.name))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +105,7 @@ def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
     """Q, DQ and predicted extra kernels of the graph with these scales."""
     from repq.graph import count_qdq, insert_qdq, propagate_qdq
 
-    return QdqCount(**asdict(count_qdq(propagate_qdq(insert_qdq(graph, scales)))))
+    return count_qdq(propagate_qdq(insert_qdq(graph, scales)))
 
 
 def _ptq(job: Job) -> PtqReport:
