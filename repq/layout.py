@@ -1,14 +1,19 @@
 """What a detector gives, as a value: whoever reads an output needs no other knowledge of it.
 
-Arrays are of numpy or torch: only slices and arithmetic are used.
+Arrays are of numpy or torch: what is used of either has one name in both.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 BoxForm = Literal["centre", "corners"]
@@ -16,9 +21,10 @@ BoxForm = Literal["centre", "corners"]
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """The columns of a detector's one output (B, N, columns), in pixels of the network input.
+    """What a detector's outputs mean: how they become one array of detections, and the columns of that.
 
-    The default is the form that most YOLO detectors have: centre x, y, width, height, objectness, class scores.
+    The default is the form that most YOLO detectors have: one output (B, N, 5 + classes) in pixels of the network
+    input: centre x, y, width, height, objectness, class scores.
 
     Attributes:
         box_form: ``centre``: centre x, y, width, height; ``corners``: x1, y1, x2, y2.
@@ -26,7 +32,15 @@ class OutputLayout:
         objectness: a column that the class scores are multiplied by; None: they stand for themselves.
         scores: first column of the class scores.
         unused: number of columns that mean nothing, such as a constant.
-        columns_first: the output is (B, columns, N).
+        columns_first: the detections are (B, columns, N).
+        grid: the boxes are raw and belong to the cells of levels of these strides, finest first:
+            ``xy = (xy + cell) stride``, ``wh = exp(wh) stride`` (YOLOX, arXiv 2107.08430, section 2.1).
+        apart: numbers of the outputs with the boxes (B, N, 4) and with the scores (B, N, classes), which become columns.
+        scores_first: the scores apart are (B, classes, N).
+        activation: what makes probabilities of the scores apart; ``softmax``: the last class is that of no object.
+        normalized: boxes are in 0..1 of the input.
+        ranked: with this number of classes, the output is (B, K, 6): corners, score, class, which become columns.
+        final: nothing is left to suppress.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -37,6 +51,13 @@ class OutputLayout:
     scores: int = 5
     unused: int = 0
     columns_first: bool = False
+    grid: tuple[int, ...] = ()
+    apart: tuple[int, int] | None = None
+    scores_first: bool = False
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    normalized: bool = False
+    ranked: int | None = None
+    final: bool = False
 
     @property
     def columns_beside_scores(self) -> int:
@@ -46,8 +67,42 @@ class OutputLayout:
         """Number of columns."""
         return self.columns_beside_scores + classes
 
+    @property
+    def plain(self) -> bool:
+        """Whether the first output is the detections."""
+        return not (self.grid or self.apart or self.normalized or self.ranked)
+
+    def decode(self, outputs: Sequence[Any], imgsz: tuple[int, int]) -> Any:
+        """Detections (B, N, columns), or (B, columns, N) with ``columns_first``, of a network's outputs.
+
+        Args:
+            imgsz: height and width of the network input.
+        """
+        if self.plain:
+            return outputs[0]
+        library = _library(outputs[0])
+        if self.apart is not None:
+            boxes, scores = (outputs[number] for number in self.apart)
+            scores = _activated(scores.swapaxes(-1, -2) if self.scores_first else scores, self.activation)
+            rows = library.concatenate((boxes, scores), -1)
+        elif self.ranked is not None:
+            numbers = _like(np.arange(self.ranked), outputs[0])
+            scores = (outputs[0][..., 5:6] == numbers) * outputs[0][..., 4:5]
+            rows = library.concatenate((outputs[0][..., :4], scores), -1)
+        else:
+            rows = self.rows(outputs[0])
+        first, second = rows[..., self.boxes : self.boxes + 2], rows[..., self.boxes + 2 : self.boxes + 4]
+        if self.grid:
+            cells, strides = (_like(values, rows) for values in _cells(self.grid, imgsz))
+            first, second = (first + cells) * strides, library.exp(second) * strides
+        if self.normalized:
+            size = _like(np.array(imgsz[::-1]), rows)
+            first, second = first * size, second * size
+        rows = library.concatenate((rows[..., : self.boxes], first, second, rows[..., self.boxes + 4 :]), -1)
+        return self.rows(rows)
+
     def rows(self, output: Any) -> Any:
-        """The output as (…, N, columns)."""
+        """The output as (…, N, columns); rows as the output."""
         return output.swapaxes(-1, -2) if self.columns_first else output
 
     def boxes_of(self, output: Any) -> Any:
@@ -90,3 +145,33 @@ class OutputLayout:
 
 
 _LAYOUTS = TypeAdapter(OutputLayout)
+
+
+def _library(array: Any) -> Any:
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def _like(values: NDArray[Any], array: Any) -> Any:
+    """The values with the library, type and place of an array."""
+    return array.new_tensor(values) if hasattr(array, "new_tensor") else values.astype(array.dtype)
+
+
+def _activated(scores: Any, activation: str) -> Any:
+    exp = _library(scores).exp
+    if activation == "sigmoid":
+        return 1 / (1 + exp(-scores))
+    if activation == "softmax":
+        powers = exp(scores)
+        return powers[..., :-1] / powers.sum(-1)[..., None]
+    return scores
+
+
+@lru_cache(maxsize=16)
+def _cells(strides: tuple[int, ...], imgsz: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Column and row (N, 2) of every cell, level after level and row after row, and its stride (N, 1)."""
+    cells, sizes = [], []
+    for stride in strides:
+        rows, columns = np.mgrid[: imgsz[0] // stride, : imgsz[1] // stride]
+        cells.append(np.stack((columns, rows), -1).reshape(-1, 2))
+        sizes.append(np.full((rows.size, 1), stride))
+    return np.concatenate(cells), np.concatenate(sizes)

@@ -12,9 +12,10 @@ from typing import Any
 
 from repq.errors import CheckpointError, RepqError
 from repq.model.family import Family, Recovery, Shapes, Spec
+from repq.model.onnx_graph import OnnxGraph
 from repq.model.yolov6 import YoloV6
 
-FAMILIES: list[Family] = [YoloV6()]
+FAMILIES: list[Family] = [YoloV6(), OnnxGraph()]
 
 
 def family_named(name: str) -> Family:

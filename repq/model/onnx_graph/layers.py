@@ -15,9 +15,6 @@ from repq.model.onnx_graph.operators.windows import padded, window_pads
 Pair = tuple[int, int]
 Run = Callable[[Tensor], Tensor]
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
-
-
 @dataclass(frozen=True)
 class LayerForm:
     """A convolution of two dimensions, without its numbers. It always has a bias."""

@@ -11,7 +11,7 @@ gives for each image alone, which nearly all do, and else for *each* image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -19,18 +19,24 @@ from typing import Any, Literal
 
 import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model.onnx_graph.layers import Call, LayerForm, layer_calls
 from repq.model.onnx_graph.operators import OPERATORS, host_value
+from repq.model.onnx_graph.skeleton import is_hollow
 
 Batching = Literal["whole", "each"]
 Values = list[Tensor]  # of one tensor, for each image
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _SHAPES = frozenset({"Shape", "Size"})
+_EACH_ROW = frozenset({
+    "Add", "AveragePool", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "MaxPool", "Mish", "Mul", "Relu", "Resize", "Sigmoid", "Softplus", "Sqrt", "Sub", "Swish", "Tanh",
+})  # fmt: skip
+"""Operators that keep the first axis, and whose every row hangs on that row alone."""
 _OWN_DOMAINS = ("", "ai.onnx")
 
 
@@ -188,20 +194,14 @@ class _Tracer:
         outputs = tuple(self._number(output.name) for output in self.graph.output)
         for output in self.graph.output:  # an output may be a constant
             self._keep_constant(output.name)
-        read: set[int] = set(outputs)
-        steps: list[Step] = []
-        for step in reversed(self.steps):
-            if read.isdisjoint(step.writes):
-                continue
-            last = tuple(n for n in {*step.reads, *step.writes} if n not in read and n not in self._constants)
-            read.update(step.reads)
-            steps.append(replace(step, frees=last))
-        steps.reverse()
+        steps = needed_steps(self.steps, outputs)
+        read = {*outputs, *(number for step in steps for number in step.reads)}
         constants = {number: value for number, value in self._constants.items() if number in read}
         forms = {step.layer: self.forms[step.layer] for step in steps if step.layer is not None}
         return Program(
-            tuple(steps), constants, len(self.numbers), self.inputs, outputs, self.shapes, forms
-        )
+            with_frees(steps, (*outputs, *constants)), constants, len(self.numbers), self.inputs, outputs, self.shapes,
+            forms,
+        )  # fmt: skip
 
     @property
     def _constants(self) -> dict[int, Tensor]:
@@ -228,7 +228,7 @@ class _Tracer:
                 run: Callable[..., Any] = _no_run
             else:
                 run, value = call, [call(single) for single in value]
-            self._append(Step(title(node), node.op_type, run, (self._number(name),), (self._number(output),), own))
+            self.steps.append(Step(title(node), node.op_type, run, (self._number(name),), (self._number(output),), own))
             self.values[output] = value
             self.shapes[self.numbers[output]] = tuple(value[0].shape)
             name = output
@@ -263,23 +263,26 @@ class _Tracer:
 
     def _run(self, node: NodeProto, run: Callable[..., Any], reads: Sequence[str]) -> None:
         count, images = len(node.output), self.images
+        batching: Batching = "whole"
         with torch.device("cpu"), torch.no_grad():
-            singles = [[self.values[r][i] if r in self.values else self.constants[r] for r in reads]
-                       for i in range(images)]  # fmt: skip
-            results = [_as_tuple(run(*tensors), count) for tensors in singles]
-            batching: Batching = "whole"
-            if images > 1:
+            if images > 1 and count == 1 and node.op_type in _EACH_ROW and self._by_rows(reads):
+                whole = run(*(torch.cat(self.values[r]) if r in self.values else self.constants[r] for r in reads))
+                results: list[tuple[Tensor, ...]] = [(part,) for part in whole.chunk(images)]
+            else:
+                singles = [[self.values[r][i] if r in self.values else self.constants[r] for r in reads]
+                           for i in range(images)]  # fmt: skip
+                results = [_as_tuple(run(*tensors), count) for tensors in singles]
                 shape = tuple(results[0][0].shape)
-                if node.op_type in _RESHAPES and shape and prod(shape) and singles[0][0].ndim:
+                if images > 1 and node.op_type in _RESHAPES and shape and prod(shape) and singles[0][0].ndim:
                     run, reads = partial(_reshaped, rest=shape[1:]), reads[:1]
-                else:
+                elif images > 1:
                     joined = [torch.cat(self.values[r]) if r in self.values and self.values[r][0].ndim
                               else None if r in self.values else self.constants[r] for r in reads]  # fmt: skip
                     batching = "whole" if _same_as_whole(run, joined, results) else "each"
         names = [name or f"{node.output[0]}/unused {i}" for i, name in enumerate(node.output)]
         for name in reads:
             self._keep_constant(name)
-        self._append(
+        self.steps.append(
             Step(title(node), node.op_type, run, tuple(self._number(name) for name in reads),
                  tuple(self._number(name) for name in names), None, batching)
         )  # fmt: skip
@@ -289,15 +292,34 @@ class _Tracer:
             if not self.uses[name]:
                 del self.values[name]
 
-    def _append(self, step: Step) -> None:
-        self.steps.append(step)
+    def _by_rows(self, reads: Sequence[str]) -> bool:
+        """Whether all computed values have one row for each image, and the constants none of their own."""
+        shapes = [self.values[name][0].shape for name in reads if name in self.values]
+        ranks = {len(shape) for shape in shapes}
+        constants = [self.constants[name].shape for name in reads if name in self.constants]
+        rank = max(ranks)
+        return len(ranks) == 1 and all(shape[:1] == (1,) for shape in shapes) and all(
+            len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in constants
+        )
 
 
-def is_hollow(tensor: Any) -> bool:
-    """Whether an initializer has a shape only: its values are a layer's weights, which are kept elsewhere."""
-    return prod(tensor.dims) > 0 and not tensor.HasField("raw_data") and not any(
-        len(getattr(tensor, entry)) for entry in ("float_data", "int32_data", "int64_data", "double_data", "string_data")
-    )
+def needed_steps(steps: Sequence[Step], outputs: Iterable[int]) -> list[Step]:
+    """The steps that the outputs hang on."""
+    read, found = set(outputs), []
+    for step in reversed(steps):
+        if not read.isdisjoint(step.writes):
+            read.update(step.reads)
+            found.append(step)
+    return found[::-1]
+
+
+def with_frees(steps: Sequence[Step], kept: Iterable[int]) -> tuple[Step, ...]:
+    """The steps with what each of them is the last to need, but for ``kept``."""
+    needed, found = set(kept), []
+    for step in reversed(steps):
+        found.append(replace(step, frees=tuple({*step.reads, *step.writes} - needed)))
+        needed.update(step.reads)
+    return tuple(found[::-1])
 
 
 def _as_tuple(result: Any, count: int) -> tuple[Tensor, ...]:
@@ -341,6 +363,3 @@ def _same_as_whole(run: Callable[..., Any], joined: Sequence[Tensor | None], res
     except (RuntimeError, IndexError, ValueError):
         return False
     return True
-
-
-_ = nn

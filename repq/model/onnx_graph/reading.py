@@ -1,0 +1,343 @@
+"""Reads an ONNX file of a detector and makes its layers what repq knows as layers.
+
+Nothing in a file is run. What the graph computes stays; what changes is told: half precision becomes single, a batch
+normalization behind a convolution is folded into it, and the weights of layers are named after them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from torch import nn
+
+from repq.errors import GraphError
+from repq.layers import LayerId
+from repq.model.onnx_graph.operators import OPERATORS
+from repq.model.onnx_graph.program import bound, opset_of, title, unknown_operators
+from repq.model.onnx_graph.skeleton import LAYER_OPS
+
+OPSETS = (11, 24)
+QUANTIZED_OPS = frozenset({
+    "QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+    "DynamicQuantizeLinear",
+})  # fmt: skip
+_HALF = {TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.DOUBLE: "FP64"}
+_CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+@dataclass(frozen=True, eq=False)
+class GraphFile:
+    """A graph that was read.
+
+    Attributes:
+        model: in float32, every layer's weight ``<LayerId>.weight`` and bias ``<LayerId>.bias``.
+        input: name of the image input.
+        imgsz: height and width of the input.
+        metadata: what the file says about itself.
+        notes: what was converted.
+    """
+
+    model: ModelProto
+    input: str
+    imgsz: tuple[int, int]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
+    """Read a float detector.
+
+    Args:
+        imgsz: height and width, for a graph of any size.
+
+    Raises:
+        GraphError: the file cannot be read, or its graph cannot be quantized here; the message says why.
+    """
+    model = load(path)
+    demand_float(model, path)
+    if problems := _refusals(model):
+        raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
+                         fix="export the detector alone, for one image of a fixed size, with opset 11 to 24")  # fmt: skip
+    notes = list(_to_float32(model))
+    name, size = _image_input(model, path, imgsz)
+    notes += _fold_batch_norms(model)
+    _name_layers(model, path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return GraphFile(model, name, size, metadata, tuple(notes))
+
+
+def load(path: Path) -> ModelProto:
+    """Load and check a file with all its weights, in itself or beside it.
+
+    Raises:
+        GraphError: it cannot be read, or is no valid ONNX model.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise GraphError(f"cannot read {path}", found=error.strerror or str(error),
+                         fix="check the path; weights in other files must lie beside it") from None  # fmt: skip
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        first = (str(error).strip().splitlines() or ["other content"])[0]
+        raise GraphError(f"{path} is no valid ONNX model", found=first, fix="export it again") from None
+    if not model.graph.node:
+        raise GraphError(f"{path} is no ONNX model", found="no graph with nodes", fix="export it again")
+    return model
+
+
+def demand_float(model: ModelProto, path: Path) -> None:
+    """Refuse a graph that is quantized.
+
+    Raises:
+        GraphError: it is.
+    """
+    counts = Counter(node.op_type for node in model.graph.node if node.op_type in QUANTIZED_OPS)
+    if counts:
+        raise GraphError(
+            f"{path.name} is quantized already",
+            found=", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items())),
+            fix="give the float model that it was made from; `repq eval`, `lint` and `bench` take it as it is",
+        )
+
+
+def class_names(metadata: dict[str, str]) -> tuple[str, ...] | None:
+    """Names under the key ``names``: a list, or a mapping of number to name, as JSON or as Python writes it."""
+    try:
+        found = ast.literal_eval(metadata["names"]) if "names" in metadata else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        try:
+            found = json.loads(metadata["names"])
+        except ValueError:
+            return None
+    if isinstance(found, dict):
+        found = [found.get(number, found.get(str(number))) for number in range(len(found))]
+    return tuple(map(str, found)) if isinstance(found, (list, tuple)) and found and None not in found else None
+
+
+def _refusals(model: ModelProto) -> list[str]:
+    found: list[str] = []
+    opset = opset_of(model)
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        found.append(f"opset {opset}, known are {OPSETS[0]} to {OPSETS[1]}")
+    control = sorted({node.op_type for node in model.graph.node if node.op_type in _CONTROL})
+    if control:
+        found.append(f"control flow: {', '.join(control)}")
+    unknown = [name for name in unknown_operators(model.graph) if name.split(" ")[0] not in _CONTROL]
+    if unknown:
+        found.append(f"operators that repq does not know: {', '.join(unknown)}")
+    return found
+
+
+# --- the input -------------------------------------------------------------------------------------------------------
+
+
+def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    shapes = [[d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim] for value in inputs]
+    found = ", ".join(f"{value.name} {tuple(shape)}" for value, shape in zip(inputs, shapes, strict=True)) or "none"
+    if len(inputs) != 1:
+        raise GraphError(f"{path.name} needs exactly one input", found=found, fix="export the detector alone")
+    shape = shapes[0]
+    if len(shape) != 4 or shape[1] not in (3, "?") and isinstance(shape[1], int):
+        raise GraphError(f"{path.name} takes no images (batch, 3, height, width)", found=found,
+                         fix="export it for channels first")  # fmt: skip
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise GraphError(f"{path.name} takes {shape[0]} images at once", found=found,
+                         fix="export it for a batch of 1, or of any size")  # fmt: skip
+    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise GraphError(f"{path.name} takes no float images", found=found, fix="export it for float32 images")
+    own = shape[2], shape[3]
+    if isinstance(own[0], int) and isinstance(own[1], int):
+        if imgsz is not None and imgsz != own:
+            raise GraphError(f"{path.name} takes images of {own[0]}x{own[1]}", found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
+                             fix="give the model's own size, or export it again for this one")  # fmt: skip
+        return inputs[0].name, (own[0], own[1])
+    if imgsz is None:
+        raise GraphError(f"{path.name} takes images of any size", found=found, fix="give --imgsz")
+    return inputs[0].name, imgsz
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+
+def _to_float32(model: ModelProto) -> Iterator[str]:
+    """Make every tensor of half or double precision one of single precision, in place."""
+    kinds: set[str] = set()
+    for tensor in _all_tensors(model):
+        if tensor.data_type in _HALF:
+            kinds.add(_HALF[tensor.data_type])
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i in _HALF and node.op_type in ("Cast", "EyeLike"):
+                attribute.i = TensorProto.FLOAT
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type in _HALF:
+            kinds.add(_HALF[value.type.tensor_type.elem_type])
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    if kinds:
+        yield f"converted {' and '.join(sorted(kinds))} to float32"
+
+
+def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+class _Constants:
+    """Values that hang on constants alone, computed when they are asked for."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._opset = opset_of(model)
+        self._given = {value.name for value in model.graph.input} - self._stored.keys()
+
+    def value(self, name: str, depth: int = 50) -> NDArray[np.float32] | None:
+        """The value of a tensor; None: it is no constant."""
+        if name in self._stored:
+            return numpy_helper.to_array(self._stored[name])
+        node = self._makers.get(name)
+        if node is None or name in self._given or depth == 0:
+            return None
+        inputs = [self.value(entry, depth - 1) if entry else None for entry in node.input]
+        if any(value is None and entry for value, entry in zip(inputs, node.input, strict=True)):
+            return None
+        entry = OPERATORS[node.op_type]
+        tensors = [None if value is None else torch.from_numpy(np.array(value)) for value in inputs]
+        arguments = [t.tolist() if slot in entry.host and t is not None else t for slot, t in enumerate(tensors)]
+        result = bound(node, self._opset)(*arguments)
+        found = result if isinstance(result, torch.Tensor) else result[list(node.output).index(name)]
+        return np.asarray(found.numpy())
+
+
+def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
+    """Fold batch normalizations into the convolutions that they alone read, in place."""
+    constants, folded = _Constants(model), 0
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(output.name for output in model.graph.output)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
+        conv = makers.get(node.input[0])
+        if conv is None or conv.op_type not in LAYER_OPS or readers[node.input[0]] != 1:
+            continue
+        weight = constants.value(conv.input[1])
+        norm = [constants.value(name) for name in node.input[1:5]]
+        bias = constants.value(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros(1, np.float32)
+        if weight is None or bias is None or any(value is None for value in norm):
+            continue
+        scale, shift, mean, variance = (np.asarray(value, np.float64) for value in norm)
+        groups = next((a.i for a in conv.attribute if a.name == "group"), 1)
+        if conv.op_type == "ConvTranspose" and groups != 1:
+            continue
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        view = (1, -1) if conv.op_type == "ConvTranspose" else (-1, 1)
+        stem = node.output[0]
+        for name, value in (
+            (f"{stem}/folded_weight", weight * factor.reshape(*view, *(1,) * (weight.ndim - 2))),
+            (f"{stem}/folded_bias", (bias - mean) * factor + shift),
+        ):
+            model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+        conv.input[:] = [conv.input[0], f"{stem}/folded_weight", f"{stem}/folded_bias"]
+        conv.output[0] = node.output[0]
+        model.graph.node.remove(node)
+        folded += 1
+    if folded:
+        yield f"folded {folded} batch normalizations into the convolutions before them"
+
+
+def _name_layers(model: ModelProto, path: Path) -> None:
+    """Give the weights of every convolution of two dimensions the names of its layer, in place.
+
+    Raises:
+        GraphError: a weight is computed, or two convolutions share one.
+    """
+    constants = _Constants(model)
+    nodes = [node for node in model.graph.node if node.op_type in LAYER_OPS]
+    values = [constants.value(node.input[1]) for node in nodes]
+    computed = [title(node) for node, value in zip(nodes, values, strict=True) if value is None]
+    shared = [name for name, count in Counter(node.input[1] for node in nodes).items() if count > 1]
+    if computed or shared:
+        found = [f"computed: {', '.join(computed)}"] if computed else []
+        found += [f"read by several convolutions: {', '.join(shared)}"] if shared else []
+        raise GraphError(f"some convolutions of {path.name} have no weight of their own", found="; ".join(found),
+                         fix="export the model with one constant weight per convolution")  # fmt: skip
+    layers = [(node, value) for node, value in zip(nodes, values, strict=True) if value is not None and value.ndim == 4]
+    for layer, (node, value) in zip(_layer_ids([node for node, _ in layers]), layers, strict=True):
+        parts = {f"{layer}.weight": value}
+        if len(node.input) > 2 and node.input[2]:
+            bias = constants.value(node.input[2])
+            if bias is None:
+                raise GraphError(f"the bias of {title(node)} is computed", fix="export the model with constant biases")
+            parts[f"{layer}.bias"] = bias
+        for name, part in parts.items():
+            for tensor in [t for t in model.graph.initializer if t.name == name]:
+                model.graph.initializer.remove(tensor)
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(part, np.float32), name))
+        node.input[1:] = parts
+    _drop_unread(model)
+
+
+def _layer_ids(nodes: list[NodeProto]) -> list[LayerId]:
+    """Names of nodes as paths of modules: unique, no part that a module has already, none above another."""
+    found: list[str] = []
+    for node in nodes:
+        parts = [part for part in title(node).replace("/", ".").replace(":", "_").split(".") if part]
+        name = ".".join(f"{part}_" if hasattr(nn.Module, part) or part in _TAKEN else part for part in parts)
+        found.append(name or node.op_type)
+    counts = Counter(found)
+    prefixes = {name[: end] for name in found for end, letter in enumerate(name) if letter == "."}
+    seen: Counter[str] = Counter()
+    result = []
+    for name in found:
+        if counts[name] > 1 or name in prefixes:
+            seen[name] += 1
+            name = f"{name}.{seen[name]}"
+        result.append(LayerId(name))
+    return result
+
+
+_TAKEN = frozenset(
+    {"features", "predict", "outputs", "answer", "merged_layers", "spec", "deploy", "program", "parts", "training"}
+)
+"""Attributes of a `repq.model.Detector` of a graph and of its layers."""
+
+
+def _drop_unread(model: ModelProto) -> None:
+    """Remove nodes that no output needs, and initializers that nobody reads."""
+    needed = {output.name for output in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if needed.isdisjoint(node.output):
+            model.graph.node.remove(node)
+        else:
+            needed.update(node.input)
+    stored = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    inputs = [value for value in model.graph.input if value.name not in {tensor.name for tensor in stored}]
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in stored]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(values)
