@@ -28,7 +28,7 @@ from repq.graph.metadata import GraphMetadata, read_metadata, write_metadata
 from repq.graph.propagation import propagate_qdq
 from repq.graph.surgeon import export_graph, import_graph
 from repq.layers import LayerId
-from repq.model import Detector, build, layer_ids
+from repq.model import Detector, build, family_named, layer_ids
 from repq.quant import scale_table
 from repq.recipe import ExportConfig
 
@@ -58,11 +58,16 @@ def export_float(
     config = config or ExportConfig()
     _check(model, imgsz, names)
     plain = float_copy(model)
-    graph = _clean(_torch_export(plain, imgsz, config), plain.spec.name)
-    _name_layers(graph, layer_ids(plain))
+    own = family_named(plain.spec.family).graph_of(plain)
+    if own is None:
+        graph = _clean(_torch_export(plain, imgsz, config), plain.spec.name)
+        _name_layers(graph, layer_ids(plain))
+    else:
+        graph = own
+        layer_nodes(graph, layer_ids(plain))  # the join holds
     metadata = GraphMetadata(
         version=repq.__version__,
-        spec=plain.spec.to_json(),
+        spec=plain.spec.description(),
         num_classes=plain.spec.num_classes,
         names=None if names is None else tuple(names),
         imgsz=imgsz,
@@ -70,7 +75,7 @@ def export_float(
         preprocessing=plain.spec.preprocessing,
     )
     write_metadata(graph, metadata)
-    _verify(graph, config)
+    _verify(graph, config if own is None else None)
     return graph
 
 
@@ -100,7 +105,7 @@ def export_quantized(
     assert metadata is not None, "export_float wrote it"
     layers = tuple(scales)
     write_metadata(graph, with_changes(metadata, precision="int8", int8_layers=layers, maxima=maxima or {}))
-    _verify(graph, config)
+    _verify(graph)
     return graph
 
 
@@ -195,9 +200,9 @@ def _name_layers(model: ModelProto, layers: Sequence[LayerId]) -> None:
         node.name = layer
 
 
-def _verify(model: ModelProto, config: ExportConfig) -> None:
+def _verify(model: ModelProto, config: ExportConfig | None = None) -> None:
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    if versions != {"": config.opset}:
+    if config is not None and versions != {"": config.opset}:
         raise GraphError(
             f"the exporter did not give a graph of opset {config.opset}",
             found=str(versions),

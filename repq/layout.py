@@ -93,7 +93,7 @@ class OutputLayout:
             rows = self.rows(outputs[0])
         first, second = rows[..., self.boxes : self.boxes + 2], rows[..., self.boxes + 2 : self.boxes + 4]
         if self.grid:
-            cells, strides = (_like(values, rows) for values in _cells(self.grid, imgsz))
+            cells, strides = (_like(values, rows) for values in cells_of(self.grid, imgsz))
             first, second = (first + cells) * strides, library.exp(second) * strides
         if self.normalized:
             size = _like(np.array(imgsz[::-1]), rows)
@@ -131,8 +131,11 @@ class OutputLayout:
         half = second / 2
         return first - half, first + half
 
+    def values(self) -> dict[str, Any]:
+        return asdict(self)
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(self.values())
 
     @staticmethod
     def from_json(text: str) -> OutputLayout:
@@ -167,7 +170,7 @@ def _activated(scores: Any, activation: str) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _cells(strides: tuple[int, ...], imgsz: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+def cells_of(strides: tuple[int, ...], imgsz: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Column and row (N, 2) of every cell, level after level and row after row, and its stride (N, 1)."""
     cells, sizes = [], []
     for stride in strides:

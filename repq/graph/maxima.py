@@ -41,11 +41,12 @@ def tensor_maxima(
     session = onnxruntime.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
-    source = session.get_inputs()[0].name
+    source = session.get_inputs()[0]
     outputs = [_PREFIX + name for name in names]
     largest = np.full(len(names), -np.inf)
     for batch in images:
-        largest = np.maximum(largest, [float(value) for value in session.run(outputs, {source: batch})])
+        for part in np.split(batch, len(batch)) if source.shape[0] == 1 else [batch]:
+            largest = np.maximum(largest, [float(value) for value in session.run(outputs, {source.name: part})])
     if not np.isfinite(largest).all():
         first = names[int(np.flatnonzero(~np.isfinite(largest))[0])]
         raise GraphError("an activation is not finite", found=first, fix="give at least one image, and finite weights")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from repq.model.detector import Detector, TrainOutput, build, count_macs, layer_ids, outline
     from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover, search_and_target
+    from repq.model.onnx_graph.opening import load_graph
     from repq.model.family import Family, PublishedSpeed, Recovery, Spec
 
 _HOMES = {
@@ -16,6 +17,7 @@ _HOMES = {
     "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
     "detector": ("Detector", "TrainOutput", "build", "count_macs", "layer_ids", "outline"),
     "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover", "search_and_target"),
+    "onnx_graph.opening": ("load_graph",),
     "family": ("Family", "PublishedSpeed", "Recovery", "Spec"),
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "get_spec",
     "layer_ids",
     "load_checkpoint",
+    "load_graph",
     "model_names",
     "outline",
     "read_spec",

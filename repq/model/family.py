@@ -20,6 +20,7 @@ from repq.preprocessing import Preprocessing
 from repq.results import Variant
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor
 
     from repq.model.detector import Detector
@@ -62,6 +63,15 @@ class Spec:
     def answers(self, *, maps: bool) -> dict[str, object]:
         """What two detectors must share for one to teach the other; with ``maps`` their feature maps too."""
         return {"classes": self.num_classes, "strides": self.strides, "preprocessing": self.preprocessing}
+
+    @property
+    def smallest_size(self) -> tuple[int, int]:
+        """Height and width of the smallest image that the network takes."""
+        return max(self.strides), max(self.strides)
+
+    def description(self) -> str:
+        """What a file that holds the network itself says of it, as JSON."""
+        return self.to_json()
 
     def check_size(self, height: int, width: int) -> None:
         """Check that every level divides the input size.
@@ -190,6 +200,10 @@ class Family(ABC):
         Raises:
             CheckpointError: it is of this family, but of no known architecture.
         """
+        return None
+
+    def graph_of(self, model: Detector) -> ModelProto | None:
+        """The graph that a model came from, with its weights as they are now; None: torch exports it."""
         return None
 
     def objective(self, model: Detector, config: TrainConfig) -> Any:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
-from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, save_checkpoint
+from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, load_graph, save_checkpoint
+from repq.preprocessing import preset
 from repq.quant.state import apply_scales, insert_quantizers, quantized_layers, scale_table
-from repq.recipe import PtqConfig
+from repq.recipe import GraphConfig, PtqConfig
 from repq.scales import IntegerType, LayerScales, TensorScale
 
 _KEY = "quantization"
@@ -102,14 +103,21 @@ def save_quantized(
     )
 
 
-def load_weights(path: Path) -> Weights:
-    """Read a float or quantized checkpoint.
+def load_weights(path: Path, imgsz: tuple[int, int] | None = None, graph: GraphConfig = GraphConfig()) -> Weights:
+    """Read a float or quantized checkpoint, or a float ONNX file.
+
+    Args:
+        imgsz: of an ONNX file that takes any size.
+        graph: what the file does not say of itself.
 
     Raises:
         CheckpointError: the file cannot be read, is unsafe, or fits no known model.
+        GraphError: the ONNX file cannot be used.
         QuantizationError: its scales do not fit its model.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_graph(path, imgsz, graph) if path.suffix == ".onnx" else load_checkpoint(path)
+    if graph.preset is not None:
+        checkpoint.model.spec = replace(checkpoint.spec, preprocessing=preset(graph.preset))
     metadata = {key: value for key, value in checkpoint.metadata.items() if key != _KEY}
     float_ = Weights(checkpoint.model, checkpoint.names, notes=checkpoint.notes, metadata=metadata)
     return _quantized(float_, checkpoint) if _KEY in checkpoint.metadata else float_

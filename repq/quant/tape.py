@@ -137,13 +137,12 @@ def record(
 
 def record_small(model: Detector) -> Tape:
     """Record one pass of the smallest image that the network takes; no layer of it can be changed."""
-    size = max(model.spec.strides)
 
     def run(images: Tensor) -> Outputs:
         detections = model(images)
         return (detections,) if isinstance(detections, Tensor) else ()
 
-    images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    images = torch.zeros(1, 3, *model.spec.smallest_size, device=next(model.parameters()).device)
     return record(run, images, {layer: model.get_submodule(layer) for layer in layer_ids(model)}, ())
 
 

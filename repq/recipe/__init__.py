@@ -5,7 +5,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
-from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
+from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig
 from repq.recipe.deployment import (
     BenchConfig,
     BuildConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "FuseConfig",
+    "GraphConfig",
     "ImageSize",
     "LetterboxConfig",
     "LoopConfig",

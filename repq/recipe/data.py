@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from repq.recipe.base import AnyPath, Batch, Config, Count, Seed, Share, setting
+from repq.recipe.base import AnyPath, Batch, Config, Count, OneOf, Seed, Share, setting
 
 Detections = Annotated[int, Field(ge=1, le=100_000)]
 Split = Annotated[str, Field(min_length=1, max_length=200)]
@@ -35,6 +35,17 @@ class DataConfig(Config):
         if (self.path is None) == (self.demo is None):
             raise ValueError("give either data.path (a data.yaml) or data.demo, not both and not neither")
         return self
+
+
+class GraphConfig(Config):
+    """What a model's file does not say of itself, above all an ONNX file of another tool."""
+
+    preset: Annotated[str, OneOf("repq.preprocessing:PRESETS")] | None = setting(
+        None, flag="--preset", help="How images become the model's input.  [default: what its file says]"
+    )
+    layout: Annotated[str, OneOf("repq.output_layouts:LAYOUTS")] | None = setting(
+        None, flag="--layout", help="What the outputs of an ONNX file mean.  [default: what they show]"
+    )
 
 
 class LetterboxConfig(Config):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import Field, create_model, model_validator
 
 from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
-from repq.recipe.data import DataConfig, EvalConfig
+from repq.recipe.data import DataConfig, EvalConfig, GraphConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Recipe(Config):
     name: Name = setting(help="Name of the run, and of its folder.")
     data: DataConfig = setting(help="The data set.")
     imgsz: ImageSize = setting((640, 640), help="Height and width of the network input; one number for a square.")
-    weights: AnyPath | None = setting(None, help="Checkpoint to start from.")
+    weights: AnyPath | None = setting(None, help="Checkpoint or float ONNX file to start from.")
+    graph: GraphConfig = setting(GraphConfig(), help="What the file of ``weights`` does not say of itself.")
     device: Device = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
     seed: Seed = setting(0, help="Seed of everything random.")
     eval: EvalConfig = setting(EvalConfig(), help="How accuracy is measured, in every stage.")

@@ -5,7 +5,7 @@ Importing this module loads no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from repq.errors import RepqError
@@ -36,6 +36,9 @@ class GraphSpec(Spec):
     @property
     def smallest_size(self) -> tuple[int, int]:
         return self.imgsz
+
+    def description(self) -> str:
+        return replace(self, graph="").to_json()
 
     def check_size(self, height: int, width: int) -> None:
         if (height, width) != self.imgsz:

@@ -6,8 +6,6 @@ normalization behind a convolution is folded into it, and the weights of layers 
 
 from __future__ import annotations
 
-import ast
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
 from torch import nn
 
 from repq.errors import GraphError
@@ -28,6 +26,7 @@ from repq.model.onnx_graph.program import bound, opset_of, title, unknown_operat
 from repq.model.onnx_graph.skeleton import LAYER_OPS
 
 OPSETS = (11, 24)
+PER_CHANNEL = 13
 QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
     "DynamicQuantizeLinear",
@@ -69,7 +68,8 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
     if problems := _refusals(model):
         raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
                          fix="export the detector alone, for one image of a fixed size, with opset 11 to 24")  # fmt: skip
-    notes = list(_to_float32(model))
+    model, notes = _up_to_date(model, path)
+    notes += _to_float32(model)
     name, size = _image_input(model, path, imgsz)
     notes += _fold_batch_norms(model)
     _name_layers(model, path)
@@ -111,20 +111,6 @@ def demand_float(model: ModelProto, path: Path) -> None:
             found=", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items())),
             fix="give the float model that it was made from; `repq eval`, `lint` and `bench` take it as it is",
         )
-
-
-def class_names(metadata: dict[str, str]) -> tuple[str, ...] | None:
-    """Names under the key ``names``: a list, or a mapping of number to name, as JSON or as Python writes it."""
-    try:
-        found = ast.literal_eval(metadata["names"]) if "names" in metadata else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        try:
-            found = json.loads(metadata["names"])
-        except ValueError:
-            return None
-    if isinstance(found, dict):
-        found = [found.get(number, found.get(str(number))) for number in range(len(found))]
-    return tuple(map(str, found)) if isinstance(found, (list, tuple)) and found and None not in found else None
 
 
 def _refusals(model: ModelProto) -> list[str]:
@@ -171,7 +157,25 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
     return inputs[0].name, imgsz
 
 
-# --- types -----------------------------------------------------------------------------------------------------------
+# --- types and versions -----------------------------------------------------------------------------------------------------------
+
+
+def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
+    """At least opset 13, from which on weights can have a scale per channel; what the file says of shapes is dropped.
+
+    Raises:
+        GraphError: the graph cannot be converted.
+    """
+    del model.graph.value_info[:]
+    if (opset := opset_of(model)) >= PER_CHANNEL:
+        return model, []
+    try:
+        converted = version_converter.convert_version(model, PER_CHANNEL)
+    except RuntimeError as error:
+        raise GraphError(f"{path.name} has opset {opset}, which has no scales per channel",
+                         found=str(error).splitlines()[0], fix=f"export it with opset {PER_CHANNEL} or later") from None  # fmt: skip
+    converted.metadata_props.MergeFrom(model.metadata_props)
+    return converted, [f"converted opset {opset} to {PER_CHANNEL}: scales per channel need it"]
 
 
 def _to_float32(model: ModelProto) -> Iterator[str]:

@@ -1,0 +1,296 @@
+"""What an ONNX file of a detector takes and gives: the layouts that there are, and which of them its outputs have.
+
+An output alone often fits several: (1, N, 85) may be decoded boxes or raw ones. What the graph gives for one image
+tells them apart: boxes of cells lie near their cells, corners are in order, ranks fall.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.errors import RepqError
+from repq.layout import OutputLayout, cells_of
+from repq.preprocessing import Preprocessing, preset
+from repq.recipe import GraphConfig
+
+Array = NDArray[Any]
+
+_STRIDES = (4, 8, 16, 32, 64, 128)
+_TASKS = {"segment": "segmentation", "classify": "classification", "pose": "poses", "obb": "rotated boxes"}
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a graph gives for one image.
+
+    Attributes:
+        arrays: of one image each, by name.
+        imgsz: height and width of the input.
+        classes: how many there are, where it is known.
+    """
+
+    arrays: Mapping[str, Array]
+    imgsz: tuple[int, int]
+    classes: int | None = None
+
+    @property
+    def listed(self) -> str:
+        return ", ".join(f"{name} {tuple(array.shape)}" for name, array in self.arrays.items())
+
+    def levels(self, count: int, anchors: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:
+        """The strides of the levels that have so many cells in all; none: there are no such levels."""
+        for number in (3, 4, 2, 1, 5):
+            for strides in combinations(_STRIDES, number):
+                whole = all(side % strides[-1] == 0 for side in self.imgsz)
+                cells = sum(self.imgsz[0] // s * (self.imgsz[1] // s) for s in strides)
+                if whole and any(cells * each == count for each in anchors):
+                    return strides
+        return ()
+
+
+Fit = tuple[OutputLayout, int]
+"""A layout and the number of classes."""
+
+
+@dataclass(frozen=True)
+class NamedLayout:
+    """One layout.
+
+    Attributes:
+        name: what ``--layout`` calls it.
+        title: what the outputs are.
+        fit: the layout of these outputs and the number of classes; None: they are something else.
+    """
+
+    name: str
+    title: str
+    fit: Callable[[Outputs], Fit | None]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a graph takes and gives; ``notes`` say what was guessed."""
+
+    layout: OutputLayout
+    classes: int
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+
+
+def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig = GraphConfig()) -> Form:
+    """What a graph takes and gives: by the settings, by what repq wrote into the file, by what it shows.
+
+    Raises:
+        RepqError: it is not clear, or the settings do not fit the graph.
+    """
+    inside = [key for key in ("nms", "preprocess") if f"repq.{key}" in metadata]
+    if inside:
+        raise RepqError("the graph does the work of a service itself", found=", ".join(inside),
+                        fix="start from the graph that was exported without it")  # fmt: skip
+    if config.layout is None and "repq.layout" in metadata:
+        layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
+    else:
+        layout, classes = recognize(outputs, config.layout, metadata.get("task"))
+    if config.preset is not None:
+        return Form(layout, classes, preset(config.preset))
+    if "repq.preprocessing" in metadata:
+        return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]))
+    guessed = "ultralytics" if "ltralytics" in metadata.get("author", "") else "yolox" if layout.grid else "yolov6"
+    note = f"nothing says how images become its input; taken: --preset {guessed} (`repq diagnose` tries the others)"
+    return Form(layout, classes, preset(guessed), (note,))
+
+
+def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Class names in a file's metadata: a list, or a mapping of number to name, as JSON or as Python writes it."""
+    text = metadata.get("repq.names", metadata.get("names", ""))
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, dict):
+            found = [found.get(number, found.get(str(number))) for number in range(len(found))]
+        if isinstance(found, (list, tuple)) and found and None not in found:
+            return tuple(map(str, found))
+    return None
+
+
+def recognize(outputs: Outputs, name: str | None = None, task: str | None = None) -> Fit:
+    """The layout of a graph's outputs and the number of classes.
+
+    Args:
+        name: the layout to take; it must fit.
+        task: what the file says that it does, such as ``detect``.
+
+    Raises:
+        RepqError: none fits, or several do.
+    """
+    known = ", ".join(entry.name for entry in LAYOUTS)
+    if name is not None and name not in {entry.name for entry in LAYOUTS}:
+        raise RepqError(f"there is no layout named {name!r}", found=known, fix="use one of these names")
+    if other := _other_task(outputs, task):
+        raise RepqError("the graph is no detector", found=f"{other}: {outputs.listed}", fix="give one of boxes")
+    fits = {entry.name: fit for entry in LAYOUTS if name in (None, entry.name) and (fit := entry.fit(outputs))}
+    if len(fits) == 1:
+        return next(iter(fits.values()))
+    classes = "" if outputs.classes is None else f" and {outputs.classes} class names"
+    if fits:
+        raise RepqError("it is not clear what the graph's outputs mean", found=f"{outputs.listed}{classes}",
+                        fix=f"say it: --layout {' or '.join(fits)}")  # fmt: skip
+    raise RepqError(
+        "the graph's outputs are none of a known detector" if name is None else f"the outputs are not {name}",
+        found=f"{outputs.listed}{classes}", fix=f"known layouts: {known}",
+    )  # fmt: skip
+
+
+def _other_task(outputs: Outputs, task: str | None) -> str | None:
+    arrays = list(outputs.arrays.values())
+    if task in _TASKS:
+        return _TASKS[task]
+    if len(arrays) == 1 and arrays[0].ndim == 2:
+        return "classification"
+    if any(array.ndim == 4 and array.shape[1] in (1, 32) for array in arrays) and any(a.ndim == 3 for a in arrays):
+        return "segmentation"
+    return None
+
+
+# --- one output ------------------------------------------------------------------------------------------------------
+
+
+def _only(outputs: Outputs) -> Array | None:
+    """The one output (N, columns) or (columns, N)."""
+    arrays = list(outputs.arrays.values())
+    return arrays[0][0] if len(arrays) == 1 and arrays[0].ndim == 3 and min(arrays[0].shape[1:]) > 4 else None
+
+
+def _with_objectness(outputs: Outputs) -> Array | None:
+    """Rows of 5 + classes."""
+    rows = _only(outputs)
+    if rows is None or rows.shape[0] <= rows.shape[1] or not _fits_classes(outputs, rows.shape[1], beside=5):
+        return None
+    return rows if outputs.levels(len(rows)) or rows.shape[1] != 6 else None
+
+
+def _fits_classes(outputs: Outputs, width: int, beside: int) -> bool:
+    return width > beside if outputs.classes is None else width == beside + outputs.classes
+
+
+def _decoded(outputs: Outputs, rows: Array) -> bool:
+    """Whether boxes lie around their cells, in pixels, and are not relative to them."""
+    strides = outputs.levels(len(rows), anchors=(1,))
+    if not strides:
+        return bool(np.abs(rows[:, :2]).max() > 16)
+    cells, sizes = cells_of(strides, outputs.imgsz)
+    from_cell = np.median(np.abs(rows[:, :2] / sizes - cells))
+    return bool(from_cell < np.median(np.abs(rows[:, :2])))
+
+
+def _yolov5(outputs: Outputs) -> Fit | None:
+    rows = _with_objectness(outputs)
+    return (OutputLayout(), rows.shape[1] - 5) if rows is not None and _decoded(outputs, rows) else None
+
+
+def _yolox_raw(outputs: Outputs) -> Fit | None:
+    rows = _with_objectness(outputs)
+    if rows is None or _decoded(outputs, rows):
+        return None
+    strides = outputs.levels(len(rows), anchors=(1,))
+    return (OutputLayout(grid=strides), rows.shape[1] - 5) if strides else None
+
+
+def _yolov8(outputs: Outputs) -> Fit | None:
+    found = _only(outputs)
+    if found is None:
+        return None
+    first = found.shape[0] < found.shape[1] and bool(outputs.levels(found.shape[1])) or outputs.classes is not None and (
+        found.shape[0] == 4 + outputs.classes
+    )
+    rows = found.T if first else found
+    if not _fits_classes(outputs, rows.shape[1], beside=4) or (not first and outputs.classes is None):
+        return None
+    return _columns(outputs, rows, columns_first=bool(first)), rows.shape[1] - 4
+
+
+def _columns(outputs: Outputs, rows: Array, columns_first: bool = False) -> OutputLayout:
+    return OutputLayout(
+        objectness=None, scores=4, columns_first=columns_first, box_form=_form(rows), normalized=_normalized(rows),
+        final=not outputs.levels(len(rows)),
+    )  # fmt: skip
+
+
+def _form(rows: Array) -> Any:
+    """Corners are in order; as centre and size, hardly a box would reach from the origin to beyond its centre."""
+    ordered = (rows[:, 2] >= rows[:, 0]) & (rows[:, 3] >= rows[:, 1])
+    return "corners" if ordered.mean() > 0.98 else "centre"
+
+
+def _normalized(rows: Array) -> bool:
+    return bool(np.abs(rows[:, :4]).max() <= 2)
+
+
+def _end2end(outputs: Outputs) -> Fit | None:
+    rows = _only(outputs)
+    if rows is None or rows.shape[1] != 6 or outputs.levels(len(rows)):
+        return None
+    scores, labels = rows[:, 4], rows[:, 5]
+    if np.any(np.diff(scores) > 1e-6) or np.any(labels != np.rint(labels)):
+        return None
+    classes = outputs.classes or 0
+    if not classes:
+        raise RepqError("the number of classes is not known", found=outputs.listed,
+                        fix="write the class names into the file's metadata under the key `names`")  # fmt: skip
+    layout = OutputLayout("corners", objectness=None, scores=4, ranked=classes, final=True, normalized=_normalized(rows))
+    return layout, classes
+
+
+# --- boxes and scores apart ------------------------------------------------------------------------------------------
+
+
+def _apart(outputs: Outputs) -> tuple[int, int, bool] | None:
+    """Numbers of the outputs with boxes and scores, and whether scores are (classes, N)."""
+    arrays = list(outputs.arrays.values())
+    if len(arrays) != 2 or any(array.ndim != 3 for array in arrays):
+        return None
+    for boxes, scores in ((0, 1), (1, 0)):
+        count = arrays[boxes].shape[1]
+        if arrays[boxes].shape[2] == 4 and count in arrays[scores].shape[1:]:
+            return boxes, scores, arrays[scores].shape[1] != count
+    return None
+
+
+def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
+    found = _apart(outputs)
+    if found is None:
+        return None
+    arrays = list(outputs.arrays.values())
+    boxes, scores = arrays[found[0]][0], arrays[found[1]][0]
+    scores = scores.T if found[2] else scores
+    if bool(scores.min() < 0 or scores.max() > 1) is not logits:
+        return None
+    layout, classes, activation = _columns(outputs, boxes), scores.shape[1], "none"
+    if logits:
+        none = classes - 1 == outputs.classes if outputs.classes else (scores.argmax(1) == classes - 1).mean() > 0.5
+        activation, classes = ("softmax", classes - 1) if none else ("sigmoid", classes)
+    if outputs.classes not in (None, classes):
+        return None
+    form = {"apart": found[:2], "scores_first": found[2], "activation": activation}
+    return OutputLayout(**{**layout.values(), **form}), classes
+
+
+LAYOUTS: list[NamedLayout] = [
+    NamedLayout("yolov5", "(N, 5 + classes) with objectness, in pixels: YOLOv5, v6, v7, decoded YOLOX", _yolov5),
+    NamedLayout("yolox-raw", "(N, 5 + classes) relative to cells: YOLOX as it is usually exported", _yolox_raw),
+    NamedLayout("yolov8", "(4 + classes, N) or (N, 4 + classes): YOLOv8, 11, RT-DETR", _yolov8),
+    NamedLayout("end2end", "(K, 6) corners, score, class: YOLOv10, 26", _end2end),
+    NamedLayout("boxes-scores", "boxes (N, 4) and scores apart: PP-YOLOE, YOLO-NAS", lambda o: _with_scores(o, False)),
+    NamedLayout("detr", "boxes (N, 4) and logits apart: DETR, RT-DETR", lambda o: _with_scores(o, True)),
+]
+
