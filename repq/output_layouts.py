@@ -210,8 +210,8 @@ def _yolov8(outputs: Outputs) -> Fit | None:
     found = _only(outputs)
     if found is None:
         return None
-    first = found.shape[0] < found.shape[1] and bool(outputs.levels(found.shape[1])) or outputs.classes is not None and (
-        found.shape[0] == 4 + outputs.classes
+    first = (found.shape[0] < found.shape[1] and bool(outputs.levels(found.shape[1]))) or (
+        outputs.classes is not None and (found.shape[0] == 4 + outputs.classes)
     )
     rows = found.T if first else found
     if not _fits_classes(outputs, rows.shape[1], beside=4) or (not first and outputs.classes is None):
@@ -247,7 +247,9 @@ def _end2end(outputs: Outputs) -> Fit | None:
     if not classes:
         raise RepqError("the number of classes is not known", found=outputs.listed,
                         fix="write the class names into the file's metadata under the key `names`")  # fmt: skip
-    layout = OutputLayout("corners", objectness=None, scores=4, ranked=classes, final=True, normalized=_normalized(rows))
+    layout = OutputLayout(
+        "corners", objectness=None, scores=4, ranked=classes, final=True, normalized=_normalized(rows)
+    )
     return layout, classes
 
 
@@ -293,4 +295,3 @@ LAYOUTS: list[NamedLayout] = [
     NamedLayout("boxes-scores", "boxes (N, 4) and scores apart: PP-YOLOE, YOLO-NAS", lambda o: _with_scores(o, False)),
     NamedLayout("detr", "boxes (N, 4) and logits apart: DETR, RT-DETR", lambda o: _with_scores(o, True)),
 ]
-

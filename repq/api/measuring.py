@@ -57,7 +57,11 @@ def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], 
         RepqError: the model takes another size.
         DataError: it has other classes.
     """
+    if model.unclear is not None:
+        raise model.unclear
     demand_size(model, imgsz)
+    for note in model.notes if model.kind == "onnx" else ():
+        log(f"{model.label}: {note}")
     return fitted(dataset, model.names, model.label, log)
 
 

@@ -30,6 +30,7 @@ from repq.recipe import (
     EngineName,
     EvalConfig,
     ExportConfig,
+    GraphConfig,
     NmsConfig,
     PlanConfig,
     PreprocessConfig,
@@ -94,6 +95,8 @@ class Model:
         engine: of an engine: what runs it.
         path: the file or folder, where there is one.
         start: starts it; see ``running``.
+        graph: what was said of an ONNX file that it does not say itself.
+        unclear: why nobody knows what the outputs mean.
         usual: the size that steps work at if no other is given.
         report: what the step that made the handle says of itself; None for an opened file.
     """
@@ -117,6 +120,8 @@ class Model:
     weights: Weights | None = None
     engine: Engine | None = None
     path: Path | None = None
+    graph: GraphConfig = GraphConfig()
+    unclear: RepqError | None = None
     usual: tuple[int, int] = (640, 640)
     report: Any = None
 
@@ -666,6 +671,11 @@ class Model:
         Raises:
             CheckpointError: it is none, and cannot do what ``step`` says.
         """
+        if self.weights is None and self.kind == "onnx" and not self.quantized:
+            from repq.quant import load_weights
+
+            assert self.path is not None
+            return load_weights(self.path, self.size(None), self.graph)
         if self.weights is None:
             raise CheckpointError(
                 f"{self.label} cannot {step}", found=f"a model of the kind {self.kind!r}",

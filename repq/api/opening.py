@@ -16,8 +16,9 @@ from repq.errors import EngineError, GraphError, RepqError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
 from repq.log import Log, quiet
+from repq.output_layouts import Outputs, class_names, form_of
 from repq.progress import Progress, silent
-from repq.recipe import BuildConfig, EngineName, TensorRtConfig, default_engines
+from repq.recipe import BuildConfig, EngineName, ExportConfig, GraphConfig, TensorRtConfig, default_engines
 from repq.recipe.deployment import RuntimeName
 from repq.results import Expectation
 
@@ -40,6 +41,7 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     half: bool = False,
+    graph: GraphConfig = GraphConfig(),
     progress: Progress = silent,
     log: Log = quiet,
 ) -> Model:
@@ -50,7 +52,8 @@ def load(
     Args:
         path: a checkpoint (.pt, .pth, .ckpt, .safetensors; float or quantized), an ONNX file, or an engine's folder.
         engine: what runs an ONNX file (default: ONNX Runtime); a checkpoint is exported and built for it.
-        imgsz: with ``engine``, of that export.
+        imgsz: with ``engine``, of that export; of an ONNX file that takes any size.
+        graph: what the file does not say of itself: how images become its input, what its outputs mean.
         device: where torch runs a checkpoint: ``cpu``, ``cuda``, ``cuda:1`` …
         threads: CPU threads; None leaves the choice to the runtime.
         half: run a float checkpoint in FP16, on a GPU.
@@ -60,6 +63,8 @@ def load(
     Raises:
         RepqError: there is no such file, it is of no known kind, damaged, or the runtime contradicts it.
     """
+    from repq.quant import load_weights
+
     path, options = Path(path), Options(None, device, threads, half, progress, log)
     if not path.exists():
         raise RepqError(f"there is no model at {path}", fix="give a checkpoint, an ONNX file or an engine's folder")
@@ -71,20 +76,17 @@ def load(
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
         return replace(of_engine(path.name, built, options), path=path)
     if path.suffix == ".onnx":
-        if engine == "torch":
-            raise EngineError(
-                f"torch does not run the ONNX file {path}", fix=f"use --engine {' or '.join(default_engines())}"
-            )
-        return open_onnx(path, replace(options, engine=engine))
+        if engine != "torch":
+            return open_onnx(path, replace(options, engine=engine), graph)
+        size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+        return of_weights(path.name, load_weights(path, size, graph), options, path)
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise RepqError(
             f"{path} is no model that repq knows",
             found=f"the suffix {path.suffix or '(none)'}",
             fix=f"give one of {', '.join(CHECKPOINT_SUFFIXES)}, .onnx, or the folder of a built engine",
         )
-    from repq.quant import load_weights
-
-    opened = of_weights(path.name, load_weights(path), options, path)
+    opened = of_weights(path.name, load_weights(path, graph=graph), options, path)
     if engine in (None, "torch"):
         return opened
     if imgsz is None:
@@ -133,8 +135,8 @@ def build_model(name: str, num_classes: int = 80, *, names: Sequence[str] | None
     return of_weights(model.spec.name, Weights(model, None if names is None else tuple(names)))
 
 
-def save_weights(path: Path, weights: Weights) -> None:
-    """Write weights as safetensors, whole or not at all.
+def save_weights(path: Path, weights: Weights, imgsz: tuple[int, int] | None = None) -> None:
+    """Write weights as safetensors, or as an ONNX file for this size; whole or not at all.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -143,6 +145,12 @@ def save_weights(path: Path, weights: Weights) -> None:
     from repq.model import save_checkpoint
     from repq.quant import save_quantized
 
+    if path.suffix == ".onnx":
+        from repq.api.exporting import write_onnx
+
+        assert imgsz is not None, "a graph is of one size"
+        write_onnx(weights, path, imgsz, ExportConfig())
+        return
     model, names, metadata = weights.model, weights.names, weights.metadata
     if weights.config is None:
         save_checkpoint(path, model, names=names, metadata=metadata)
@@ -165,16 +173,52 @@ def _deployed_layers(model: Detector) -> tuple[LayerId, ...]:
         return layer_ids(build(model.spec, deploy=True))
 
 
-def open_onnx(path: Path, options: Options) -> Model:
+def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) -> Model:
+    """A handle of an ONNX file; one that repq did not write runs once to show what its outputs mean."""
     from repq.engine.source import read_source
 
-    def start(options: Options) -> Running:
+    source = read_source(path)
+    config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
+
+    def started(options: Options, layout: OutputLayout = OutputLayout()) -> Running:
         from repq.engine import build
 
-        config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
-        return in_engine(build(options.engine or default_engines()[0], path, config))
+        return in_engine(build(options.engine or default_engines()[0], path, config), layout)
 
-    return _of_graph("onnx", path.name, read_source(path), start, options, path=path)
+    own = "repq.spec" in source.metadata
+    opened = _of_graph("onnx", path.name, source, started, options, path=path, graph=graph)
+    if own and graph == GraphConfig():
+        return opened
+    if own:
+        form = form_of(Outputs({}, opened.size(None)), source.metadata, graph)
+    else:
+        try:
+            form = form_of(_outputs_of(path, source), source.metadata, graph)
+        except RepqError as error:
+            return replace(opened, unclear=error)
+    return replace(
+        opened, layout=form.layout, preprocessing=form.preprocessing, num_classes=form.classes, notes=form.notes,
+        names=class_names(source.metadata), start=partial(started, layout=form.layout),
+    )  # fmt: skip
+
+
+def _outputs_of(path: Path, source: Source) -> Outputs:
+    """What a graph gives for an image of noise."""
+    import numpy as np
+    import onnxruntime
+
+    height, width = source.input.shape[2:4]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise GraphError(f"{source.name} takes images of any size", fix="export it for a fixed size")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    batch = source.input.shape[0]
+    noise = np.random.default_rng(0).random((batch if isinstance(batch, int) else 1, 3, height, width))
+    arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
+    names, known = [output.name for output in source.outputs], class_names(source.metadata)
+    first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+    return Outputs(first, (height, width), None if known is None else len(known))
 
 
 def of_engine(label: str, engine: Engine, options: Options) -> Model:

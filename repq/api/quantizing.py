@@ -12,7 +12,7 @@ from repq.errors import CheckpointError
 from repq.log import Log, quiet
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
-from repq.recipe import CorrectionConfig, EvalConfig, LetterboxConfig, PtqConfig
+from repq.recipe import CorrectionConfig, EvalConfig, GraphConfig, LetterboxConfig, PtqConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,11 +76,14 @@ def demand_float(weights: Weights, label: str) -> Weights:
     return weights
 
 
-def open_float(path: Path, log: Log = quiet, imgsz: tuple[int, int] | None = None) -> Weights:
-    """Read a float checkpoint and log its notes.
+def open_float(
+    path: Path, log: Log = quiet, imgsz: tuple[int, int] | None = None, graph: GraphConfig = GraphConfig()
+) -> Weights:
+    """Read a float checkpoint, or a float ONNX file, and log its notes.
 
     Args:
         imgsz: the size at which it is about to work.
+        graph: what the file does not say of itself.
 
     Raises:
         CheckpointError: the file cannot be read, or is quantized already.
@@ -88,7 +91,7 @@ def open_float(path: Path, log: Log = quiet, imgsz: tuple[int, int] | None = Non
     """
     from repq.quant import load_weights
 
-    weights = load_weights(path)
+    weights = load_weights(path, imgsz, graph)
     for note in weights.notes:
         log(f"{path.name}: {note}")
     if imgsz is not None:

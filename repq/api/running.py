@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import EngineError
+from repq.layout import OutputLayout
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe.deployment import RuntimeName
@@ -136,16 +137,26 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def in_engine(engine: Engine) -> Running:
-    """Run a built engine; one of a fixed batch size gets its batches padded."""
+def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:
+    """Run a built engine; one of a fixed batch size gets its batches padded.
+
+    Args:
+        layout: of a graph that does not tell.
+    """
     from repq.graph import parse_metadata
     from repq.machine.cuda import gpu_or_none
 
     description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
     half = metadata is not None and metadata.precision == "float16"
 
+    if metadata is not None:
+        layout = metadata.layout if metadata.nms is None else OutputLayout()
+
     def infer(images: Images) -> Images:
-        return engine.infer(images)[description.output_names[0]]
+        outputs = engine.infer(images)
+        size = (images.shape[2], images.shape[3]) if metadata is None else metadata.imgsz
+        result: Images = layout.decode([outputs[name] for name in description.output_names], size)
+        return result
 
     return Running(
         engine=engine.name,

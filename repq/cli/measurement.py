@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import SQUARE, AnySeed, Data, Imgsz, Model, Models, ValSplit
 from repq.cli.shell import Shell
-from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, default_engines
+from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
 from repq.recipe.base import AnyPath, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
@@ -18,7 +18,7 @@ TIMED = ("bench.json", "report.*", "*.svg")
 
 
 def eval_command(
-    shell: Shell, model: Model, data: Data, eval: EvalConfig, split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    shell: Shell, model: Model, data: Data, eval: EvalConfig, graph: GraphConfig, split: ValSplit = "val", imgsz: Imgsz = SQUARE,
     engine: Annotated[
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,
@@ -35,7 +35,7 @@ def eval_command(
     from repq.stages import evaluate_model
 
     accuracy, opened = evaluate_model(
-        model, data, split, imgsz, eval, engine=engine, device=device, threads=threads,
+        model, data, split, imgsz, eval, engine=engine, graph=graph, device=device, threads=threads,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {**accuracy.values(), "model": str(model), "engine": opened.running.engine, "precision": opened.precision}
@@ -46,6 +46,7 @@ def eval_command(
 
 def check_command(
     shell: Shell, models: Models, data: Data, check: CheckConfig, eval: Annotated[EvalConfig, Offer("batch")],
+    graph: GraphConfig,
     split: ValSplit = "val", imgsz: Imgsz = SQUARE,
     engines: Annotated[
         tuple[EngineName, ...],
@@ -60,7 +61,7 @@ def check_command(
     from repq.stages import check_models, demand_agreement
 
     report = check_models(
-        models, data, split, imgsz, check, eval, engines=engines or default_engines(), device=device,
+        models, data, split, imgsz, check, eval, engines=engines or default_engines(), graph=graph, device=device,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
     shell.finish(report.values(), lambda: check_table(report))

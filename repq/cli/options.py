@@ -10,7 +10,7 @@ from repq.recipe.data import Split
 MODEL_FILE = "checkpoint, ONNX file or folder of a built engine"
 OUT = "Where the result is written."
 
-Weights = Annotated[AnyPath, setting(flag="WEIGHTS", help="Checkpoint.")]
+Weights = Annotated[AnyPath, setting(flag="WEIGHTS", help="Checkpoint, or float ONNX file of any detector.")]
 Model = Annotated[AnyPath, setting(flag="MODEL", help=MODEL_FILE)]
 Models = Annotated[tuple[AnyPath, ...], setting(flag="MODEL", min_length=1, help=MODEL_FILE)]
 Data = Annotated[AnyPath, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
@@ -19,5 +19,5 @@ ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
 TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: cpu, cuda, cuda:1 …")]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
-CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors", help=OUT)]
+CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors|.onnx", help=OUT)]
 SQUARE = (640, 640)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import OUT, SQUARE, AnySeed, CheckpointOut, Data, Imgsz, TorchDevice, ValSplit, Weights
 from repq.cli.shell import Shell
-from repq.recipe import EvalConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
+from repq.recipe import EvalConfig, GraphConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
 
@@ -33,7 +33,7 @@ def sensitivity_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
+    graph: GraphConfig, split: TrainSplit = "train", imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """The folder OUT gets sensitivity.json, report.html and plan.yaml, which a person can edit and `repq ptq --plan`
     reads. The same command goes on where it was stopped. Under torchrun several processes share the work.
@@ -42,8 +42,8 @@ def sensitivity_command(
     from repq.stages import measure_sensitivity
 
     measured, found = measure_sensitivity(
-        weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
-        progress=shell.progress, log=shell.log,
+        weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, graph=graph,
+        device=device, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     assert found is not None
     values = {**measured.values(), "plan": found.values(), "out": str(out)}
@@ -52,7 +52,7 @@ def sensitivity_command(
 
 def ptq_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: Data, ptq: PtqConfig,
-    eval: Annotated[EvalConfig, Offer("batch")],
+    eval: Annotated[EvalConfig, Offer("batch")], graph: GraphConfig,
     split: ValSplit = "val", imgsz: Imgsz = SQUARE, plan: PlanFile = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. With --auto the images of the last quarter
@@ -62,8 +62,8 @@ def ptq_command(
     from repq.stages import ptq_checkpoint
 
     report = ptq_checkpoint(
-        weights, out, ptq, data=data, val_split=split, imgsz=imgsz, eval_config=eval, plan=plan, device=device,
-        progress=shell.progress, log=shell.log,
+        weights, out, ptq, data=data, val_split=split, imgsz=imgsz, eval_config=eval, plan=plan, graph=graph,
+        device=device, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {
         "ap_float": report.accuracy_float.ap,
@@ -90,7 +90,7 @@ def qat_command(
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("batch")],
+    eval: Annotated[EvalConfig, Offer("batch")], graph: GraphConfig,
     split: ValSplit = "val", imgsz: Imgsz = SQUARE,
     teacher: Annotated[
         AnyPath | None,
@@ -108,7 +108,7 @@ def qat_command(
     from repq.report.text import qat_table
     from repq.stages import QatSource, qat_checkpoint
 
-    source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration)
+    source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration, graph)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
         eval_config=eval, device=device, seed=seed, progress=shell.progress, log=shell.log,
@@ -132,7 +132,7 @@ def diagnose_command(
             changes={"calibration.images": {"default": 48, "excludes": (), "help": "Two thirds calibrate."}},
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("batch")],
+    eval: Annotated[EvalConfig, Offer("batch")], graph: GraphConfig,
     split: TrainSplit = "train", imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
@@ -142,7 +142,7 @@ def diagnose_command(
     from repq.stages import diagnose_checkpoint
 
     diagnosis = diagnose_checkpoint(
-        weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
+        weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, graph=graph, device=device,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {**diagnosis.values(), "says": ADVICE[diagnosis.advice]}

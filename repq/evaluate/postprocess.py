@@ -38,7 +38,8 @@ def _one_image(output: NDArray[np.floating], config: EvalConfig, layout: OutputL
     candidates = candidates[np.isfinite(candidates).all(axis=1) & (layout.size(boxes) > 0).all(axis=1)]
     order = np.argsort(-candidates[:, 4], kind="stable")[:MAX_CANDIDATES]
     candidates = candidates[order]
-    return candidates[suppress(candidates, config.iou)[: config.max_detections]]
+    kept = candidates if layout.final else candidates[suppress(candidates, config.iou)]
+    return kept[: config.max_detections]
 
 
 def suppress(boxes: NDArray[np.float32], iou: float) -> NDArray[np.intp]:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from repq.model.detector import Detector, TrainOutput, build, count_macs, layer_ids, outline
     from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover, search_and_target
-    from repq.model.onnx_graph.opening import load_graph
     from repq.model.family import Family, PublishedSpeed, Recovery, Spec
+    from repq.model.onnx_graph.opening import load_graph
 
 _HOMES = {
     "algebra": ("Affine", "BranchScales", "Fold", "Foldable", "Plain", "Searched", "conv_and_norm"),

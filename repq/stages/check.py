@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from repq.api.measuring import agreement
@@ -11,7 +12,7 @@ from repq.errors import RepqError, ToleranceError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import CheckConfig, EngineName, EvalConfig
+from repq.recipe import CheckConfig, EngineName, EvalConfig, GraphConfig
 from repq.results import Accuracies, CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
@@ -30,6 +31,7 @@ def check_models(
     eval_config: EvalConfig,
     *,
     engines: Sequence[EngineName],
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
@@ -46,13 +48,14 @@ def check_models(
             f"{reference_path} has nothing to be compared with",
             fix="give the checkpoint that it was exported from as the first MODEL",
         )
-    reference = load(reference_path, device=device)
+    open_ = partial(load, imgsz=imgsz, graph=graph, log=log)
+    reference = open_(reference_path, device=device)
     if others:
         candidates = [
-            load(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
+            open_(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
         ]
     else:
-        candidates = [load(reference_path, engine=engine, imgsz=imgsz) for engine in engines]
+        candidates = [open_(reference_path, engine=engine) for engine in engines]
     return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
 
 

@@ -9,7 +9,7 @@ from repq.api.quantizing import CalibrationImages, fused, open_float
 from repq.errors import DataError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, PtqConfig
+from repq.recipe import EvalConfig, GraphConfig, PtqConfig
 from repq.results import Diagnosis
 from repq.stages.data import read_data
 
@@ -23,6 +23,7 @@ def diagnose_checkpoint(
     val_split: str | None = "val",
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
@@ -40,7 +41,7 @@ def diagnose_checkpoint(
     from repq.quant.diagnosis import diagnose
 
     records = calibration_set(read_data(data, split, log), config.calibration)
-    model = fused(open_float(weights, log, imgsz), device).model
+    model = fused(open_float(weights, log, imgsz, graph), device).model
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, data, val_split, log)

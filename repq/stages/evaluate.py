@@ -10,7 +10,7 @@ from repq.api.model import Model
 from repq.api.opening import load
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig
+from repq.recipe import EvalConfig, GraphConfig
 from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.data import read_data
@@ -25,6 +25,7 @@ def evaluate_model(
     config: EvalConfig,
     *,
     engine: Any = None,
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress = silent,
@@ -36,7 +37,7 @@ def evaluate_model(
         RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
     """
     dataset = read_data(data, split, log)
-    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads)
+    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads, graph=graph)
     return accuracy_of(opened, dataset, imgsz, config, progress, log), opened
 
 

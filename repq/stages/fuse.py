@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
 from repq.log import Log, quiet
-from repq.recipe import DemoConfig, FuseConfig
+from repq.recipe import DemoConfig, FuseConfig, GraphConfig
 from repq.results import FusionReport
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
@@ -30,6 +30,7 @@ def fuse_checkpoint(
     data: Path | None = None,
     split: str = "val",
     imgsz: tuple[int, int] = (640, 640),
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     seed: int = 0,
     log: Log = quiet,
@@ -46,7 +47,7 @@ def fuse_checkpoint(
     from repq.reparam import fuse_with_proof
 
     dataset = None if data is None else read_data(data, split, log)
-    opened = open_float(weights, log, imgsz)
+    opened = open_float(weights, log, imgsz, graph)
     model = opened.model.to(resolve_device(device))
     images = _proof_images(dataset, model.spec, imgsz, config.images, seed, log)
     fused, report = fuse_with_proof(model, torch.from_numpy(images).to(device), config.tolerance)
@@ -72,13 +73,14 @@ def _fuse(job: Job) -> FusionReport:
     recipe = job.recipe
     report = fuse_checkpoint(
         job.weights, job.payload / "fused.safetensors", job.section("fuse", FuseConfig), data=job.data,
-        split=recipe.data.val, imgsz=recipe.imgsz, device=recipe.device, seed=recipe.seed, log=job.log,
+        split=recipe.data.val, imgsz=recipe.imgsz, graph=recipe.graph, device=recipe.device, seed=recipe.seed,
+        log=job.log,
     )  # fmt: skip
     job.log(f"  {len(report.blocks)} blocks, error {report.max_rel_error:.1e} of the output's range")
     return report
 
 
 STAGE = Stage(
-    "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "device"), reads=("train/weights.safetensors",),
+    "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "graph", "device"), reads=("train/weights.safetensors",),
     splits=("val",), result=FusionReport,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from repq.api.quantizing import corrected, fused, open_float, planned, quantized
 from repq.api.running import Options
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, PtqConfig
+from repq.recipe import EvalConfig, GraphConfig, PtqConfig
 from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
@@ -36,6 +36,7 @@ def ptq_checkpoint(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     plan: Path | None = None,
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
@@ -44,6 +45,7 @@ def ptq_checkpoint(
 
     Args:
         plan: a plan file, whose float layers are added to ``config.keep_float``.
+        graph: what the file of ``weights`` does not say of itself.
 
     Raises:
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
@@ -54,14 +56,14 @@ def ptq_checkpoint(
     from repq.quant.corrections import asked_for
 
     train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
-    start = fused(open_float(weights, log, imgsz), device)
+    start = fused(open_float(weights, log, imgsz, graph), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
     train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
     demand_objects(val_set)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
-    outcome, graph = made.outcome, made.graph
+    outcome = made.outcome
 
     def accuracy(found: Weights) -> Accuracy:
         opened = of_weights(weights.name, replace(found, names=None), Options(device=device))
@@ -70,13 +72,13 @@ def ptq_checkpoint(
     before, after, own, counts = accuracy(start), accuracy(made.weights), None, None
     # Corrections fit the scales that they were made with: without those scales there is nothing to compare.
     if outcome.own_scales is not None and not corrected(outcome.config):
-        assert graph is not None
-        counts = _counts(graph, outcome.own_scales)
+        assert made.graph is not None
+        counts = _counts(made.graph, outcome.own_scales)
         shared = scale_table(outcome.model)
         apply_scales(outcome.model, outcome.own_scales)
         own = accuracy(made.weights)
         apply_scales(outcome.model, shared)
-    save_weights(out, made.weights)
+    save_weights(out, made.weights, imgsz)
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,

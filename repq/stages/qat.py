@@ -14,7 +14,7 @@ from repq.api.running import Options, resolve_device
 from repq.errors import QuantizationError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import CalibrationConfig, EvalConfig, PtqConfig, QatConfig
+from repq.recipe import CalibrationConfig, EvalConfig, GraphConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
@@ -35,6 +35,7 @@ class QatSource:
         scheme: of a calibration; a quantized checkpoint has its own.
         keep_float, plan: layers that stay in float, besides those that a quantized checkpoint keeps in float.
         calibration: of float weights.
+        graph: what the file of ``weights`` does not say of itself.
     """
 
     weights: Path
@@ -43,6 +44,7 @@ class QatSource:
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    graph: GraphConfig = GraphConfig()
 
 
 def qat_checkpoint(
@@ -105,7 +107,7 @@ def qat_checkpoint(
                 board.close()
         after = accuracy(outcome.model, "trained")
         if processes.is_first:
-            save_weights(out, replace(start, model=outcome.model))
+            save_weights(out, replace(start, model=outcome.model), imgsz)
             state.unlink(missing_ok=True)
     plan = start.plan
     assert start.config is not None
@@ -143,13 +145,13 @@ def _start(
     from repq.export import float_copy
     from repq.quant import load_weights
 
-    opened = load_weights(source.weights)
+    opened = load_weights(source.weights, imgsz, source.graph)
     opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
     kept = source.keep_float
     if source.plan is not None:
         kept += planned(source.plan, plain.model)
-    teacher = plain if source.teacher is None else fused(open_float(source.teacher, log))
+    teacher = plain if source.teacher is None else fused(open_float(source.teacher, log, imgsz, source.graph))
     ptq = opened.config
     if ptq is None:
         for note in opened.notes:

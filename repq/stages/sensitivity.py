@@ -15,7 +15,7 @@ from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
+from repq.recipe import EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
@@ -40,6 +40,7 @@ def measure_sensitivity(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     journal_folder: Path | None = None,
+    graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
@@ -54,6 +55,7 @@ def measure_sensitivity(
         plan_config: None measures only.
         ptq: its ``keep_float`` is measured like all layers and is in every plan.
         val_split: where accuracy is reported later, to warn of images that are in both.
+        graph: what the file of ``weights`` does not say of itself.
         journal_folder: default: ``out/journal``.
 
     Raises:
@@ -69,7 +71,7 @@ def measure_sensitivity(
         if not processes.is_first:
             progress, log = silent, quiet
         dataset = read_data(data, split, log)
-        start = open_float(weights, log, imgsz)
+        start = open_float(weights, log, imgsz, graph)
         dataset = fitted(dataset, start.names, weights.name, log)
         look_for_overlap(dataset.records, data, val_split, log)
         job, notes = measurement(

@@ -51,7 +51,7 @@ def _ancestors(program: Program) -> dict[int, int]:
     for step in program.steps:
         bits = reduce(lambda bits, number: bits | found.get(number, 0) | 1 << number, step.reads, 0)
         found |= dict.fromkeys(step.writes, bits)
-    return {number: 0 for number in (*program.inputs, *program.constants)} | found
+    return dict.fromkeys((*program.inputs, *program.constants), 0) | found
 
 
 def _dominators(program: Program) -> dict[int, int]:

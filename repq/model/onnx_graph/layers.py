@@ -15,6 +15,7 @@ from repq.model.onnx_graph.operators.windows import padded, window_pads
 Pair = tuple[int, int]
 Run = Callable[[Tensor], Tensor]
 
+
 @dataclass(frozen=True)
 class LayerForm:
     """A convolution of two dimensions, without its numbers. It always has a bias."""
@@ -74,7 +75,10 @@ def _transposed(
     channels = (weight[0], weight[1] * groups)
     if begins == ends:
         return [LayerForm(True, channels, kernel, stride, _pair(begins), dilation, groups, extra)]
-    return [LayerForm(True, channels, kernel, stride, (0, 0), dilation, groups, extra), partial(_cut, begins=begins, ends=ends)]
+    return [
+        LayerForm(True, channels, kernel, stride, (0, 0), dilation, groups, extra),
+        partial(_cut, begins=begins, ends=ends),
+    ]
 
 
 def _cut(x: Tensor, *, begins: Sequence[int], ends: Sequence[int]) -> Tensor:

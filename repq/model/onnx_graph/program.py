@@ -108,9 +108,7 @@ def title(node: NodeProto) -> str:
     return str(node.name or (node.output[0] if node.output else node.op_type))
 
 
-def trace(
-    model: ModelProto, probes: Mapping[str, Values], layers: Mapping[str, LayerId] | None = None
-) -> Program:
+def trace(model: ModelProto, probes: Mapping[str, Values], layers: Mapping[str, LayerId] | None = None) -> Program:
     """Make the steps of a graph.
 
     Args:
@@ -298,8 +296,10 @@ class _Tracer:
         ranks = {len(shape) for shape in shapes}
         constants = [self.constants[name].shape for name in reads if name in self.constants]
         rank = max(ranks)
-        return len(ranks) == 1 and all(shape[:1] == (1,) for shape in shapes) and all(
-            len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in constants
+        return (
+            len(ranks) == 1
+            and all(shape[:1] == (1,) for shape in shapes)
+            and all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in constants)
         )
 
 

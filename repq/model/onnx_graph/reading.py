@@ -138,7 +138,7 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
     if len(inputs) != 1:
         raise GraphError(f"{path.name} needs exactly one input", found=found, fix="export the detector alone")
     shape = shapes[0]
-    if len(shape) != 4 or shape[1] not in (3, "?") and isinstance(shape[1], int):
+    if len(shape) != 4 or (shape[1] not in (3, "?") and isinstance(shape[1], int)):
         raise GraphError(f"{path.name} takes no images (batch, 3, height, width)", found=found,
                          fix="export it for channels first")  # fmt: skip
     if isinstance(shape[0], int) and shape[0] != 1:
@@ -312,7 +312,7 @@ def _layer_ids(nodes: list[NodeProto]) -> list[LayerId]:
         name = ".".join(f"{part}_" if hasattr(nn.Module, part) or part in _TAKEN else part for part in parts)
         found.append(name or node.op_type)
     counts = Counter(found)
-    prefixes = {name[: end] for name in found for end, letter in enumerate(name) if letter == "."}
+    prefixes = {name[:end] for name in found for end, letter in enumerate(name) if letter == "."}
     seen: Counter[str] = Counter()
     result = []
     for name in found:

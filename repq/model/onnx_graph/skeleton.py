@@ -26,7 +26,9 @@ _VALUES = ("float_data", "int32_data", "int64_data", "double_data", "string_data
 
 def is_hollow(tensor: TensorProto) -> bool:
     """Whether an initializer has a shape and no values."""
-    return not tensor.HasField("raw_data") and prod(tensor.dims) > 0 and not any(len(getattr(tensor, f)) for f in _VALUES)
+    return (
+        not tensor.HasField("raw_data") and prod(tensor.dims) > 0 and not any(len(getattr(tensor, f)) for f in _VALUES)
+    )
 
 
 def to_skeleton(model: ModelProto) -> tuple[str, dict[str, NDArray[np.float32]]]:

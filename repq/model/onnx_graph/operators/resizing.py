@@ -41,7 +41,11 @@ def resize(
         if done is not None:
             return done
     for number, axis in enumerate(chosen):
-        if sizes[number] == lengths[number] and factors[number] == 1 and coordinate_transformation_mode != "tf_crop_and_resize":  # noqa: E501
+        if (
+            sizes[number] == lengths[number]
+            and factors[number] == 1
+            and coordinate_transformation_mode != "tf_crop_and_resize"
+        ):  # noqa: E501
             continue
         ends = (roi[number], roi[number + len(chosen)]) if roi else (0.0, 1.0)
         places = _places(sizes[number], lengths[number], factors[number], coordinate_transformation_mode, ends)
@@ -129,9 +133,7 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0))
 
 
-def _weighted(
-    x: Tensor, axis: int, taps: Tensor, weights: Tensor, outside: Tensor | None, value: float
-) -> Tensor:
+def _weighted(x: Tensor, axis: int, taps: Tensor, weights: Tensor, outside: Tensor | None, value: float) -> Tensor:
     view = [1] * x.ndim
     view[axis] = -1
     total: Any = 0
