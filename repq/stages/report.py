@@ -88,9 +88,7 @@ def _draw(
     models = load(float_engine), load(quantized_engine)
     dataset = fitted(dataset, models[0].names, models[0].label)
     float_found, quantized_found = (
-        detect_all(
-            model.infer, dataset, imgsz, single, layout=model.layout, preprocessing=model.preprocessing
-        ).boxes
+        detect_all(model.infer, dataset, imgsz, single, layout=model.layout, preprocessing=model.preprocessing).boxes
         for model in models
     )
     return tuple(
