@@ -26,7 +26,7 @@ def run_ablation(
     killed ablation goes on where it stopped.
 
     Raises:
-        RepqError: a run failed in a way that the user can mend; what was complete before stays.
+        RepqError: a run failed in a way that the user can correct; what was complete before stays.
     """
     measured = []
     for number, trial in enumerate(trials):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command
 from numpy.typing import NDArray
 
 from repq.engine import ENGINES, Engine, EngineManifest, Runtime
@@ -77,7 +76,7 @@ def toy() -> Iterator[ToyRuntime]:
 
 
 @pytest.fixture(scope="module")
-def graph(tiny: Path, repq: Command) -> Path:
+def graph(tiny: Path, repq: Callable[..., dict]) -> Path:
     """A quantized model as ONNX, and the engine of it."""
     data = ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 2, "--scheme", "asymmetric", "--method", "max")
     repq("ptq", tiny / "weights.safetensors", *data, "-o", tiny / "int8.safetensors")
@@ -85,7 +84,7 @@ def graph(tiny: Path, repq: Command) -> Path:
     return tiny / "int8.onnx"
 
 
-def test_it_goes_through_every_command(tiny: Path, graph: Path, tmp_path: Path, repq: Command) -> None:
+def test_it_goes_through_every_command(tiny: Path, graph: Path, tmp_path: Path, repq: Callable[..., dict]) -> None:
     data = ("--data", tiny / "set/data.yaml", "--imgsz", 64)
     built = repq("build", graph, "--engine", "toy", "-o", tmp_path / "engine")
     assert (built["engine"], built["version"], built["note"]) == ("toy", "0.1", "a toy")
@@ -101,7 +100,9 @@ def test_it_goes_through_every_command(tiny: Path, graph: Path, tmp_path: Path, 
     assert {"toy", "onnxruntime"} <= {row["runtime"] for row in repq("doctor")["runtimes"]}
 
 
-def test_a_name_that_is_not_in_the_list_is_refused(graph: Path, tmp_path: Path, toy: ToyRuntime, repq: Command) -> None:
+def test_a_name_that_is_not_in_the_list_is_refused(
+    graph: Path, tmp_path: Path, toy: ToyRuntime, repq: Callable[..., dict]
+) -> None:
     repq("build", graph, "--engine", "toy", "-o", tmp_path / "engine")
     toy.missing = True
     assert "buy one" in repq("build", graph, "--engine", "toy", "-o", tmp_path / "other", exit=2)["error"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 import pytest
 from click.testing import CliRunner
-from conftest import Command
 
 from repq.cli import main
 from repq.graph import load_onnx
@@ -35,7 +34,7 @@ def toy() -> Iterator[None]:
 
 
 def test_an_export_runs_it_where_it_is_wanted_and_the_report_shows_it(
-    tiny: Path, tmp_path: Path, repq: Command
+    tiny: Path, tmp_path: Path, repq: Callable[..., dict]
 ) -> None:
     export = ("export", tiny / "weights.safetensors", "-o", tmp_path / "toy.onnx", "--imgsz", 64)
     plain, toy = repq(*export), repq(*export, "--opset", 20)
