@@ -35,7 +35,7 @@ class OutputLayout:
         columns_first: the detections are (B, columns, N).
         grid: the boxes are raw and belong to the cells of levels of these strides, finest first:
             ``xy = (xy + cell) stride``, ``wh = exp(wh) stride`` (YOLOX, arXiv 2107.08430, section 2.1).
-        apart: numbers of the outputs with the boxes (B, N, 4) and with the scores (B, N, classes), which become columns.
+        apart: numbers of the outputs with boxes (B, N, 4) and with scores (B, N, classes), which become columns.
         scores_first: the scores apart are (B, classes, N).
         activation: what makes probabilities of the scores apart; ``softmax``: the last class is that of no object.
         normalized: boxes are in 0..1 of the input.

@@ -18,7 +18,8 @@ TIMED = ("bench.json", "report.*", "*.svg")
 
 
 def eval_command(
-    shell: Shell, model: Model, data: Data, eval: EvalConfig, graph: GraphConfig, split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    shell: Shell, model: Model, data: Data, eval: EvalConfig, graph: GraphConfig, split: ValSplit = "val",
+    imgsz: Imgsz = SQUARE,
     engine: Annotated[
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,

@@ -81,6 +81,6 @@ def _fuse(job: Job) -> FusionReport:
 
 
 STAGE = Stage(
-    "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "graph", "device"), reads=("train/weights.safetensors",),
-    splits=("val",), result=FusionReport,
+    "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "graph", "device"),
+    reads=("train/weights.safetensors",), splits=("val",), result=FusionReport,
 )  # fmt: skip

@@ -3,8 +3,8 @@
 Making the list runs the graph once, on two random images of the size it is for. So the shape of every tensor is known,
 and all that hangs on constants and shapes alone is computed once and is a constant from then on.
 
-It also shows how each step is to treat a batch. Graphs are often exported for one image, with that 1 in their constants.
-The values of several images lie one behind the other along the first axis; a step runs *whole* if it then gives what it
+It also shows how each step is to treat a batch: graphs are often exported for one image, with that 1 in constants. The
+values of several images lie one behind the other along the first axis; a step runs *whole* if it then gives what it
 gives for each image alone, which nearly all do, and else for *each* image.
 """
 

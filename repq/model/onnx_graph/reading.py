@@ -67,7 +67,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
     demand_float(model, path)
     if problems := _refusals(model):
         raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
-                         fix="export the detector alone, for one image of a fixed size, with opset 11 to 24")  # fmt: skip
+                         fix="export the detector alone, with opset 11 to 24")  # fmt: skip
     model, notes = _up_to_date(model, path)
     notes += _to_float32(model)
     name, size = _image_input(model, path, imgsz)
@@ -157,7 +157,7 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
     return inputs[0].name, imgsz
 
 
-# --- types and versions -----------------------------------------------------------------------------------------------------------
+# --- types and versions ----------------------------------------------------------------------------------------------
 
 
 def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
@@ -172,8 +172,11 @@ def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
     try:
         converted = version_converter.convert_version(model, PER_CHANNEL)
     except RuntimeError as error:
-        raise GraphError(f"{path.name} has opset {opset}, which has no scales per channel",
-                         found=str(error).splitlines()[0], fix=f"export it with opset {PER_CHANNEL} or later") from None  # fmt: skip
+        raise GraphError(
+            f"{path.name} has opset {opset}, which has no scales per channel",
+            found=str(error).splitlines()[0],
+            fix=f"export it with opset {PER_CHANNEL} or later",
+        ) from None
     converted.metadata_props.MergeFrom(model.metadata_props)
     return converted, [f"converted opset {opset} to {PER_CHANNEL}: scales per channel need it"]
 

@@ -60,7 +60,8 @@ def transposed_pads(
     if not output_shape and auto_pad in ("NOTSET", "VALID"):
         pads = pads or (0,) * (2 * space)
         return list(pads[:space]), list(pads[space:])
-    begins, ends = [], []
+    begins: list[int] = []
+    ends: list[int] = []
     for axis in range(space):
         full = strides[axis] * (sizes[axis] - 1) + (kernel[axis] - 1) * dilations[axis] + 1 + extra[axis]
         wanted = output_shape[axis - space] if output_shape else sizes[axis] * strides[axis]

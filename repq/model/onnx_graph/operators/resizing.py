@@ -45,7 +45,7 @@ def resize(
             sizes[number] == lengths[number]
             and factors[number] == 1
             and coordinate_transformation_mode != "tf_crop_and_resize"
-        ):  # noqa: E501
+        ):
             continue
         ends = (roi[number], roi[number + len(chosen)]) if roi else (0.0, 1.0)
         places = _places(sizes[number], lengths[number], factors[number], coordinate_transformation_mode, ends)
@@ -150,8 +150,5 @@ def _weighted(x: Tensor, axis: int, taps: Tensor, weights: Tensor, outside: Tens
 def grid_sample(
     x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Tensor:
-    if x.ndim == 5 and mode not in ("nearest",):
-        kind = "bilinear"
-    else:
-        kind = _GRID_MODES.get(mode, mode)
+    kind = "bilinear" if x.ndim == 5 and mode == "linear" else _GRID_MODES.get(mode, mode)
     return functional.grid_sample(x, grid, kind, padding_mode, bool(align_corners))
