@@ -10,7 +10,6 @@ import ast
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,9 @@ from repq.recipe import GraphConfig
 
 Array = NDArray[Any]
 
-_STRIDES = (4, 8, 16, 32, 64, 128)
+_LEVELS = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16), (16,), (32,), (8,), (8, 16, 32, 64, 128))
+"""Strides that detectors have."""
+
 _TASKS = {"segment": "segmentation", "classify": "classification", "pose": "poses", "obb": "rotated boxes"}
 
 
@@ -46,13 +47,12 @@ class Outputs:
         return ", ".join(f"{name} {tuple(array.shape)}" for name, array in self.arrays.items())
 
     def levels(self, count: int, anchors: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:
-        """The strides of the levels that have so many cells in all; none: there are no such levels."""
-        for number in (3, 4, 2, 1, 5):
-            for strides in combinations(_STRIDES, number):
-                whole = all(side % strides[-1] == 0 for side in self.imgsz)
-                cells = sum(self.imgsz[0] // s * (self.imgsz[1] // s) for s in strides)
-                if whole and any(cells * each == count for each in anchors):
-                    return strides
+        """The strides of the levels that have so many cells in all, finest first; none: there are no such levels."""
+        for strides in _LEVELS:
+            cells = sum(self.imgsz[0] // stride * (self.imgsz[1] // stride) for stride in strides)
+            whole = all(side % strides[-1] == 0 for side in self.imgsz)
+            if whole and any(cells * each == count for each in anchors):
+                return strides
         return ()
 
 
@@ -176,7 +176,7 @@ def _with_objectness(outputs: Outputs) -> Array | None:
     rows = _only(outputs)
     if rows is None or rows.shape[0] <= rows.shape[1] or not _fits_classes(outputs, rows.shape[1], beside=5):
         return None
-    return rows if outputs.levels(len(rows)) or rows.shape[1] != 6 else None
+    return None if _is_ranked(rows) else rows
 
 
 def _fits_classes(outputs: Outputs, width: int, beside: int) -> bool:
@@ -236,12 +236,16 @@ def _normalized(rows: Array) -> bool:
     return bool(np.abs(rows[:, :4]).max() <= 2)
 
 
+def _is_ranked(rows: Array) -> bool:
+    """Whether scores fall and classes are whole."""
+    if rows.shape[1] != 6:
+        return False
+    return bool((np.diff(rows[:, 4]) <= 1e-6).all() and (rows[:, 5] == np.rint(rows[:, 5])).all())
+
+
 def _end2end(outputs: Outputs) -> Fit | None:
     rows = _only(outputs)
-    if rows is None or rows.shape[1] != 6 or outputs.levels(len(rows)):
-        return None
-    scores, labels = rows[:, 4], rows[:, 5]
-    if np.any(np.diff(scores) > 1e-6) or np.any(labels != np.rint(labels)):
+    if rows is None or not _is_ranked(rows):
         return None
     classes = outputs.classes or 0
     if not classes:
