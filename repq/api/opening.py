@@ -235,15 +235,15 @@ def of_engine(label: str, engine: Engine, options: Options) -> Model:
 
 
 def _of_graph(
-    kind: Kind, label: str, graph: Source | EngineManifest, start: Callable[[Options], Running], options: Options,
+    kind: Kind, label: str, source: Source | EngineManifest, start: Callable[[Options], Running], options: Options,
     **further: Any,
 ) -> Model:  # fmt: skip
     """A handle of what a graph, or the engine built from one, says about itself."""
     from repq.graph import parse_metadata
 
-    metadata = parse_metadata(graph.metadata)
-    batch, height, width = graph.input.shape[0], *(metadata.imgsz if metadata else graph.input.shape[2:4])
-    last = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
+    metadata = parse_metadata(source.metadata)
+    batch, height, width = source.input.shape[0], *(metadata.imgsz if metadata else source.input.shape[2:4])
+    last = source.outputs[0].shape[-1] if source.outputs[0].shape else None
     layout = OutputLayout() if metadata is None else metadata.layout
     known = ("preprocessing", "preprocess", "nms")
     inside = {} if metadata is None else {name: getattr(metadata, name) for name in known}
@@ -253,8 +253,8 @@ def _of_graph(
         names=metadata.names if metadata else None,
         num_classes=metadata.num_classes if metadata else last - layout.width(0) if isinstance(last, int) else None,
         imgsz=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
-        layers=graph.layers,
-        quantized=bool(graph.int8_layers),
+        layers=source.layers,
+        quantized=bool(source.int8_layers),
         spec=json.loads(metadata.spec).get("name") if metadata else None,
         start=start,
         options=options,

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 CLASSES, SIZE = 3, 64
 STRIDES = (8, 16)
-NAMES = ("circle", "square", "triangle")
+NAMES = ("ring", "triangle", "cross")
 
 
 class Graph:
@@ -37,12 +37,18 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.constant(values, np.int64)
 
-    def conv(self, x: str, into: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = True) -> str:
+    def conv(
+        self, x: str, into: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = True
+    ) -> str:
         shape = (out, into // groups, kernel, kernel)
         weight = self.constant(self.rng.normal(0, (into // groups * kernel**2) ** -0.5, shape))
         further = [self.constant(self.rng.normal(0, 0.1, out))] if bias else []
         pad = [kernel // 2] * 4
-        return str(self.op("Conv", x, weight, *further, strides=[stride] * 2, pads=pad, group=groups, kernel_shape=[kernel] * 2))
+        return str(
+            self.op(
+                "Conv", x, weight, *further, strides=[stride] * 2, pads=pad, group=groups, kernel_shape=[kernel] * 2
+            )
+        )
 
     def silu(self, x: str) -> str:
         return str(self.op("Mul", x, self.op("Sigmoid", x)))
@@ -53,8 +59,8 @@ class Graph:
         x = self.op("Relu", self.conv(x, 8, 16, stride=2))
         fine = self.silu(self.conv(x, 16, 16, stride=2, groups=16, bias=False))
         coarse = self.silu(self.conv(fine, 16, 32, stride=2))
-        up = self.op("Resize", coarse, self.constant([]), self.constant([1, 1, 2, 2]), mode="nearest", nearest_mode="floor",
-                     coordinate_transformation_mode="asymmetric")  # fmt: skip
+        form = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+        up = self.op("Resize", coarse, self.constant([]), self.constant([1, 1, 2, 2]), **form)
         fine = self.silu(self.conv(self.op("Concat", fine, up, axis=1), 48, 16, kernel=1))
         return [(fine, 16), (coarse, 32)]
 
@@ -144,7 +150,9 @@ def end2end(**form: Any) -> ModelProto:
     index = g.op("Expand", g.op("Unsqueeze", place, g.ints(2)), g.ints(1, 20, 4))
     chosen = g.op("GatherElements", _corners(g, boxes), index, axis=1)
     parts = [g.op("Unsqueeze", top, g.ints(2)), g.op("Unsqueeze", g.op("Cast", label, to=TensorProto.FLOAT), g.ints(2))]
-    return g.model({"output0": (g.op("Concat", chosen, *parts, axis=2), [1, 20, 6])}, **{"names": str(list(NAMES)), **form})
+    return g.model(
+        {"output0": (g.op("Concat", chosen, *parts, axis=2), [1, 20, 6])}, **{"names": str(list(NAMES)), **form}
+    )
 
 
 def boxes_scores(**form: Any) -> ModelProto:
