@@ -29,7 +29,8 @@ def run(
     Args:
         recipe: a YAML file.
         work: run folder. Default: ``runs/NAME``.
-        weights, data, imgsz, device, seed: in place of the recipe's own.
+        weights, data, imgsz, device, seed: in place of the recipe's own. Without any ``imgsz``, an ONNX file of a
+            fixed size has its own.
         overrides: further entries, such as ``ptq.calibration.images=256``.
 
     Returns:
@@ -41,4 +42,8 @@ def run(
     """
     given = as_overrides(weights=weights, data=data, imgsz=imgsz, device=device, seed=seed)
     loaded = load_recipe(Path(recipe), [*overrides, *given])
+    if "imgsz" not in loaded.model_fields_set and loaded.weights is not None and loaded.weights.suffix == ".onnx":
+        from repq.graph import image_size
+
+        loaded = loaded.model_copy(update={"imgsz": image_size(loaded.weights) or loaded.imgsz})
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)

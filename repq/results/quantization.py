@@ -99,6 +99,14 @@ class Way(Result):
     evidence: str
 
 
+class PresetTrial(Result):
+    """AP of the float model on labelled images that are prepared by one preset; ``taken``: as the model says itself."""
+
+    name: str
+    ap: float
+    taken: bool
+
+
 class Diagnosis(Result):
     model: str
     scheme: str
@@ -109,3 +117,5 @@ class Diagnosis(Result):
     ways: tuple[Way, ...]
     advice: WayName
     threshold_db: float
+    presets: tuple[PresetTrial, ...] = ()  # none without labels
+    labelled: int = 0  # images that they were tried on

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repq.api.fitting import look_for_overlap
+from repq.api.measuring import accuracy_of
+from repq.api.opening import of_weights
 from repq.api.quantizing import CalibrationImages, fused, open_float
+from repq.api.running import Options
 from repq.errors import DataError
 from repq.log import Log, quiet
+from repq.preprocessing import PRESETS
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PtqConfig
-from repq.results import Diagnosis
+from repq.results import Diagnosis, PresetTrial
 from repq.stages.data import read_data
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+    from repq.quant import Weights
+
+LABELLED = 32
+"""Images that presets are tried on, at most."""
 
 
 def diagnose_checkpoint(
@@ -28,9 +41,12 @@ def diagnose_checkpoint(
     progress: Progress = silent,
     log: Log = quiet,
 ) -> Diagnosis:
-    """Say which way to INT8 a float checkpoint needs; of the images drawn, the last third judges.
+    """Say which way to INT8 a float checkpoint needs, and with labels whether its preprocessing fits.
+
+    Of the images drawn, the last third judges.
 
     Args:
+        graph: what the file of ``weights`` does not say of itself.
         val_split: where accuracy is reported later, to warn of images that are in both.
 
     Raises:
@@ -40,8 +56,10 @@ def diagnose_checkpoint(
     from repq.quant import on_device_of
     from repq.quant.diagnosis import diagnose
 
-    records = calibration_set(read_data(data, split, log), config.calibration)
-    model = fused(open_float(weights, log, imgsz, graph), device).model
+    dataset = read_data(data, split, log)
+    records = calibration_set(dataset, config.calibration)
+    opened = fused(open_float(weights, log, imgsz, graph), device)
+    model = opened.model
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, data, val_split, log)
@@ -52,4 +70,26 @@ def diagnose_checkpoint(
         )
         for chosen in (records[:shown], records[shown:])
     )
-    return diagnose(model, calibration, tuple(on_device_of(model, judging)), config, progress)
+    labelled = [record for record in records if len(record.labels)][:LABELLED]
+    tried = _presets(opened, dataset.subset(labelled), imgsz, eval_config, device, progress) if labelled else ()
+    found = diagnose(model, calibration, tuple(on_device_of(model, judging)), config, progress)
+    return found.model_copy(update={"presets": tried, "labelled": len(labelled)})
+
+
+def _presets(
+    weights: Weights, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig, device: str,
+    progress: Progress,
+) -> tuple[PresetTrial, ...]:  # fmt: skip
+    """AP of the float model with every preset, and with its own preprocessing if that is none of them."""
+    model = of_weights("the model", weights, Options(device=device))
+    forms = {entry.name: entry.preprocessing for entry in PRESETS}
+    if model.preprocessing not in forms.values():
+        forms["its own"] = model.preprocessing
+    return tuple(
+        PresetTrial(
+            name=name,
+            ap=accuracy_of(replace(model, preprocessing=form), dataset, imgsz, config, progress).ap,
+            taken=form == model.preprocessing,
+        )
+        for name, form in forms.items()
+    )

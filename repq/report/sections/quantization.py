@@ -20,7 +20,15 @@ from repq.report.numbers import (
 )
 from repq.report.plots import layer_noise, layer_ranges
 from repq.report.summary import PTQ, ReportSummary, Section
-from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport, PtqTrial, Way
+from repq.results import (
+    Diagnosis,
+    LayerDiagnosis,
+    LayerQuantization,
+    PresetTrial,
+    PtqReport,
+    PtqTrial,
+    Way,
+)
 
 _LOW_SNR_DB = 20.0
 ADVICE = {
@@ -143,9 +151,20 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
         Column("Evidence", "evidence", wrap=True),
         Column("How", "command", code=True),
     )
+    presets: Columns[PresetTrial] = (
+        Column("", lambda row: "*" if row.taken else ""),
+        Column("Preset", "name"),
+        number("AP", "ap", "{:.4f}".format),
+    )
+    best = max(diagnosis.presets, key=lambda row: (row.ap, row.taken), default=None)
     title = f"{diagnosis.model}, {diagnosis.scheme}, {plural(diagnosis.images, 'image')}"
     enough = f"Ways to INT8; enough is a head SNR of {diagnosis.threshold_db:.0f} dB"
+    prepared = [] if best is None else [
+        table(f"AP in float by preset, {plural(diagnosis.labelled, 'image')}", presets, diagnosis.presets),
+        Text("the preprocessing fits" if best.taken else f"--preset {best.name} fits better than what was taken (*)"),
+    ]  # fmt: skip
     return [
+        *prepared,
         table(title, layers, diagnosis.layers),
         table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
         table(enough, ways, diagnosis.ways),
