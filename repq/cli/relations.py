@@ -93,7 +93,7 @@ def _kinds(path: Path) -> set[str]:
         if stat.S_ISDIR(mode):
             return {"engine"}
         if path.suffix == ".onnx":
-            return {"onnx"}
+            return {"onnx", "float"}  # a quantized one is refused where it cannot be used
         if path.suffix != ".safetensors":
             return {"checkpoint", "float"}
         if stat.S_ISREG(mode):

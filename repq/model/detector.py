@@ -55,9 +55,13 @@ class Detector(nn.Module, ABC):
 
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
         """The head's output in training form; by default scores and corners (in pixels) of the detections."""
-        layout, detections = self.spec.layout, self.predict(features)
-        corners = torch.cat(layout.corners(layout.boxes_of(detections)), dim=-1)
-        return TrainOutput(features, layout.scores_of(detections), corners)
+        boxes, scores = self.complete(features)[1]
+        return TrainOutput(features, scores, torch.cat(self.spec.layout.corners(boxes), dim=-1))
+
+    def complete(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Detections, and boxes and scores that two models can be compared by: in the same order, whatever they are."""
+        detections = self.predict(features)
+        return detections, tuple(self.spec.layout.parts(detections).values())  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor | TrainOutput:
         features = self.features(x)

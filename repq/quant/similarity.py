@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repq.layout import OutputLayout
 from repq.model import Detector
 from repq.results import Similarity
 
@@ -84,17 +83,13 @@ def _cosine(m: ErrorSums) -> float:
 class OutputErrors:
     """Sums over the neck's maps, one for each level, and over the head's boxes and class scores."""
 
-    layout: OutputLayout
     neck: list[ErrorSums] = field(default_factory=list)
     head: tuple[ErrorSums, ErrorSums] = field(default_factory=lambda: (ErrorSums(), ErrorSums()))
 
     def add(self, original: Outputs, changed: Outputs) -> None:
         """Take in one batch's outputs, as ``changed_outputs`` yields them."""
-        self.neck = self.neck or [ErrorSums() for _ in original[:-1]]
-        for sums, before, after in zip(self.neck, original[:-1], changed[:-1], strict=True):
-            sums.add(before, after)
-        parts = (self.layout.parts(outputs[-1]).values() for outputs in (original, changed))
-        for sums, before, after in zip(self.head, *parts, strict=True):
+        self.neck = self.neck or [ErrorSums() for _ in original[:-3]]
+        for sums, before, after in zip((*self.neck, *self.head), original[:-1], changed[:-1], strict=True):
             sums.add(before, after)
 
     @property
@@ -107,15 +102,16 @@ class OutputErrors:
 
 
 @torch.no_grad()
-def outputs_of(model: Detector, batches: Iterable[Tensor]) -> list[Tensor]:
-    """Detections of each batch."""
-    return [model(images) for images in batches]
+def outputs_of(model: Detector, batches: Iterable[Tensor]) -> list[Outputs]:
+    """Boxes and scores of each batch."""
+    return [model.complete(model.features(images))[1] for images in batches]
 
 
 @torch.no_grad()
-def head_snr_db(model: Detector, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """SNR in dB of a model's detections against ``reference``, the float model's on the same batches."""
-    sums = OutputErrors(model.spec.layout)
+def head_snr_db(model: Detector, batches: Sequence[Tensor], reference: Sequence[Outputs]) -> float:
+    """SNR in dB of a model's boxes and scores against ``reference``, the float model's on the same batches."""
+    sums = (ErrorSums(), ErrorSums())
     for images, wanted in zip(batches, reference, strict=True):
-        sums.add((wanted,), (model(images),))
-    return similarity(sums.head).snr_db
+        for part, before, after in zip(sums, wanted, *outputs_of(model, [images]), strict=True):
+            part.add(before, after)
+    return similarity(sums).snr_db

@@ -50,15 +50,39 @@ class GraphDetector(Detector):
         return tuple(_joined(values[number]) for number in self.parts.crossing)
 
     def predict(self, features: tuple[Tensor, ...]) -> Tensor:
-        detections: Tensor = self.spec.layout.decode(self.outputs(features), self.spec.imgsz)
-        return detections
+        return self._decoded(self._headed(features))
+
+    def complete(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        values = self._headed(features)
+        detections = self._decoded(values)
+        boxes, scores = self._unranked(values) or self.spec.layout.parts(detections).values()
+        return detections, (boxes, scores)
+
+    def _unranked(self, values: list[Any]) -> tuple[Tensor, Tensor] | None:
+        """All boxes and scores of a graph that picks the best; None: it does not, or not of these."""
+        widths = [self.program.shapes[number][-1:] for number in self.parts.unranked]
+        wanted = ((4,), (self.spec.num_classes,))
+        if self.spec.layout.ranked is None or any(widths.count(width) != 1 for width in wanted):
+            return None
+        boxes, scores = (_joined(values[self.parts.unranked[widths.index(width)]]) for width in wanted)
+        return boxes, scores
 
     def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
         """What the graph itself gives, from feature maps."""
+        values = self._headed(features)
+        return [_joined(values[number]) for number in self.program.outputs]
+
+    def _headed(self, features: tuple[Tensor, ...]) -> list[Any]:
+        """The values after the head, from feature maps."""
         images = features[0].shape[0] // self.program.shapes[self.parts.crossing[0]][0]
         values = self._start(self.parts.crossing, features)
         self._run(self.parts.head, values, images)
-        return [_joined(values[number]) for number in self.program.outputs]
+        return values
+
+    def _decoded(self, values: list[Any]) -> Tensor:
+        outputs = [_joined(values[number]) for number in self.program.outputs]
+        detections: Tensor = self.spec.layout.decode(outputs, self.spec.imgsz)
+        return detections
 
     def _start(self, numbers: Sequence[int], tensors: Sequence[Tensor]) -> list[Any]:
         values: list[Any] = [None] * self.program.count

@@ -14,17 +14,21 @@ from operator import and_
 
 from repq.model.onnx_graph.program import Program, Step, with_frees
 
+_RANKS = frozenset({"TopK", "NonMaxSuppression"})
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """The steps of a program before and in the head, and the values that go from the ones to the others.
 
-    Maps of the levels come first among these, finest first; what else the head reads follows.
+    Maps of the levels come first among these, finest first; what else the head reads follows. ``unranked`` are the
+    values that rows are picked from by their rank, such as all boxes and all scores.
     """
 
     body: tuple[Step, ...]
     head: tuple[Step, ...]
     crossing: tuple[int, ...]
+    unranked: tuple[int, ...] = ()
 
 
 def split(program: Program, imgsz: tuple[int, int]) -> Split:
@@ -39,10 +43,25 @@ def split(program: Program, imgsz: tuple[int, int]) -> Split:
     body = [step for step in program.steps if any(needed >> number & 1 for number in step.writes)]
     head = [step for step in program.steps if not any(needed >> number & 1 for number in step.writes)]
     made = {*program.inputs, *(number for step in body for number in step.writes)}
-    read = {number for step in head for number in step.reads} | set(program.outputs)
+    unranked = _unranked(program)
+    read = {number for step in head for number in step.reads}.union(program.outputs, unranked)
     further = [number for number in sorted(made & read) if number not in maps]
     crossing = (*maps, *further)
-    return Split(with_frees(body, crossing), with_frees(head, program.outputs), crossing)
+    kept = (*program.outputs, *unranked)
+    return Split(with_frees(body, crossing), with_frees(head, kept), crossing, unranked)
+
+
+def _unranked(program: Program) -> tuple[int, ...]:
+    """What rows are gathered from by the indices of a TopK or a suppression, in order."""
+    ranked: set[int] = set()
+    found: dict[int, None] = {}
+    for step in program.steps:
+        data, *indices = (*step.reads, -1)
+        if step.kind.startswith("Gather") and ranked.intersection(indices) and data not in ranked:
+            found[data] = None
+        if step.kind in _RANKS or ranked.intersection(step.reads):
+            ranked.update(step.writes)
+    return tuple(found)
 
 
 def _ancestors(program: Program) -> dict[int, int]:

@@ -82,7 +82,7 @@ def end_to_end_similarity(
     Raises:
         QuantizationError: no images, or outputs that are not finite; the message names the layer.
     """
-    errors = {layer: OutputErrors(model.spec.layout) for layer in layers}
+    errors = {layer: OutputErrors() for layer in layers}
     images = 0
     for inputs in as_inputs(batches, model):
         images += len(inputs)

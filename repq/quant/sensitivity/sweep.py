@@ -32,7 +32,7 @@ def changed_outputs(
 ) -> Iterator[tuple[LayerId, Outputs]]:
     """Yield, for each item, the outputs with only that layer in INT8 (or only that layer in float).
 
-    The outputs are the neck's maps, finest first, then the detections. They equal those of a whole
+    The outputs are the neck's maps, finest first, then boxes, scores and detections. They equal those of a whole
     forward pass bit for bit. ``UNCHANGED`` stands for the float model (or the model with all layers in INT8).
 
     Args:
@@ -47,7 +47,8 @@ def changed_outputs(
 
     def forward(images: Tensor) -> Outputs:
         features = model.features(images)
-        return (*features, model.predict(features))
+        detections, parts = model.complete(features)
+        return (*features, *parts, detections)
 
     with quantizing(model, base):
         tape = record(forward, inputs, modules, [item for item in items if item != UNCHANGED])

@@ -144,15 +144,16 @@ def _corners(g: Graph, boxes: str) -> str:
 def end2end(**form: Any) -> ModelProto:
     g = Graph()
     boxes, scores = _decoded(g, False)
-    best = g.op("ReduceMax", scores, axes=[2], keepdims=0)
-    top, place = g.op("TopK", best, g.ints(20), outputs=2, axis=1)
-    label = g.op("GatherElements", g.op("ArgMax", scores, axis=2, keepdims=0), place, axis=1)
-    index = g.op("Expand", g.op("Unsqueeze", place, g.ints(2)), g.ints(1, 20, 4))
-    chosen = g.op("GatherElements", _corners(g, boxes), index, axis=1)
-    parts = [g.op("Unsqueeze", top, g.ints(2)), g.op("Unsqueeze", g.op("Cast", label, to=TensorProto.FLOAT), g.ints(2))]
-    return g.model(
-        {"output0": (g.op("Concat", chosen, *parts, axis=2), [1, 20, 6])}, **{"names": str(list(NAMES)), **form}
-    )
+    _, place = g.op("TopK", g.op("ReduceMax", scores, axes=[2], keepdims=0), g.ints(20), outputs=2, axis=1)
+
+    def picked(rows: str, width: int) -> str:
+        index = g.op("Expand", g.op("Unsqueeze", place, g.ints(2)), g.ints(1, 20, width))
+        return str(g.op("GatherElements", rows, index, axis=1))
+
+    best = picked(scores, CLASSES)
+    label = g.op("Cast", g.op("ArgMax", best, axis=2), to=TensorProto.FLOAT)
+    parts = [picked(_corners(g, boxes), 4), g.op("ReduceMax", best, axes=[2]), label]
+    return g.model({"output0": (g.op("Concat", *parts, axis=2), [1, 20, 6])}, **{"names": str(list(NAMES)), **form})
 
 
 def boxes_scores(**form: Any) -> ModelProto:

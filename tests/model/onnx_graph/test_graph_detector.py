@@ -61,7 +61,8 @@ def test_it_computes_what_the_graph_computes_for_any_batch(path: Path) -> None:
 
 def test_nothing_is_kept_that_nobody_reads_any_more(path: Path) -> None:
     model = load_graph(path).model
-    for steps, kept in ((model.parts.body, model.parts.crossing), (model.parts.head, model.program.outputs)):
+    ends = (*model.program.outputs, *model.parts.unranked)
+    for steps, kept in ((model.parts.body, model.parts.crossing), (model.parts.head, ends)):
         written = {number for step in steps for number in step.writes}
         freed = [number for step in steps for number in step.frees]
         assert len(freed) == len(set(freed))
@@ -145,6 +146,17 @@ def test_the_head_reads_one_map_of_each_level(tmp_path: Path) -> None:
         assert model.spec.strides == (8, 16)
         with torch.no_grad():
             assert [tuple(part.shape) for part in model.features(noise(2))] == [(2, 16, 8, 8), (2, 32, 4, 4)]
+
+
+def test_ranked_outputs_are_compared_before_they_are_ranked(tmp_path: Path) -> None:
+    model = load_graph(saved(DETECTORS["end2end"](), tmp_path)).model
+    plain = load_graph(saved(DETECTORS["yolov8"](), tmp_path)).model
+    with torch.no_grad():
+        detections, (boxes, scores) = model.complete(model.features(noise(2)))
+        layout, all_of_them = plain.spec.layout, plain(noise(2))  # the same random weights in both
+    assert detections.shape == (2, 20, 4 + CLASSES)
+    torch.testing.assert_close(boxes, torch.cat(layout.corners(layout.boxes_of(all_of_them)), -1))
+    torch.testing.assert_close(scores, layout.scores_of(all_of_them))
 
 
 def test_batch_norms_are_folded_and_halves_are_converted(tmp_path: Path) -> None:
