@@ -24,7 +24,7 @@ from repq.layers import LayerId, QuantPlan
 from repq.model import Detector, load_checkpoint
 from repq.progress import on_terminal
 from repq.quant import quantize, scale_table
-from repq.quant.sensitivity import MEASURES, Entry, Journal, Measurement, collect, measure, top_plan
+from repq.quant.sensitivity import MEASURES, Entry, Journal, Measurement, collect, measure_layers, top_plan
 from repq.recipe import BenchConfig, CalibrationConfig, EvalConfig, ExportConfig, PtqConfig, SensitivityConfig
 from repq.reparam import fuse
 from repq.results import Sensitivity
@@ -63,7 +63,7 @@ def sensitivity_of(
     records = calibration_set(train, CalibrationConfig(images=config.images))
     job = Measurement(model, records, imgsz, config, EvalConfig(), train.subset(train.records[:ap_images]))
     journal = Journal(folder, job.key)
-    measure(job, journal, progress=on_terminal)
+    measure_layers(job, journal, progress=on_terminal)
     return collect(job, journal), journal
 
 

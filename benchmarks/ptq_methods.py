@@ -31,7 +31,7 @@ from repq.export import export_float, export_quantized, save_onnx
 from repq.model import Detector, load_checkpoint
 from repq.progress import on_terminal
 from repq.quant import QuantizedModel, quantize, quantize_at_best
-from repq.quant.scoring import head_snr_db, outputs_of
+from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, CorrectionConfig, EngineName, EvalConfig, ExportConfig, PtqConfig
 from repq.reparam import fuse
 

@@ -26,7 +26,7 @@ from repq.evaluate import Matcher, evaluate
 from repq.layers import LayerId
 from repq.model import Detector, layer_ids, load_checkpoint
 from repq.quant import quantize, quantizing
-from repq.quant.sensitivity import ap_with_changes, local_moments
+from repq.quant.sensitivity import ap_with_changes, local_errors
 from repq.recipe import CalibrationConfig, EvalConfig, PtqConfig
 from repq.reparam import fuse
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     jobs: dict[str, Callable[[], object]] = {
         "fake-quantized forward": forward,
-        "local measures": lambda: local_moments(model, layers, images),
+        "local measures": lambda: local_errors(model, layers, images),
         "AP from scratch": lambda: from_scratch(model, sampled, dataset, imgsz, config),
         "AP by replay": replayed,
     }

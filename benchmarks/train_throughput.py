@@ -48,7 +48,7 @@ from repq.data.augment import Placement, mirror, place_objects, shift_colours
 from repq.files import write_text
 from repq.memory import keep_freed_memory
 from repq.model import build
-from repq.model.blocks import PointConv
+from repq.model.yolov6.blocks import PointConv
 from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
 from repq.train.assigner import assign_in_slices

@@ -26,6 +26,7 @@ from torch import Tensor
 from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
+from repq.layout import OutputLayout
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
 
@@ -191,12 +192,16 @@ def copy_from_first(model: torch.nn.Module) -> None:
 
 
 def evaluate_together(
-    predict: Predict, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig
+    predict: Predict,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    layout: OutputLayout = OutputLayout(),
 ) -> Accuracy:
     """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
     demand_objects(dataset)
     processes = current_processes()
-    own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config)
+    own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config, layout=layout)
     if processes.count == 1:
         return coco_accuracy(own, dataset)
     return coco_accuracy(joined_detections(gathered(own)), dataset)

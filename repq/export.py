@@ -1,8 +1,8 @@
 """From torch to ONNX: the only module that knows both.
 
-``images (B, 3, H, W) float32 in 0..1 -> detections (B, N, 5 + classes)``: centre x, y, width and height in pixels, the
-constant 1, class scores. Every convolution's weight is the initializer ``<LayerId>.weight``, which the graph passes
-join on, and its node is named ``<LayerId>``.
+``images (B, 3, H, W) float32 in 0..1 -> detections``, with the columns that the metadata describes (``OutputLayout``).
+Every convolution's weight is the initializer ``<LayerId>.weight``, which the graph passes join on, and its node is
+named ``<LayerId>``.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def export_float(
         num_classes=plain.spec.num_classes,
         names=None if names is None else tuple(names),
         imgsz=imgsz,
+        layout=plain.spec.layout,
     )
     write_metadata(graph, metadata)
     _verify(graph, config)

@@ -44,7 +44,7 @@ def accuracy_of(
     dataset = demand_fit(model, dataset, imgsz, log)
     demand_objects(dataset)
     if model.plain:
-        return evaluate(model.infer, dataset, imgsz, config, progress)
+        return evaluate(model.infer, dataset, imgsz, config, progress, layout=model.layout)
     service = service_of(model, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
@@ -113,7 +113,8 @@ def agreement(
         demand_size(model, imgsz)
         demand_same_order(dataset, model.names, model.label)
     rows = [(model.info, model.infer) for model in candidates]
-    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress)
+    layout = reference.layout
+    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, layout)
 
 
 def timed(

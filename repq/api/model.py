@@ -20,6 +20,7 @@ from repq.api.running import HERE, Options, Running
 from repq.errors import CheckpointError, DataError, EngineError, RepqError
 from repq.files import replacing
 from repq.layers import LayerId, select
+from repq.layout import OutputLayout
 from repq.recipe import (
     BenchConfig,
     BuildConfig,
@@ -81,6 +82,7 @@ class Model:
         quantized: whether layers of it quantize.
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         batch: the batch size, where the file fixes it.
+        layout: what the columns of the detections mean.
         preprocess: what the graph does to images itself.
         nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
         options: where it runs, and where its steps show how far they are.
@@ -104,6 +106,7 @@ class Model:
     start: Callable[[Options], Running]
     options: Options = HERE
     batch: int | None = None
+    layout: OutputLayout = OutputLayout()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     notes: tuple[str, ...] = ()
@@ -130,10 +133,10 @@ class Model:
 
     @property
     def infer(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections (B, N, 5 + classes).
+        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections, whose columns ``layout`` describes.
 
-        A row is centre x, y, width and height in pixels of the input, objectness, class scores. Graphs that do more
-        take and give what ``preprocess`` and ``nms`` say.
+        Those of YOLOv6 are (B, N, 5 + classes): centre x, y, width and height in pixels of the input, the constant 1,
+        class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say.
         """
         return self.running.infer
 
@@ -378,7 +381,7 @@ class Model:
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
         from repq.api.fitting import fitted
         from repq.api.planning import measurement, plan_for
-        from repq.quant.sensitivity import Journal, collect, measure
+        from repq.quant.sensitivity import Journal, collect, measure_layers
 
         weights, size, options, drawn = self.floats("be measured"), self.size(imgsz), self.options, ptq.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
@@ -389,7 +392,7 @@ class Model:
                 log=options.log,
             )  # fmt: skip
             known = Journal(journal, job.key)
-            measure(job, known, progress=options.progress)
+            measure_layers(job, known, progress=options.progress)
             found = collect(job, known, notes)
             if plan is None:
                 return found, None
@@ -539,8 +542,8 @@ class Model:
             else:
                 imitated = float_copy(start.model) if weights.quantized else fused(weights).model
             outcome = train_quantized(
-                start.model, imitated, train_set, val_set, size, chosen, device=options.device, seed=seed,
-                state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
+                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, device=options.device,
+                seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 
@@ -711,5 +714,4 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
     values = {**({} if config is None else dict(config)), **changes}
-    nothing = [f"{key}=null" for key, value in values.items() if value is None]
-    return parse_settings(kind, values, nothing, what=what)
+    return parse_settings(kind, values, what=what)

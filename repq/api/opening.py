@@ -14,6 +14,7 @@ from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, Runtime, in_engine, in_torch
 from repq.errors import EngineError, GraphError, RepqError
 from repq.layers import LayerId
+from repq.layout import OutputLayout
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BuildConfig, EngineName, TensorRtConfig
@@ -102,6 +103,7 @@ def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path
         layers=_deployed_layers(weights.model) if not weights.model.deploy else layer_ids(weights.model),
         quantized=weights.quantized,
         spec=spec.name,
+        layout=spec.layout,
         start=partial(_start_weights, weights, label, 0 if path is None else path.stat().st_size),
         options=options,
         notes=weights.notes,
@@ -141,7 +143,9 @@ def save_weights(path: Path, weights: Weights) -> None:
     if weights.config is None:
         save_checkpoint(path, model, names=names, metadata=metadata)
     else:
-        save_quantized(path, model, weights.config, names=names, metadata=metadata, maxima=weights.maxima)
+        save_quantized(
+            path, model, weights.config, names=names, metadata=metadata, maxima=weights.maxima, groups=weights.groups
+        )
 
 
 def _start_weights(weights: Weights, label: str, size_bytes: int, options: Options) -> Running:
@@ -192,12 +196,13 @@ def _of_graph(
     metadata = parse_metadata(graph.metadata)
     batch, height, width = graph.input.shape[0], *(metadata.imgsz if metadata else graph.input.shape[2:4])
     last = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
+    layout = OutputLayout() if metadata is None else metadata.layout
     inside = {} if metadata is None else {"preprocess": metadata.preprocess, "nms": metadata.nms}
     return Model(
         kind=kind,
         label=label,
         names=metadata.names if metadata else None,
-        num_classes=metadata.num_classes if metadata else last - 5 if isinstance(last, int) else None,
+        num_classes=metadata.num_classes if metadata else last - layout.width(0) if isinstance(last, int) else None,
         imgsz=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
         layers=graph.layers,
         quantized=bool(graph.int8_layers),
@@ -205,6 +210,7 @@ def _of_graph(
         start=start,
         options=options,
         batch=batch if isinstance(batch, int) else None,
+        layout=layout,
         **inside,  # type: ignore[arg-type]
         **further,
     )

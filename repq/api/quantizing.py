@@ -155,7 +155,8 @@ def quantized(
     for note in outcome.notes:
         log(note)
     maxima = _maxima(graph, records, imgsz, eval_config, progress) if graph is not None and with_maxima else {}
-    made = replace(weights, model=outcome.model, config=outcome.config, maxima=maxima)
+    shared = tuple(map(tuple, outcome.groups))
+    made = replace(weights, model=outcome.model, config=outcome.config, maxima=maxima, groups=shared)
     return Quantization(made, outcome, graph)
 
 

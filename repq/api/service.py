@@ -83,9 +83,8 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         return Prepared((stacked,), transforms)
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
-        found = [
-            boxes for output in outputs for boxes in (surviving(output) if model.nms else postprocess(output, config))
-        ]
+        of_batches = (surviving(out) if model.nms else postprocess(out, config, model.layout) for out in outputs)
+        found = [boxes for batch in of_batches for boxes in batch]
         for boxes, transform in zip(found, prepared.transforms, strict=True):
             boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
         return found

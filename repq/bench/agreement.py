@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,12 +11,10 @@ from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, batches, demand_objects
 from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
+from repq.layout import OutputLayout
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EvalConfig
 from repq.results import Agreement, CheckReport, ModelInfo
-
-OUTPUTS = {"boxes": slice(0, 4), "scores": slice(5, None)}
-"""The parts of detections (B, N, 5 + classes) that are compared; the constant between them is no result."""
 
 
 @dataclass
@@ -43,7 +42,7 @@ class _Difference:
 @dataclass
 class _Tally:
     boxes: list[NDArray[np.float32]] = field(default_factory=list)
-    differences: dict[str, _Difference] = field(default_factory=lambda: {name: _Difference() for name in OUTPUTS})
+    differences: dict[str, _Difference] = field(default_factory=lambda: defaultdict(_Difference))
 
 
 def check_agreement(
@@ -54,12 +53,14 @@ def check_agreement(
     config: CheckConfig,
     eval_config: EvalConfig,
     progress: Progress = silent,
+    layout: OutputLayout = OutputLayout(),
 ) -> CheckReport:
     """Run the reference and every candidate on each batch and compare outputs and AP.
 
     Args:
-        reference: images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes).
+        reference: images (B, 3, H, W) in 0..1 to detections.
         candidates: what each model is, and how to run it, as the reference.
+        layout: of the detections of all; boxes and scores are compared.
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
@@ -72,12 +73,13 @@ def check_agreement(
     loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox)
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
-        own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config))
+        own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config, layout))
         for (_, predict), tally in zip(candidates, tallies, strict=True):
             actual = np.asarray(predict(batch.images))
-            tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config))
-            for name, part in OUTPUTS.items():
-                tally.differences[name].add(expected[..., part], actual[..., part])
+            tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config, layout))
+            parts = layout.parts(actual)
+            for name, wanted in layout.parts(expected).items():
+                tally.differences[name].add(wanted, parts[name])
     images = tuple(record.name for record in dataset.records)
     reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []

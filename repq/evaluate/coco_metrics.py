@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, ImageRecord, demand_objects, pixel_boxes
 from repq.evaluate.detections import Detections, Predict, detect_all
+from repq.layout import OutputLayout
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
 from repq.results import Accuracy, ClassAccuracy
@@ -69,11 +70,13 @@ def evaluate(
     imgsz: tuple[int, int],
     config: EvalConfig,
     progress: Progress = silent,
+    *,
+    layout: OutputLayout = OutputLayout(),
 ) -> Accuracy:
     """Run a detector over a data set and return its COCO AP; see `detect_all` and `coco_accuracy` for the two halves.
 
     Args:
-        predict: images (B, 3, H, W), RGB in 0..1, to detections (B, N, 5 + classes) in network pixels.
+        predict: images (B, 3, H, W), RGB in 0..1, to detections in network pixels, in ``layout``.
         imgsz: height and width of the network input.
 
     Raises:
@@ -81,7 +84,8 @@ def evaluate(
             longer be read.
     """
     demand_objects(dataset)
-    return coco_accuracy(detect_all(predict, dataset, imgsz, config, progress, label="evaluating"), dataset)
+    found = detect_all(predict, dataset, imgsz, config, progress, label="evaluating", layout=layout)
+    return coco_accuracy(found, dataset)
 
 
 def _mean(precision: NDArray[np.floating]) -> float | None:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from repq.data import Batch, DetectionDataset, ImageRecord, batches, prefetch, read_image
 from repq.errors import DataError
 from repq.evaluate.postprocess import postprocess
+from repq.layout import OutputLayout
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating]]
-"""Images (B, 3, H, W), RGB in 0..1, to detections (B, N, 5 + classes) in network pixels; the last B may be smaller."""
+"""Images (B, 3, H, W), RGB in 0..1, to detections (a layout's columns) in network pixels; the last B may be smaller."""
 
 Detect = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.float32]]]
 """Images (h, w, 3), RGB, of any sizes, to boxes (k, 6) in each one's own pixels, as in `Detections.boxes`."""
@@ -60,6 +61,7 @@ def detect_all(
     progress: Progress = silent,
     *,
     label: str = "detecting",
+    layout: OutputLayout = OutputLayout(),
 ) -> Detections:
     """Find the objects in every image of a data set; a few batches of images are in memory at a time.
 
@@ -70,7 +72,7 @@ def detect_all(
     found: list[NDArray[np.float32]] = []
     for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
         output = np.asarray(predict(batch.images))
-        found.extend(boxes_in_images(output, batch, dataset.names, config))
+        found.extend(boxes_in_images(output, batch, dataset.names, config, layout))
     return Detections(_names(dataset.records), tuple(found))
 
 
@@ -91,15 +93,19 @@ def detect_images(
 
 
 def boxes_in_images(
-    output: NDArray[np.floating], batch: Batch, names: Sequence[str], config: EvalConfig
+    output: NDArray[np.floating],
+    batch: Batch,
+    names: Sequence[str],
+    config: EvalConfig,
+    layout: OutputLayout = OutputLayout(),
 ) -> list[NDArray[np.float32]]:
     """Turn one batch of network output into boxes (k, 6) in pixels of the original images, as in `Detections.boxes`.
 
     Raises:
         DataError: the output does not fit the batch or the classes.
     """
-    _check_output(output, len(batch), names)
-    found = postprocess(output, config)
+    _check_output(output, len(batch), names, layout)
+    found = postprocess(output, config, layout)
     for boxes, transform in zip(found, batch.transforms, strict=True):
         boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
     return found
@@ -109,11 +115,12 @@ def _names(records: Sequence[ImageRecord]) -> tuple[str, ...]:
     return tuple(record.name for record in records)
 
 
-def _check_output(output: NDArray[np.floating], images: int, names: Sequence[str]) -> None:
-    expected = 5 + len(names)
-    if output.ndim != 3 or output.shape[0] != images or output.shape[2] != expected:
+def _check_output(output: NDArray[np.floating], images: int, names: Sequence[str], layout: OutputLayout) -> None:
+    width = layout.width(len(names))
+    if output.ndim != 3 or output.shape[0] != images or layout.rows(output).shape[2] != width:
+        fitting = f"({images}, {width}, N)" if layout.columns_first else f"({images}, N, {width})"
         raise DataError(
             "the model's output does not fit the data set",
-            found=f"shape {output.shape} for {images} images and {len(names)} classes; ({images}, N, {expected}) fits",
+            found=f"shape {output.shape} for {images} images and {len(names)} classes; {fitting} fits",
             fix="use a data set with the classes that the model was trained for",
         )

@@ -6,24 +6,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.layout import OutputLayout
 from repq.recipe import EvalConfig
 
 MAX_CANDIDATES = 30_000  # the best of so many scores go into the suppression, as in the official evaluation
 
 
-def postprocess(detections: NDArray[np.floating], config: EvalConfig) -> list[NDArray[np.float32]]:
-    """Turn (B, N, 5 + C) detections into B arrays (k, 6): x1, y1, x2, y2 in network pixels, score, class; best first.
+def postprocess(
+    detections: NDArray[np.floating], config: EvalConfig, layout: OutputLayout = OutputLayout()
+) -> list[NDArray[np.float32]]:
+    """Turn B images' detections into B arrays (k, 6): x1, y1, x2, y2 in network pixels, score, class; best first.
 
-    An input row is box centre x, y, width, height in pixels, an objectness, C class scores; the score of a class is
-    objectness times class score. With ``config.multi_label`` a row yields a candidate for each class above
-    ``config.confidence``, else only for its best class. A box falls if its IoU with a better one of its class exceeds
-    ``config.iou``. Rows that are not finite or whose box has no area yield nothing.
+    With ``config.multi_label`` a detection yields a candidate for each class above ``config.confidence``, else only for
+    its best class. A box falls if its IoU with a better one of its class exceeds
+    ``config.iou``. Detections that are not finite or whose box has no area yield nothing.
     """
-    return [_one_image(rows, config) for rows in np.asarray(detections)]
+    return [_one_image(output, config, layout) for output in np.asarray(detections)]
 
 
-def _one_image(rows: NDArray[np.floating], config: EvalConfig) -> NDArray[np.float32]:
-    scores = rows[:, 5:] * rows[:, 4:5]
+def _one_image(output: NDArray[np.floating], config: EvalConfig, layout: OutputLayout) -> NDArray[np.float32]:
+    scores, boxes = layout.scores_of(output), layout.boxes_of(output)
     if config.multi_label:
         row, class_id = np.nonzero(scores > config.confidence)
     else:
@@ -31,9 +33,9 @@ def _one_image(rows: NDArray[np.floating], config: EvalConfig) -> NDArray[np.flo
         row = np.flatnonzero(scores[np.arange(len(scores)), best] > config.confidence)
         class_id = best[row]
     score = scores[row, class_id]
-    centre, half = rows[row, :2], rows[row, 2:4] / 2
-    candidates = np.column_stack([centre - half, centre + half, score, class_id]).astype(np.float32)
-    candidates = candidates[np.isfinite(candidates).all(axis=1) & (rows[row, 2:4] > 0).all(axis=1)]
+    boxes = boxes[row]
+    candidates = np.column_stack([*layout.corners(boxes), score, class_id]).astype(np.float32)
+    candidates = candidates[np.isfinite(candidates).all(axis=1) & (layout.size(boxes) > 0).all(axis=1)]
     order = np.argsort(-candidates[:, 4], kind="stable")[:MAX_CANDIDATES]
     candidates = candidates[order]
     return candidates[suppress(candidates, config.iou)[: config.max_detections]]

@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 
 from repq.errors import GraphError
 from repq.layers import LayerId
+from repq.layout import OutputLayout
 from repq.recipe import NmsConfig, PreprocessConfig
 
 Precision = Literal["float32", "float16", "int8", "int8_float16"]
@@ -29,6 +30,7 @@ class GraphMetadata:
         imgsz: height and width in pixels.
         precision: type of the float tensors, ``float32`` or ``float16``; ``int8`` or ``int8_float16`` for a Q/DQ graph.
         int8_layers: the quantized layers, in graph order.
+        layout: what the columns of the detections mean.
         preprocess: what the graph does to images before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
@@ -41,6 +43,7 @@ class GraphMetadata:
     imgsz: tuple[int, int]
     precision: Precision = "float32"
     int8_layers: tuple[LayerId, ...] = ()
+    layout: OutputLayout = OutputLayout()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     maxima: Mapping[str, float] = field(default_factory=dict)
@@ -57,6 +60,7 @@ def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
         "imgsz": json.dumps(metadata.imgsz),
         "precision": metadata.precision,
         "int8_layers": json.dumps(metadata.int8_layers),
+        "layout": metadata.layout.to_json(),
         "maxima": json.dumps(dict(metadata.maxima)),
     }
     if metadata.preprocess != PreprocessConfig():
@@ -108,6 +112,7 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         imgsz=(int(height), int(width)),
         precision=precisions[entries["precision"]],
         int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
+        layout=OutputLayout.from_json(entries.get("layout", "{}")),
         preprocess=PreprocessConfig.model_validate_json(entries.get("preprocess", "{}")),
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},

@@ -1,6 +1,6 @@
 r"""Non-maximum suppression at the end of the graph.
 
-Before and after, with N boxes and C classes::
+Before and after, with N boxes and C classes, for the layout of most detectors::
 
     … -> detections (B, N, 5 + C)
     … -> detections -> corners (B, N, 4) ---------------\
@@ -13,8 +13,8 @@ one of the earlier box, then of the earlier class.
 
 The result is that of ``repq.evaluate.postprocess``: per class, a box falls if its IoU with a better one exceeds
 ``iou``; with ``multi_label`` a box may stand for several classes, else for its best. Two differences stay: IoU is
-computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. The objectness, a constant
-1 in these models, is not multiplied in. A box without area counts on neither side.
+computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. A box without area counts
+on neither side.
 
 NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
 """
@@ -30,29 +30,28 @@ from repq.errors import GraphError
 from repq.graph.building import Adder
 from repq.graph.index import remove_unused, replace, sort_nodes
 from repq.graph.metadata import read_metadata, write_metadata
+from repq.layout import OutputLayout
 from repq.recipe import NmsConfig
 
 BOXES = "boxes"
-_FIRST_SCORE = 5
 
 
 def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
-    """Return a copy of ``model`` that ends with ``boxes`` (B, K, 6) instead of detections (B, N, 5 + C).
+    """Return a copy of ``model`` that ends with ``boxes`` (B, K, 6) instead of detections.
+
+    What their columns mean is in the metadata; without any, they have the layout of most detectors.
 
     Raises:
         GraphError: the output has another shape, or the graph suppresses already.
     """
-    batch, count, classes = _detections(model)
+    metadata = read_metadata(model)
+    layout = OutputLayout() if metadata is None else metadata.layout
+    batch, count, classes = _detections(model, layout)
     result = ModelProto()
     result.CopyFrom(model)
     add = Adder(result, "nms")
-    detections = result.graph.output[0].name
+    corners, size, scores = _corners_sizes_scores(add, result.graph.output[0].name, layout, classes)
     axis = add.ints(2)
-    centre = add.node("Slice", detections, add.ints(0), add.ints(2), axis)
-    size = add.node("Slice", detections, add.ints(2), add.ints(4), axis)
-    half = add.node("Mul", size, add.float(0.5))
-    corners = add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2)
-    scores = add.node("Slice", detections, add.ints(_FIRST_SCORE), add.ints(_FIRST_SCORE + classes), axis)
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
     scores = add.node("Mul", scores, _has_area(add, size))
@@ -76,10 +75,28 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
     replace(result.graph.output, [helper.make_tensor_value_info(BOXES, TensorProto.FLOAT, [batch, best, 6])])
     remove_unused(result.graph)
     sort_nodes(result.graph)
-    metadata = read_metadata(result)
     if metadata is not None:
         write_metadata(result, with_changes(metadata, nms=config))
     return result
+
+
+def _corners_sizes_scores(add: Adder, detections: str, layout: OutputLayout, classes: int) -> tuple[str, str, str]:
+    """(B, N, 4) corners, (B, N, 2) sizes and (B, N, C) scores of detections."""
+    axis = add.ints(2)
+    rows = add.node("Transpose", detections, perm=[0, 2, 1]) if layout.columns_first else detections
+
+    def columns(first: int, count: int) -> str:
+        return add.node("Slice", rows, add.ints(first), add.ints(first + count), axis)
+
+    scores = columns(layout.scores, classes)
+    if layout.objectness is not None:
+        scores = add.node("Mul", scores, columns(layout.objectness, 1))
+    if layout.box_form == "corners":
+        low, high = columns(layout.boxes, 2), columns(layout.boxes + 2, 2)
+        return columns(layout.boxes, 4), add.node("Sub", high, low), scores
+    centre, size = columns(layout.boxes, 2), columns(layout.boxes + 2, 2)
+    half = add.node("Mul", size, add.float(0.5))
+    return add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2), size, scores
 
 
 def _best_class_only(add: Adder, scores: str, classes: int) -> str:
@@ -102,7 +119,7 @@ def _best(add: Adder, model: ModelProto, survivors: str, best: int, length: int)
     return score, rank
 
 
-def _detections(model: ModelProto) -> tuple[int | str, int, int]:
+def _detections(model: ModelProto, layout: OutputLayout) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of the only output."""
     if any(node.op_type == "NonMaxSuppression" for node in model.graph.node):
         raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
@@ -112,9 +129,10 @@ def _detections(model: ModelProto) -> tuple[int | str, int, int]:
         if (shape := output.type.tensor_type.shape) is not None
     ]
     if len(outputs) == 1 and len(outputs[0][1]) == 3:
-        batch, count, width = outputs[0][1]
-        if isinstance(count, int) and isinstance(width, int) and width > _FIRST_SCORE:
-            return batch or "batch", count, width - _FIRST_SCORE
+        batch, *sizes = outputs[0][1]
+        width, count = sizes if layout.columns_first else reversed(sizes)
+        if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
+            return batch or "batch", count, width - layout.columns_beside_scores
     raise GraphError(
         "the graph does not end with detections",
         found=", ".join(f"{name} {tuple(shape)}" for name, shape in outputs) or "no output",

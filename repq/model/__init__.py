@@ -1,59 +1,51 @@
-"""The YOLOv6 family: specs as data, detectors built from them, and their checkpoints."""
+"""Detectors of any family: specs as data, the networks built from them, and their checkpoints. Names load on use."""
 
-from repq.model.blocks import (
-    ConvBlock,
-    ConvBN,
-    ConvModule,
-    LinearAddBlock,
-    QARepVGGBlock,
-    QARepVGGBlockV2,
-    RealVGGBlock,
-    ReparamBlock,
-    RepVGGBlock,
-    ScaleLayer,
-)
-from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from repq.model.detector import Detector, build, layer_ids
-from repq.model.family import get_spec, model_names
-from repq.model.heads import (
-    Detect,
-    TrainOutput,
-    anchor_points,
-    boxes_from_distances,
-    centre_form,
-    expected_distances,
-)
-from repq.model.lite import DPBlock
-from repq.model.macs import count_macs
-from repq.model.specs import ModelSpec, Style
+from typing import TYPE_CHECKING
+
+from repq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from repq.model.algebra import Affine, BranchScales, Fold, Foldable, Plain, Searched, conv_and_norm
+    from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from repq.model.detector import Detector, TrainOutput, build, count_macs, layer_ids, outline
+    from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover
+    from repq.model.family import Family, PublishedSpeed, Recovery, Spec
+
+_HOMES = {
+    "algebra": ("Affine", "BranchScales", "Fold", "Foldable", "Plain", "Searched", "conv_and_norm"),
+    "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "detector": ("Detector", "TrainOutput", "build", "count_macs", "layer_ids", "outline"),
+    "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover"),
+    "family": ("Family", "PublishedSpeed", "Recovery", "Spec"),
+}
 
 __all__ = [
+    "FAMILIES",
+    "Affine",
+    "BranchScales",
     "Checkpoint",
-    "ConvBN",
-    "ConvBlock",
-    "ConvModule",
-    "DPBlock",
-    "Detect",
     "Detector",
-    "LinearAddBlock",
-    "ModelSpec",
-    "QARepVGGBlock",
-    "QARepVGGBlockV2",
-    "RealVGGBlock",
-    "RepVGGBlock",
-    "ReparamBlock",
-    "ScaleLayer",
-    "Style",
+    "Family",
+    "Fold",
+    "Foldable",
+    "Plain",
+    "PublishedSpeed",
+    "Recovery",
+    "Searched",
+    "Spec",
     "TrainOutput",
-    "anchor_points",
-    "boxes_from_distances",
     "build",
-    "centre_form",
+    "conv_and_norm",
     "count_macs",
-    "expected_distances",
+    "family_named",
     "get_spec",
     "layer_ids",
     "load_checkpoint",
     "model_names",
+    "outline",
+    "read_spec",
+    "recover",
     "save_checkpoint",
 ]
+
+__getattr__ = lazy_names(__name__, {name: f"repq.model.{home}" for home, names in _HOMES.items() for name in names})

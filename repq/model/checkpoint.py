@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from repq.errors import CheckpointError, RepqError
-from repq.model.detector import Detector
+from repq.model.detector import Detector, outline
+from repq.model.families import read_spec, recover
+from repq.model.family import Recovery
 from repq.model.pickled import Node, StoredTensor
-from repq.model.recover import Recovery, outline, recover
-from repq.model.specs import ModelSpec
 from repq.model.tensorfile import write_tensors
 from repq.model.torchfile import TorchFile, open_torch_file
 
@@ -32,7 +32,6 @@ class Checkpoint:
 
     Attributes:
         model: the detector with FP32 weights, in eval mode.
-        spec: its architecture.
         names: class names, where the file holds them.
         notes: what was dropped, chosen or converted on the way in.
         metadata: further text of a file that repq wrote.
@@ -40,11 +39,15 @@ class Checkpoint:
     """
 
     model: Detector
-    spec: ModelSpec
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Any:
+        """The architecture, a `repq.model.Spec` of the model's family."""
+        return self.model.spec
 
 
 def load_checkpoint(path: Path | str, name: str | None = None) -> Checkpoint:
@@ -135,7 +138,8 @@ def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
     extra = {entry.removeprefix(_EXTRA): value for entry, value in tensors.items() if entry.startswith(_EXTRA)}
     tensors = {entry: value for entry, value in tensors.items() if not entry.startswith(_EXTRA)}
     if not own:
-        return _assemble(path, _recover(path, tensors, name), tensors)
+        recovery = _recover(path, tensors, name)
+        return Checkpoint(_assemble(path, recovery, tensors), None, recovery.notes)
     if own.get("version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has a format that this repq does not know",
@@ -148,8 +152,7 @@ def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
             f"{path} is not {name}", found=f"a file of {recovery.spec.name}", fix="leave the name out: the file has it"
         )
     names = _read_names(json.loads(own["names"]), recovery.spec.num_classes) if "names" in own else None
-    loaded = _assemble(path, recovery, tensors, names)
-    return Checkpoint(loaded.model, loaded.spec, names, loaded.notes, metadata, extra)
+    return Checkpoint(_assemble(path, recovery, tensors), names, (), metadata, extra)
 
 
 def _declared(path: Path, own: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Recovery:
@@ -158,15 +161,15 @@ def _declared(path: Path, own: Mapping[str, str], tensors: Mapping[str, Tensor])
         f"{path} is damaged", found="its entries are not those of the model it declares", fix="write it again"
     )
     try:
-        spec, deploy = ModelSpec.from_json(own["spec"]), json.loads(own["deploy"]) is True
-        if sum(spec.backbone_repeats) + sum(spec.neck_repeats) > len(tensors):
+        spec, deploy = read_spec(own["spec"]), json.loads(own["deploy"]) is True
+        if spec.least_entries > len(tensors):
             raise damaged
         expected = {entry: value.shape for entry, value in outline(spec, deploy).state_dict().items()}
     except (RepqError, KeyError, ValueError, IndexError, RuntimeError, OverflowError):
         raise damaged from None
     if expected != {entry: value.shape for entry, value in tensors.items()}:
         raise damaged
-    return Recovery(spec, deploy, {entry: entry for entry in tensors}, ())
+    return Recovery(spec, deploy, {entry: entry for entry in tensors})
 
 
 # --- what torch.save wrote -------------------------------------------------------------------------------------------
@@ -185,12 +188,12 @@ def _load_torch(path: Path, opened: TorchFile, name: str | None) -> Checkpoint:
     root = opened.root if isinstance(opened.root, dict) else {}
     own_names = weights.state.get("names") if isinstance(weights, Node) else None
     names = _read_names(own_names or root.get("names"), recovery.spec.num_classes)
-    loaded = _assemble(path, recovery, tensors, names)
-    notes += _set_constants(loaded.model, nodes)
+    model = _assemble(path, recovery, tensors)
+    notes += _set_constants(model, nodes)
     dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
     if dtypes:
         notes.append(f"converted {', '.join(sorted(str(dtype)[6:] for dtype in dtypes))} weights to float32")
-    return Checkpoint(loaded.model, loaded.spec, names, (*notes, *loaded.notes))
+    return Checkpoint(model, names, (*notes, *recovery.notes))
 
 
 def _find_weights(path: Path, root: Any) -> tuple[Any, str]:
@@ -205,7 +208,7 @@ def _find_weights(path: Path, root: Any) -> tuple[Any, str]:
     raise CheckpointError(
         f"{path} holds no weights",
         found=f"a mapping with the keys {keys}" if found else f"a value of type {type(root).__name__}",
-        fix="give a checkpoint of YOLOv6 training or torch.save(model.state_dict(), …)",
+        fix="give a checkpoint of a training or torch.save(model.state_dict(), …)",
     )
 
 
@@ -280,22 +283,20 @@ def _recover(
         raise CheckpointError(f"cannot use {path}: {error.what}", found=error.found, fix=error.fix) from None
 
 
-def _assemble(
-    path: Path, recovery: Recovery, tensors: Mapping[str, Tensor], names: tuple[str, ...] | None = None
-) -> Checkpoint:
+def _assemble(path: Path, recovery: Recovery, tensors: Mapping[str, Tensor]) -> Detector:
     model = outline(recovery.spec, recovery.deploy)
     state = {}
     for entry, expected in model.state_dict().items():
         if entry in recovery.entries:
             state[entry] = tensors[recovery.entries[entry]].to(expected.dtype)
-        else:  # a constant: the bins 0, 1, … of the box distribution, or a count of batches, 0
-            state[entry] = torch.arange(expected.numel(), dtype=expected.dtype).view(expected.shape)
+        else:  # a constant of the family, or a count of batches
+            state[entry] = recovery.constants.get(entry, torch.zeros(expected.shape, dtype=expected.dtype))
         if state[entry].is_floating_point() and not torch.isfinite(state[entry]).all():
             raise CheckpointError(
                 f"{path} holds weights that are not finite", found=entry, fix="take an earlier checkpoint"
             )
     model.load_state_dict(state, assign=True)  # random first weights are never drawn
-    return Checkpoint(model.eval(), recovery.spec, names, recovery.notes)
+    return model.eval()
 
 
 def _read_names(value: Any, num_classes: int) -> tuple[str, ...] | None:

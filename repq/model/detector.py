@@ -1,48 +1,84 @@
-"""The detector and how to build one by name."""
+"""What every detector is, whatever its family; how to build one, and what its layers are."""
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from repq.layers import LayerId
-from repq.model.backbones import RepBackbone
-from repq.model.blocks import BlockKit
-from repq.model.family import get_spec
-from repq.model.heads import Detect, TrainOutput
-from repq.model.lite import LiteBackbone, LiteNeck
-from repq.model.necks import RepNeck
-from repq.model.specs import ModelSpec
+from repq.model.families import family_named, get_spec
+from repq.model.family import Spec
 
 
-class Detector(nn.Module):
-    """Backbone, neck and head of one spec.
+class TrainOutput(NamedTuple):
+    """What a detector returns in training mode.
 
-    In eval mode ``forward`` maps images (B, 3, H, W) in 0..1 to detections (B, N, 5 + classes): centre x, y, width and
-    height in input pixels, the constant 1, class scores; in training mode to ``TrainOutput``. H and W are multiples of
-    the coarsest stride.
+    Attributes:
+        features: the maps that the head reads (B, C, H, W), finest first.
+        scores: (B, N, classes) in 0..1.
+        distances: (B, N, any) raw boxes, in the form that the family's objective takes; see `Detector.answer`.
     """
 
-    def __init__(self, spec: ModelSpec, *, deploy: bool = False) -> None:
+    features: tuple[Tensor, ...]
+    scores: Tensor
+    distances: Tensor
+
+
+class Detector(nn.Module, ABC):
+    """A network that finds objects, of one spec. Subclasses say what its feature maps are, and what its head does.
+
+    In eval mode ``forward`` maps images (B, 3, H, W), RGB in 0..1, to detections in the layout of ``spec.layout``; in
+    training mode to ``TrainOutput``. H and W are multiples of the coarsest stride.
+
+    Args:
+        deploy: the fused form: one convolution with bias per block.
+    """
+
+    def __init__(self, spec: Spec, *, deploy: bool = False) -> None:
         super().__init__()
-        self.spec, self.deploy = spec, deploy
-        kit = BlockKit(spec.style, deploy)
-        if spec.stage == "lite":
-            self.backbone: nn.Module = LiteBackbone(spec, deploy=deploy)
-            self.neck: nn.Module = LiteNeck(spec, deploy=deploy)
-        else:
-            self.backbone = RepBackbone(spec, kit)
-            self.neck = RepNeck(spec, kit)
-        self.detect = Detect(spec, kit)
+        self.spec: Any = spec  # of the family's own type
+        self.deploy = deploy
 
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The neck's maps, finest first."""
-        return self.neck(self.backbone(x))
+    @abstractmethod
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps that the head reads, finest first, of network input in the form of ``spec.pixels``."""
 
-    def forward(self, x: Tensor) -> Tensor | TrainOutput:
-        return self.detect(self.features(x))
+    @abstractmethod
+    def predict(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Detections from feature maps."""
+
+    def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
+        """The head's output in training form; by default scores and corners (in pixels) of the detections."""
+        layout, detections = self.spec.layout, self.predict(features)
+        corners = torch.cat(layout.corners(layout.boxes_of(detections)), dim=-1)
+        return TrainOutput(features, layout.scores_of(detections), corners)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps of images (B, 3, H, W), RGB in 0..1: for sensitivity and distillation."""
+        form = self.spec.pixels
+        x = images.flip(1) if form.bgr else images
+        if form.scale != 1:
+            x = x * form.scale
+        if any(form.mean) or form.std != (1, 1, 1):
+            mean, std = (torch.tensor(value, dtype=x.dtype, device=x.device) for value in (form.mean, form.std))
+            x = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+        return self.maps(x)
+
+    def forward(self, images: Tensor) -> Tensor | TrainOutput:
+        features = self.features(images)
+        return self.answer(features) if self.training else self.predict(features)
+
+    def merged_layers(self) -> frozenset[LayerId]:
+        """The convolutions of the fused form that stand for several branches each."""
+        return frozenset()
 
 
-def build(name_or_spec: str | ModelSpec, num_classes: int = 80, *, deploy: bool = False) -> Detector:
+def build(name_or_spec: str | Spec, num_classes: int = 80, *, deploy: bool = False) -> Detector:
     """Build a detector with fresh weights.
 
     Args:
@@ -54,13 +90,50 @@ def build(name_or_spec: str | ModelSpec, num_classes: int = 80, *, deploy: bool 
         RepqError: the name is unknown; the message names the closest ones.
     """
     spec = get_spec(name_or_spec, num_classes) if isinstance(name_or_spec, str) else name_or_spec
-    return Detector(spec, deploy=deploy)
+    return family_named(spec.family).build(spec, deploy=deploy)
+
+
+def outline(spec: Spec, deploy: bool) -> Detector:
+    """The detector without numbers (on torch's meta device): cheap, whatever its size."""
+    with torch.device("meta"):
+        return build(spec, deploy=deploy)
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[LayerId, nn.Conv2d | nn.ConvTranspose2d]]:
+    """All convolutions of a model with their paths, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            yield LayerId(name), module
 
 
 def layer_ids(deploy_model: nn.Module) -> tuple[LayerId, ...]:
     """Paths of all convolutions of a fused model, in module order."""
-    return tuple(
-        LayerId(name)
-        for name, module in deploy_model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    )
+    return tuple(layer for layer, _ in layers_of(deploy_model))
+
+
+def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[LayerId, int]:
+    """Multiply-adds of every convolution for one image of ``imgsz`` (height, width, or one number for a square).
+
+    ``MACs = output elements * (C_in / groups) * k_h * k_w``; for a transposed convolution
+    ``input elements * (C_out / groups) * k_h * k_w``. Nothing is computed: shapes flow through the meta device.
+
+    Raises:
+        RepqError: the size is no multiple of the model's coarsest stride.
+    """
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    deploy_model.spec.check_size(height, width)
+    model = copy.deepcopy(deploy_model).to("meta").eval()
+    counts = dict.fromkeys(layer_ids(model), 0)
+
+    def counter(layer: LayerId) -> Any:
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+            counts[layer] = counted.numel() * module.weight[0].numel()
+
+        return hook
+
+    for layer, module in layers_of(model):
+        module.register_forward_hook(counter(layer))
+    with torch.no_grad():
+        model(torch.empty(1, 3, height, width, device="meta"))
+    return counts

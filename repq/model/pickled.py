@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-MODULE_PACKAGES = ("yolov6", "torch.nn")
-"""Packages whose classes become inert nodes."""
+from repq.model.families import FAMILIES
+
+
+def module_packages() -> tuple[str, ...]:
+    """Packages whose classes become inert nodes: torch's own modules and what the families' checkpoints pickle."""
+    return ("torch.nn", *(package for family in FAMILIES for package in family.packages))
 
 
 class RefusedError(Exception):
@@ -86,7 +90,7 @@ def admit(module: Any, name: Any) -> Name:
 
 
 def _is_module_class(found: Name) -> bool:
-    inside = any(found.module == package or found.module.startswith(package + ".") for package in MODULE_PACKAGES)
+    inside = any(found.module == package or found.module.startswith(package + ".") for package in module_packages())
     return inside and found.name.isidentifier() and all(part.isidentifier() for part in found.module.split("."))
 
 

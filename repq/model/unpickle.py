@@ -33,7 +33,7 @@ MAX_OPERATIONS = 4_000_000
 def read_stream(stream: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """Interpret one pickle up to its STOP and return the plain value that it describes.
 
-    A binary file is left at the byte after STOP. Classes of ``MODULE_PACKAGES`` come back as :class:`Node`, storage
+    A binary file is left at the byte after STOP. Classes of ``module_packages()`` come back as :class:`Node`, storage
     references as :class:`Storage` (all of them are also put into ``storages`` by key), tensors as
     :class:`StoredTensor`.
 

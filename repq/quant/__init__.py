@@ -1,52 +1,48 @@
 """Quantization of fused models: quantizers, where they go, how their scales are found, and how they are stored.
 
-The way through: ``insert_quantizers`` -> ``calibrate`` -> ``scale_table``; ``quantize`` is all of it in one call.
+The way through: ``insert_quantizers`` -> ``calibrate`` -> ``scale_table``; ``quantize`` is all of it in one call. Names
+load when they are first used: the lists of calibrators and corrections are read without torch.
 """
 
-from repq.quant.calibration import Calibration, Histogram, Observation, activation_range, calibrate, observe, set_scales
-from repq.quant.choosing import quantize_at_best, quantize_in_steps
-from repq.quant.convolution import QuantConv2d, QuantConvTranspose2d, QuantizedLayer
-from repq.quant.insertion import insert_quantizers, quantized_layers
-from repq.quant.ptq import QuantizedModel, on_device_of, quantize
-from repq.quant.quantizer import Quantizer, fake_quantize
-from repq.quant.rows import extra_macs_share, int8_macs_share, layer_rows
-from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, symmetric_scale, weight_scale
-from repq.quant.state import apply_scales, quantizing, scale_table
-from repq.quant.storage import Weights, load_quantized, load_weights, save_quantized
+from __future__ import annotations
 
-__all__ = [
-    "Calibration",
-    "Histogram",
-    "Observation",
-    "QuantConv2d",
-    "QuantConvTranspose2d",
-    "QuantizedLayer",
-    "QuantizedModel",
-    "Quantizer",
-    "Scheme",
-    "Weights",
-    "activation_range",
-    "apply_scales",
-    "asymmetric_scale",
-    "calibrate",
-    "extra_macs_share",
-    "fake_quantize",
-    "insert_quantizers",
-    "int8_macs_share",
-    "layer_rows",
-    "load_quantized",
-    "load_weights",
-    "observe",
-    "on_device_of",
-    "quantize",
-    "quantize_at_best",
-    "quantize_in_steps",
-    "quantized_layers",
-    "quantizing",
-    "range_scale",
-    "save_quantized",
-    "scale_table",
-    "set_scales",
-    "symmetric_scale",
-    "weight_scale",
-]
+from typing import TYPE_CHECKING
+
+from repq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from repq.quant.calibration.observation import calibrate as calibrate
+    from repq.quant.calibration.observation import observe as observe
+    from repq.quant.calibration.observation import set_scales as set_scales
+    from repq.quant.choosing import quantize_at_best as quantize_at_best
+    from repq.quant.choosing import quantize_in_steps as quantize_in_steps
+    from repq.quant.convolution import QuantConv2d as QuantConv2d
+    from repq.quant.convolution import QuantConvTranspose2d as QuantConvTranspose2d
+    from repq.quant.ptq import QuantizedModel as QuantizedModel
+    from repq.quant.ptq import on_device_of as on_device_of
+    from repq.quant.ptq import quantize as quantize
+    from repq.quant.quantizer import Quantizer as Quantizer
+    from repq.quant.quantizer import fake_quantize as fake_quantize
+    from repq.quant.rows import extra_macs_share as extra_macs_share
+    from repq.quant.state import apply_scales as apply_scales
+    from repq.quant.state import insert_quantizers as insert_quantizers
+    from repq.quant.state import quantized_layers as quantized_layers
+    from repq.quant.state import quantizing as quantizing
+    from repq.quant.state import scale_table as scale_table
+    from repq.quant.storage import Weights as Weights
+    from repq.quant.storage import load_weights as load_weights
+    from repq.quant.storage import save_quantized as save_quantized
+
+_NAMES = {
+    "calibration.observation": "calibrate observe set_scales",
+    "choosing": "quantize_at_best quantize_in_steps",
+    "convolution": "QuantConv2d QuantConvTranspose2d",
+    "ptq": "QuantizedModel on_device_of quantize",
+    "quantizer": "Quantizer fake_quantize",
+    "rows": "extra_macs_share",
+    "state": "apply_scales insert_quantizers quantized_layers quantizing scale_table",
+    "storage": "Weights load_weights save_quantized",
+}
+__getattr__ = lazy_names(
+    __name__, {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
+)

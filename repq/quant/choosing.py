@@ -3,41 +3,36 @@
 A trial quantizes the model with some settings and compares its head's output with the float model's on images that it
 was not calibrated on (``head_snr_db``: no labels, and smooth where AP on some hundred images jumps). First come the
 calibration methods; then, one after the other, the corrections, each on top of what was kept so far. One that changes
-the engine's work (a factor per channel, a second convolution) has to gain more than one that only changes numbers.
+the engine's work has to gain more than one that only changes numbers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from repq.errors import QuantizationError
-from repq.layers import LayerId
 from repq.model import Detector
 from repq.progress import Progress, silent
-from repq.quant.calibration.observe import Images
-from repq.quant.convolution import is_depthwise
-from repq.quant.corrections import find_chains, weight_snr_db
-from repq.quant.insertion import quantized_layers
-from repq.quant.ptq import Observed, QuantizedModel, choose_scales, correct_model, observe_model, on_device_of
-from repq.quant.scoring import head_snr_db, outputs_of
-from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
+from repq.quant.calibration import CALIBRATORS
+from repq.quant.calibration.observation import Groups, Images
+from repq.quant.corrections import CORRECTIONS, Correction, asked_for
+from repq.quant.ptq import Observed, QuantizedModel, add_last, apply, first_images, observe_model, on_device_of
+from repq.quant.similarity import head_snr_db, outputs_of
+from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import PtqTrial
 
 FREE_GAIN_DB = 0.25
-"""What a step has to gain that costs nothing in the engine."""
+"""What a correction has to gain that costs nothing in the engine."""
 
 COSTLY_GAIN_DB = 1.0
-"""What a step has to gain that gives the engine more to do."""
+"""What a correction has to gain that gives the engine more to do."""
 
-SPLIT_BELOW_DB = 25.0
-METHODS: tuple[str, ...] = get_args(CalibrationConfig.model_fields["method"].annotation)
-
-ApOnTrain = Callable[[nn.Module], float]
+ApOnTrain = Callable[[Detector], float]
 
 
 @dataclass(frozen=True)
@@ -54,48 +49,36 @@ class _Bench:
 
     fused: Detector
     batches: Iterable[Images]
-    held_out: Sequence[Tensor]
+    judging: Sequence[Tensor]
     progress: Progress
-    groups: Sequence[Sequence[LayerId]] = ()
+    groups: Groups
+    trials: list[PtqTrial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._wanted = outputs_of(self.fused, self.held_out)
-        self._observed: dict[bool, Observed] = {}
-        self._last: QuantizedModel | None = None  # trials often differ in the last step alone
-        self.trials: list[PtqTrial] = []
+        self._wanted = outputs_of(self.fused, self.judging)
+        self._observed: dict[Any, Observed] = {}
 
     def observed(self, config: PtqConfig) -> Observed:
-        """What the calibration images show of the model, or of the equalized one; each is run once."""
-        key = config.correct.equalize
+        """What the calibration images show of the model, with what acts before; each is run once."""
+        key = str(asked_for(config.correct, "before"))
         if key not in self._observed:
-            with_images = config.correct.model_copy(update={"rounding": "adaptive"})  # keep images for later trials
-            config = config.model_copy(update={"correct": with_images})
-            self._observed[key] = observe_model(self.fused, self.batches, config, self.progress, groups=self.groups)
+            self._observed[key] = observe_model(
+                self.fused, self.batches, config, self.progress, groups=self.groups, for_all=True
+            )
         return self._observed[key]
 
-    def run(self, name: str, config: PtqConfig, base: float | None) -> _Result:
-        """Quantize with these settings and write the trial down."""
+    def run(self, name: str, config: PtqConfig, base: _Result | None) -> _Result:
+        """Quantize with these settings, which add something to those of ``base``, and write the trial down."""
         started = time.perf_counter()
-        observed = self.observed(config)
-        before = _changed(config, {"outputs": "as_they_are"})
-        if self._last is None or self._last.config != before:
-            self._last = choose_scales(observed, before, self.progress)
-        outcome = correct_model(self._last, observed, config)
-        snr = head_snr_db(outcome.model, self.held_out, self._wanted)
-        self.trials.append(
-            PtqTrial(
-                name=name,
-                head_snr_db=snr,
-                gain_db=None if base is None else snr - base,
-                kept=False,
-                seconds=time.perf_counter() - started,
-            )
-        )
+        observed, last = self.observed(config), None if base is None else _added_last(base.config, config)
+        if base is None or last is None:
+            outcome = apply(observed, config)
+        else:
+            outcome = add_last(base.outcome, observed, config, last)
+        snr = head_snr_db(outcome.model, self.judging, self._wanted)
+        gain, seconds = None if base is None else snr - base.snr, time.perf_counter() - started
+        self.trials.append(PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds))
         return _Result(len(self.trials) - 1, config, outcome, snr)
-
-    def best(self, candidates: Iterable[tuple[str, PtqConfig]], base: float | None) -> _Result:
-        """Run them all; the one of the highest SNR, the first of equals."""
-        return max((self.run(name, config, base) for name, config in candidates), key=lambda result: result.snr)
 
     def keep(self, result: _Result, ap: float | None = None) -> None:
         """Mark a trial as one that others build on."""
@@ -103,27 +86,19 @@ class _Bench:
 
 
 def quantize_in_steps(
-    fused: Detector,
-    batches: Iterable[Images],
-    config: PtqConfig,
-    progress: Progress = silent,
-    *,
-    groups: Sequence[Sequence[LayerId]] = (),
+    fused: Detector, batches: Iterable[Images], config: PtqConfig, progress: Progress = silent, *, groups: Groups = ()
 ) -> QuantizedModel:
     """``quantize``, with what each correction that ``config`` asks for adds, one on top of the other, as trials.
 
     The SNR is on calibration images. Arguments and errors are those of ``quantize``.
     """
-    bench = _Bench(fused, batches, _first_images(fused, batches, config.correct.images), progress, groups)
-    correct = CorrectionConfig(images=config.correct.images)
-    result = bench.run(config.calibration.method, config.model_copy(update={"correct": correct}), None)
+    judging = first_images(on_device_of(fused, batches), config.correct.images)
+    bench = _Bench(fused, batches, judging, progress, groups)
+    result = bench.run(config.calibration.method, _plain(config), None)
     bench.keep(result)
-    for field, value in config.correct:
-        if value != getattr(correct, field):
-            correct = correct.model_copy(update={field: value})
-            step = config.model_copy(update={"correct": correct})
-            result = bench.run(_title(field, value), step, result.snr)
-            bench.keep(result)
+    for correction, value in asked_for(config.correct):
+        result = bench.run(_name(correction, value), _with(result.config, correction, value), result)
+        bench.keep(result)
     return replace(result.outcome, config=config, trials=tuple(bench.trials))
 
 
@@ -135,7 +110,7 @@ def quantize_at_best(
     *,
     ap_on_train: ApOnTrain | None = None,
     progress: Progress = silent,
-    groups: Sequence[Sequence[LayerId]] = (),
+    groups: Groups = (),
 ) -> QuantizedModel:
     """Choose calibration method and corrections, and quantize with them. Scheme and plan are those of ``config``.
 
@@ -154,62 +129,59 @@ def quantize_at_best(
         raise QuantizationError(
             "settings cannot be chosen", found="no images to compare them on", fix="give more calibration images"
         )
-    bench = _Bench(fused, batches, held_out, progress, groups)
-    plain = config.model_copy(update={"correct": CorrectionConfig(images=config.correct.images)})
-    first = best = bench.best([(method, _with_method(plain, method)) for method in METHODS], None)
+    bench, methods = _Bench(fused, batches, held_out, progress, groups), [entry.name for entry in CALIBRATORS]
+    first = best = max((bench.run(name, _by(_plain(config), name), None) for name in methods), key=_snr)
     bench.keep(first)
-    for changes, least in _steps(fused, first.outcome):
-        found = bench.best([(_name(change), _changed(best.config, change)) for change in changes], best.snr)
-        if found.snr >= best.snr + least:
+    for correction in CORRECTIONS:
+        if not correction.tries or not correction.applies(fused, first.outcome.model):
+            continue
+        found = max(
+            (
+                bench.run(_name(correction, value, method), _by(_with(best.config, correction, value), method), best)
+                for value in correction.tries
+                for method in (methods if correction.with_each_method else [None])
+            ),
+            key=_snr,
+        )
+        if found.snr >= best.snr + (COSTLY_GAIN_DB if correction.cost else FREE_GAIN_DB):
             best = found
             bench.keep(best)
     if ap_on_train is not None:
         for result in (first, best):
             bench.keep(result, ap_on_train(result.outcome.model))
-    chosen = best.config.model_copy(update={"auto": False})  # what was chosen, as one could have asked for it
+    # what was chosen, as one could have asked for it
+    chosen = best.config.model_copy(update={"auto": False, "calibration": best.config.calibration.of_the_method()})
     return replace(best.outcome, config=chosen, trials=tuple(bench.trials))
 
 
-Change = dict[str, Any]
+def _snr(result: _Result) -> float:
+    return result.snr
 
 
-def _steps(fused: Detector, plain: QuantizedModel) -> Iterable[tuple[list[Change], float]]:
-    """What to try in turn: alternatives, of which one at most is kept, and what it has to gain."""
-    layers = quantized_layers(plain.model).values()
-    if any(is_depthwise(layer) for layer in layers):
-        # one scale per channel makes another method best: nothing is left to clip in these layers
-        yield [{"channel_inputs": True, "method": method} for method in METHODS], COSTLY_GAIN_DB
-    if find_chains(fused).pairs:
-        yield [{"equalize": True}], FREE_GAIN_DB
-    if any(weight_snr_db(layer) < SPLIT_BELOW_DB for layer in layers):
-        yield [{"split_below_db": SPLIT_BELOW_DB}], COSTLY_GAIN_DB
-    yield [{"rounding": "adaptive"}], FREE_GAIN_DB
-    yield [{"outputs": "mean"}, {"outputs": "moments"}], FREE_GAIN_DB
+def _added_last(base: PtqConfig, config: PtqConfig) -> Correction | None:
+    """The one correction that ``config`` has beside those of ``base``, if it acts after all of them."""
+    added = asked_for(config.correct)[-1:]
+    for correction, value in added:
+        if correction.when == "after" and _with(base, correction, value) == config:
+            return correction
+    return None
 
 
-def _changed(config: PtqConfig, change: Change) -> PtqConfig:
-    corrections = {key: value for key, value in change.items() if key != "method"}
-    changed = config.model_copy(update={"correct": config.correct.model_copy(update=corrections)})
-    return _with_method(changed, change["method"]) if "method" in change else changed
+def _plain(config: PtqConfig) -> PtqConfig:
+    return config.model_copy(update={"correct": CorrectionConfig(images=config.correct.images)})
 
 
-def _with_method(config: PtqConfig, method: str) -> PtqConfig:
+def _with(config: PtqConfig, correction: Correction, value: Any) -> PtqConfig:
+    return config.model_copy(update={"correct": config.correct.model_copy(update={correction.name: value})})
+
+
+def _by(config: PtqConfig, method: str | None) -> PtqConfig:
+    """With another calibration method."""
+    if method is None:
+        return config
     return config.model_copy(update={"calibration": config.calibration.model_copy(update={"method": method})})
 
 
-def _name(change: Change) -> str:
-    method = f" ({change['method']})" if "method" in change else ""
-    return ", ".join(_title(field, value) for field, value in change.items() if field != "method") + method
-
-
-def _title(field: str, value: object) -> str:
-    return f"+ {field}" if value is True else f"+ {field}={value}"
-
-
-def _first_images(fused: Detector, batches: Iterable[Images], count: int) -> list[Tensor]:
-    kept: list[Tensor] = []
-    for images in on_device_of(fused, batches):
-        kept.append(images[: count - sum(map(len, kept))])
-        if sum(map(len, kept)) == count:
-            break
-    return kept
+def _name(correction: Correction, value: Any, method: str | None = None) -> str:
+    words = f"+ {correction.name}" if value is True else f"+ {correction.name}={value}"
+    return words if method is None or not correction.with_each_method else f"{words} ({method})"

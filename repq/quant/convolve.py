@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from repq.quant.quantizer import Quantizer, Step, dot
+from repq.quant.quantizer import Grid, Quantizer, dot
 
 _aten = torch.ops.aten
 
@@ -40,10 +40,10 @@ class _Convolve(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        of_inputs: Tensor | None,  # what is learned of the scales; their values are in the steps
+        of_inputs: Tensor | None,  # what is learned of the scales; their values are in the grids
         of_weights: Tensor | None,
-        inputs: Step,
-        weights: Step,
+        inputs: Grid,
+        weights: Grid,
         geometry: Geometry,
     ) -> Tensor:
         steps, w_steps = x.div(inputs.scale), weight.div(weights.scale)
@@ -83,7 +83,7 @@ class _Convolve(torch.autograd.Function):
         return of_x, of_w, of_bias, of_inputs, of_weights, None, None, None
 
 
-def kept_in_steps(x: Tensor, inputs: Step) -> bool:
+def kept_in_steps(x: Tensor, inputs: Grid) -> bool:
     """Whether x is kept for its comparison with the limits as ``x / scale``, where the limits are plain numbers.
 
     Else it is kept as it is, which costs no memory; on CUDA the limits would then have to wait for the scale.
@@ -91,10 +91,10 @@ def kept_in_steps(x: Tensor, inputs: Step) -> bool:
     return inputs.scale.ndim > 0 or x.is_cuda
 
 
-def _learned(slope: Tensor, step: Step) -> Tensor:
+def _learned(slope: Tensor, grid: Grid) -> Tensor:
     """The gradient of what is learned of a scale, from ``slope``, the scale times its gradient; in place."""
-    assert step.log_ratio is not None
-    return slope.div_(step.scale.square()).mul_(step.factor).view_as(step.log_ratio)
+    assert grid.log_ratio is not None
+    return slope.div_(grid.scale.square()).mul_(grid.factor).view_as(grid.log_ratio)
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ def convolve(
     Raises:
         QuantizationError: there is no scale yet.
     """
-    x_step, w_step = inputs.step(x), weights.step(weight)
-    y: Tensor = _Convolve.apply(x, weight, bias, x_step.log_ratio, w_step.log_ratio, x_step, w_step, geometry)
+    x_grid, w_grid = inputs.grid(x), weights.grid(weight)
+    y: Tensor = _Convolve.apply(x, weight, bias, x_grid.log_ratio, w_grid.log_ratio, x_grid, w_grid, geometry)
     return y

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from repq.layers import LayerId
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.calibration import Histogram, percentile_range
-from repq.quant.calibration.channels import ChannelRange, watch
-from repq.quant.calibration.observe import Images
+from repq.quant.calibration import CALIBRATORS
+from repq.quant.calibration.histogram import Histogram
+from repq.quant.calibration.observation import Images, channel_ranges
+from repq.quant.calibration.ranges import percentile_range
 from repq.quant.convolution import QuantizedLayer, is_depthwise
-from repq.quant.insertion import quantized_layers
-from repq.quant.ptq import Observed, choose_scales, correct_model, observe_model
-from repq.quant.scoring import head_snr_db, outputs_of
-from repq.quant.sensitivity.measures import Moments, similarity
-from repq.quant.state import quantizing, switched
+from repq.quant.corrections import CORRECTIONS, Symptom, asked_for
+from repq.quant.ptq import Observed, apply, observe_model
+from repq.quant.similarity import ErrorSums, head_snr_db, outputs_of, similarity
+from repq.quant.state import quantized_layers, quantizing, switched
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
 
@@ -63,10 +63,10 @@ def diagnose(
         QuantizationError: as ``quantize``.
     """
     plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": ()})
-    correct = CorrectionConfig(channel_inputs=True, rounding="adaptive", outputs="mean")
-    corrected = plain.model_copy(update={"correct": correct})
-    observed = observe_model(fused, batches, corrected, progress)
-    quantized = choose_scales(observed, plain)
+    tried = {entry.name: entry.diagnosed for entry in CORRECTIONS if entry.diagnosed is not None}
+    corrected = plain.model_copy(update={"correct": CorrectionConfig(**tried)})
+    observed = observe_model(fused, batches, corrected, progress, for_all=True)
+    quantized = apply(observed, plain)
     wanted = outputs_of(fused, held_out)
     layers = _layers(observed, quantized.model, held_out)
     with _only(quantized.model, "weight"):
@@ -74,13 +74,14 @@ def diagnose(
     with _only(quantized.model, "input"):
         activations_only = head_snr_db(quantized.model, held_out, wanted)
     snrs: dict[WayName, float] = {"ptq": head_snr_db(quantized.model, held_out, wanted)}
-    better = correct_model(choose_scales(observed, corrected, progress), observed, corrected)
-    snrs["corrected"] = head_snr_db(better.model, held_out, wanted)
+    snrs["corrected"] = head_snr_db(apply(observed, corrected).model, held_out, wanted)
     worst = _worst(layers)
     rest = [layer for layer in quantized_layers(quantized.model) if layer not in worst]
     with quantizing(quantized.model, rest):
         snrs["partial"] = head_snr_db(quantized.model, held_out, wanted)
-    ways, advice = _judge(snrs, layers, worst, weights_only, activations_only, config.scheme)
+    merged = [row for row in layers if row.layer in fused.merged_layers()]
+    titles = [entry.titled(value) for entry, value in asked_for(corrected.correct)]
+    ways, advice = _judge(snrs, layers, merged, worst, weights_only, activations_only, config.scheme, titles)
     return Diagnosis(
         model=fused.spec.name,
         scheme=config.scheme,
@@ -123,9 +124,15 @@ def _findings(row: LayerDiagnosis, depthwise: bool) -> Iterator[str]:
     if row.activation_snr_db is not None and row.activation_snr_db < LOW_SNR_DB:
         yield "inputs lose too much"
         if row.activation_channel_ratio > LARGE_CHANNEL_RATIO:
-            yield "its channels differ: channel_inputs" if depthwise else "its channels differ: equalize, if it can be"
+            yield from _advised("its channels differ", depthwise)
         if row.activation_tail > LARGE_TAIL:
-            yield "rare large inputs take the range: percentile or mse"
+            methods = " or ".join(entry.name for entry in CALIBRATORS if entry.for_outliers)
+            yield f"rare large inputs take the range: {methods}"
+
+
+def _advised(symptom: Symptom, depthwise: bool) -> Iterator[str]:
+    remedies = (entry.remedy(symptom, depthwise) for entry in CORRECTIONS)
+    yield ": ".join([symptom, *([known] if (known := " or ".join(filter(None, remedies))) else [])])
 
 
 @torch.no_grad()
@@ -135,7 +142,7 @@ def local_snrs(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, tup
     The model runs in float, so that a layer's figures are its own.
     """
     layers = quantized_layers(model)
-    sums = {layer: (Moments(), Moments()) for layer in layers}
+    sums = {layer: (ErrorSums(), ErrorSums()) for layer in layers}
     with ExitStack() as stack:
         stack.enter_context(quantizing(model, ()))
         for layer, module in layers.items():
@@ -145,11 +152,11 @@ def local_snrs(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, tup
     return {layer: (_decibel(weight), _decibel(inputs)) for layer, (weight, inputs) in sums.items()}
 
 
-def _comparing(weight: Moments, inputs: Moments) -> Any:
+def _comparing(weight: ErrorSums, inputs: ErrorSums) -> Any:
     def hook(module: QuantizedLayer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        for kind, moments in (("weight", weight), ("input", inputs)):
+        for kind, sums in (("weight", weight), ("input", inputs)):
             with _only(module, kind):
-                moments.add(output, module.forward(arguments[0]))
+                sums.add(output, module.forward(arguments[0]))
 
     return hook
 
@@ -195,15 +202,9 @@ def _tail(histogram: Histogram) -> float:
     return histogram.largest_magnitude / edge if edge > 0 else 1.0
 
 
-@torch.no_grad()
 def _channel_ratios(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, float]:
-    ranges = {layer: ChannelRange() for layer in quantized_layers(model)}
-    with ExitStack() as stack:
-        stack.enter_context(quantizing(model, ()))
-        for layer, seen in ranges.items():
-            stack.enter_context(watch(model.get_submodule(layer), seen))
-        for images in batches:
-            model(images)
+    with quantizing(model, ()):
+        ranges = channel_ranges(model, quantized_layers(model), batches)
     ratios = {}
     for layer, seen in ranges.items():
         low, high = seen.arrays()
@@ -213,8 +214,8 @@ def _channel_ratios(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId
     return ratios
 
 
-def _decibel(moments: Moments) -> float | None:
-    value = similarity([moments]).snr_db if moments.signal > 0 else np.inf
+def _decibel(sums: ErrorSums) -> float | None:
+    value = similarity([sums]).snr_db if sums.signal > 0 else np.inf
     return float(value) if np.isfinite(value) else None
 
 
@@ -230,16 +231,18 @@ def _worst(layers: Sequence[LayerDiagnosis]) -> set[LayerId]:
 def _judge(
     snrs: Mapping[WayName, float],
     layers: Sequence[LayerDiagnosis],
+    branches: Sequence[LayerDiagnosis],
     worst: set[LayerId],
     weights_only: float,
     activations_only: float,
     scheme: str,
+    corrections: Sequence[str],
 ) -> tuple[tuple[Way, ...], WayName]:
     total = sum(row.macs for row in layers)
     kept = sum(row.macs for row in layers if row.layer in worst) / total
     evidence: dict[WayName, str] = {
         "ptq": f"head SNR {snrs['ptq']:.1f} dB with every layer in INT8",
-        "corrected": f"{snrs['corrected']:.1f} dB with channel inputs, adaptive rounding and corrected means",
+        "corrected": f"{snrs['corrected']:.1f} dB with {_listed(corrections)}",
         "partial": f"{snrs['partial']:.1f} dB with the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
     }
     commands: dict[WayName, str] = {
@@ -253,7 +256,6 @@ def _judge(
         Way(name=name, command=commands[name], head_snr_db=snr, sufficient=snr >= ENOUGH_DB, evidence=evidence[name])
         for name, snr in snrs.items()
     ]
-    branches = [row for row in layers if row.layer.endswith("rbr_reparam")]
     lost = [row for row in branches if row.weight_snr_db is not None and row.weight_snr_db < LOW_SNR_DB + 5]
     weights_to_blame = bool(branches) and (weights_only < activations_only or len(lost) > len(branches) / 4)
     causes = (
@@ -267,3 +269,7 @@ def _judge(
         ways.append(Way(name=name, command=commands[name], head_snr_db=None, sufficient=None, evidence=why))
     advice = next((way.name for way in ways if way.sufficient), training)
     return tuple(ways), advice
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -19,7 +19,7 @@ import yaml
 from repq.errors import RecipeError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan
-from repq.recipe import read_yaml
+from repq.reading import read_yaml
 
 _KEYS = ("model", "float")
 _HEAD = "# Layers (ids or globs) that stay in float; every other convolution runs in INT8.\n"
@@ -53,7 +53,7 @@ def read_plan(path: Path, layers: Sequence[LayerId], model: str | None = None) -
             than ``model``.
         SelectorError: a layer or glob matches nothing; the message names the closest ids.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, error=RecipeError)
     for key in values:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)

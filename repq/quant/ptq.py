@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +15,12 @@ from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.calibration import Observation, joint_observation, largest_scales, observe, set_scales
-from repq.quant.calibration.channels import ChannelRange, set_channel_scales, watching_channels
-from repq.quant.calibration.observe import Images
-from repq.quant.corrections import adapt_rounding, correct_outputs, equalize, find_chains, split_layers
-from repq.quant.insertion import insert_quantizers
+from repq.quant.calibration import CALIBRATORS, calibrator
+from repq.quant.calibration.observation import Groups, Images, Observation, largest_scales, observe, set_scales
+from repq.quant.corrections import CORRECTIONS, Correction, Material, asked_for
 from repq.quant.rows import int8_macs_share, layer_rows
-from repq.quant.state import apply_scales, keep_float_values, scale_table
-from repq.recipe import CorrectionConfig, PtqConfig
+from repq.quant.state import apply_scales, insert_quantizers, keep_float_values, scale_table
+from repq.recipe import PtqConfig
 from repq.results import LayerQuantization, PtqTrial
 from repq.scales import ScaleTable
 
@@ -36,9 +36,9 @@ class QuantizedModel:
         layers: one row per layer of the model; the weights' SNR is that of rounding to nearest.
         images: number of calibration images.
         notes: what the user should know.
+        groups: layers that share the scale of their inputs.
         own_scales: where scales are shared, those that every layer would have had alone.
-        shared_groups: groups of layers that share the scale of their inputs.
-        trials: what was tried on the way, and what each step gained.
+        trials: what was tried on the way, and what each change gained.
     """
 
     model: Detector
@@ -47,8 +47,8 @@ class QuantizedModel:
     layers: tuple[LayerQuantization, ...]
     images: int
     notes: tuple[str, ...]
+    groups: Groups = ()
     own_scales: ScaleTable | None = None
-    shared_groups: int = 0
     trials: tuple[PtqTrial, ...] = ()
 
     @property
@@ -56,15 +56,20 @@ class QuantizedModel:
         """Share of the multiply-adds that run in INT8."""
         return int8_macs_share(self.layers)
 
+    @property
+    def shared_groups(self) -> int:
+        return len(self.groups)
+
 
 @dataclass(frozen=True)
 class Observed:
     """A model with quantizers and what was seen on the calibration images: all that scales can be chosen from.
 
     Attributes:
-        reference: the float model, equalized if that was asked for.
+        reference: the float model, with the corrections that act before.
         model: the same with quantizers that have no scales yet.
         kept: the images that corrections work on.
+        seen: by name of a correction, what it gathered.
         macs: multiply-adds of each layer for one image.
         groups: layers that get one scale for their inputs.
         notes: what the user should know.
@@ -74,20 +79,22 @@ class Observed:
     model: Detector
     plan: QuantPlan
     observation: Observation
-    channels: dict[LayerId, ChannelRange]
     kept: tuple[Tensor, ...]
+    seen: Mapping[str, Any]
     macs: dict[LayerId, int]
-    groups: Sequence[Sequence[LayerId]] = ()
+    groups: Groups = ()
     notes: tuple[str, ...] = ()
+    progress: Progress = field(default=silent, repr=False)
+
+    def material(self, config: PtqConfig) -> Material:
+        """What corrections work with once the model was observed."""
+        return Material(
+            self.reference, kept=self.kept, seen=self.seen, seed=config.calibration.seed, progress=self.progress
+        )
 
 
 def quantize(
-    fused: Detector,
-    batches: Iterable[Images],
-    config: PtqConfig,
-    progress: Progress = silent,
-    *,
-    groups: Sequence[Sequence[LayerId]] = (),
+    fused: Detector, batches: Iterable[Images], config: PtqConfig, progress: Progress = silent, *, groups: Groups = ()
 ) -> QuantizedModel:
     """Quantize every layer that ``config.keep_float`` does not name, calibrated on ``batches``, and correct it.
 
@@ -95,16 +102,15 @@ def quantize(
 
     Args:
         fused: a fused model; it is not changed.
-        batches: network inputs, float32 (B, 3, H, W) in 0..1, all of one size. To equalize, they are gone through
-            twice, so they must be a list or the like.
+        batches: network inputs, float32 (B, 3, H, W) in 0..1, all of one size. Corrections that act before go through
+            them too, so they must be a list or the like.
         groups: layers that get one scale for their inputs, in the way of ``config.share_scales``.
 
     Raises:
         QuantizationError: the model is not fused, there are no images, or values are not finite.
         SelectorError: an entry of ``keep_float`` matches no layer.
     """
-    observed = observe_model(fused, batches, config, progress, groups=groups)
-    return correct_model(choose_scales(observed, config, progress), observed, config)
+    return apply(observe_model(fused, batches, config, progress, groups=groups), config)
 
 
 def observe_model(
@@ -113,68 +119,68 @@ def observe_model(
     config: PtqConfig,
     progress: Progress = silent,
     *,
-    groups: Sequence[Sequence[LayerId]] = (),
+    groups: Groups = (),
+    for_all: bool = False,
 ) -> Observed:
-    """The first part of ``quantize``, which does not depend on the calibration method. Arguments, errors: the same."""
+    """The first part of ``quantize``. Arguments, errors: the same.
+
+    Args:
+        for_all: gather what any calibrator and any correction that does not act before could need.
+    """
     if not fused.deploy:
         raise QuantizationError(
             f"{fused.spec.name} cannot be quantized", found="a model that is not fused", fix="fuse it first"
         )
     layers = layer_ids(fused)
     plan = QuantPlan.keeping_float(layers, config.keep_float)
-    reference, notes = fused, tuple[str, ...]()
-    if config.correct.equalize:
-        reference, chains = copy.deepcopy(fused), find_chains(fused)
-        equalize(reference, chains, on_device_of(fused, batches))
-        notes = (chains.summary(),)
+    before = asked_for(config.correct, "before")
+    reference, notes = copy.deepcopy(fused) if before else fused, []
+    for correction, value in before:
+        material = Material(fused, images=on_device_of(fused, batches), progress=progress)
+        notes.append(correction.act(reference, value, material))
     model = insert_quantizers(reference, plan, config).eval()
+    possible = CORRECTIONS if for_all else [correction for correction, _ in asked_for(config.correct)]
+    wanted = config.correct.images if any(correction.keeps_images for correction in possible) else 0
     kept: list[Tensor] = []
-    wanted = config.correct.images if _needs_images(config.correct) else 0
-    with watching_channels(model, layers) as channels:
-        loaded = _keeping(on_device_of(fused, batches), kept, wanted)
-        observation = observe(model, layers, loaded, bins=config.calibration.bins, progress=progress)
+    with ExitStack() as stack:
+        seen = {entry.name: stack.enter_context(entry.watching(model, layers)) for entry in possible}
+        observation = observe(
+            model, layers, _keeping(on_device_of(fused, batches), kept, wanted), bins=config.calibration.bins,
+            calibrators=CALIBRATORS if for_all else [calibrator(config.calibration.method)], progress=progress,
+        )  # fmt: skip
     macs = count_macs(fused, observation.input_size)
-    return Observed(reference, model, plan, observation, channels, tuple(kept), macs, groups, notes)
+    said = tuple(note for note in notes if note)
+    return Observed(reference, model, plan, observation, tuple(kept), seen, macs, groups, said, progress)
 
 
-def choose_scales(observed: Observed, config: PtqConfig, progress: Progress = silent) -> QuantizedModel:
-    """The second part, up to the integers of the weights. ``observed`` can be used again with other settings."""
-    model, correct = copy.deepcopy(observed.model), config.correct
-    notes = observed.notes + set_scales(model, observed.observation, config.calibration)
-    own_scales = None
+def apply(observed: Observed, config: PtqConfig) -> QuantizedModel:
+    """The second part of ``quantize``: choose scales, and correct. ``observed`` can be used again."""
+    model, notes, own_scales = copy.deepcopy(observed.model), list[str | None](observed.notes), None
+    notes += set_scales(model, observed.observation, config.calibration)
     if observed.groups:
         own_scales = scale_table(model)
         if config.share_scales == "joint":
-            set_scales(model, joint_observation(observed.observation, observed.groups), config.calibration)
+            set_scales(model, observed.observation.joint(observed.groups), config.calibration)
         else:
             apply_scales(model, largest_scales(own_scales, observed.groups))
-    if correct.channel_inputs:
-        set_channel_scales(model, observed.channels)
-    if correct.split_below_db is not None:
-        split = split_layers(model, correct.split_below_db)
-        notes += (f"{len(split)} layers run as two convolutions: {', '.join(split) or 'none'}",)
+    material = observed.material(config)
+    notes += [correction.act(model, value, material) for correction, value in asked_for(config.correct, "scales")]
     rows = layer_rows(model, observed.observation, observed.macs)
-    if correct.rounding == "adaptive":
+    for correction, value in asked_for(config.correct, "after"):
         keep_float_values(model)
-        adapt_rounding(model, observed.kept, seed=config.calibration.seed, progress=progress)
+        notes.append(correction.act(model, value, material))
+    said = tuple(note for note in notes if note)
     return QuantizedModel(
-        model, observed.plan, config, rows, observed.observation.images, notes, own_scales, len(observed.groups)
+        model, observed.plan, config, rows, observed.observation.images, said, observed.groups, own_scales
     )
 
 
-def correct_model(outcome: QuantizedModel, observed: Observed, config: PtqConfig) -> QuantizedModel:
-    """The third part: the outputs of the layers. ``outcome`` is not changed."""
-    what = config.correct.outputs
-    if what == "as_they_are":
-        return outcome
+def add_last(outcome: QuantizedModel, observed: Observed, config: PtqConfig, correction: Correction) -> QuantizedModel:
+    """What `apply` gives with ``config``, from the outcome without this correction, the last that acts."""
     model = copy.deepcopy(outcome.model)
     keep_float_values(model)
-    correct_outputs(model, observed.reference, torch.cat(observed.kept), what)
-    return replace(outcome, model=model, config=config)
-
-
-def _needs_images(correct: CorrectionConfig) -> bool:
-    return correct.rounding != "nearest" or correct.outputs != "as_they_are"
+    note = correction.act(model, correction.value(config.correct), observed.material(config))
+    return replace(outcome, model=model, config=config, notes=(*outcome.notes, *([note] if note else [])))
 
 
 def on_device_of(model: Detector, batches: Iterable[Images]) -> Iterator[Tensor]:
@@ -182,6 +188,16 @@ def on_device_of(model: Detector, batches: Iterable[Images]) -> Iterator[Tensor]
     device = next(model.parameters()).device
     for images in batches:
         yield torch.as_tensor(images, dtype=torch.float32, device=device)
+
+
+def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
+    """The first ``count`` images."""
+    kept: list[Tensor] = []
+    for images in batches:
+        kept.append(images[: count - sum(map(len, kept))])
+        if sum(map(len, kept)) == count:
+            break
+    return kept
 
 
 def _keeping(batches: Iterable[Tensor], kept: list[Tensor], wanted: int) -> Iterator[Tensor]:

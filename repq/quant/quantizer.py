@@ -78,7 +78,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: 
     return result
 
 
-class Step(NamedTuple):
+class Grid(NamedTuple):
     """How one tensor is quantized: ``clip(round(x / scale), *limits) * scale``.
 
     Attributes:
@@ -125,18 +125,18 @@ class Quantizer(nn.Module):
             return x
         scale = self.current_scale(x)
         if scale is None:
-            raise self.without_scale()
+            raise self._without_scale()
         return fake_quantize(x, self._aligned(scale, x.ndim), 0, *self.limits)
 
-    def step(self, x: Tensor) -> Step:
-        """How ``x`` is quantized, for who computes values and gradients by himself.
+    def grid(self, x: Tensor) -> Grid:
+        """How ``x`` is quantized, for code that computes values and gradients itself.
 
         Raises:
             QuantizationError: there is no scale yet.
         """
         if self.scale is None:
-            raise self.without_scale()
-        return Step(self._aligned(self.scale, x.ndim), self.limits)
+            raise self._without_scale()
+        return Grid(self._aligned(self.scale, x.ndim), self.limits)
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -144,7 +144,7 @@ class Quantizer(nn.Module):
         limits = np.iinfo(self.dtype)
         return int(limits.min) - self.zero_point, int(limits.max) - self.zero_point
 
-    def without_scale(self) -> QuantizationError:
+    def _without_scale(self) -> QuantizationError:
         return QuantizationError(
             f"{self.name} has no scale", found="a model that was not calibrated", fix="calibrate it before use"
         )

@@ -11,8 +11,8 @@ from torch import nn
 
 from repq.layers import LayerId
 from repq.quant.calibration.histogram import Histogram
-from repq.quant.calibration.mse import squared_error
-from repq.quant.calibration.observe import Observation
+from repq.quant.calibration.observation import Observation
+from repq.quant.calibration.ranges import squared_error
 from repq.quant.state import scale_table
 from repq.results import LayerQuantization, Range
 from repq.scales import LayerScales, TensorScale

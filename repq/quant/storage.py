@@ -7,7 +7,7 @@ type. The metadata entry ``quantization`` is JSON with the settings and the laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from torch import Tensor
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, save_checkpoint
-from repq.quant.insertion import insert_quantizers, quantized_layers
-from repq.quant.state import apply_scales, scale_table
+from repq.quant.state import apply_scales, insert_quantizers, quantized_layers, scale_table
 from repq.recipe import PtqConfig
 from repq.scales import IntegerType, LayerScales, TensorScale
 
@@ -35,6 +34,7 @@ class _Record(BaseModel):
     config: PtqConfig
     int8: tuple[str, ...]
     maxima: dict[str, float] = {}
+    groups: tuple[tuple[LayerId, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,7 @@ class Weights:
         names: class names, where they are known.
         config: the settings that it was quantized with; None: it is float.
         maxima: largest magnitude of each tensor of the float graph on the calibration images, where measured.
+        groups: layers whose inputs were declared to share one scale.
         notes: what was dropped, chosen or converted on the way in.
         metadata: further text of a file that repq wrote.
     """
@@ -54,6 +55,7 @@ class Weights:
     names: tuple[str, ...] | None = None
     config: PtqConfig | None = None
     maxima: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[tuple[LayerId, ...], ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,11 +78,12 @@ def save_quantized(
     names: tuple[str, ...] | None = None,
     metadata: Mapping[str, str] | None = None,
     maxima: Mapping[str, float] | None = None,
+    groups: Iterable[Iterable[LayerId]] = (),
 ) -> None:
     """Write a calibrated model. Weights and scales come back bit for bit.
 
     Args:
-        maxima: see ``Weights``.
+        maxima, groups: see ``Weights``.
 
     Raises:
         QuantizationError: a layer has no scale.
@@ -93,7 +96,7 @@ def save_quantized(
                 continue
             extra[f"{layer}.{role}.scale"] = torch.tensor(value.scale)
             extra[f"{layer}.{role}.zero_point"] = torch.tensor(value.zero_point)
-    record = _Record(config=config, int8=tuple(table), maxima=dict(maxima or {}))
+    record = _Record(config=config, int8=tuple(table), maxima=dict(maxima or {}), groups=tuple(map(tuple, groups)))
     save_checkpoint(
         path, model, names=names, metadata={**(metadata or {}), _KEY: record.model_dump_json()}, extra=extra
     )
@@ -112,21 +115,6 @@ def load_weights(path: Path) -> Weights:
     return _quantized(float_, checkpoint) if _KEY in checkpoint.metadata else float_
 
 
-def load_quantized(path: Path) -> Weights:
-    """Read what ``save_quantized`` wrote.
-
-    Raises:
-        CheckpointError: the file is no checkpoint.
-        QuantizationError: it is a float checkpoint, or its scales do not fit its model.
-    """
-    weights = load_weights(path)
-    if not weights.quantized:
-        raise QuantizationError(
-            f"{path} holds no quantized model", found="float weights only", fix="quantize it first (`repq ptq`)"
-        )
-    return weights
-
-
 def _quantized(float_: Weights, checkpoint: Checkpoint) -> Weights:
     """Put the quantizers of a checkpoint into its model."""
     try:
@@ -137,7 +125,7 @@ def _quantized(float_: Weights, checkpoint: Checkpoint) -> Weights:
     plan = QuantPlan(int8, tuple(layer for layer in layer_ids(float_.model) if layer not in chosen))
     model = insert_quantizers(float_.model, plan, record.config).eval()
     apply_scales(model, {layer: _layer_scales(layer, checkpoint.extra) for layer in int8})
-    return replace(float_, model=model, config=record.config, maxima=record.maxima)
+    return replace(float_, model=model, config=record.config, maxima=record.maxima, groups=record.groups)
 
 
 def _layer_scales(layer: LayerId, extra: Mapping[str, Tensor]) -> LayerScales:

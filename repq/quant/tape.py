@@ -1,9 +1,9 @@
 """Run a model once, then again with a few layers changed, computing only what comes after them.
 
-A ``Tape`` is the list of what one forward pass did: every layer is one step, what lies between them is one torch
-operator a step. To run with a layer changed, the steps are walked in order; a step runs if its layer has changed or if
-one of its inputs was computed anew, all others keep their recorded values. The same operators see the same tensors as
-in a whole forward pass, so the result equals it bit for bit.
+A ``Tape`` is the list of what one forward pass did: every layer is one operation, and so is every torch operator
+between them. To run with a layer changed, they are walked in order; one runs if its layer has changed or if one of its
+inputs was computed anew, all others keep their recorded values. The same operators see the same tensors as in a whole
+forward pass, so the result equals it bit for bit.
 
 Only the values that a later run can need are kept: what a changing layer receives, what meets another value, and the
 outputs.
@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-
-Outputs = tuple[Tensor, ...]
+from repq.model import Detector, layer_ids
+from repq.quant.similarity import Outputs
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class Step:
+class Operation:
     """``outputs = run(*args, **kwargs)``, with every computed tensor among the arguments replaced by its ``_Value``.
 
     ``run`` is a module for a layer, else a torch operator; ``inputs`` and ``outputs`` are numbers of computed tensors.
@@ -55,36 +55,32 @@ class Tape:
     """One recorded forward pass; see the module's docstring. Make it with ``record``.
 
     Attributes:
-        outputs: what the recorded pass returned.
+        operations: what was done, in order.
+        results: the numbers of the tensors that the recorded function returned.
+        outputs: those tensors.
     """
 
     def __init__(
-        self, steps: Sequence[Step], values: Sequence[Tensor], results: Sequence[int], changing: Collection[LayerId]
+        self,
+        operations: Sequence[Operation],
+        values: Sequence[Tensor],
+        results: Sequence[int],
+        changing: Collection[LayerId],
     ) -> None:
         self._changing = frozenset(changing)
-        self._results = tuple(results)
-        self._inputs = [step.inputs for step in steps]
-        self._steps = steps
+        self.results = tuple(results)
+        self._inputs = [done.inputs for done in operations]
+        self.operations = tuple(operations)
         needed = set(results)
-        for step, inputs in zip(steps, self._inputs, strict=True):
-            if step.layer in self._changing or len(set(inputs)) > 1:
+        for done, inputs in zip(operations, self._inputs, strict=True):
+            if done.layer in self._changing or len(set(inputs)) > 1:
                 needed.update(inputs)
         self._values = {number: values[number] for number in needed}
         self._last_use = {number: i for i, inputs in enumerate(self._inputs) for number in inputs}
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        """What was done, in order."""
-        return tuple(self._steps)
-
-    @property
-    def results(self) -> tuple[int, ...]:
-        """The numbers of the tensors that the recorded function returned."""
-        return self._results
-
-    @property
     def outputs(self) -> Outputs:
-        return tuple(self._values[number] for number in self._results)
+        return tuple(self._values[number] for number in self.results)
 
     def replay(self, changed: Collection[LayerId]) -> Outputs:
         """Return what the recorded function returns now that ``changed`` layers behave otherwise.
@@ -93,23 +89,23 @@ class Tape:
         """
         assert self._changing.issuperset(changed), "these layers were not announced to record()"
         fresh: dict[int, Tensor] = {}
-        kept = set(self._results)
+        kept = set(self.results)
 
         def current(value: _Value) -> Tensor:
             return fresh[value.number] if value.number in fresh else self._values[value.number]
 
-        for position, (step, inputs) in enumerate(zip(self._steps, self._inputs, strict=True)):
-            if step.layer not in changed and fresh.keys().isdisjoint(inputs):
+        for position, (done, inputs) in enumerate(zip(self.operations, self._inputs, strict=True)):
+            if done.layer not in changed and fresh.keys().isdisjoint(inputs):
                 continue
-            result = step.run(
-                *_replace(step.args, _Value, current),
-                **{name: _replace(value, _Value, current) for name, value in step.kwargs.items()},
+            result = done.run(
+                *_replace(done.args, _Value, current),
+                **{name: _replace(value, _Value, current) for name, value in done.kwargs.items()},
             )
-            fresh.update(zip(step.outputs, _leaves(result, Tensor), strict=True))
+            fresh.update(zip(done.outputs, _leaves(result, Tensor), strict=True))
             for number in inputs:
                 if self._last_use[number] == position and number not in kept:
                     fresh.pop(number, None)
-        return tuple(current(_Value(number)) for number in self._results)
+        return tuple(current(_Value(number)) for number in self.results)
 
 
 def record(
@@ -121,7 +117,7 @@ def record(
     """Run ``function(images)`` and record it.
 
     Args:
-        layers: the modules that are one step each.
+        layers: the modules that are one operation each.
         changing: those among them that a replay may change.
 
     Raises:
@@ -136,13 +132,25 @@ def record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
         outputs = function(images)
-    return Tape(recorder.steps, recorder.values, [recorder.number(output) for output in outputs], changing)
+    return Tape(recorder.operations, recorder.values, [recorder.number(output) for output in outputs], changing)
+
+
+def record_small(model: Detector) -> Tape:
+    """Record one pass of the smallest image that the network takes; no layer of it can be changed."""
+    size = max(model.spec.strides)
+
+    def run(images: Tensor) -> Outputs:
+        detections = model(images)
+        return (detections,) if isinstance(detections, Tensor) else ()
+
+    images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    return record(run, images, {layer: model.get_submodule(layer) for layer in layer_ids(model)}, ())
 
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.operations: list[Operation] = []
         self.values: list[Tensor] = []  # keeps every tensor alive, so that no two share an id
         self._numbers: dict[int, int] = {}
         self._within_layer = False
@@ -164,12 +172,12 @@ class _Recorder(TorchDispatchMode):
         result: Any,
         layer: LayerId | None,
     ) -> None:
-        # a tensor that no step computed is a parameter or a constant and stays itself
+        # a tensor that no operation computed is a parameter or a constant and stays itself
         def numbered(tensor: Tensor) -> Any:
             return _Value(self._numbers[id(tensor)]) if id(tensor) in self._numbers else tensor
 
-        self.steps.append(
-            Step(
+        self.operations.append(
+            Operation(
                 run,
                 _replace(args, Tensor, numbered),
                 {name: _replace(value, Tensor, numbered) for name, value in kwargs.items()},

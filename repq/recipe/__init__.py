@@ -29,7 +29,7 @@ from repq.recipe.quantization import (
     QatConfig,
     SensitivityConfig,
 )
-from repq.recipe.reader import Trial, load_ablation, load_recipe, parse_recipe, parse_settings, read_yaml, set_value
+from repq.recipe.reader import Trial, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
 from repq.recipe.training import DistillConfig, LoopConfig, TrainConfig
 from repq.recipe.whole import Recipe
 
@@ -69,6 +69,5 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "parse_settings",
-    "read_yaml",
     "set_value",
 ]

@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -56,6 +57,21 @@ def marks(field: Any) -> Mapping[str, Any]:
     """What `setting` noted of a field; empty for a plain one."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, dict) else {}
+
+
+def settings_in(field: Any) -> type[Config] | None:
+    """The settings class that a field holds, or may hold beside None; None for a plain value."""
+    for part in field.metadata:
+        if isinstance(part, Assembled):
+            return part.settings_class()
+    return _config_in(field.annotation)
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return next((found for found in map(_config_in, alternatives) if found is not None), None)
 
 
 # --- types with bounds -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, ImageSize,
 from repq.recipe.data import Detections, LetterboxConfig
 
 EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
+RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Mebibytes = Annotated[int, Field(ge=1, le=1 << 20)]
 _TENSORRT = "--engine tensorrt"

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
+from typing_extensions import Self
 
-from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, Factor, Seed, Share, setting
+from repq.recipe.base import (
+    AnyPath,
+    Assembled,
+    Batch,
+    Config,
+    Count,
+    Factor,
+    OneOf,
+    Seed,
+    Share,
+    resolve,
+    setting,
+)
 from repq.recipe.deployment import EngineName
 from repq.recipe.training import Epochs, LoopConfig, Rate
 
@@ -20,14 +33,32 @@ class FuseConfig(Config):
     images: Batch = setting(8, flag="--images", help="Images for the proof.")
 
 
-class CalibrationConfig(Config):
-    """Activation ranges. Images come from ``manifest`` or are drawn from the train split with ``seed``."""
+class FromList(Config):
+    """Settings with further fields from a list of objects: making one makes an object of the class as the list is now.
 
-    method: Literal["max", "percentile", "mse", "entropy"] = setting(
+    A subclass says in ``assembled`` which function makes that class, a subclass of its own.
+    """
+
+    assembled: ClassVar[Assembled]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __new__(cls, **values: Any) -> Self:
+        wanted: Any = cls.assembled.settings_class() if "assembled" in vars(cls) else cls
+        return super().__new__(wanted)
+
+
+class CalibrationConfig(FromList):
+    """Activation ranges. Images come from ``manifest`` or are drawn from the train split with ``seed``.
+
+    The calibrators in `repq.quant.calibration.CALIBRATORS` add settings of their own.
+    """
+
+    assembled = Assembled("repq.quant.calibration:settings_class")
+    method: Annotated[str, OneOf("repq.quant.calibration:CALIBRATORS")] = setting(
         "mse", flag="--method", help="How activation ranges are chosen."
-    )
-    percentile: float = setting(
-        99.99, gt=50, le=100, flag="--percentile", needs="--method percentile", help="For --method percentile."
     )
     images: Count = setting(128, flag="--images", excludes="--calib", help="Calibration images.")
     batch: Batch = setting(16, flag="--batch", help="Images of one forward pass.")
@@ -37,27 +68,31 @@ class CalibrationConfig(Config):
         None, flag="--calib", help="Manifest of calibration images instead of a random draw."
     )
 
+    @model_validator(mode="after")
+    def _nothing_of_other_methods(self) -> Self:
+        if changed := [name for name, default in self._of_other_methods().items() if getattr(self, name) != default]:
+            raise ValueError(f"{changed[0]} is no setting of the method {self.method}")
+        return self
 
-class CorrectionConfig(Config):
-    """What is done beside choosing ranges, to lose less; nothing by default."""
+    def of_the_method(self) -> Self:
+        """The same with the settings of all other methods as they are by default."""
+        return self.model_copy(update=self._of_other_methods())
 
-    channel_inputs: bool = setting(
-        False, flag="--channel-inputs", help="A scale per channel for the inputs of depthwise convolutions."
-    )
-    equalize: bool = setting(
-        False, flag="--equalize", help="Even out weight ranges along chains of convolutions that allow it."
-    )
-    split_below_db: Decibels | None = setting(
-        None, flag="--split-below", metavar="DB",
-        help="Run layers whose weights have a lower SNR in INT8 as two convolutions, coarse and fine.",
-    )  # fmt: skip
-    rounding: Literal["nearest", "adaptive"] = setting(
-        "nearest", flag="--rounding", help="adaptive: which way each weight is rounded is learned."
-    )
-    outputs: Literal["as_they_are", "mean", "moments"] = setting(
-        "as_they_are", flag="--outputs", help="Correct the mean, or mean and variance, of every layer's outputs."
-    )
-    images: Count = setting(32, help="Calibration images that the last two take; they are held in memory.")
+    def _of_other_methods(self) -> dict[str, Any]:
+        """The settings that the method does not have, and their defaults."""
+        fields = {entry.name: set(entry.fields) for entry in resolve("repq.quant.calibration:CALIBRATORS")}
+        others = set[str]().union(*fields.values()) - fields[self.method]
+        return {name: info.default for name, info in type(self).model_fields.items() if name in others}
+
+
+class CorrectionConfig(FromList):
+    """What is done beside choosing ranges, to lose less; nothing by default.
+
+    The corrections in `repq.quant.corrections.CORRECTIONS` are the other fields.
+    """
+
+    assembled = Assembled("repq.quant.corrections:settings_class")
+    images: Count = setting(32, help="Calibration images for corrections that look at them; they are held in memory.")
 
 
 class PtqConfig(Config):
@@ -75,8 +110,12 @@ class PtqConfig(Config):
         help="One scale for tensors that meet in a Concat or an addition, as TensorRT wants: the largest of those that "
         "each would have alone, or one calibrated jointly.",
     )  # fmt: skip
-    calibration: CalibrationConfig = setting(CalibrationConfig(), help="Activation ranges.")
-    correct: CorrectionConfig = setting(CorrectionConfig(), help="What is done beside choosing ranges.")
+    calibration: Annotated[CalibrationConfig, CalibrationConfig.assembled] = setting(
+        default_factory=dict, help="Activation ranges."
+    )
+    correct: Annotated[CorrectionConfig, CorrectionConfig.assembled] = setting(
+        default_factory=dict, help="What is done beside choosing ranges."
+    )
     auto: bool = setting(
         False, flag="--auto", excludes=("--method", "correct"),
         help="Choose --method and all corrections by what they gain on train images.",

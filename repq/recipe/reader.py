@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from repq import reading
 from repq.errors import RecipeError
+from repq.printable import printable
+from repq.reading import expanded, parse_yaml, read_yaml
 from repq.recipe.ablation import Ablation, merged
-from repq.recipe.base import C, Config
+from repq.recipe.base import C, Config, settings_in
 from repq.recipe.whole import Recipe, recipe_class
 
 
@@ -26,7 +27,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is missing or no mapping, a key is unknown, or a value is invalid.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, error=RecipeError)
     for override in overrides:
         set_value(values, override)
     return parse_recipe(values, source=str(path), base=path.resolve().parent)
@@ -50,15 +51,10 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
     Raises:
         RecipeError: the file is missing or no mapping, a key is unknown, or a value is invalid, in any of the recipes.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, error=RecipeError)
     if seeds:
         values["seeds"] = list(seeds)
-    try:
-        ablation = Ablation.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(
-            f"{path} is no valid ablation", found=_explain(error, Ablation), fix="mend the keys named"
-        ) from None
+    ablation = _validate(Ablation, values, f"{path} is no valid ablation")
     trials = []
     for variant, changes in ablation.variants.items():
         for seed in ablation.seeds:
@@ -70,24 +66,15 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
     return ablation, trials
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain types; see `repq.reading.read_yaml` for the bounds.
-
-    Raises:
-        RecipeError: the file cannot be read or holds no mapping.
-    """
-    return reading.read_yaml(path, error=RecipeError)
-
-
 def set_value(values: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in a nested mapping, in place.
+    """Set one ``a.b=value`` in a nested mapping, in place; the value is YAML.
 
     Raises:
-        RecipeError: the override has no ``=``, or walks through a value that is no mapping.
+        RecipeError: the override has no ``=``, is no YAML, or walks through a value that is no mapping.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"cannot read the override {override!r}", fix="write --set stage.key=value")
+        raise RecipeError(f"cannot read the override {override[:200]!r}", fix="write --set stage.key=value")
     *parents, last = key.split(".")
     node = values
     for parent in parents:
@@ -95,9 +82,9 @@ def set_value(values: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise RecipeError(f"the override {override!r} goes through {parent!r}, which is a plain value")
+            raise RecipeError(f"the override {override[:200]!r} goes through {parent!r}, which is a plain value")
         node = child
-    node[last] = reading.parse_yaml(text, f"the override {override}", error=RecipeError)
+    node[last] = parse_yaml(text, f"the override of {key[:200]}", error=RecipeError)
 
 
 def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recipe:
@@ -106,74 +93,79 @@ def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recip
     Raises:
         RecipeError: an unknown key (with the closest valid one) or an invalid value.
     """
-    try:
-        recipe = recipe_class().model_validate(dict(values))
-    except ValidationError as error:
-        raise RecipeError(
-            f"{source} is no valid recipe", found=_explain(error, recipe_class()), fix="mend the keys named"
-        ) from None
-    return _resolve_paths(recipe, base)
+    return _resolve_paths(_validate(recipe_class(), values, f"{source} is no valid recipe"), base)
 
 
-def parse_settings(model: type[C], values: Mapping[str, Any], overrides: Iterable[str] = (), *, what: str) -> C:
-    """Validate the settings of one stage; values of None take the default, ``key=value`` overrides win.
+def parse_settings(model: type[C], values: Mapping[str, Any], *, what: str) -> C:
+    """Validate the settings of a command.
 
     Args:
-        what: what an error calls the settings.
+        what: what an error calls the command.
 
     Raises:
         RecipeError: an unknown key (with the closest valid one) or an invalid value.
     """
-    merged = {key: value for key, value in values.items() if value is not None}
-    for override in overrides:
-        set_value(merged, override)
+    return _validate(model, values, f"the settings of {what} are not valid")
+
+
+def _validate(model: type[C], values: Mapping[str, Any], problem: str) -> C:
     try:
-        return model.model_validate(merged)
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError(f"the {what} settings are not valid", found=_explain(error, model)) from None
+        raise RecipeError(problem, found=_explain(error, model), fix="correct the keys named") from None
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+    for problem in error.errors()[:20]:
+        where = ".".join(printable(part, 60) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             valid = _valid_keys(model, problem["loc"][:-1])
-            close = difflib.get_close_matches(str(problem["loc"][-1]), valid, n=1, cutoff=0.0)
+            close = difflib.get_close_matches(str(problem["loc"][-1])[:60], valid, n=1, cutoff=0.0)
             hint = f"; the closest valid key is {close[0]!r}" if close else ""
             lines.append(f"{where}: unknown key{hint}")
         else:
-            lines.append(f"{where or 'recipe'}: {problem['msg']} (got {problem['input']!r})"[:300])
+            message = problem["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(problem["input"], Mapping) else f" (got {printable(repr(problem['input']), 100)})"
+            lines.append(f"{where or 'settings'}: {message}{got}")
     return "; ".join(lines)
 
 
 def _valid_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        nested = _model_in(field.annotation) if field else None
+        nested = settings_in(field) if field else None
         if nested is None:
             return []
         model = nested
     return list(model.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def _resolve_paths(config: Any, base: Path) -> Any:
+def _resolve_paths(config: C, base: Path) -> C:
+    """The settings with whole paths, of files that are there or can be made."""
     updates: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, Path):
-            expanded = Path(os.path.expandvars(value.expanduser()))
-            updates[name] = expanded if expanded.is_absolute() else (base / expanded).resolve()
+            updates[name] = path = (base / expanded(str(value))).resolve()
+            demand_plain(path, f"of {name!r} in the recipe")
         elif isinstance(value, Config):
             updates[name] = _resolve_paths(value, base)
     return config.model_copy(update=updates)
+
+
+def demand_plain(path: Path, what: str) -> None:
+    """Refuse a path of something else than a file or a folder, which could be read for ever; it may be missing.
+
+    Raises:
+        RecipeError: a device, a pipe or a socket, or a path that cannot be one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"cannot read {printable(path)} {what}", found=reason, fix="check the path") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RecipeError(f"{printable(path)} {what} is neither a file nor a folder", fix="check the path")

@@ -6,29 +6,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from repq.errors import RepqError
-from repq.model import (
-    ConvModule,
-    Detector,
-    DPBlock,
-    LinearAddBlock,
-    QARepVGGBlock,
-    QARepVGGBlockV2,
-    ReparamBlock,
-    RepVGGBlock,
-    build,
-)
-from repq.reparam.algebra import (
-    Affine,
-    after_batch_norm,
-    average_affine,
-    conv_affine,
-    identity_affine,
-    scaled,
-    total,
-)
+from repq.model import Affine, Detector, Foldable, build
 
 
 @dataclass(frozen=True)
@@ -65,8 +46,8 @@ def fuse(model: Detector) -> Detector:
 def folded_blocks(model: Detector) -> Iterator[Folded]:
     """Fold every block of a trained detector, one after the other, in module order."""
     for path, module in model.named_modules():
-        for suffix, kernels, affine in _folds(module):
-            yield Folded(path, type(module).__name__, f"{path}.{suffix}", kernels, affine)
+        for fold in module.folds() if isinstance(module, Foldable) else ():
+            yield Folded(path, type(module).__name__, f"{path}.{fold.layer}", fold.kernels, fold.affine)
 
 
 def assemble(model: Detector, blocks: Sequence[Folded]) -> Detector:
@@ -89,61 +70,3 @@ def assemble(model: Detector, blocks: Sequence[Folded]) -> Detector:
         state[entry] = trained[entry]
     fused.load_state_dict(state)
     return fused.eval()
-
-
-Branches = tuple[Tensor, ...]
-
-
-def _folds(module: nn.Module) -> Iterator[tuple[str, Branches, Affine]]:
-    """The convolutions that a block becomes: path below the block, kernels of its branches, folded result."""
-    if isinstance(module, ConvModule):  # RealVGGBlock is one too
-        yield "conv", *_conv_and_norm(module.conv, module.bn)
-    elif isinstance(module, DPBlock):
-        yield "conv_dw_1", *_conv_and_norm(module.conv_dw_1, module.bn_1)
-        yield "conv_pw_1", *_conv_and_norm(module.conv_pw_1, module.bn_2)
-    elif isinstance(module, RepVGGBlock):
-        yield "rbr_reparam", *_repvgg(module)
-    elif isinstance(module, QARepVGGBlock):
-        yield "rbr_reparam", *_qarepvgg(module)
-    elif isinstance(module, LinearAddBlock):
-        yield "rbr_reparam", *_linear_add(module)
-
-
-def _conv_and_norm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Branches, Affine]:
-    """bn(conv(x))."""
-    return (conv.weight,), after_batch_norm(conv_affine(conv), bn)
-
-
-def _repvgg(block: RepVGGBlock) -> tuple[Branches, Affine]:
-    """bn(conv3(x)) + bn(conv1(x)) [+ bn(x)] (RepVGG, section 3.3)."""
-    dense, point = block.rbr_dense, block.rbr_1x1
-    branches = [after_batch_norm(conv_affine(branch.conv), branch.bn) for branch in (dense, point)]
-    if block.rbr_identity is not None:
-        branches.append(after_batch_norm(_identity(block), block.rbr_identity))
-    return (dense.conv.weight, point.conv.weight), total(*branches)
-
-
-def _qarepvgg(block: QARepVGGBlock) -> tuple[Branches, Affine]:
-    """bn(bn(conv3(x)) + conv1(x) [+ x [+ mean3(x)]]) (QARepVGG, section 4; the average is the second version's)."""
-    dense = block.rbr_dense
-    branches = [after_batch_norm(conv_affine(dense.conv), dense.bn), conv_affine(block.rbr_1x1)]
-    if block.has_identity:
-        branches.append(_identity(block))
-    if isinstance(block, QARepVGGBlockV2) and block.rbr_avg is not None:
-        branches.append(average_affine(block.out_channels, 1, 3, dense.conv.weight.device))
-    return (dense.conv.weight, block.rbr_1x1.weight), after_batch_norm(total(*branches), block.bn)
-
-
-def _linear_add(block: LinearAddBlock) -> tuple[Branches, Affine]:
-    """bn(s3 conv3(x) + s1 conv1(x) [+ s0 x]) (RepOptimizer, section 3.2)."""
-    branches = [
-        scaled(conv_affine(block.conv), block.scale_conv.weight),
-        scaled(conv_affine(block.conv_1x1), block.scale_1x1.weight),
-    ]
-    if block.scale_identity is not None:
-        branches.append(scaled(_identity(block), block.scale_identity.weight))
-    return (block.conv.weight, block.conv_1x1.weight), after_batch_norm(total(*branches), block.bn)
-
-
-def _identity(block: ReparamBlock) -> Affine:
-    return identity_affine(block.out_channels, 1, next(block.parameters()).device)

@@ -45,9 +45,9 @@ def fuse_with_proof(model: Detector, images: Tensor, tolerance: float) -> tuple[
     """Fuse a detector and compare it with itself on real images.
 
     Every block of the trained model hands its own input to its fused counterpart, in one pass and without keeping any
-    activation, so that a row shows the error of that block alone. A ``DPBlock`` has a row per convolution, both with
-    the error of the block's output. The whole model's error is the larger of those of its boxes and of its scores,
-    each relative to its own range.
+    activation, so that a row shows the error of that block alone. A block that becomes two convolutions has a row for
+    each, both with the error of the block's output. The whole model's error is the larger of those of its boxes and of
+    its scores, each relative to its own range.
 
     Args:
         model: the detector, trained or deployed (which gives no rows and no error); untouched.
@@ -60,12 +60,12 @@ def fuse_with_proof(model: Detector, images: Tensor, tolerance: float) -> tuple[
     blocks = [] if model.deploy else list(folded_blocks(model))
     fused = assemble(model, blocks) if blocks else fuse(model)
     errors = {block.block: Difference() for block in blocks}
-    boxes, scores = Difference(), Difference()
+    layout, boxes, scores = model.spec.layout, Difference(), Difference()
     with torch.no_grad(), _evaluating(model), _comparing(model, fused, errors):
         for part in images.split(_IMAGES_AT_ONCE):
             before, after = model(part), fused(part)
-            boxes.add(before[..., :4], after[..., :4])
-            scores.add(before[..., 5:], after[..., 5:])
+            boxes.add(layout.boxes_of(before), layout.boxes_of(after))
+            scores.add(layout.scores_of(before), layout.scores_of(after))
     report = FusionReport(
         model=model.spec.name,
         blocks=tuple(_row(block, errors[block.block]) for block in blocks),

@@ -89,7 +89,7 @@ def qat_checkpoint(
         def accuracy(model: Detector, title: str) -> Accuracy:
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
             demand_fit(opened, val_set, imgsz)
-            found = evaluate_together(opened.infer, val_set, imgsz, eval_config)
+            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout)
             log(f"{title}: AP {found.ap:.4f}")
             return found
 
@@ -97,8 +97,8 @@ def qat_checkpoint(
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
-                start.model, teacher, train_set, val_set, imgsz, config, device=str(own_device), seed=seed,
-                state_path=state, eval_config=eval_config, board=board, progress=progress,
+                start.model, teacher, train_set, val_set, imgsz, config, groups=start.groups, device=str(own_device),
+                seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
             )  # fmt: skip
         finally:
             if board is not None:

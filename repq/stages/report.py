@@ -87,7 +87,9 @@ def _draw(
     single = eval_config.model_copy(update={"multi_label": False})
     models = load(float_engine), load(quantized_engine)
     dataset = fitted(dataset, models[0].names, models[0].label)
-    float_found, quantized_found = (detect_all(model.infer, dataset, imgsz, single).boxes for model in models)
+    float_found, quantized_found = (
+        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes for model in models
+    )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
                   confidence=config.confidence)

@@ -61,7 +61,7 @@ def measure_sensitivity(
             ended.
     """
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
-    from repq.quant.sensitivity import Journal, collect, measure
+    from repq.quant.sensitivity import Journal, collect, measure_layers
 
     resolve_device(device)
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
@@ -75,7 +75,7 @@ def measure_sensitivity(
             progress=progress, log=log,
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
-        measure(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
+        measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
         wait_for_all()
         sensitivity = told_by_first(lambda: collect(job, journal, notes))
         for note in sensitivity.notes:

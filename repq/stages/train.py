@@ -51,7 +51,7 @@ def train_detector(
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
     from repq.model import save_checkpoint
-    from repq.reparam import extract_scales, load_scales, save_scales
+    from repq.reparam import extract_scales, has_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, train
 
     resolve_device(device)
@@ -77,7 +77,7 @@ def train_detector(
                 board.close()
         if processes.is_first:
             save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names)
-            if outcome.model.spec.style == "hyper_search":
+            if has_scales(outcome.model):
                 save_scales(out / SCALES, extract_scales(outcome.model))
             write_text(out / REPORT, outcome.report.model_dump_json(indent=1))
     return outcome.report

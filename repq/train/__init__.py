@@ -7,6 +7,7 @@ from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.loader import image_weights
 from repq.train.loop import TrainOutcome, fine_tuned, train
+from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
 from repq.train.update import Updater
 
@@ -15,6 +16,7 @@ __all__ = [
     "Assignment",
     "Board",
     "MovingAverage",
+    "Objective",
     "Objects",
     "Processes",
     "Rates",
@@ -26,6 +28,7 @@ __all__ = [
     "fine_tuned",
     "image_weights",
     "joined_processes",
+    "objective_of",
     "pad_objects",
     "train",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from repq.errors import TrainingError
-from repq.model import Detector, TrainOutput
+from repq.model import Detector
 from repq.recipe import DistillConfig
 
 EPS = 1e-6  # keeps logarithms of saturated float32 scores finite
@@ -30,28 +30,22 @@ class Imitation:
 
 
 def as_teacher(model: Detector, student: Detector, *, maps: bool = False) -> Detector:
-    """Freeze a detector, in place, to answer in the form of the student's training outputs.
+    """Freeze a detector, in place; its ``answer`` compares with the student's training outputs.
 
     Args:
         maps: whether the neck's maps are compared too.
 
     Raises:
-        TrainingError: student and teacher differ in classes, strides, bins or, with ``maps``, in the neck's channels.
+        TrainingError: student and teacher differ in what the family compares.
     """
-    own, other = (
-        {"classes": spec.num_classes, "strides": spec.strides, "reg_max": spec.reg_max}
-        | ({"neck channels": spec.head_channels} if maps else {})
-        for spec in (student.spec, model.spec)
-    )
+    own, other = (detector.spec.answers(maps=maps) for detector in (student, model))
     if own != other:
         raise TrainingError(
             "the teacher's outputs do not compare with the student's",
             found=f"teacher {other}, student {own}",
             fix="take as teacher a training of the same model on the same classes",
         )
-    model.eval().requires_grad_(False)
-    model.detect.training = True  # its raw output; all below it, batch norms too, stays in eval mode
-    return model
+    return model.eval().requires_grad_(False)
 
 
 class Teacher:
@@ -67,7 +61,7 @@ class Teacher:
     @torch.no_grad()
     def answer(self, pixels: Tensor, progress: float) -> Imitation:
         """Look at images (B, 3, H, W); ``progress`` is the share of the training that is done, 0..1."""
-        output: TrainOutput = self.model(pixels)
+        output = self.model.answer(self.model.features(pixels))
         weight = decayed(self.config.final_factor, progress)
         return Imitation(
             scores=output.scores.float(),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from repq.data import DetectionDataset
 from repq.errors import TrainingError
 from repq.identity import Identity, describe_fields, identify
-from repq.model import Detector, ModelSpec
+from repq.model import Detector, Spec
 from repq.recipe import EvalConfig, TrainConfig
-from repq.reparam.repopt import RepScales
+from repq.reparam.repopt import RepScales, search_and_target, takes_scales
 from repq.train.loader import smallest_batch
 
 
@@ -56,16 +56,14 @@ class TrainJob:
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
-        if self.model.spec.style == "repopt" and self.scales is None and self.config.weights is None:
+        if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
-                fix=f"train {model.name.removesuffix('_opt')}_hs first and give its scales as rep_scales",
+                fix=f"train {search_and_target(self.model)[0]} first and give its scales as rep_scales",
             )
 
 
-def check_images(
-    model: ModelSpec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int
-) -> None:
+def check_images(model: Spec, train_set: DetectionDataset, imgsz: tuple[int, int], batch: int, processes: int) -> None:
     """Check that there are images, that they are of the model's classes and size, and enough for the processes.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repq.model import boxes_from_distances, expected_distances
+from repq.model.geometry import boxes_from_distances, expected_distances
 from repq.recipe import TrainConfig
 from repq.train.assigner import Assignment, Objects, assign_atss, assign_in_slices, assign_task_aligned
 from repq.train.boxes import AnchorGrid, distances_from_boxes

@@ -233,7 +233,8 @@ class Trainer:
                 raise self.diverged("the model's output is not finite", self.position.epochs_done, "nan or infinity")
             return found
 
-        return evaluate_together(predict, self.job.val_set, self.job.imgsz, self.job.eval_config)
+        job, layout = self.job, self.model.spec.layout
+        return evaluate_together(predict, job.val_set, job.imgsz, job.eval_config, layout)
 
     def keep_best(self, epoch: int, accuracy: Accuracy) -> None:
         best = self.position.best

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from repq.distributed import sum_over_processes
-from repq.model import Detector, TrainOutput
+from repq.model import Detector
 from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
-from repq.train.losses import DetectionLoss, LossOptions, detection_loss
+from repq.train.losses import DetectionLoss
+from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, set_rates
 
 LAYOUT = torch.channels_last
@@ -126,21 +127,14 @@ class Updater(Stepper):
     ) -> None:
         super().__init__(model, config, device, build_optimizer(model, config, scales))
         self.teacher = teacher
-        self.options = LossOptions.from_config(config)
+        self.objective = objective_of(model, config)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels = self.pixels(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             imitation = None if self.teacher is None else self.teacher.answer(pixels, progress)
-            output: TrainOutput = self.model(pixels)
-        spec = self.model.spec
-        return detection_loss(
-            output.scores,
-            output.distances,
-            self.objects(batch),
-            self.grid(*batch.images.shape[1:3]),
-            reg_max=spec.reg_max if spec.use_dfl else 0,
-            options=self.options,
-            warm_up=warm_up,
-            imitation=imitation,
+            output = self.model.answer(self.model.features(pixels))
+        grid = self.grid(*batch.images.shape[1:3])
+        return self.objective.loss(
+            output, self.objects(batch), grid, warm_up=warm_up, progress=progress, imitation=imitation
         )

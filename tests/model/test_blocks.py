@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from repq.model.blocks import (
+from repq.model.yolov6.blocks import (
     BlockKit,
     LinearAddBlock,
     PointConv,
@@ -17,7 +17,7 @@ from repq.model.blocks import (
     ReparamBlock,
     RepVGGBlock,
 )
-from repq.model.stages import _branch_lengths
+from repq.model.yolov6.stages import _branch_lengths
 
 BRANCHED = (RepVGGBlock, QARepVGGBlock, QARepVGGBlockV2, LinearAddBlock)
 

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_family import AS_BUILT, GOLDEN_TAGS, golden_values, relative_error
+from test_yolov6 import AS_BUILT, GOLDEN_TAGS, golden_values, relative_error
 from torch import nn
 
 from repq.errors import CheckpointError, RepqError
-from repq.model import Detector, build, get_spec, load_checkpoint, model_names, save_checkpoint
-from repq.model.family import STYLE_SUFFIXES
-from repq.model.recover import outline, recover
+from repq.model import Detector, build, get_spec, load_checkpoint, model_names, outline, recover, save_checkpoint
+from repq.model.yolov6.specs import STYLE_SUFFIXES
 from repq.reparam import fuse
 
 OFFICIAL_NAME = {"yolov6n_fuseab": "yolov6n", "yolov6s_distill_ns": "yolov6s"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repq.model import anchor_points, boxes_from_distances, build, centre_form, expected_distances
-from repq.model.heads import PRIOR_PROBABILITY
+from repq.model import build
+from repq.model.geometry import anchor_points, boxes_from_distances, centre_form, expected_distances
+from repq.model.yolov6.heads import PRIOR_PROBABILITY
 
 
 def test_anchor_points_run_row_by_row_from_the_finest_level() -> None:

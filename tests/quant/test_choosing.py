@@ -12,7 +12,7 @@ from repq.errors import QuantizationError
 from repq.model import Detector
 from repq.quant import quantize, quantize_at_best, quantize_in_steps, scale_table
 from repq.quant.choosing import COSTLY_GAIN_DB, FREE_GAIN_DB
-from repq.quant.scoring import head_snr_db, outputs_of
+from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
 
 CONFIG = PtqConfig(

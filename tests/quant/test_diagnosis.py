@@ -13,7 +13,8 @@ from repq.layers import LayerId
 from repq.model import Detector
 from repq.quant.diagnosis import ENOUGH_DB, diagnose, local_snrs, weight_crest
 from repq.quant.ptq import quantize
-from repq.quant.sensitivity import local_moments, similarity
+from repq.quant.sensitivity import local_errors
+from repq.quant.similarity import similarity
 from repq.recipe import CalibrationConfig, PtqConfig
 from repq.report.diagnosis import ADVICE, diagnosis_table
 from repq.results import Diagnosis
@@ -78,7 +79,7 @@ def test_the_crest_predicts_the_weight_error() -> None:
 def test_separate_errors_add_up_to_the_layers_error(healthy: Detector) -> None:
     model = quantize(healthy, [images()], CONFIG).model
     layers = [layer for layer in local_snrs(model, [images()]) if layer.startswith("neck")]
-    whole = local_moments(model, layers, [images()])
+    whole = local_errors(model, layers, [images()])
     for layer, (weight, inputs) in local_snrs(model, [images()]).items():
         if layer in whole and weight is not None and inputs is not None:
             both = 10 ** (-weight / 10) + 10 ** (-inputs / 10)

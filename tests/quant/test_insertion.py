@@ -20,14 +20,13 @@ from repq.quant import (
     apply_scales,
     calibrate,
     insert_quantizers,
-    int8_macs_share,
-    layer_rows,
     observe,
     quantized_layers,
     quantizing,
     scale_table,
     set_scales,
 )
+from repq.quant.rows import int8_macs_share, layer_rows
 from repq.recipe import CalibrationConfig, PtqConfig
 from repq.scales import LayerScales
 

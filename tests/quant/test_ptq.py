@@ -13,7 +13,6 @@ from repq.errors import QuantizationError, SelectorError
 from repq.model import Detector, build, layer_ids, load_checkpoint, save_checkpoint
 from repq.quant import (
     QuantizedModel,
-    load_quantized,
     load_weights,
     quantize,
     quantized_layers,
@@ -66,7 +65,7 @@ def test_a_checkpoint_comes_back_exactly(quantized: tuple[QuantizedModel, PtqCon
     result, config = quantized
     path = tmp_path / "model.safetensors"
     save_quantized(path, result.model, config, names=("a", "b", "c"), metadata={"origin": "test"})
-    read = load_quantized(path)
+    read = load_weights(path)
     assert (read.plan, read.config) == (result.plan, config)
     assert (read.names, read.metadata["origin"]) == (("a", "b", "c"), "test")
     before, after = scale_table(result.model), scale_table(read.model)
@@ -84,8 +83,6 @@ def test_a_float_checkpoint_is_not_taken_for_a_quantized_one(fused: Detector, tm
     path = tmp_path / "float.safetensors"
     save_checkpoint(path, fused)
     assert not load_weights(path).quantized
-    with pytest.raises(QuantizationError, match="holds no quantized model"):
-        load_quantized(path)
 
 
 def test_a_checkpoint_without_a_scale_is_refused_by_name(
@@ -99,10 +96,10 @@ def test_a_checkpoint_without_a_scale_is_refused_by_name(
     extra = {name: value for name, value in whole.extra.items() if name != f"{first}.input.scale"}
     save_checkpoint(path, whole.model, metadata=whole.metadata, extra=extra)
     with pytest.raises(QuantizationError, match="no usable scale for " + first.replace(".", r"\.")):
-        load_quantized(path)
+        load_weights(path)
     save_checkpoint(path, whole.model, metadata={"quantization": "{}"}, extra=whole.extra)
     with pytest.raises(QuantizationError, match="settings cannot be read"):
-        load_quantized(path)
+        load_weights(path)
 
 
 def test_what_cannot_be_quantized_is_refused(fused: Detector) -> None:

@@ -28,7 +28,7 @@ from repq.quant.sensitivity import (
     collect,
     front_plans,
     make_plan,
-    measure,
+    measure_layers,
     plan_detector,
     ranking,
 )
@@ -55,7 +55,7 @@ def job(dataset: DetectionDataset) -> Measurement:
 @pytest.fixture(scope="module")
 def whole(job: Measurement) -> Sensitivity:
     journal = Journal(None, job.key)
-    measure(job, journal)
+    measure_layers(job, journal)
     return collect(job, journal)
 
 
@@ -91,11 +91,11 @@ def test_three_processes_one_of_them_killed_measure_the_same(
     job: Measurement, whole: Sensitivity, tmp_path: Path
 ) -> None:
     for rank in (0, 2):
-        measure(job, Journal(tmp_path, job.key, rank), rank=rank, world_size=3)
+        measure_layers(job, Journal(tmp_path, job.key, rank), rank=rank, world_size=3)
     with pytest.raises(QuantizationError, match="not complete"):
         collect(job, Journal(tmp_path, job.key))
     journal = Journal(tmp_path, job.key)
-    measure(job, journal)
+    measure_layers(job, journal)
     assert figures(collect(job, journal)) == figures(whole)
 
 
@@ -114,11 +114,11 @@ def test_the_key_follows_what_the_figures_depend_on(job: Measurement, dataset: D
 def test_bad_images_are_refused(job: Measurement, dataset: DetectionDataset) -> None:
     blank = [replace(r, labels=np.zeros((0, 5), np.float32), areas=np.zeros(0, np.float32)) for r in dataset.records]
     with pytest.raises(DataError, match="AP cannot be measured"):
-        measure(replace(job, dataset=dataset.subset(blank)), Journal(None, ""))
+        measure_layers(replace(job, dataset=dataset.subset(blank)), Journal(None, ""))
     with pytest.raises(QuantizationError, match="labelled data set"):
-        measure(replace(job, dataset=None), Journal(None, ""))
+        measure_layers(replace(job, dataset=None), Journal(None, ""))
     with pytest.raises(QuantizationError, match="no images"):
-        measure(replace(job, records=()), Journal(None, ""))
+        measure_layers(replace(job, records=()), Journal(None, ""))
 
 
 def test_a_budget_needs_labels(job: Measurement, dataset: DetectionDataset) -> None:
@@ -138,7 +138,7 @@ def test_a_layer_that_says_nothing_is_noted(job: Measurement) -> None:
     silent.bias.data.zero_()
     quiet = replace(job, model=model, config=CONFIG.model_copy(update={"end_to_end": False, "ap": ()}))
     journal = Journal(None, quiet.key)
-    measure(quiet, journal)
+    measure_layers(quiet, journal)
     notes = collect(quiet, journal).notes
     assert [note.split(":")[0] for note in notes if "zero on all images" in note] == [job.layers[5]]
     assert not [note for note in collect_notes(job) if "zero on all images" in note]
@@ -147,7 +147,7 @@ def test_a_layer_that_says_nothing_is_noted(job: Measurement) -> None:
 def collect_notes(job: Measurement) -> tuple[str, ...]:
     plain = replace(job, config=CONFIG.model_copy(update={"end_to_end": False, "ap": ()}))
     journal = Journal(None, plain.key)
-    measure(plain, journal)
+    measure_layers(plain, journal)
     return collect(plain, journal).notes
 
 

@@ -12,13 +12,12 @@ from repq.model import Detector, build, layer_ids
 from repq.quant import quantize, quantized_layers, quantizing
 from repq.quant.sensitivity import (
     UNCHANGED,
-    Moments,
     changed_outputs,
     end_to_end_similarity,
-    local_moments,
-    record,
-    similarity,
+    local_errors,
 )
+from repq.quant.similarity import ErrorSums, similarity
+from repq.quant.tape import record
 from repq.recipe import CalibrationConfig, PtqConfig
 
 
@@ -103,7 +102,7 @@ def test_the_measures_are_their_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(3, 50, dtype=torch.float64, generator=generator)
     q = y + 1e-4 * torch.randn(3, 50, dtype=torch.float64, generator=generator)
-    moments = Moments()
+    moments = ErrorSums()
     for a, b in zip(y, q, strict=True):
         moments.add(a, b)
     found = similarity([moments])
@@ -112,16 +111,16 @@ def test_the_measures_are_their_definitions() -> None:
     assert found.snr_db == pytest.approx(float(10 * torch.log10(y.square().sum() / noise.sum())), rel=1e-12)
     cosine = torch.nn.functional.cosine_similarity(y.flatten(), q.flatten(), dim=0)
     assert found.cosine == pytest.approx(float(cosine), abs=1e-15)
-    equal = Moments()
+    equal = ErrorSums()
     equal.add(y, y)
     assert similarity([equal]).model_dump() == {"mse": 0.0, "snr_db": float("inf"), "cosine": 1.0}
 
 
 def test_local_measures_of_one_pass_are_those_of_each_layer_alone(model: Detector) -> None:
     layers, batch = layer_ids(model), images()
-    found = local_moments(model, layers, [batch, images(seed=3)])
+    found = local_errors(model, layers, [batch, images(seed=3)])
     for layer in (layers[0], layers[len(layers) // 2], layers[-1]):
-        expected = Moments()
+        expected = ErrorSums()
         for inputs in (batch, images(seed=3)):
             seen: list[tuple[Tensor, Tensor]] = []
             module = quantized_layers(model)[layer]
@@ -152,8 +151,8 @@ def test_values_that_are_not_finite_name_the_layer() -> None:
     broken = quantized_layers(model)[layers[5]]
     broken.bias.data[0] = float("nan")
     with pytest.raises(QuantizationError, match=layers[5].replace(".", r"\.")):
-        local_moments(model, layers, [images()])
+        local_errors(model, layers, [images()])
     with pytest.raises(QuantizationError, match="not finite"):
         end_to_end_similarity(model, layers[:1], [images()])
     with pytest.raises(QuantizationError, match="no images"):
-        local_moments(model, layers, [])
+        local_errors(model, layers, [])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from repq.layers import LayerId, QuantPlan
 from repq.model import Detector, build
-from repq.quant import insert_quantizers, quantize, scale_table
-from repq.quant.calibration import Histogram, joint_observation, observe
+from repq.quant import insert_quantizers, observe, quantize, scale_table
+from repq.quant.calibration.histogram import Histogram
 from repq.recipe import CalibrationConfig, PtqConfig
 from repq.scales import TensorScale
 
@@ -101,7 +101,7 @@ def highest(scale: TensorScale) -> float:
 def test_an_observation_keeps_what_is_in_no_group(fused: Detector) -> None:
     model = insert_quantizers(fused, QuantPlan(GROUP), PtqConfig()).eval()
     seen = observe(model, GROUP, [torch.rand(1, 3, 64, 64)], bins=256)
-    joint = joint_observation(seen, [GROUP])
+    joint = seen.joint([GROUP])
     assert joint.histograms[GROUP[0]] is joint.histograms[GROUP[1]]
-    assert joint_observation(seen, []).histograms == seen.histograms
+    assert seen.joint([]).histograms == seen.histograms
     assert joint.images == seen.images

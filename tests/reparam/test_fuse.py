@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from repq.errors import ToleranceError
 from repq.model import (
     Detector,
-    ModelSpec,
     build,
     get_spec,
     layer_ids,
     load_checkpoint,
     save_checkpoint,
 )
-from repq.reparam import folded_blocks, fuse, fuse_with_proof
-from repq.reparam.algebra import (
+from repq.model.algebra import (
     Affine,
     after_batch_norm,
     average_affine,
@@ -35,6 +33,8 @@ from repq.reparam.algebra import (
     total,
     widened,
 )
+from repq.model.yolov6.specs import ModelSpec
+from repq.reparam import folded_blocks, fuse, fuse_with_proof
 
 STYLES = ("repvgg", "qarepvgg", "qarepvggv2", "hyper_search", "repopt", "conv_relu", "conv_silu")
 NAMES = ("yolov6n", "yolov6n_v2", "yolov6m", "yolov6s_mbla", "yolov6n6")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from repq.errors import CheckpointError
 from repq.layers import LayerId
-from repq.model import Detector, LinearAddBlock, RealVGGBlock, build, load_checkpoint
+from repq.model import Detector, build, load_checkpoint
+from repq.model.yolov6.blocks import LinearAddBlock, RealVGGBlock
 from repq.reparam import fuse
 from repq.reparam.repopt import (
     BranchScales,

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from repq.cli import main
 from repq.data import make_demo_set
 from repq.model import Detector, build, save_checkpoint
-from repq.quant import load_quantized, scale_table
+from repq.quant import load_weights, scale_table
 from repq.recipe import DemoConfig
 
 NAMES = ("ring", "triangle", "cross")
@@ -56,7 +56,7 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     out = tmp_path / "qat.safetensors"
     found = values(*qat(files, files / "ptq.safetensors", "-o", out, "--keep-float", "backbone.stem*"))
     assert {"ap_float", "ap_calibrated", "ap_trained"} <= found.keys()
-    before, after = (load_quantized(path) for path in (files / "ptq.safetensors", out))
+    before, after = (load_weights(path) for path in (files / "ptq.safetensors", out))
     assert set(before.plan.int8) - set(after.plan.int8) == {
         layer for layer in before.plan.int8 if layer.startswith("backbone.stem")
     }
@@ -79,7 +79,7 @@ def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None
     assert found["float_layers"]
     assert all(layer.startswith("neck.") for layer in found["float_layers"])
     assert {row["weight_ratio"] for row in found["changes"]} == {1.0}
-    assert load_quantized(out).config.scheme == "asymmetric"
+    assert load_weights(out).config.scheme == "asymmetric"
 
 
 def test_what_cannot_be_used_is_refused_without_a_trace(files: Path, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from repq.data import ImageCache
 from repq.errors import TrainingError
 from repq.model import build
 from repq.recipe import LetterboxConfig, TrainConfig
-from repq.train import optimizer, train
+from repq.train import Updater, optimizer, train
 from repq.train import trainer as trainer_module
-from repq.train import update as update_module
 from repq.train.loader import loading_threads, training_batches
 from repq.train.losses import ClassLoss
 from repq.train.state import load_state
@@ -121,7 +120,7 @@ def test_learns_a_few_images(data) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_part(data, tmp_path: Path, monkeypatch) -> None:
     train_set, val_set = data
-    real = update_module.detection_loss
+    real = Updater.loss
     calls = 0
 
     def poisoned(*args, **kwargs):
@@ -130,13 +129,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_part(data, tmp_path: Path
         loss = real(*args, **kwargs)
         return replace(loss, sums={**loss.sums, "iou": loss.sums["iou"] * float("nan")}) if calls == 5 else loss
 
-    monkeypatch.setattr(update_module, "detection_loss", poisoned)
+    monkeypatch.setattr(Updater, "loss", poisoned)
     path = tmp_path / "state.safetensors"
     with pytest.raises(TrainingError, match=r"step 5 \(epoch 2\)") as caught:
         train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
     assert "iou = nan" in str(caught.value)
     assert "after epoch 1" in str(caught.value)
-    monkeypatch.setattr(update_module, "detection_loss", real)
+    monkeypatch.setattr(Updater, "loss", real)
     resumed = train(tiny_model(), train_set, val_set, SIZE, QUICK, state_path=path)
     assert same_weights(resumed, train(tiny_model(), train_set, val_set, SIZE, QUICK))
 

@@ -1,22 +1,243 @@
-"""What can be done to a model beside choosing ranges, so that INT8 costs it less; one method a module.
+"""What can be done to a model beside choosing ranges, so that INT8 costs it less.
 
-Each takes a model, changes it in place and leaves a model of the same layers at the same paths.
+`CORRECTIONS` lists the ways, in the order in which they act and in which ``--auto`` tries them. One that is appended
+gets a setting, an option of `repq ptq`, trials in ``--auto`` and `repq diagnose`, and its place in reports. None of
+them changes the layers of a model or their paths.
 """
 
-from repq.quant.corrections.equalize import Chains, equalize, find_chains
-from repq.quant.corrections.outputs import channel_moments, correct_outputs
-from repq.quant.corrections.rounding import adapt_rounding, best_rounding, input_grams
-from repq.quant.corrections.split import split_layers, weight_snr_db
+from __future__ import annotations
 
-__all__ = [
-    "Chains",
-    "adapt_rounding",
-    "best_rounding",
-    "channel_moments",
-    "correct_outputs",
-    "equalize",
-    "find_chains",
-    "input_grams",
-    "split_layers",
-    "weight_snr_db",
-]
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import create_model
+
+from repq.layers import LayerId
+from repq.progress import Progress, silent
+from repq.recipe.base import Decibels, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from repq.model import Detector
+    from repq.recipe import CorrectionConfig
+
+When = Literal["before", "scales", "after"]
+"""A correction acts on the float model before it is observed, on scales once they are chosen, or after that on weights
+and biases. Of layers that run in float for a while the weights from before are taken."""
+
+Symptom = Literal["its channels differ"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What corrections work with.
+
+    Attributes:
+        reference: the float model, with what acted before.
+        images: the calibration images, network inputs (B, 3, H, W) on the model's device.
+        kept: the first of them, held in memory, for corrections with ``keeps_images``.
+        seen: by name of a correction what it gathered while the float model was observed.
+        seed: of everything random.
+    """
+
+    reference: Detector
+    images: Iterable[Tensor] = ()
+    kept: Sequence[Tensor] = ()
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    progress: Progress = silent
+
+
+class Correction:
+    """One way to lose less.
+
+    Attributes:
+        name: its field in the settings.
+        title: what tables and messages call it.
+        field: type and `repq.recipe.base.setting` of its value; the default is to leave the model as it is.
+        when: see `When`.
+        cost: what it costs in the engine; empty: nothing, and a smaller gain is enough for ``--auto``.
+        tries: values that ``--auto`` tries, of which it keeps one at most.
+        with_each_method: ``--auto`` tries them with every calibration method: another one may be best with it.
+        diagnosed: the value that `diagnose` tries, beside those of the others; None: it is left out.
+        keeps_images: whether it works on images that are held in memory.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    field: ClassVar[tuple[Any, Any]]
+    when: ClassVar[When] = "after"
+    cost: ClassVar[str] = ""
+    tries: ClassVar[tuple[Any, ...]] = ()
+    with_each_method: ClassVar[bool] = False
+    diagnosed: ClassVar[Any] = None
+    keeps_images: ClassVar[bool] = False
+
+    def value(self, config: CorrectionConfig) -> Any:
+        """What the settings ask of it; None: nothing."""
+        value = getattr(config, self.name, self.field[1].default)
+        return None if value == self.field[1].default else value
+
+    def titled(self, value: Any) -> str:
+        """The title with this value."""
+        return self.title
+
+    def applies(self, fused: Detector, quantized: nn.Module) -> bool:
+        """Whether ``--auto`` tries it on a model.
+
+        Args:
+            fused: the float model.
+            quantized: the same, calibrated without corrections.
+        """
+        return True
+
+    def watching(self, model: nn.Module, layers: Sequence[LayerId]) -> AbstractContextManager[Any]:
+        """Gather, as long as the block runs, what `act` needs to have seen of the float model on all images."""
+        return nullcontext()
+
+    def act(self, model: Detector, value: Any, material: Material) -> str | None:
+        """Correct the model in place; return what the user should know."""
+        raise NotImplementedError
+
+    def remedy(self, symptom: Symptom, depthwise: bool) -> str | None:
+        """What `diagnose` advises for a layer with this symptom."""
+        return None
+
+
+class ChannelInputs(Correction):
+    name, title, when, with_each_method = "channel_inputs", "channel inputs", "scales", True
+    field = (
+        bool,
+        setting(False, flag="--channel-inputs", help="A scale per channel for the inputs of depthwise convolutions."),
+    )
+    cost = (
+        "a multiplication, which may fuse into the activation; where another layer reads the same tensor, a kernel "
+        "more in TensorRT (13 on YOLOv6Lite-S, by estimate)"
+    )
+    tries, diagnosed = (True,), True
+
+    def applies(self, fused: Detector, quantized: nn.Module) -> bool:
+        from repq.quant.convolution import is_depthwise
+        from repq.quant.state import quantized_layers
+
+        return any(map(is_depthwise, quantized_layers(quantized).values()))
+
+    def watching(self, model: nn.Module, layers: Sequence[LayerId]) -> AbstractContextManager[Any]:
+        from repq.quant.corrections.channel_inputs import watching_channels
+
+        return watching_channels(model, layers)
+
+    def act(self, model: Detector, value: Any, material: Material) -> None:
+        from repq.quant.corrections.channel_inputs import set_channel_scales
+
+        set_channel_scales(model, material.seen[self.name])
+
+    def remedy(self, symptom: Symptom, depthwise: bool) -> str | None:
+        return self.name if depthwise else None
+
+
+class Equalize(Correction):
+    name, title, when, tries = "equalize", "equalization", "before", (True,)
+    field = (
+        bool,
+        setting(False, flag="--equalize", help="Even out weight ranges along chains of convolutions that allow it."),
+    )
+
+    def applies(self, fused: Detector, quantized: nn.Module) -> bool:
+        from repq.quant.corrections.equalize import find_chains
+
+        return bool(find_chains(fused).pairs)
+
+    def act(self, model: Detector, value: Any, material: Material) -> str:
+        from repq.quant.corrections.equalize import equalize, find_chains
+
+        chains = find_chains(model)
+        equalize(model, chains, material.images)
+        return chains.summary()
+
+    def remedy(self, symptom: Symptom, depthwise: bool) -> str | None:
+        return None if depthwise else f"{self.name}, if it can be"
+
+
+class Split(Correction):
+    name, title, when, tries = "split_below_db", "split weights", "scales", (25.0,)
+    field = (
+        Decibels | None,
+        setting(
+            None, flag="--split-below", metavar="DB",
+            help="Run layers whose weights have a lower SNR in INT8 as two convolutions, coarse and fine.",
+        ),
+    )  # fmt: skip
+    cost = "the layer's multiply-adds once more"
+
+    def applies(self, fused: Detector, quantized: nn.Module) -> bool:
+        from repq.quant.corrections.split import weight_snr_db
+        from repq.quant.state import quantized_layers
+
+        return any(weight_snr_db(layer) < self.tries[0] for layer in quantized_layers(quantized).values())
+
+    def act(self, model: Detector, value: Any, material: Material) -> str:
+        from repq.quant.corrections.split import split_layers
+
+        split = split_layers(model, value)
+        return f"{len(split)} layers run as two convolutions: {', '.join(split) or 'none'}"
+
+
+class Rounding(Correction):
+    name, title, keeps_images = "rounding", "adaptive rounding", True
+    field = (
+        Literal["nearest", "adaptive"],
+        setting("nearest", flag="--rounding", help="adaptive: which way each weight is rounded is learned."),
+    )
+    tries, diagnosed = ("adaptive",), "adaptive"
+
+    def act(self, model: Detector, value: Any, material: Material) -> None:
+        from repq.quant.corrections.rounding import adapt_rounding
+
+        adapt_rounding(model, material.kept, seed=material.seed, progress=material.progress)
+
+
+class Outputs(Correction):
+    name, title, keeps_images = "outputs", "corrected outputs", True
+    field = (
+        Literal["as_they_are", "mean", "moments"],
+        setting("as_they_are", flag="--outputs",
+                help="Correct the mean, or mean and variance, of every layer's outputs."),
+    )  # fmt: skip
+    tries, diagnosed = ("mean", "moments"), "mean"
+
+    def titled(self, value: Any) -> str:
+        return "corrected means" if value == "mean" else "corrected means and variances"
+
+    def act(self, model: Detector, value: Any, material: Material) -> None:
+        import torch
+
+        from repq.quant.corrections.outputs import correct_outputs
+
+        correct_outputs(model, material.reference, torch.cat(list(material.kept)), value)
+
+
+CORRECTIONS: list[Correction] = [ChannelInputs(), Equalize(), Split(), Rounding(), Outputs()]
+
+
+def asked_for(config: CorrectionConfig, *when: When) -> list[tuple[Correction, Any]]:
+    """The corrections that settings ask for, with their values; with ``when``, those that act then."""
+    found = [(entry, entry.value(config)) for entry in CORRECTIONS if not when or entry.when in when]
+    return [(entry, value) for entry, value in found if value is not None]
+
+
+def settings_class() -> type[CorrectionConfig]:
+    """The settings of the corrections, with a field for each in the list."""
+    return _settings_class(tuple(CORRECTIONS))
+
+
+@lru_cache(maxsize=4)
+def _settings_class(corrections: tuple[Correction, ...]) -> type[CorrectionConfig]:
+    from repq.recipe import CorrectionConfig
+
+    fields: dict[str, Any] = {entry.name: entry.field for entry in corrections}
+    return create_model("CorrectionConfig", __base__=CorrectionConfig, **fields)

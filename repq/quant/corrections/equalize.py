@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +30,9 @@ from torch import Tensor, nn
 
 from repq.layers import LayerId
 from repq.model import Detector, layer_ids
-from repq.quant.calibration.channels import ChannelRange, watch
+from repq.quant.calibration.observation import channel_ranges
 from repq.quant.convolution import is_depthwise
-from repq.quant.tape import Step, record
+from repq.quant.tape import Operation, record_small
 
 LARGEST_FACTOR = 64.0
 """A channel that was almost silent on the calibration images may not be on others."""
@@ -61,17 +60,15 @@ def find_chains(model: Detector) -> Chains:
     """
     layers = layer_ids(model)
     modules = {layer: model.get_submodule(layer) for layer in layers}
-    size = max(model.spec.strides)
-    device = next(model.parameters()).device
-    tape = record(_outputs(model), torch.zeros(1, 3, size, size, device=device), modules, ())
-    producers = {number: step for step in tape.steps for number in step.outputs}
-    readers = Counter(number for step in tape.steps for number in step.inputs) + Counter(tape.results)
+    tape = record_small(model)
+    producers = {number: done for done in tape.operations for number in done.outputs}
+    readers = Counter(number for done in tape.operations for number in done.inputs) + Counter(tape.results)
     pairs, refused = [], {}
-    for step in tape.steps:
+    for step in tape.operations:
         if step.layer is None:
             continue
         found = _partner(step, producers, readers)
-        if isinstance(found, Step) and found.layer is not None:
+        if isinstance(found, Operation) and found.layer is not None:
             conv = modules[step.layer]
             assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
             if isinstance(modules[found.layer], nn.Conv2d) and (conv.groups == 1 or is_depthwise(conv)):
@@ -83,16 +80,7 @@ def find_chains(model: Detector) -> Chains:
     return Chains(tuple(pairs), refused)
 
 
-def _outputs(model: Detector):  # type: ignore[no-untyped-def]  # a closure for ``record``
-    def run(images: Tensor) -> tuple[Tensor, ...]:
-        detections = model(images)
-        assert isinstance(detections, Tensor)
-        return (detections,)
-
-    return run
-
-
-def _partner(step: Step, producers: dict[int, Step], readers: Counter[int]) -> Step | str:
+def _partner(step: Operation, producers: dict[int, Operation], readers: Counter[int]) -> Operation | str:
     """The convolution whose output only this layer reads, or why there is none."""
     number = step.inputs[0]
     while True:
@@ -115,7 +103,8 @@ def equalize(model: Detector, chains: Chains, batches: Iterable[Tensor]) -> None
     Args:
         batches: network inputs (B, 3, H, W), on which the ranges of the activations are taken.
     """
-    seen = _activation_ranges(model, {after for _, after in chains.pairs}, batches)
+    ranges = channel_ranges(model, {after for _, after in chains.pairs}, batches)
+    seen = {layer: torch.maximum(-found.low, found.high) for layer, found in ranges.items()}  # type: ignore[operator, arg-type]
     with torch.no_grad():
         for before, after in chains.pairs:
             first, second = model.get_submodule(before), model.get_submodule(after)
@@ -133,16 +122,6 @@ def input_magnitudes(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     if isinstance(conv, nn.ConvTranspose2d) or is_depthwise(conv):
         return conv.weight.detach().abs().amax((1, 2, 3))
     return conv.weight.detach().abs().amax((0, 2, 3))
-
-
-def _activation_ranges(model: nn.Module, layers: set[LayerId], batches: Iterable[Tensor]) -> dict[LayerId, Tensor]:
-    ranges = {layer: ChannelRange() for layer in layers}
-    with ExitStack() as stack, torch.no_grad():
-        for layer, seen in ranges.items():
-            stack.enter_context(watch(model.get_submodule(layer), seen))
-        for images in batches:
-            model(images)
-    return {layer: torch.maximum(-seen.low, seen.high) for layer, seen in ranges.items()}  # type: ignore[operator, arg-type]
 
 
 def _factors(activations: Tensor, weights: Tensor) -> Tensor:

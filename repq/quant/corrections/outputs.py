@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from repq.layers import LayerId
 from repq.quant.convolution import QuantConv2d, QuantizedLayer
-from repq.quant.insertion import quantized_layers
 from repq.quant.quantizer import Quantizer
+from repq.quant.state import quantized_layers
 from repq.scales import TensorScale
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, (C,) each

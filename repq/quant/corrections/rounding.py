@@ -32,7 +32,7 @@ from torch.nn import functional
 from repq.layers import LayerId
 from repq.progress import Progress, silent
 from repq.quant.convolution import QuantConv2d
-from repq.quant.insertion import quantized_layers
+from repq.quant.state import quantized_layers
 
 POSITIONS = 256
 """Output positions of an image that a layer is fitted on, drawn at random."""

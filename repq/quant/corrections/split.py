@@ -22,9 +22,8 @@ import torch
 
 from repq.layers import LayerId
 from repq.quant.convolution import QuantizedLayer, quantized_weight
-from repq.quant.insertion import quantized_layers
 from repq.quant.scaling import weight_scale
-from repq.quant.state import set_fine_scale
+from repq.quant.state import quantized_layers, set_fine_scale
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from repq.model import TrainOutput, boxes_from_distances
+from repq.model import TrainOutput
 from repq.recipe import QatConfig
 from repq.train.boxes import AnchorGrid
-from repq.train.distill import class_divergence, side_divergence
-from repq.train.losses import DetectionLoss, iou_loss, side_lengths
+from repq.train.distill import class_divergence
+from repq.train.losses import DetectionLoss
+from repq.train.objective import Objective
 
 SEEN = 0.03  # a point whose best score is lower shows no object: evaluation starts here
 
@@ -35,13 +36,13 @@ class ImitationWeights:
 
 
 def imitation_loss(
-    own: TrainOutput, taught: TrainOutput, grid: AnchorGrid, *, reg_max: int, weights: ImitationWeights
+    own: TrainOutput, taught: TrainOutput, grid: AnchorGrid, *, objective: Objective, weights: ImitationWeights
 ) -> DetectionLoss:
     """The weighted parts ``distill_features``, ``distill_class`` and ``distill_box``; those of weight 0 are left out.
 
     Args:
         own, taught: what student and teacher answer in training form to the same images.
-        reg_max: 0 without DFL.
+        objective: of the detectors; it says how far boxes are apart.
     """
     best = taught.scores.amax(-1)
     seen = best >= SEEN
@@ -54,8 +55,7 @@ def imitation_loss(
     if weights.classes:
         sums["distill_class"] = class_divergence(own.scores, taught.scores) * weights.classes
     if weights.boxes:
-        points = (grid.points / grid.strides).expand(len(seen), -1, -1)[seen]
-        of_points = box_divergence(own.distances[seen], taught.distances[seen], points, reg_max)
+        of_points = objective.box_divergence(own, taught, seen, grid)
         sums["distill_box"] = (of_points * best[seen]).sum() * weights.boxes
     return DetectionLoss(sums, content.sum())
 
@@ -70,15 +70,3 @@ def channel_divergence(own: Tensor, taught: Tensor, temperature: float) -> Tenso
     log_q, log_p = (maps.flatten(2).div(temperature).log_softmax(-1) for maps in (own, taught))
     divergence = (log_p.exp() * (log_p - log_q)).sum((1, 2))
     return divergence * (temperature**2 / own.shape[1])
-
-
-def box_divergence(own: Tensor, taught: Tensor, points: Tensor, reg_max: int) -> Tensor:
-    """How far raw box sides of P points are from the teacher's: shape (P,).
-
-    With DFL the divergence of the distributions (YOLOv6 report, 2209.02976, section 2.4.2); without, where a side is
-    one number, ``1 - GIoU`` of the boxes.
-    """
-    if reg_max > 0:
-        return side_divergence(own.unflatten(-1, (4, reg_max + 1)), taught.unflatten(-1, (4, reg_max + 1)))
-    boxes, others = (boxes_from_distances(points, side_lengths(sides, reg_max)) for sides in (own, taught))
-    return iou_loss(boxes, others, "giou")

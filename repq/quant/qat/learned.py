@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import QuantizationError
-from repq.quant.insertion import quantized_layers
-from repq.quant.quantizer import Quantizer, Step
+from repq.layers import LayerId
+from repq.model import Detector
+from repq.quant.calibration.observation import Groups
+from repq.quant.quantizer import Grid, Quantizer
+from repq.quant.state import quantized_layers
+from repq.quant.tape import record_small
 from repq.scales import TensorScale
 
 
@@ -76,11 +80,11 @@ class LearnedQuantizer(Quantizer):
         scale: Tensor = _Scale.apply(self.log_ratio, self.scale, 1.0 if x is None else self._factor(x))
         return scale
 
-    def step(self, x: Tensor) -> Step:
+    def grid(self, x: Tensor) -> Grid:
         assert self.scale is not None
         with torch.no_grad():
             scale = _moved(self.scale, self.log_ratio)
-        return Step(self._aligned(scale, x.ndim), self.limits, self.log_ratio, self._factor(x))
+        return Grid(self._aligned(scale, x.ndim), self.limits, self.log_ratio, self._factor(x))
 
     def _factor(self, x: Tensor) -> float:
         return 1 / math.sqrt(self._values_per_scale(x) * np.iinfo(self.dtype).max)
@@ -89,21 +93,45 @@ class LearnedQuantizer(Quantizer):
         return x.numel() / self.log_ratio.numel() / (len(x) if self.batched else 1)
 
 
-def learn_scales(model: nn.Module, *, weights: bool = True) -> None:
+def learn_scales(model: Detector, groups: Groups = (), *, weights: bool = True) -> None:
     """Make the scales of all activations, and with ``weights`` those of weights, parameters; in place.
 
-    Layers whose inputs have the same scale read the same tensor, or tensors that were calibrated to share one scale:
-    they go on sharing it. The two scales of a weight that is split stay: the fine one fits the coarse one.
+    One scale goes on being shared by layers that read the very same tensor, and by those that ``groups`` declares to
+    share it; others that have equal scales go ways of their own. The two scales of a weight that is split stay: the
+    fine one fits the coarse one.
+
+    Args:
+        groups: layers whose inputs were declared to share one scale (``repq ptq --share-scales``).
 
     Raises:
         QuantizationError: a layer has no scales.
     """
-    shared: dict[tuple[Any, ...], nn.Parameter] = {}
-    for layer in quantized_layers(model).values():
-        layer.input_quantizer = learned = LearnedQuantizer(layer.input_quantizer, batched=True)
-        learned.log_ratio = shared.setdefault(_identity(learned), learned.log_ratio)
+    layers = quantized_layers(model)
+    readers: dict[int, list[LayerId]] = {}
+    for done in record_small(model).operations:
+        if done.layer in layers:
+            readers.setdefault(done.inputs[0], []).append(done.layer)
+    for layer in layers.values():
+        layer.input_quantizer = LearnedQuantizer(layer.input_quantizer, batched=True)
         if weights and layer.fine_quantizer is None:
             layer.weight_quantizer = LearnedQuantizer(layer.weight_quantizer, batched=False)
+    for group in _joined([*readers.values(), *groups]):
+        shared: dict[tuple[Any, ...], nn.Parameter] = {}  # by value: channels of one tensor may have their own
+        for name in group:
+            if name in layers:
+                quantizer = layers[name].input_quantizer
+                assert isinstance(quantizer, LearnedQuantizer)
+                quantizer.log_ratio = shared.setdefault(_value(quantizer), quantizer.log_ratio)
+
+
+def _joined(groups: Groups) -> list[list[LayerId]]:
+    """Disjoint groups: those that have a layer in common are one."""
+    found: list[list[LayerId]] = []
+    for group in groups:
+        touched = [other for other in found if not set(other).isdisjoint(group)]
+        found = [other for other in found if other not in touched]
+        found.append(list(dict.fromkeys([*(layer for other in touched for layer in other), *group])))
+    return found
 
 
 def fix_scales(model: nn.Module) -> None:
@@ -119,7 +147,7 @@ def scale_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(found))
 
 
-def _identity(quantizer: LearnedQuantizer) -> tuple[Any, ...]:
+def _value(quantizer: LearnedQuantizer) -> tuple[Any, ...]:
     assert quantizer.scale is not None
     return quantizer.dtype, quantizer.zero_point, tuple(quantizer.scale.flatten().tolist())
 

@@ -15,10 +15,10 @@ from repq.errors import QuantizationError
 from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
+from repq.quant.calibration.observation import Groups
 from repq.quant.qat.learned import fix_scales, learn_scales
 from repq.quant.qat.update import QatUpdater
-from repq.quant.state import apply_scales, scale_table
+from repq.quant.state import apply_scales, quantized_layers, scale_table
 from repq.recipe import EvalConfig, QatConfig
 from repq.results import EpochRow, ScaleChange
 from repq.scales import ScaleTable, TensorScale
@@ -50,6 +50,7 @@ class QatJob:
     config: QatConfig
     seed: int
     eval_config: EvalConfig
+    groups: Groups = ()
 
     def identity(self) -> Identity:
         """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
@@ -57,7 +58,7 @@ class QatJob:
             **describe_fields(self.config),
             "spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config,
         }  # fmt: skip
-        inputs = {"start": [self.model, scale_table(self.model)], "teacher": self.teacher}
+        inputs = {"start": [self.model, scale_table(self.model)], "groups": self.groups, "teacher": self.teacher}
         inputs |= {"train_set": self.train_set, "val_set": self.val_set}
         return identify("qat", settings, inputs, seed=self.seed)
 
@@ -84,6 +85,7 @@ def train_quantized(
     imgsz: tuple[int, int],
     config: QatConfig,
     *,
+    groups: Groups = (),
     device: str = "cpu",
     seed: int = 0,
     state_path: Path | None = None,
@@ -98,6 +100,7 @@ def train_quantized(
     Args:
         model: with calibrated quantizers; it is not changed.
         teacher: the float model of the same spec; it is not changed.
+        groups: layers whose inputs were declared to share one scale; they go on sharing it.
         seed: of order and augmentation.
         state_path: where the state is saved after every epoch, and gone on from.
 
@@ -107,7 +110,7 @@ def train_quantized(
             another training; or another process is gone.
         DataError: an image can no longer be read.
     """
-    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config)
+    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config, groups)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
         identity, start = told_by_first(lambda: (job.identity(), scale_table(model)))
@@ -119,7 +122,7 @@ def train_quantized(
         for parameter in _weights(student):
             parameter.requires_grad_(True)
         if config.scales == "learned":
-            learn_scales(student, weights=config.learn_weight_scales)
+            learn_scales(student, groups, weights=config.learn_weight_scales)
         updater = QatUpdater(student, imitated, config, own_device)
         trainer = Trainer(
             updater, job, identity, state_path=state_path, board=board, eval_interval=config.eval_interval

@@ -13,7 +13,8 @@ from repq.quant.qat.units import step_in_units
 from repq.recipe import QatConfig
 from repq.train.distill import as_teacher, decayed
 from repq.train.loader import TrainBatch
-from repq.train.losses import DetectionLoss, detection_loss
+from repq.train.losses import DetectionLoss
+from repq.train.objective import objective_of
 from repq.train.optimizer import optimizer_of, parameter_groups
 from repq.train.update import Stepper
 
@@ -34,14 +35,14 @@ class QatUpdater(Stepper):
         step_in_units(self.optimizer, model)
         self.teacher = as_teacher(teacher, model, maps=config.feature_weight > 0)
         self.config, self.weights = config, ImitationWeights.from_config(config)
-        self.reg_max = model.spec.reg_max if model.spec.use_dfl else 0
+        self.objective = objective_of(model)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels, grid = self.pixels(batch), self.grid(*batch.images.shape[1:3])
         with torch.no_grad():
-            taught: TrainOutput = self.teacher(pixels)
-        own: TrainOutput = self.model(pixels)
-        imitated = imitation_loss(own, taught, grid, reg_max=self.reg_max, weights=self.weights)
+            taught = self.teacher.answer(self.teacher.features(pixels))
+        own = self.model.answer(self.model.features(pixels))
+        imitated = imitation_loss(own, taught, grid, objective=self.objective, weights=self.weights)
         decay = decayed(self.config.final_factor, progress)
         sums = {name: value * decay for name, value in imitated.sums.items()}
         if self.config.task_weight:
@@ -51,7 +52,7 @@ class QatUpdater(Stepper):
     def task_loss(self, own: TrainOutput, batch: TrainBatch) -> DetectionLoss:
         """The weighted detection loss of this process's images of one batch."""
         grid = self.grid(*batch.images.shape[1:3])
-        found = detection_loss(own.scores, own.distances, self.objects(batch), grid, reg_max=self.reg_max)
+        found = self.objective.loss(own, self.objects(batch), grid)
         weighted = {name: value * self.config.task_weight for name, value in found.sums.items()}
         return DetectionLoss(weighted, found.target_score)
 

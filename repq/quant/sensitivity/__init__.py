@@ -1,16 +1,13 @@
 """Which layers lose most by quantization, and which of them a plan should keep in float.
 
-``measure`` takes the measures of a ``Measurement``, alone or as one of several processes, and ``collect`` puts them
+``measure_layers`` takes the measures of a ``Measurement``, alone or as one of several processes; ``collect`` puts them
 together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges.
 """
 
-from repq.quant.sensitivity.ap import ap_with_changes
 from repq.quant.sensitivity.assess import Detect, ap_assessor, plan_detector
-from repq.quant.sensitivity.end_to_end import end_to_end_similarity
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.sensitivity.local import local_moments
-from repq.quant.sensitivity.measurement import Measurement, collect, measure
-from repq.quant.sensitivity.measures import Moments, similarity
+from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
+from repq.quant.sensitivity.measurement import Measurement, collect, measure_layers
 from repq.quant.sensitivity.planning import front_plans, make_plan
 from repq.quant.sensitivity.ranking import (
     MEASURES,
@@ -24,7 +21,6 @@ from repq.quant.sensitivity.ranking import (
 )
 from repq.quant.sensitivity.search import Assess, Assessment, Found, search
 from repq.quant.sensitivity.sweep import UNCHANGED, changed_outputs, shard, sweep
-from repq.quant.tape import Tape, record
 
 __all__ = [
     "MEASURES",
@@ -36,9 +32,7 @@ __all__ = [
     "Found",
     "Journal",
     "Measurement",
-    "Moments",
     "Order",
-    "Tape",
     "ap_assessor",
     "ap_with_changes",
     "candidate_orders",
@@ -47,16 +41,14 @@ __all__ = [
     "end_to_end_similarity",
     "front_plans",
     "harm",
-    "local_moments",
+    "local_errors",
     "make_plan",
-    "measure",
+    "measure_layers",
     "plan_detector",
     "rank_correlations",
     "ranking",
-    "record",
     "search",
     "shard",
-    "similarity",
     "spearman",
     "sweep",
     "top_plan",

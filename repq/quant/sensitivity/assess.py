@@ -99,7 +99,8 @@ def plan_detector(
 
     def detect(plan: QuantPlan) -> Detections:
         with quantizing(model, plan.int8):
-            found = detect_all(predict, own, imgsz, config, progress, label=f"{len(plan.float_)} layers in float")
+            label = f"{len(plan.float_)} layers in float"
+            found = detect_all(predict, own, imgsz, config, progress, label=label, layout=model.spec.layout)
         return joined_detections(gathered(found))
 
     return detect

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-from repq.quant.sensitivity.measures import Moments
+from repq.quant.similarity import ErrorSums
 
 
 def demand_images(count: int) -> None:
@@ -21,13 +21,13 @@ def demand_images(count: int) -> None:
         )
 
 
-def demand_finite(layer: LayerId, moments: Moments) -> None:
+def demand_finite(layer: LayerId, sums: ErrorSums) -> None:
     """Refuse figures of a layer whose output held NaN or infinity.
 
     Raises:
         QuantizationError: the sums of the layer are not finite; it is named.
     """
-    if not moments.finite:
+    if not sums.finite:
         raise QuantizationError(
             f"the output of {layer} is not finite",
             found="NaN or infinite values",

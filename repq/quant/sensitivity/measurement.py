@@ -14,16 +14,13 @@ from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
-from repq.quant.sensitivity.ap import ap_with_changes
-from repq.quant.sensitivity.end_to_end import end_to_end_similarity
 from repq.quant.sensitivity.guards import silent_layers
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.sensitivity.local import local_moments
-from repq.quant.sensitivity.measures import similarity
+from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.ranking import rank_correlations
 from repq.quant.sensitivity.sweep import UNCHANGED, Change, shard, sweep
-from repq.quant.state import scale_table
+from repq.quant.similarity import similarity
+from repq.quant.state import quantized_layers, scale_table
 from repq.recipe import EvalConfig, SensitivityConfig
 from repq.results import LayerSensitivity, Sensitivity, Similarity
 
@@ -104,7 +101,7 @@ class Measurement:
         return identify("sensitivity", self.settings, inputs).key
 
 
-def measure(
+def measure_layers(
     job: Measurement, journal: Journal, *, rank: int = 0, world_size: int = 1, progress: Progress = silent
 ) -> None:
     """Do this process's share of the measurement, but for what the journal already holds.
@@ -185,9 +182,9 @@ def _measure_local(job: Measurement, journal: Journal, progress: Progress) -> No
         return
     started = time.perf_counter()
     loaded = (batch.images for batch in _load(job, job.records))
-    moments = local_moments(job.model, job.layers, loaded, progress)
+    errors = local_errors(job.model, job.layers, loaded, progress)
     seconds = (time.perf_counter() - started) / len(job.layers)
-    for layer, sums in moments.items():
+    for layer, sums in errors.items():
         values = _flat("local", similarity([sums])) | {"signal": sums.signal}
         journal.append(Entry(_LOCAL, layer, values, seconds))
 

@@ -28,7 +28,7 @@ from repq.layers import LayerId
 from repq.quant.sensitivity.ranking import Order
 from repq.results import PlanTrial, Range
 
-Step = Literal["all_int8", "comparison", "bisection", "greedy"]
+Phase = Literal["all_int8", "comparison", "bisection", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Hunt:
         self._cost = {layer: (cost[layer] if cost else 1.0) / (total or 1.0) for layer in layers}
         self._known: dict[frozenset[LayerId], Assessment] = {frozenset(layers): Assessment(0.0, 0.0)}
         self._tried: list[tuple[Order, tuple[LayerId, ...]]] = []
-        self._steps: list[Step] = []
+        self._phases: list[Phase] = []
 
     def prefix(self, order: Order, share: float) -> tuple[LayerId, ...]:
         """As many of the first layers as cost ``share`` of everything, all if that is 1."""
@@ -131,16 +131,16 @@ class _Hunt:
             count += 1
         return order.layers[:count]
 
-    def assess(self, order: Order, chosen: Sequence[LayerId], step: Step) -> Assessment:
+    def assess(self, order: Order, chosen: Sequence[LayerId], phase: Phase) -> Assessment:
         key = frozenset(chosen)
         if key not in self._known:
             self._known[key] = self._assess(key)
             self._tried.append((order, tuple(chosen)))
-            self._steps.append(step)
+            self._phases.append(phase)
         return self._known[key]
 
-    def fits(self, order: Order, chosen: Sequence[LayerId], step: Step) -> bool:
-        return self.assess(order, chosen, step).bound <= self._max_drop
+    def fits(self, order: Order, chosen: Sequence[LayerId], phase: Phase) -> bool:
+        return self.assess(order, chosen, phase).bound <= self._max_drop
 
     def best(self, order: Order, found: tuple[LayerId, ...]) -> tuple[Order, tuple[LayerId, ...]]:
         """The cheapest plan that fits, of ``order`` if one does; if none at all does, that of the least bound."""
@@ -165,7 +165,7 @@ class _Hunt:
     @property
     def trials(self) -> tuple[PlanTrial, ...]:
         rows = []
-        for (order, chosen), step in zip(self._tried, self._steps, strict=True):
+        for (order, chosen), phase in zip(self._tried, self._phases, strict=True):
             outcome = self._known[frozenset(chosen)]
             rows.append(
                 PlanTrial(
@@ -176,7 +176,7 @@ class _Hunt:
                     drop_interval=outcome.interval,
                     bound=outcome.bound,
                     fits=outcome.bound <= self._max_drop,
-                    step=step,
+                    step=phase,
                 )
             )
         return tuple(rows)

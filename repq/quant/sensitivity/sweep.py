@@ -17,10 +17,10 @@ from torch import Tensor
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.progress import Progress, silent
-from repq.quant.insertion import quantized_layers
 from repq.quant.sensitivity.journal import Entry, Journal
-from repq.quant.state import quantizing
-from repq.quant.tape import Outputs, record
+from repq.quant.similarity import Outputs
+from repq.quant.state import quantized_layers, quantizing
+from repq.quant.tape import record
 
 Change = Literal["only_int8", "only_float"]
 UNCHANGED = LayerId("")
@@ -32,7 +32,7 @@ def changed_outputs(
 ) -> Iterator[tuple[LayerId, Outputs]]:
     """Yield, for each item, the outputs with only that layer in INT8 (or only that layer in float).
 
-    The outputs are the neck's maps, finest first, then the detections (B, N, 5 + classes). They equal those of a whole
+    The outputs are the neck's maps, finest first, then the detections. They equal those of a whole
     forward pass bit for bit. ``UNCHANGED`` stands for the float model (or the model with all layers in INT8).
 
     Args:
@@ -47,7 +47,7 @@ def changed_outputs(
 
     def forward(images: Tensor) -> Outputs:
         features = model.features(images)
-        return (*features, model.detect(features))
+        return (*features, model.predict(features))
 
     with quantizing(model, base):
         tape = record(forward, inputs, modules, [item for item in items if item != UNCHANGED])

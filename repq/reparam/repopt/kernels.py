@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from repq.model import Detector
-from repq.reparam.algebra import Affine, identity_affine, scaled, total
-from repq.reparam.repopt.scales import BranchScales, RepScales, matched
+from repq.model import BranchScales, Detector
+from repq.model.algebra import Affine, identity_affine, scaled, total
+from repq.reparam.repopt.scales import RepScales, matched
 
 
 def branch_factors(kernel: Tensor, scales: BranchScales) -> tuple[Tensor, ...]:

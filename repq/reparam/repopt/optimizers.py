@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from repq.model import Detector
+from repq.model import BranchScales, Detector
 from repq.reparam.repopt.kernels import branch_factors, gradient_multiplier
-from repq.reparam.repopt.scales import BranchScales, RepScales, matched
+from repq.reparam.repopt.scales import RepScales, matched
 
 Groups = Iterable[dict[str, Any]]
 KernelScales = Mapping[Tensor, BranchScales]
@@ -120,7 +120,7 @@ def build_rep_optimizer(
     learning_rate: float,
     momentum: float,
 ) -> RepSGD | RepAdamW:
-    """The optimizer that trains a plain model (style ``repopt``) with the scales of a hyper-search.
+    """The optimizer that trains a plain model with the scales of a hyper-search.
 
     Build it after the model has moved to its device and type.
 

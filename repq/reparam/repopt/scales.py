@@ -7,54 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repq.errors import CheckpointError
 from repq.layers import LayerId
-from repq.model import Detector, LinearAddBlock, RealVGGBlock, ScaleLayer
+from repq.model import BranchScales, Detector, Plain, Searched, family_named
 from repq.model.tensorfile import write_tensors
 
 FORMAT = "repq-branch-scales-1"
 _ENTRIES = {"scale_conv": "conv", "scale_1x1": "point", "scale_identity": "identity"}
-_SEARCH_FIX = "take the scales of a hyper-search model of the same size and layout (same name, but _hs for _opt)"
-
-
-@dataclass(frozen=True, eq=False)
-class BranchScales:
-    """The scales of one block, one factor per output channel: each of shape (C,), of any sign, finite.
-
-    Attributes:
-        conv: of the 3x3 branch (``s`` in the paper).
-        point: of the 1x1 branch (``t``).
-        identity: of the bypass; None for a block without one.
-    """
-
-    conv: Tensor
-    point: Tensor
-    identity: Tensor | None = None
-
-    @property
-    def channels(self) -> int:
-        return self.conv.numel()
-
-    @property
-    def problem(self) -> str | None:
-        """What makes these scales unusable, if anything."""
-        for entry, name in _ENTRIES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if value.ndim != 1 or not value.numel() or not value.is_floating_point():
-                return (
-                    f"{entry} is {value.dtype} of shape {tuple(value.shape)}, not one floating-point number per channel"
-                )
-            if value.numel() != self.channels:
-                return f"{entry} has {value.numel()} channels, scale_conv {self.channels}"
-            if not torch.isfinite(value).all():
-                return f"{entry} has values that are not finite"
-        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,26 +33,40 @@ class RepScales:
     blocks: Mapping[LayerId, BranchScales]
 
 
+def has_scales(model: Detector) -> bool:
+    """Whether a model is one of a hyper-search, from before fusing."""
+    return not model.deploy and any(isinstance(module, Searched) for module in model.modules())
+
+
+def takes_scales(model: Detector) -> bool:
+    """Whether a model is one that RepOptimizer trains, from before fusing."""
+    return not model.deploy and any(isinstance(module, Plain) for module in model.modules())
+
+
+def search_and_target(model: Detector) -> tuple[str, str]:
+    """Names of the hyper-search model and of the plain model of a model's layout, or words for them."""
+    names = family_named(model.spec.family).rep_optimizer_names(model.spec.name)
+    return names or ("a hyper-search model", "a model of plain blocks")
+
+
 def extract_scales(model: Detector) -> RepScales:
-    """Copy the scales out of a trained hyper-search model (style ``hyper_search``).
+    """Copy the scales out of a trained hyper-search model.
 
     Raises:
         CheckpointError: the model has no blocks with scales, is fused, or holds scales that are not finite.
     """
-    if model.deploy or model.spec.style != "hyper_search":
+    if not has_scales(model):
         raise CheckpointError(
             "there are no branch scales in this model",
-            found=f"{model.spec.name}, " + ("fused" if model.deploy else f"made of {model.spec.style} blocks"),
-            fix="give the checkpoint of a hyper-search training (a model whose name ends in _hs), from before fusing",
+            found=_form(model),
+            fix=f"give the checkpoint of a hyper-search ({search_and_target(model)[0]}) from before fusing",
         )
     blocks = {
         LayerId(f"{path}.conv"): BranchScales(
-            conv=_copied(block.scale_conv),
-            point=_copied(block.scale_1x1),
-            identity=None if block.scale_identity is None else _copied(block.scale_identity),
+            *(value.detach().cpu().clone() for value in block.branch_scales().named().values())
         )
         for path, block in model.named_modules()
-        if isinstance(block, LinearAddBlock)
+        if isinstance(block, Searched)
     }
     for layer, scales in blocks.items():
         if scales.problem:
@@ -102,25 +78,23 @@ def extract_scales(model: Detector) -> RepScales:
     return RepScales(model.spec.name, blocks)
 
 
-def _copied(layer: ScaleLayer) -> Tensor:
-    return layer.weight.detach().cpu().clone()
+def _form(model: Detector) -> str:
+    return model.spec.name + (", fused" if model.deploy else "")
 
 
-def matched(model: Detector, scales: RepScales) -> Iterator[tuple[LayerId, RealVGGBlock, BranchScales]]:
+def matched(model: Detector, scales: RepScales) -> Iterator[tuple[LayerId, Plain, BranchScales]]:
     """The plain blocks of a model, each with its scales, in module order. Checks all before it gives the first.
 
     Raises:
         CheckpointError: the scales do not fit the model; the message names the first block that differs.
     """
-    if model.deploy or model.spec.style != "repopt":
+    if not takes_scales(model):
         raise CheckpointError(
             "branch scales cannot guide the training of this model",
-            found=f"{model.spec.name}, " + ("fused" if model.deploy else f"made of {model.spec.style} blocks"),
-            fix="train a model whose name ends in _opt",
+            found=_form(model),
+            fix=f"train {search_and_target(model)[1]}",
         )
-    targets = {
-        LayerId(f"{path}.conv"): block for path, block in model.named_modules() if isinstance(block, RealVGGBlock)
-    }
+    targets = {LayerId(f"{path}.conv"): block for path, block in model.named_modules() if isinstance(block, Plain)}
     for layer, block in targets.items():
         found = _misfit(block, scales.blocks.get(layer))
         if found:
@@ -131,7 +105,7 @@ def matched(model: Detector, scales: RepScales) -> Iterator[tuple[LayerId, RealV
     return ((layer, block, scales.blocks[layer]) for layer, block in targets.items())
 
 
-def _misfit(block: RealVGGBlock, scales: BranchScales | None) -> str | None:
+def _misfit(block: Plain, scales: BranchScales | None) -> str | None:
     """How the scales differ from what a plain block needs, if they do."""
     if scales is None:
         return "no scales for this block"
@@ -145,9 +119,9 @@ def _misfit(block: RealVGGBlock, scales: BranchScales | None) -> str | None:
 
 
 def _refuse(model: Detector, scales: RepScales, layer: LayerId, found: str) -> NoReturn:
-    raise CheckpointError(
-        f"the scales of {scales.model} do not fit {model.spec.name}", found=f"{layer}: {found}", fix=_SEARCH_FIX
-    )
+    fix = f"take the scales of a hyper-search of {search_and_target(model)[0]}"
+    what = f"the scales of {scales.model} do not fit {model.spec.name}"
+    raise CheckpointError(what, found=f"{layer}: {found}", fix=fix)
 
 
 def save_scales(path: Path, scales: RepScales) -> None:
@@ -157,10 +131,9 @@ def save_scales(path: Path, scales: RepScales) -> None:
         CheckpointError: the file cannot be written.
     """
     tensors = {
-        f"{layer}.{entry}": getattr(block, name).contiguous()
+        f"{layer}.{entry}": value.contiguous()
         for layer, block in scales.blocks.items()
-        for entry, name in _ENTRIES.items()
-        if getattr(block, name) is not None
+        for entry, value in block.named().items()
     }
     try:
         write_tensors(path, tensors, {"format": FORMAT, "model": scales.model})

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from repq.model.families import FAMILIES
+from repq.model.family import Family, PublishedSpeed
 from repq.report.blocks import Block, Column, Columns, Text, number, table
 from repq.report.comparison import engine_title, variant_title
 from repq.report.numbers import count, significant, times
 from repq.report.summary import MACHINES, ReportSummary, Section
-from repq.results import BenchReport, BenchRow, Variant
-
-
-@dataclass(frozen=True)
-class PublishedSpeed:
-    """Images per second of one model at 640x640; ``table`` is that of the YOLOv6 report."""
-
-    spec: str
-    variant: Variant
-    batch: int
-    images_per_s: int
-    table: int
-    setting: str
-
-
-SOURCE = "YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, arXiv 2209.02976v1"
-IMGSZ = (640, 640)
-
-_TABLE_18 = {"yolov6n_v2": (810, 1323), "yolov6s_v2": (362, 522), "yolov6m_v2": (180, 241), "yolov6l_v2": (105, 131)}
-
-PUBLISHED = (
-    PublishedSpeed("yolov6s_v2", "float16", 1, 377, 17, "T4, TensorRT 8"),
-    PublishedSpeed("yolov6s_v2", "float16", 32, 541, 17, "T4, TensorRT 8"),
-    PublishedSpeed("yolov6s_v2", "int8", 1, 596, 17, "T4, TensorRT 8, QAT"),
-    PublishedSpeed("yolov6s_v2", "int8", 32, 869, 17, "T4, TensorRT 8, QAT"),
-    *(
-        PublishedSpeed(spec, "float16", batch, images_per_s, 18, "T4, TensorRT 8.2")
-        for spec, pair in _TABLE_18.items()
-        for batch, images_per_s in zip((1, 32), pair, strict=True)
-    ),
-)
+from repq.results import BenchReport, BenchRow
 
 
 class _Timed(NamedTuple):
@@ -83,32 +54,29 @@ class _Pair(NamedTuple):
         return f"{self.timed.machine}: {engine_title(self.timed.row.engine)}" if self.timed else "not measured"
 
 
-def architecture(spec: str | None) -> str | None:
-    """The spec without what vanishes when it is deployed: RepOptimizer's ``_opt`` and the like."""
-    return None if spec is None else spec.removesuffix("_opt").removesuffix("_hs")
-
-
 def _blocks(summary: ReportSummary) -> list[Block]:
     machines = summary[MACHINES]
     timed = [_Timed(name, bench, row) for name, bench in machines.items() for row in bench.rows if row.scope == "infer"]
-    pairs = []
-    for speed in PUBLISHED:
-        found = [_Pair(speed, row) for row in timed if _same(speed, row)]
+    pairs, published = [], [(family, speed) for family in FAMILIES for speed in family.published]
+    for family, speed in published:
+        found = [_Pair(speed, row) for row in timed if _same(family, speed, row)]
         pairs += found or [_Pair(speed, None)]
+    sources = "; ".join(dict.fromkeys(speed.source for _, speed in published))
     return [
         Text("Each machine was timed by itself, so compare models within a machine and machines with care."),
         table("Machines", _MACHINE, machines.items()),
         table("Measured, inference alone", _TIMED, timed),
-        table("Published figures", _PAIR, pairs, f"{SOURCE}; what was not measured here has no figure."),
+        table("Published figures", _PAIR, pairs, f"{sources}; what was not measured here has no figure."),
     ]
 
 
 SECTION = Section("machines", "Machines", _blocks, needs=(MACHINES,))
 
 
-def _same(speed: PublishedSpeed, timed: _Timed) -> bool:
-    own = (architecture(timed.row.spec), timed.row.variant, timed.row.batch, tuple(timed.bench.imgsz))
-    return own == (speed.spec, speed.variant, speed.batch, IMGSZ)
+def _same(family: Family, speed: PublishedSpeed, timed: _Timed) -> bool:
+    architecture = None if timed.row.spec is None else family.architecture(timed.row.spec)
+    own = (architecture, timed.row.variant, timed.row.batch, tuple(timed.bench.imgsz))
+    return own == (speed.spec, speed.variant, speed.batch, speed.imgsz)
 
 
 def _runtimes(bench: BenchReport) -> str | None:

@@ -8,9 +8,10 @@ from small_qat import float_model, images, training_answer
 from torch.distributions import Categorical, kl_divergence
 
 from repq.model import TrainOutput
-from repq.quant.qat import box_divergence, channel_divergence, imitation_loss
+from repq.model.yolov6.training import box_divergence
+from repq.quant.qat import channel_divergence, imitation_loss
 from repq.quant.qat.imitation import SEEN, ImitationWeights
-from repq.train import anchor_grid
+from repq.train import Objective, anchor_grid, objective_of
 
 WEIGHTS = ImitationWeights(features=2.0, classes=1.0, boxes=3.0, temperature=2.0)
 GRID = anchor_grid([(8, 8), (4, 4), (2, 2)], (8, 16, 32), torch.device("cpu"))
@@ -22,17 +23,17 @@ def of_images(output: TrainOutput, part: slice) -> TrainOutput:
 
 
 @pytest.fixture(params=[{}, DFL], ids=["numbers", "dfl"])
-def answers(request: pytest.FixtureRequest) -> tuple[TrainOutput, TrainOutput, int]:
+def answers(request: pytest.FixtureRequest) -> tuple[TrainOutput, TrainOutput, Objective]:
     with torch.no_grad():
         own, taught = (training_answer(float_model(seed, **request.param), images(4)) for seed in (1, 0))
     assert (taught.scores.amax(-1) > SEEN).float().mean() > 0.05
-    return own, taught, request.param.get("reg_max", 0)
+    return own, taught, objective_of(float_model(**request.param))
 
 
 def test_it_is_zero_for_the_teacher_and_positive_for_others(answers) -> None:
-    own, taught, reg_max = answers
-    same = imitation_loss(taught, taught, GRID, reg_max=reg_max, weights=WEIGHTS)
-    other = imitation_loss(own, taught, GRID, reg_max=reg_max, weights=WEIGHTS)
+    own, taught, objective = answers
+    same = imitation_loss(taught, taught, GRID, objective=objective, weights=WEIGHTS)
+    other = imitation_loss(own, taught, GRID, objective=objective, weights=WEIGHTS)
     assert list(other.sums) == ["distill_features", "distill_class", "distill_box"]
     for name in other.sums:
         assert other.part(name) > 0.005
@@ -40,10 +41,10 @@ def test_it_is_zero_for_the_teacher_and_positive_for_others(answers) -> None:
 
 
 def test_images_add_up(answers) -> None:
-    own, taught, reg_max = answers
-    whole = imitation_loss(own, taught, GRID, reg_max=reg_max, weights=WEIGHTS)
+    own, taught, objective = answers
+    whole = imitation_loss(own, taught, GRID, objective=objective, weights=WEIGHTS)
     parts = [
-        imitation_loss(of_images(own, part), of_images(taught, part), GRID, reg_max=reg_max, weights=WEIGHTS)
+        imitation_loss(of_images(own, part), of_images(taught, part), GRID, objective=objective, weights=WEIGHTS)
         for part in (slice(0, 1), slice(1, 4))
     ]
     for name, value in whole.sums.items():
@@ -52,15 +53,15 @@ def test_images_add_up(answers) -> None:
 
 
 def test_parts_without_weight_are_left_out(answers) -> None:
-    own, taught, reg_max = answers
-    only = imitation_loss(own, taught, GRID, reg_max=reg_max, weights=ImitationWeights(0, 1, 0))
+    own, taught, objective = answers
+    only = imitation_loss(own, taught, GRID, objective=objective, weights=ImitationWeights(0, 1, 0))
     assert list(only.sums) == ["distill_class"]
 
 
 def test_where_the_teacher_sees_nothing_boxes_do_not_count(answers) -> None:
-    own, taught, reg_max = answers
+    own, taught, objective = answers
     blind = taught._replace(scores=taught.scores * 0)
-    loss = imitation_loss(own, blind, GRID, reg_max=reg_max, weights=WEIGHTS)
+    loss = imitation_loss(own, blind, GRID, objective=objective, weights=WEIGHTS)
     assert loss.sums["distill_box"] == 0
     assert loss.target_score == len(blind.scores)
     assert torch.isfinite(loss.total)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_qat import calibrated_model, float_model, images
 from torch import Tensor
 
 from repq.errors import QuantizationError
-from repq.quant import Quantizer, fake_quantize, quantized_layers, scale_table
+from repq.layers import LayerId
+from repq.model import Detector
+from repq.quant import (
+    Quantizer,
+    fake_quantize,
+    load_weights,
+    quantize,
+    quantized_layers,
+    save_quantized,
+    scale_table,
+)
 from repq.quant.qat import LearnedQuantizer, fix_scales, learn_scales
 from repq.quant.qat.learned import scale_parameters
 from repq.quant.scaling import asymmetric_scale, symmetric_scale
 from repq.quant.state import set_fine_scale
+from repq.recipe import CalibrationConfig, PtqConfig
 from repq.train import MovingAverage
 
 CPU = torch.device("cpu")
@@ -119,17 +134,36 @@ def test_scales_of_weights_stay_if_they_are_not_to_be_learned() -> None:
         assert type(layer.weight_quantizer) is Quantizer
 
 
+def readers(model: Detector) -> dict[int, list[LayerId]]:
+    """The layers that read each tensor."""
+    seen: list[tuple[LayerId, Tensor]] = []  # keeps the tensors, so that no two share an id
+    with ExitStack() as stack:
+        for name, layer in quantized_layers(model).items():
+            hook = layer.register_forward_pre_hook(lambda _m, args, name=name: seen.append((name, args[0])))
+            stack.callback(hook.remove)
+        model(images(1))
+    found: dict[int, list[LayerId]] = {}
+    for name, tensor in seen:
+        found.setdefault(id(tensor), []).append(name)
+    return found
+
+
+def sharing(model: Detector) -> set[frozenset[LayerId]]:
+    """The layers that learn one scale together."""
+    found: dict[int, set[LayerId]] = {}
+    for name, layer in quantized_layers(model).items():
+        found.setdefault(id(layer.input_quantizer.log_ratio), set()).add(name)
+    return set(map(frozenset, found.values()))
+
+
 def test_layers_that_read_one_tensor_share_its_scale() -> None:
     model = calibrated_model(float_model())
+    one_tensor = set(map(frozenset, readers(model).values()))
     learn_scales(model)
-    sharing: dict[float, set[int]] = {}
-    for layer in quantized_layers(model).values():
-        assert layer.input_quantizer.scale is not None
-        sharing.setdefault(float(layer.input_quantizer.scale), set()).add(id(layer.input_quantizer.log_ratio))
+    assert sharing(model) == one_tensor
     inputs = len(quantized_layers(model))
-    assert len(sharing) < inputs, "the head's branches read one tensor"
-    assert all(len(parameters) == 1 for parameters in sharing.values())
-    assert len(scale_parameters(model)) == len(sharing) + inputs
+    assert len(one_tensor) < inputs, "the head's branches read one tensor"
+    assert len(scale_parameters(model)) == len(one_tensor) + inputs
     names = {name: value for name, value in model.named_parameters(remove_duplicate=False) if "log_ratio" in name}
     assert len(names) == 2 * inputs
     average = MovingAverage(model, decay=0.9, ramp_steps=1)
@@ -139,6 +173,49 @@ def test_layers_that_read_one_tensor_share_its_scale() -> None:
     average.update(model)
     steps = {float(p.flatten()[0]) for name, p in average.model.named_parameters() if "log_ratio" in name}
     assert len(steps) == 1, "a shared scale moves as far as any other"
+
+
+def test_equal_scales_alone_tie_nothing() -> None:
+    model = calibrated_model(float_model())
+    one_tensor = set(map(frozenset, readers(model).values()))
+    scale = symmetric_scale(1.0)
+    for layer in quantized_layers(model).values():
+        layer.input_quantizer.set_scale(scale, CPU)
+    learn_scales(model)
+    assert sharing(model) == one_tensor
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_declared_groups_go_on_sharing_their_scale(data: st.DataObject) -> None:
+    model = calibrated_model(float_model())
+    tensors = sorted(map(sorted, readers(model).values()))
+    count, numbers = 2 * data.draw(st.integers(0, 3)), st.sampled_from(range(len(tensors)))
+    picked = data.draw(st.lists(numbers, min_size=count, max_size=count, unique=True))
+    pairs = list(zip(picked[::2], picked[1::2], strict=True))
+    for one, other in pairs:
+        scale = quantized_layers(model)[tensors[one][0]].input_quantizer.get_scale()
+        for name in tensors[other]:
+            quantized_layers(model)[name].input_quantizer.set_scale(scale, CPU)
+    learn_scales(model, [[LayerId("gone.since"), tensors[one][0], tensors[other][-1]] for one, other in pairs])
+    wanted = {frozenset(names) for number, names in enumerate(tensors) if number not in picked}
+    wanted |= {frozenset([*tensors[one], *tensors[other]]) for one, other in pairs}
+    assert sharing(model) == wanted
+
+
+def test_what_was_declared_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    teacher = float_model()
+    one, other = list(quantized_layers(calibrated_model(teacher)))[2:4]
+    config = PtqConfig(share_scales="largest", calibration=CalibrationConfig(method="max"))
+    outcome = quantize(teacher, [images(2)], config, groups=[(one, other)])
+    save_quantized(tmp_path / "model.safetensors", outcome.model, config, groups=outcome.groups)
+    read = load_weights(tmp_path / "model.safetensors")
+    assert read.groups == ((one, other),)
+    learn_scales(read.model, read.groups)
+    assert any({one, other} <= group for group in sharing(read.model))
+    plain = load_weights(tmp_path / "model.safetensors").model
+    learn_scales(plain)
+    assert not any({one, other} <= group for group in sharing(plain)), "without a declaration they are not tied"
 
 
 def test_the_scales_of_a_split_weight_stay() -> None:

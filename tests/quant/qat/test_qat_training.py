@@ -20,7 +20,7 @@ from repq.export import export_quantized
 from repq.identity import hash_tensors
 from repq.layers import LayerId
 from repq.model import Detector, build, layer_ids
-from repq.quant import apply_scales, load_quantized, quantized_layers, quantizing, save_quantized, scale_table
+from repq.quant import apply_scales, load_weights, quantized_layers, quantizing, save_quantized, scale_table
 from repq.quant.qat import QatOutcome, train_quantized
 from repq.recipe import PtqConfig, QatConfig
 
@@ -140,7 +140,7 @@ def test_the_checkpoint_reads_back_and_onnx_runtime_computes_the_same(data, sche
     trained = run(data, keep=("detect.*_preds.*",), scheme=scheme).model
     path = tmp_path / "trained.safetensors"
     save_quantized(path, trained, PtqConfig(scheme=scheme, keep_float=("detect.*_preds.*",)))
-    found, x = load_quantized(path).model, images(1)
+    found, x = load_weights(path).model, images(1)
     with torch.inference_mode():
         expected = trained(x)
         assert torch.equal(found(x), expected)

@@ -11,17 +11,21 @@ to 1; the plain form ``y·y_q / (|y| |y_q|)`` loses all digits there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from repq.layout import OutputLayout
+from repq.model import Detector
 from repq.results import Similarity
+
+Outputs = tuple[Tensor, ...]
 
 
 @dataclass
-class Moments:
+class ErrorSums:
     """Running sums over batches: elements ``n``, ``S``, ``N`` and ``X`` of the module's docstring."""
 
     elements: int = 0
@@ -45,7 +49,7 @@ class Moments:
         return math.isfinite(self.signal) and math.isfinite(self.noise)
 
 
-def similarity(tensors: Sequence[Moments]) -> Similarity:
+def similarity(tensors: Sequence[ErrorSums]) -> Similarity:
     """One figure per measure for one or more tensors that count alike, however large their values.
 
     MSE and cosine are means over the tensors. SNR comes from the mean of the tensors' ratios ``N / S``, so that the
@@ -60,13 +64,13 @@ def similarity(tensors: Sequence[Moments]) -> Similarity:
     )
 
 
-def _ratio(m: Moments) -> float:
+def _ratio(m: ErrorSums) -> float:
     if m.noise == 0:
         return 0.0
     return m.noise / m.signal if m.signal > 0 else math.inf
 
 
-def _cosine(m: Moments) -> float:
+def _cosine(m: ErrorSums) -> float:
     if m.noise == 0:
         return 1.0
     if m.signal == 0:
@@ -74,3 +78,44 @@ def _cosine(m: Moments) -> float:
     along, power = m.cross / m.signal, m.noise / m.signal
     length = 1 + 2 * along + power
     return min(1.0, (1 + along) / math.sqrt(length)) if length > 0 else 0.0
+
+
+@dataclass
+class OutputErrors:
+    """Sums over the neck's maps, one for each level, and over the head's boxes and class scores."""
+
+    layout: OutputLayout
+    neck: list[ErrorSums] = field(default_factory=list)
+    head: tuple[ErrorSums, ErrorSums] = field(default_factory=lambda: (ErrorSums(), ErrorSums()))
+
+    def add(self, original: Outputs, changed: Outputs) -> None:
+        """Take in one batch's outputs, as ``changed_outputs`` yields them."""
+        self.neck = self.neck or [ErrorSums() for _ in original[:-1]]
+        for sums, before, after in zip(self.neck, original[:-1], changed[:-1], strict=True):
+            sums.add(before, after)
+        parts = (self.layout.parts(outputs[-1]).values() for outputs in (original, changed))
+        for sums, before, after in zip(self.head, *parts, strict=True):
+            sums.add(before, after)
+
+    @property
+    def finite(self) -> bool:
+        return all(sums.finite for sums in (*self.neck, *self.head))
+
+    def similarities(self) -> tuple[Similarity, Similarity]:
+        """At the neck and at the head; levels count alike, and so do boxes and scores."""
+        return similarity(self.neck), similarity(self.head)
+
+
+@torch.no_grad()
+def outputs_of(model: Detector, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Detections of each batch."""
+    return [model(images) for images in batches]
+
+
+@torch.no_grad()
+def head_snr_db(model: Detector, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """SNR in dB of a model's detections against ``reference``, the float model's on the same batches."""
+    sums = OutputErrors(model.spec.layout)
+    for images, wanted in zip(batches, reference, strict=True):
+        sums.add((wanted,), (model(images),))
+    return similarity(sums.head).snr_db

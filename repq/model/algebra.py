@@ -8,7 +8,9 @@ Sources: RepVGG (arXiv 2101.03697, section 3.3), QARepVGG (arXiv 2212.01593, sec
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,3 +74,85 @@ def total(*branches: Affine) -> Affine:
     return Affine(
         torch.stack([branch.weight for branch in wide]).sum(0), torch.stack([branch.bias for branch in wide]).sum(0)
     )
+
+
+def conv_and_norm(layer: str, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Fold:
+    """The fold of ``bn(conv(x))``."""
+    return Fold(layer, (conv.weight,), after_batch_norm(conv_affine(conv), bn))
+
+
+class Fold(NamedTuple):
+    """A convolution that a block becomes.
+
+    Attributes:
+        layer: its path below the block, in the fused form.
+        kernels: the kernels of the branches before folding, as trained.
+        affine: what it computes.
+    """
+
+    layer: str
+    kernels: tuple[Tensor, ...]
+    affine: Affine
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A block of a trained model that fusing turns into plain convolutions."""
+
+    def folds(self) -> Iterable[Fold]:
+        """The convolutions that it becomes."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BranchScales:
+    """The scales of one block, one factor per output channel: each of shape (C,), of any sign, finite.
+
+    Attributes:
+        conv: of the 3x3 branch (``s`` in the RepOptimizer paper).
+        point: of the 1x1 branch (``t``).
+        identity: of the bypass; None for a block without one.
+    """
+
+    conv: Tensor
+    point: Tensor
+    identity: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.conv.numel()
+
+    def named(self) -> dict[str, Tensor]:
+        """The scales by the names that files give them."""
+        found = {"scale_conv": self.conv, "scale_1x1": self.point, "scale_identity": self.identity}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def problem(self) -> str | None:
+        """What makes these scales unusable, if anything."""
+        for name, value in self.named().items():
+            if value.ndim != 1 or not value.numel() or not value.is_floating_point():
+                shape = tuple(value.shape)
+                return f"{name} is {value.dtype} of shape {shape}, not one floating-point number per channel"
+            if value.numel() != self.channels:
+                return f"{name} has {value.numel()} channels, scale_conv {self.channels}"
+            if not torch.isfinite(value).all():
+                return f"{name} has values that are not finite"
+        return None
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A block with trained scales on its branches: what RepOptimizer's hyper-search trains."""
+
+    def branch_scales(self) -> BranchScales:
+        """Its scales, where they are."""
+        ...
+
+
+@runtime_checkable
+class Plain(Protocol):
+    """A block of one kernel, ``conv``, that RepOptimizer trains as if it had branches."""
+
+    conv: nn.Conv2d
+    takes_branch_scales: bool

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repq.model.blocks import ConvBlock, batch_norm
-from repq.model.specs import ModelSpec
+from repq.model.algebra import Fold, conv_and_norm
+from repq.model.yolov6.blocks import ConvBlock, batch_norm
+from repq.model.yolov6.specs import ModelSpec
 
 
 class DPBlock(nn.Module):
@@ -31,6 +34,10 @@ class DPBlock(nn.Module):
         x = self.act(x if self.deploy else self.bn_1(x))
         x = self.conv_pw_1(x)
         return self.act(x if self.deploy else self.bn_2(x))
+
+    def folds(self) -> Iterable[Fold]:
+        pairs = (("conv_dw_1", self.conv_dw_1, self.bn_1), ("conv_pw_1", self.conv_pw_1, self.bn_2))
+        return [conv_and_norm(*pair) for pair in pairs]
 
 
 class SEBlock(nn.Module):

@@ -1,77 +1,20 @@
-"""The decoupled, anchor-free detection head and the geometry of its outputs."""
+"""The decoupled, anchor-free detection head."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from repq.model.blocks import BlockKit
-from repq.model.lite import DPBlock
-from repq.model.specs import ModelSpec
+from repq.model.detector import TrainOutput
+from repq.model.geometry import anchor_points, boxes_from_distances, centre_form, expected_distances
+from repq.model.yolov6.blocks import BlockKit
+from repq.model.yolov6.lite import DPBlock
+from repq.model.yolov6.specs import ModelSpec
 
 PRIOR_PROBABILITY = 0.01
 _UNUSED_BINS = 17
-
-
-class TrainOutput(NamedTuple):
-    """What a detector returns in training mode.
-
-    Attributes:
-        features: neck maps (B, C, H, W), finest first.
-        scores: (B, N, classes) after the sigmoid.
-        distances: (B, N, 4 (reg_max + 1)) raw, left, top, right, bottom; in strides without DFL.
-    """
-
-    features: tuple[Tensor, ...]
-    scores: Tensor
-    distances: Tensor
-
-
-def anchor_points(features: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Cell centres of all levels, row by row, finest level first.
-
-    Returns:
-        (N, 2) x and y in cells of their level (0.5, 1.5, …), and (N, 1) the level's stride in pixels.
-    """
-    points, sizes = [], []
-    for feature, stride in zip(features, strides, strict=True):
-        height, width = feature.shape[-2:]
-        rows = torch.arange(height, dtype=feature.dtype, device=feature.device)
-        columns = torch.arange(width, dtype=feature.dtype, device=feature.device)
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        centres = torch.stack((x, y), dim=-1).reshape(-1, 2) + 0.5
-        points.append(centres)
-        sizes.append(torch.full_like(centres[:, :1], stride))
-    return torch.cat(points), torch.cat(sizes)
-
-
-def expected_distances(raw: Tensor, projection: Tensor) -> Tensor:
-    """Mean of each side's distribution, ``sum_i softmax(raw)_i projection_i`` (Generalized Focal Loss, equation 6).
-
-    Args:
-        raw: (B, N, 4 bins).
-        projection: (bins,) the value of each bin.
-
-    Returns:
-        (B, N, 4) distances in strides.
-    """
-    return (raw.unflatten(-1, (4, -1)).softmax(dim=-1) * projection).sum(dim=-1)
-
-
-def boxes_from_distances(points: Tensor, distances: Tensor) -> Tensor:
-    """Corners (x1, y1, x2, y2) from points (N, 2) and left, top, right, bottom distances (…, N, 4), in one unit."""
-    left_top, right_bottom = distances.chunk(2, dim=-1)
-    return torch.cat((points - left_top, points + right_bottom), dim=-1)
-
-
-def centre_form(corners: Tensor) -> Tensor:
-    """(x1, y1, x2, y2) to (centre x, centre y, width, height)."""
-    low, high = corners.chunk(2, dim=-1)
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 class FixedWeight(nn.Module):
@@ -130,6 +73,11 @@ class Detect(nn.Module):
             self.proj_conv = FixedWeight(projection.clone().view(1, -1, 1, 1))
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor | TrainOutput:
+        output = self.answer(features)
+        return output if self.training else self.decode(output)
+
+    def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
+        """Scores after the sigmoid; sides (B, N, 4 (reg_max + 1)) left, top, right, bottom, in strides without DFL."""
         scores, distances = [], []
         for level, feature in enumerate(features):
             stem = self.stems[level](feature)
@@ -137,8 +85,7 @@ class Detect(nn.Module):
             sides = self.reg_preds[level](self.reg_convs[level](stem))
             scores.append(classes.sigmoid().flatten(2))
             distances.append(sides.flatten(2))
-        output = TrainOutput(features, torch.cat(scores, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2))
-        return output if self.training else self.decode(output)
+        return TrainOutput(features, torch.cat(scores, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2))
 
     def decode(self, output: TrainOutput) -> Tensor:
         """Detections (B, N, 5 + classes): centre x, y, width, height in pixels, the constant 1, class scores."""

@@ -1,22 +1,22 @@
-"""Finds the architecture of a state dict from the names and shapes of its entries alone."""
+"""Finds the YOLOv6 architecture of a state dict from the names and shapes of its entries alone."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from repq.errors import CheckpointError
-from repq.model.blocks import BlockKit
-from repq.model.detector import Detector, build
-from repq.model.family import get_spec, model_names
-from repq.model.specs import ModelSpec, Style
+from repq.model.detector import Detector, outline
+from repq.model.family import Recovery, Shapes
+from repq.model.yolov6.blocks import BlockKit
+from repq.model.yolov6.specs import ModelSpec, Style, find_spec, model_names
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 _TRAINING_ONLY = {
     r"detect\.(cls|reg)_preds_ab\.": "the anchor-aided branches",
@@ -32,67 +32,35 @@ _CHOICES = re.compile(r"torch\.nn\.modules\.(activation\..*|pooling\.AvgPool2d)"
 """Modules without entries of their own that tell apart architectures with equal entries."""
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """What a state dict was recognised as.
-
-    Attributes:
-        spec: the architecture, with the class count of the file.
-        deploy: whether the entries are those of the fused form.
-        entries: the file's name of each entry of the model; constants that the file lacks are absent.
-        notes: what was dropped, renamed or chosen.
-    """
-
-    spec: ModelSpec
-    deploy: bool
-    entries: Mapping[str, str]
-    notes: tuple[str, ...]
-
-
-def recover(shapes: Shapes, name: str | None = None, modules: Mapping[str, str] | None = None) -> Recovery:
-    """Recognise a state dict; names and shapes must fit one architecture of the family exactly.
-
-    Args:
-        shapes: the shape of every entry by name.
-        name: the architecture to take, instead of looking for it.
-        modules: class names by module path where the file holds them (``{"backbone.stem.block.act":
-            "torch.nn.modules.activation.SiLU"}``); they decide between architectures whose entries are equal.
-
-    Raises:
-        CheckpointError: nothing fits; the message names the closest architecture and the first differences.
-        RepqError: ``name`` is no known architecture.
-    """
-    modules = modules or {}
+def recover(shapes: Shapes, name: str | None, modules: Mapping[str, str]) -> Recovery | None:
+    """See `repq.model.families.recover`; None where nothing of the head of a YOLOv6 model is found."""
     kept, notes = _strip(shapes)
     num_classes = _class_count(kept)
-    specs = [get_spec(name, num_classes)] if name else _distinct_specs(num_classes)
-    candidates = _candidates(specs, kept)
-    fitting, differences = [], []
+    if num_classes is None:
+        return None
+    named = find_spec(name, num_classes) if name else None
+    candidates = _candidates([named] if named else _distinct_specs(num_classes), kept)
+    fitting: list[tuple[tuple[int, bool], Recovery]] = []
+    differences = []
     for spec, deploy in candidates:
         model = outline(spec, deploy)
         entries = _join(kept, model)
         if problems := _differences(kept, model, entries):
             differences.append((len(problems), spec, deploy, problems))
         else:
-            fitting.append(((_mismatches(modules, model), _renamed(entries)), spec, deploy, entries))
+            rank = (_mismatches(modules, model), _renamed(entries))
+            fitting.append((rank, Recovery(spec, deploy, entries, constants=_constants(model))))
     if not fitting:
         raise _no_fit(differences, bool(name))
-    least = min(rank for rank, *_ in fitting)
+    least = min(rank for rank, _ in fitting)
     if least[0]:
         raise CheckpointError(
-            f"the entries are those of {fitting[0][1].name}, but the modules in the file compute something else",
+            f"the entries are those of {fitting[0][1].spec.name}, but the modules in the file compute something else",
             found=f"{least[0]} activations or poolings of another kind than in any known architecture",
             fix="only the published architectures can be imported",
         )
-    best = [(spec, deploy, entries) for rank, spec, deploy, entries in fitting if rank == least]
-    spec, deploy, entries = best[0]
-    return Recovery(spec, deploy, entries, (*notes, *_choice_notes(entries, deploy, [spec for spec, *_ in best])))
-
-
-def outline(spec: ModelSpec, deploy: bool) -> Detector:
-    """The detector without numbers (on torch's meta device): cheap, whatever its size."""
-    with torch.device("meta"):
-        return build(spec, deploy=deploy)
+    best, *others = (found for rank, found in fitting if rank == least)
+    return replace(best, notes=(*notes, *_choice_notes(best, others)))
 
 
 # --- preparing the entries -------------------------------------------------------------------------------------------
@@ -114,23 +82,17 @@ def _strip(shapes: Shapes) -> tuple[dict[str, tuple[str, Shape]], list[str]]:
     return kept, notes
 
 
-def _class_count(kept: Mapping[str, tuple[str, Shape]]) -> int:
+def _class_count(kept: Mapping[str, tuple[str, Shape]]) -> int | None:
     _, shape = kept.get("detect.cls_preds.0.bias", ("", ()))
-    if len(shape) != 1 or not 1 <= shape[0] <= 100_000:
-        examples = ", ".join(list(kept)[:3]) or "none"
-        raise CheckpointError(
-            "this is no YOLOv6 detector",
-            found=f"{len(kept)} tensors without a class predictor 'detect.cls_preds.0.bias' (the first: {examples})",
-            fix="give the weights of a YOLOv6 model (a checkpoint of its training, or its state dict)",
-        )
-    return shape[0]
+    return shape[0] if len(shape) == 1 and 1 <= shape[0] <= 100_000 else None
 
 
 def _distinct_specs(num_classes: int) -> list[ModelSpec]:
     """Every architecture once, under its first name: published ones come before those with another block style."""
     distinct: dict[ModelSpec, ModelSpec] = {}
     for name in model_names():
-        spec = get_spec(name, num_classes)
+        spec = find_spec(name, num_classes)
+        assert spec is not None, "the names are those that it takes"
         distinct.setdefault(replace(spec, name=""), spec)
     return list(distinct.values())
 
@@ -176,6 +138,15 @@ def _found_stem(kept: Mapping[str, tuple[str, Shape]]) -> dict[str, Shape]:
 
 def _learned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if not _CONSTANT.fullmatch("." + name)}
+
+
+def _constants(model: Detector) -> dict[str, torch.Tensor]:
+    """The bins 0, 1, … of the box distribution."""
+    return {
+        name: torch.arange(value.numel(), dtype=value.dtype).view(value.shape)
+        for name, value in model.state_dict().items()
+        if name.startswith("detect.proj")
+    }
 
 
 def _any(names: Mapping[str, object], part: str) -> bool:
@@ -238,20 +209,20 @@ def _no_fit(differences: list[tuple[int, ModelSpec, bool, list[str]]], named: bo
     )
 
 
-def _choice_notes(entries: Mapping[str, str], deploy: bool, specs: list[ModelSpec]) -> list[str]:
+def _choice_notes(best: Recovery, others: list[Recovery]) -> list[str]:
     notes = []
-    if deploy:
+    if best.deploy:
         notes.append("the weights are fused already")
-    if _renamed(entries):
+    if _renamed(best.entries):
         notes.append("the entries have the names of the first releases of YOLOv6 and were renamed")
-    others = [spec.name for spec in specs[1:] if not (deploy and _same_when_fused(spec, specs[0]))]
-    if others:
+    names = [found.spec.name for found in others if not (best.deploy and _same_when_fused(found.spec, best.spec))]
+    if names:
         notes.append(
-            f"taken as {specs[0].name}; the entries of {', '.join(others)} are equal (name it if it is one of them)"
+            f"taken as {best.spec.name}; the entries of {', '.join(names)} are equal (name it if it is one of them)"
         )
     return notes
 
 
-def _same_when_fused(one: ModelSpec, other: ModelSpec) -> bool:
+def _same_when_fused(one: Any, other: Any) -> bool:
     """Whether two specs with equal fused entries also compute the same: all but the plain convolution styles do."""
     return not (one.style.startswith("conv_") or other.style.startswith("conv_"))

@@ -6,6 +6,7 @@ With ``deploy=True`` a block holds only what its fused form needs. All map (B, C
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repq.model.specs import Style
+from repq.model.algebra import (
+    Affine,
+    BranchScales,
+    Fold,
+    after_batch_norm,
+    average_affine,
+    conv_affine,
+    conv_and_norm,
+    identity_affine,
+    scaled,
+    total,
+)
+from repq.model.yolov6.specs import Style
 
 Activation = Literal["relu", "silu", "hardswish", "none"]
 
@@ -62,6 +75,9 @@ class ConvModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         return self.act(y if self.deploy else self.bn(y))
+
+    def folds(self) -> Iterable[Fold]:
+        return [conv_and_norm("conv", self.conv, self.bn)]
 
 
 class ConvBlock(nn.Module):
@@ -140,6 +156,16 @@ class ReparamBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.nonlinearity(self.rbr_reparam(x) if self.deploy else self.branches(x))
 
+    def folds(self) -> Iterable[Fold]:
+        return [Fold("rbr_reparam", *self.merged())]
+
+    def merged(self) -> tuple[tuple[Tensor, ...], Affine]:
+        """The kernels of the branches, and ``branches`` as one convolution."""
+        raise NotImplementedError
+
+    def identity(self) -> Affine:
+        return identity_affine(self.out_channels, 1, next(self.parameters()).device)
+
 
 class RepVGGBlock(ReparamBlock):
     """``relu(bn(conv3(x)) + bn(conv1(x)) [+ bn(x)])`` (RepVGG, section 3.2)."""
@@ -152,6 +178,13 @@ class RepVGGBlock(ReparamBlock):
     def branches(self, x: Tensor) -> Tensor:
         y = self.rbr_dense(x).add_(self.rbr_1x1(x))
         return y if self.rbr_identity is None else y.add_(self.rbr_identity(x))
+
+    def merged(self) -> tuple[tuple[Tensor, ...], Affine]:
+        pair = (self.rbr_dense, self.rbr_1x1)
+        branches = [after_batch_norm(conv_affine(branch.conv), branch.bn) for branch in pair]
+        if self.rbr_identity is not None:
+            branches.append(after_batch_norm(self.identity(), self.rbr_identity))
+        return tuple(branch.conv.weight for branch in pair), total(*branches)
 
 
 class QARepVGGBlock(ReparamBlock):
@@ -170,6 +203,14 @@ class QARepVGGBlock(ReparamBlock):
         y = self.rbr_dense(x).add_(self.rbr_1x1(x))
         return y.add_(x) if self.has_identity else y
 
+    def merged(self) -> tuple[tuple[Tensor, ...], Affine]:
+        kernels = (self.rbr_dense.conv.weight, self.rbr_1x1.weight)
+        return kernels, after_batch_norm(total(*self.branch_affines()), self.bn)
+
+    def branch_affines(self) -> list[Affine]:
+        dense = after_batch_norm(conv_affine(self.rbr_dense.conv), self.rbr_dense.bn)
+        return [dense, conv_affine(self.rbr_1x1), *([self.identity()] if self.has_identity else [])]
+
 
 class QARepVGGBlockV2(QARepVGGBlock):
     """``relu(bn(bn(conv3(x)) + conv1(x) [+ x + mean3(x)]))``: QARepVGG with a 3x3 average (zeros counted) as well."""
@@ -181,6 +222,10 @@ class QARepVGGBlockV2(QARepVGGBlock):
     def pre_norm(self, x: Tensor) -> Tensor:
         y = super().pre_norm(x)
         return y if self.rbr_avg is None else y.add_(self.rbr_avg(x))
+
+    def branch_affines(self) -> list[Affine]:
+        average = average_affine(self.out_channels, 1, 3, self.rbr_1x1.weight.device)
+        return [*super().branch_affines(), *([] if self.rbr_avg is None else [average])]
 
 
 class ScaleLayer(nn.Module):
@@ -209,9 +254,22 @@ class LinearAddBlock(ReparamBlock):
         y = self.scale_conv(self.conv(x)).add_(self.scale_1x1(self.conv_1x1(x)))
         return self.bn(y if self.scale_identity is None else y.add_(self.scale_identity(x)))
 
+    def branch_scales(self) -> BranchScales:
+        identity = None if self.scale_identity is None else self.scale_identity.weight
+        return BranchScales(self.scale_conv.weight, self.scale_1x1.weight, identity)
+
+    def merged(self) -> tuple[tuple[Tensor, ...], Affine]:
+        scales = self.branch_scales()
+        branches = [scaled(conv_affine(self.conv), scales.conv), scaled(conv_affine(self.conv_1x1), scales.point)]
+        if scales.identity is not None:
+            branches.append(scaled(self.identity(), scales.identity))
+        return (self.conv.weight, self.conv_1x1.weight), after_batch_norm(total(*branches), self.bn)
+
 
 class RealVGGBlock(ConvModule):
     """``relu(bn(conv3(x)))``: the target block that RepOptimizer trains."""
+
+    takes_branch_scales = True
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, deploy: bool = False) -> None:
         super().__init__(in_channels, out_channels, 3, stride, act="relu", deploy=deploy)

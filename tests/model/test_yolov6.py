@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from repq.errors import RepqError
-from repq.model import Detector, ModelSpec, build, get_spec, layer_ids, model_names
-from repq.model.family import ARCHITECTURES, STYLE_SUFFIXES
+from repq.model import Detector, build, get_spec, layer_ids, model_names
+from repq.model.yolov6.specs import ARCHITECTURES, STYLE_SUFFIXES, ModelSpec
 
 GOLDEN_TAGS = (
     "yolov6l",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repq.model.blocks import BlockKit
-from repq.model.specs import ModelSpec
-from repq.model.stages import make_stage
+from repq.model.yolov6.blocks import BlockKit
+from repq.model.yolov6.specs import ModelSpec
+from repq.model.yolov6.stages import make_stage
 
 
 class Transpose(nn.Module):

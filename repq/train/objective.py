@@ -1,0 +1,58 @@
+"""What a detector is trained for; every family says what its own is (`repq.model.Family.objective`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from repq.errors import TrainingError
+from repq.model import Detector, TrainOutput, family_named
+from repq.recipe import TrainConfig
+from repq.train.assigner import Objects
+from repq.train.boxes import AnchorGrid
+from repq.train.distill import Imitation
+from repq.train.losses import DetectionLoss, iou_loss
+
+
+class Objective:
+    """Assigns objects to predictions and compares them. This one knows no loss, but how far boxes are apart."""
+
+    def __init__(self, model: Detector, config: TrainConfig) -> None:
+        self.spec = model.spec
+
+    def loss(
+        self,
+        output: TrainOutput,
+        objects: Objects,
+        grid: AnchorGrid,
+        *,
+        warm_up: bool = False,
+        progress: float = 0.0,
+        imitation: Imitation | None = None,
+    ) -> DetectionLoss:
+        """The loss of one batch.
+
+        Args:
+            output: what the detector gives in training mode.
+            grid: the points of the spec's strides; a family may have no use for it.
+            warm_up: the first epochs, in which a simpler assignment may do.
+            progress: share of the training that is done, 0..1.
+            imitation: what a teacher says to the same images, and how much it counts.
+
+        Raises:
+            TrainingError: models of this family cannot be trained on labels.
+        """
+        raise TrainingError(f"{self.spec.name} cannot be trained on labels", found=f"{self.spec.family} has no loss")
+
+    def box_divergence(self, own: TrainOutput, taught: TrainOutput, seen: Tensor, grid: AnchorGrid) -> Tensor:
+        """How far the boxes of P points are from the teacher's, shape (P,); here ``1 - GIoU`` of corners.
+
+        Args:
+            seen: (B, N) bool, the points that count.
+        """
+        return iou_loss(own.distances[seen], taught.distances[seen], "giou")
+
+
+def objective_of(model: Detector, config: TrainConfig = TrainConfig()) -> Objective:
+    """The objective of a detector's family, or the one without a loss."""
+    own: Objective | None = family_named(model.spec.family).objective(model, config)
+    return Objective(model, config) if own is None else own
