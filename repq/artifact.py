@@ -102,20 +102,10 @@ class Artifact:
 
 
 class RunFolder:
-    """The artifacts of one or more runs of recipes.
-
-    Raises:
-        RepqError: the folder cannot be created.
-    """
+    """The artifacts of one or more runs of recipes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RepqError(
-                f"cannot use {root} as run folder", found=str(error), fix="give a writable folder with --work"
-            ) from None
 
     def make(
         self,
@@ -131,15 +121,33 @@ class RunFolder:
             run: fills the payload folder (first argument); may keep what it needs to continue after a kill in the
                 resume folder (second argument), which is removed once the artifact is complete.
             on_wait: gets a message when another run holds the same artifact.
+
+        Raises:
+            RepqError: the folder cannot be created.
         """
         folder = self.root / identity.stage / identity.key
         found = read_artifact(folder)
         if found is not None:
             return found
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{identity.key}.lock", on_wait):
-            found = read_artifact(folder)
-            return found if found is not None else _produce(folder, run, identity, contents)
+        made = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RepqError(
+                f"cannot use {self.root} as run folder", found=str(error), fix="give a writable folder with --work"
+            ) from None
+        lock = folder.parent / f".{identity.key}.lock"
+        try:
+            with _locked(lock, on_wait):
+                found = read_artifact(folder)
+                return found if found is not None else _produce(folder, run, identity, contents)
+        except BaseException:
+            if made:  # by this run: what is empty goes again
+                lock.unlink(missing_ok=True)
+                for place in made:
+                    with suppress(OSError):
+                        place.rmdir()
+            raise
 
 
 @contextmanager

@@ -107,11 +107,3 @@ class PixelForm:
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a letterbox puts an image: in the centre, or at the left top corner; ``value`` is the grey around it."""
-
-    centred: bool = True
-    value: int = 114

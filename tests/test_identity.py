@@ -15,7 +15,7 @@ from pydantic import BaseModel
 import repq.recipe as recipe
 from repq import identity as module
 from repq.identity import code_version, counts, describe, differences, hash_files, hash_tensors, identify
-from repq.recipe.base import Config
+from repq.recipe.base import Assembled, Config
 from repq.recipe.whole import Recipe, recipe_class, stages
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -37,13 +37,16 @@ def settings_classes() -> list[type[Config]]:
             found[annotation] = None
             for field in annotation.model_fields.values():
                 visit(field.annotation)
+                for made in (part for part in field.metadata if isinstance(part, Assembled)):
+                    visit(made.settings_class())
         for argument in get_args(annotation):
             visit(argument)
 
     visit(recipe_class())
     for name in recipe.__all__:
         visit(getattr(recipe, name))
-    return [kind for kind in found if kind is not Config and kind is not Recipe]
+    bases = (Config, Recipe, recipe.CalibrationConfig, recipe.CorrectionConfig)  # the last two get fields from lists
+    return [kind for kind in found if kind not in bases]
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,9 @@ def demand_plain(model: Model) -> None:
 
 
 def demand_size(model: Model, imgsz: tuple[int, int]) -> None:
-    """Refuse another size than the one that the model is fixed to."""
+    """Refuse another size than the one that the model is fixed to, or one that its levels do not divide."""
+    if model.weights is not None:
+        model.weights.model.spec.check_size(*imgsz)
     if model.imgsz is not None and model.imgsz != imgsz:
         raise RepqError(
             f"{model.label} takes images of {model.imgsz[0]}x{model.imgsz[1]}",

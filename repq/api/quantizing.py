@@ -121,6 +121,7 @@ def quantized(
     from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
 
     model = weights.model
+    model.spec.check_size(*imgsz)
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
     groups = _groups(graph, model, config)

@@ -51,7 +51,7 @@ def train_model(
         TrainingError: the loss is not finite.
     """
     from repq.quant import Weights
-    from repq.reparam import load_scales
+    from repq.reparam.repopt import load_scales
     from repq.train import fine_tuned, train
 
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz

@@ -250,7 +250,7 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
     options = options_of(model)
     settings = [key for key, info in model.model_fields.items() if settings_in(info)]
 
-    def call(as_json: bool, overrides: tuple[str, ...] = (), **values: Any) -> None:
+    def call(as_json: bool, other_settings: tuple[str, ...] = (), **values: Any) -> None:
         context = click.get_current_context()
         given = {
             option.name: values[option.ident]
@@ -258,7 +258,7 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
             if context.get_parameter_source(option.ident) is ParameterSource.COMMANDLINE
         }
         demand_relations(options, given, as_json=as_json)
-        parsed = parse_settings(model, _nested(options, given, settings, overrides), what=name)
+        parsed = parse_settings(model, _nested(options, given, settings, other_settings), what=name)
         demand_places(options, parsed)
         function(Shell(as_json), **{key: getattr(parsed, key) for key in model.model_fields})
 
@@ -268,7 +268,7 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
     if example is not None:
         example = example.removeprefix(f"{settings[0]}.")
         others = f"Other settings, as in a recipe: {example}"
-        more.insert(0, click.Option(["--set", "overrides"], multiple=True, metavar="KEY=VALUE", help=others))
+        more.insert(0, click.Option(["--set", "other_settings"], multiple=True, metavar="KEY=VALUE", help=others))
     text = f"{help}\n\n{inspect.cleandoc(function.__doc__ or '')}"
     return click.Command(name, callback=call, params=[*map(parameter, options), *more], help=text)
 
@@ -297,6 +297,8 @@ def _nested(
                     _put(values, path, {})
             elif option.marks["follows"] in given:
                 _put(values, path, True)
+            elif option.default is None and own is PydanticUndefined:  # required of what is not asked for
+                continue
             elif option.default is not PydanticUndefined and option.default != own and not _excluded(option, given):
                 _put(values, path, option.default)
     for override in overrides:

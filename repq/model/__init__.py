@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from repq.model.algebra import Affine, BranchScales, Fold, Foldable, Plain, Searched, conv_and_norm
     from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from repq.model.detector import Detector, TrainOutput, build, count_macs, layer_ids, outline
-    from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover
+    from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover, search_and_target
     from repq.model.family import Family, PublishedSpeed, Recovery, Spec
 
 _HOMES = {
     "algebra": ("Affine", "BranchScales", "Fold", "Foldable", "Plain", "Searched", "conv_and_norm"),
     "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
     "detector": ("Detector", "TrainOutput", "build", "count_macs", "layer_ids", "outline"),
-    "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover"),
+    "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover", "search_and_target"),
     "family": ("Family", "PublishedSpeed", "Recovery", "Spec"),
 }
 
@@ -46,6 +46,7 @@ __all__ = [
     "read_spec",
     "recover",
     "save_checkpoint",
+    "search_and_target",
 ]
 
 __getattr__ = lazy_names(__name__, {name: f"repq.model.{home}" for home, names in _HOMES.items() for name in names})

@@ -30,6 +30,12 @@ def family_named(name: str) -> Family:
     raise RepqError(f"there is no family of detectors named {name!r}", found=known, fix="update repq")
 
 
+def search_and_target(spec: Spec) -> tuple[str, str]:
+    """Names of the hyper-search model and of the plain model of a model's layout, or words for them."""
+    names = family_named(spec.family).rep_optimizer_names(spec.name)
+    return names or ("a hyper-search model", "a model of plain blocks")
+
+
 def model_names() -> tuple[str, ...]:
     """Every name that ``get_spec`` takes, family by family."""
     return tuple(name for family in FAMILIES for name in family.model_names())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from repq.errors import RepqError
-from repq.layout import OutputLayout, PixelForm, Placement
+from repq.layout import OutputLayout, PixelForm
 from repq.results import Variant
 
 if TYPE_CHECKING:
@@ -55,11 +55,6 @@ class Spec:
     def pixels(self) -> PixelForm:
         """What numbers the network was trained on; `Detector.features` converts images to them."""
         return PixelForm()
-
-    @property
-    def placement(self) -> Placement:
-        """How images were letterboxed in training."""
-        return Placement()
 
     @property
     def least_entries(self) -> int:

@@ -249,7 +249,7 @@ def _judge(
         "ptq": f"repq ptq --scheme {scheme}",
         "corrected": f"repq ptq --scheme {scheme} --auto",
         "partial": f"repq sensitivity --scheme {scheme} --max-drop 0.005, then repq ptq --plan",
-        "repopt": "repq train with RepOptimizer (a _hs model, then an _opt model), then repq ptq",
+        "repopt": "repq train with RepOptimizer (a hyper-search, then its plain model), then repq ptq",
         "qat": "quantization-aware training from the PTQ model",
     }
     ways = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import create_model, model_validator
+from pydantic import Field, create_model, model_validator
 
 from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
 from repq.recipe.data import DataConfig, EvalConfig
@@ -73,6 +73,7 @@ def _recipe_class(listed: tuple[Listed, ...]) -> type[Recipe]:
     fields: dict[str, Any] = {}
     for stage in listed:
         for name, section in stage.sections.items():
-            fields[name] = (section.kind | None, None) if section.optional else (section.kind, section.kind())
+            made_anew = Field(default_factory=section.kind)  # with the lists as they are then
+            fields[name] = (section.kind | None, None) if section.optional else (section.kind, made_anew)
     made: type[Recipe] = create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, **fields)
     return made

@@ -20,6 +20,7 @@ from repq.results.engines import (
 from repq.results.estimate import Estimate, KernelEstimate
 from repq.results.graphs import ExportedGraphs, ExportReport, GraphFinding, QdqCount
 from repq.results.quantization import (
+    AppliedCorrection,
     Diagnosis,
     LayerDiagnosis,
     LayerQuantization,
@@ -46,6 +47,7 @@ __all__ = [
     "Accuracies",
     "Accuracy",
     "Agreement",
+    "AppliedCorrection",
     "Availability",
     "BenchReport",
     "BenchRow",

@@ -43,9 +43,18 @@ class PtqTrial(Result):
     seconds: float = measured_time()
 
 
+class AppliedCorrection(Result):
+    """A correction that a model has, and what it costs in the engine; empty: nothing."""
+
+    name: str
+    title: str
+    cost: str
+
+
 class PtqReport(Result):
     model: str
     method: str
+    calibration: str = ""  # the method's title
     scheme: str
     images: int
     layers: tuple[LayerQuantization, ...]
@@ -57,6 +66,7 @@ class PtqReport(Result):
     share_scales: str = "none"
     shared_groups: int = 0  # groups of layers that share the scale of their inputs
     settings: dict[str, Any] = Field(default_factory=dict)  # as chosen
+    corrections: tuple[AppliedCorrection, ...] = ()
     trials: tuple[PtqTrial, ...] = ()
     extra_macs_share: float = 0.0  # multiply-adds that split layers add, as a share of all
 

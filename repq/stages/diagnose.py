@@ -40,6 +40,7 @@ def diagnose_checkpoint(
     from repq.quant.diagnosis import diagnose
 
     model = fused(open_float(weights, log), device).model
+    model.spec.check_size(*imgsz)
     records = calibration_set(read_data(data, split, log), config.calibration)
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")

@@ -41,6 +41,7 @@ def fuse_checkpoint(
     from repq.reparam import fuse_with_proof
 
     opened = open_float(weights, log)
+    opened.model.spec.check_size(*imgsz)
     images = _proof_images(data, split, imgsz, config.images, seed, log)
     model = opened.model.to(resolve_device(device))
     fused, report = fuse_with_proof(model, torch.from_numpy(images).to(device), config.tolerance)

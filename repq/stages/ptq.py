@@ -14,7 +14,7 @@ from repq.api.running import Options
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PtqConfig
-from repq.results import Accuracy, PtqReport, QdqCount
+from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
@@ -50,6 +50,8 @@ def ptq_checkpoint(
     """
     from repq.data import calibration_set, demand_objects, warn_of_overlap
     from repq.quant import apply_scales, extra_macs_share, scale_table
+    from repq.quant.calibration import calibrator
+    from repq.quant.corrections import asked_for
 
     start = fused(open_float(weights, log), device)
     if plan is not None:
@@ -79,6 +81,7 @@ def ptq_checkpoint(
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,
+        calibration=calibrator(outcome.config.calibration.method).title,
         scheme=config.scheme,
         images=outcome.images,
         layers=outcome.layers,
@@ -90,6 +93,10 @@ def ptq_checkpoint(
         share_scales=config.share_scales,
         shared_groups=outcome.shared_groups,
         settings=outcome.config.model_dump(mode="json"),
+        corrections=tuple(
+            AppliedCorrection(name=entry.name, title=entry.titled(value), cost=entry.cost)
+            for entry, value in asked_for(outcome.config.correct)
+        ),
         trials=outcome.trials,
         extra_macs_share=extra_macs_share(outcome.layers),
     )

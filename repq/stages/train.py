@@ -51,7 +51,7 @@ def train_detector(
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
     from repq.model import save_checkpoint
-    from repq.reparam import extract_scales, has_scales, load_scales, save_scales
+    from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, train
 
     resolve_device(device)
@@ -118,9 +118,12 @@ def _target(job: Job) -> TrainReport:
     if "search" in job.artifacts:
         scales = job.artifacts["search"] / SCALES
         if not scales.is_file():
+            from repq.model import get_spec, search_and_target
+
+            searched = job.section("search", TrainConfig).model
             raise RecipeError(
-                "search found no scales", found=f"search.model is {job.section('search', TrainConfig).model}",
-                fix="search with a hyper-search model, such as yolov6n_v2_hs",
+                "search found no scales", found=f"search.model is {searched}",
+                fix=f"search with {search_and_target(get_spec(searched))[0]}",
             )  # fmt: skip
         config = config.model_copy(update={"rep_scales": scales})
     return _train(job, config)

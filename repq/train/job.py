@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from repq.data import DetectionDataset
 from repq.errors import TrainingError
 from repq.identity import Identity, describe_fields, identify
-from repq.model import Detector, Spec
+from repq.model import Detector, Spec, search_and_target
 from repq.recipe import EvalConfig, TrainConfig
-from repq.reparam.repopt import RepScales, search_and_target, takes_scales
+from repq.reparam.repopt import RepScales, takes_scales
 from repq.train.loader import smallest_batch
 
 
@@ -59,7 +59,7 @@ class TrainJob:
         if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",
-                fix=f"train {search_and_target(self.model)[0]} first and give its scales as rep_scales",
+                fix=f"train {search_and_target(self.model.spec)[0]} first and give its scales as rep_scales",
             )
 
 

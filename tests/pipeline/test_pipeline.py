@@ -184,7 +184,7 @@ def test_a_recipe_may_find_its_plan(first: RunOutcome, work: Path) -> None:
     assert plan["holds"] and plan["trials"]
     assert plan["float_layers"] == [row["layer"] for row in rows if row["precision"] == "float"]
     assert all(layer.startswith("detect.") for layer in plan["float_layers"])  # the rest fits a budget of everything
-    summary = json.loads((work / "report.json").read_text())["summary"]
+    summary = json.loads((work / "report.json").read_text())["summary"]["results"]
     assert summary["plan"]["float_layers"] == plan["float_layers"] and summary["sensitivity"]["layers"]
     assert "](measures.svg)" in (work / "report.md").read_text() and (work / "measures.svg").is_file()
     assert remade(run_recipe(recipe(**changes), work)) == []

@@ -10,10 +10,10 @@ import pytest
 from sensitivity_worker import measured, prepare
 from two_processes import launch_two, start_two
 
+from repq.api import plan_latency
 from repq.quant.sensitivity import measurement
 from repq.recipe import BenchConfig
 from repq.results import PlanReport, Sensitivity
-from repq.stages import plan_latency
 
 WORKER = Path(__file__).with_name("sensitivity_worker.py")
 

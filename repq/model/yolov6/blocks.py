@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,18 +37,14 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def activation(kind: Activation, *, deploy: bool) -> nn.Module:
-    if kind == "relu":
-        return relu(deploy=deploy)
-    kinds = {"silu": nn.SiLU, "hardswish": nn.Hardswish, "none": nn.Identity}
-    return kinds[kind]()
-
-
-def relu(*, deploy: bool) -> nn.ReLU:
-    """In place in the training form, where it follows a batch norm and saves a pass over memory.
+    """ReLU works in place in the training form, where it follows a batch norm and saves a pass over memory.
 
     Not in the deployed form: there hooks on the convolution must see its true output.
     """
-    return nn.ReLU(inplace=not deploy)
+    if kind == "relu":
+        return nn.ReLU(inplace=not deploy)
+    kinds = {"silu": nn.SiLU, "hardswish": nn.Hardswish, "none": nn.Identity}
+    return kinds[kind]()
 
 
 class ConvModule(nn.Module):
@@ -81,21 +77,11 @@ class ConvModule(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A ``ConvModule`` under the name ``block``, as the published weights have it."""
+    """A ``ConvModule``, which takes all arguments, under the name ``block``, as the published weights have it."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 1,
-        stride: int = 1,
-        *,
-        groups: int = 1,
-        act: Activation = "relu",
-        deploy: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *sizes: int, **options: Any) -> None:
         super().__init__()
-        self.block = ConvModule(in_channels, out_channels, kernel, stride, groups=groups, act=act, deploy=deploy)
+        self.block = ConvModule(in_channels, out_channels, *sizes, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
@@ -139,7 +125,7 @@ class ReparamBlock(nn.Module):
             self.rbr_reparam = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
         else:
             self.add_branches()
-        self.nonlinearity = relu(deploy=deploy)
+        self.nonlinearity = activation("relu", deploy=deploy)
 
     @property
     def has_identity(self) -> bool:

@@ -25,25 +25,13 @@ class FixedWeight(nn.Module):
         self.weight = nn.Parameter(values, requires_grad=False)
 
 
-def _class_layer(in_channels: int, classes: int) -> nn.Conv2d:
-    """A fresh class layer says ``PRIOR_PROBABILITY`` everywhere (RetinaNet, section 4.1)."""
-    layer = nn.Conv2d(in_channels, classes, 1)
-    nn.init.zeros_(layer.weight)
-    nn.init.constant_(_bias(layer), -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
-    return layer
-
-
-def _side_layer(in_channels: int, sides: int) -> nn.Conv2d:
-    """A fresh side layer says 1 everywhere: a distance of one stride, or an even distribution."""
-    layer = nn.Conv2d(in_channels, sides, 1)
-    nn.init.zeros_(layer.weight)
-    nn.init.ones_(_bias(layer))
-    return layer
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
+def _prediction_layer(in_channels: int, out_channels: int, says: float) -> nn.Conv2d:
+    """A 1x1 convolution that gives the same number everywhere as long as it is fresh."""
+    layer = nn.Conv2d(in_channels, out_channels, 1)
     assert layer.bias is not None
-    return layer.bias
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, says)
+    return layer
 
 
 class Detect(nn.Module):
@@ -62,8 +50,11 @@ class Detect(nn.Module):
         self.stems = convs(1)
         self.cls_convs = convs(3)
         self.reg_convs = convs(3)
-        self.cls_preds = nn.ModuleList(_class_layer(width, spec.num_classes) for width in spec.head_channels)
-        self.reg_preds = nn.ModuleList(_side_layer(width, 4 * spec.bins) for width in spec.head_channels)
+        # fresh: PRIOR_PROBABILITY of every class (RetinaNet, section 4.1); sides of one stride, or an even distribution
+        prior = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+        widths = spec.head_channels
+        self.cls_preds = nn.ModuleList(_prediction_layer(width, spec.num_classes, prior) for width in widths)
+        self.reg_preds = nn.ModuleList(_prediction_layer(width, 4 * spec.bins, 1.0) for width in widths)
         if not lite:
             # published models store these with DFL and without
             bins = spec.bins if spec.use_dfl else _UNUSED_BINS

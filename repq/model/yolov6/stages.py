@@ -23,26 +23,13 @@ class RepBlock(nn.Module):
 
 
 class BottleRep(nn.Module):
-    """``conv2(conv1(x)) + alpha x`` with a learned number ``alpha`` (YOLOv6 report, section 2.1)."""
+    """``conv2(conv1(x)) + alpha x`` with a learned number ``alpha`` (report, section 2.1); MBLA has ``conv3``."""
 
-    def __init__(self, channels: int, kit: BlockKit) -> None:
+    def __init__(self, channels: int, kit: BlockKit, *, third: bool = False) -> None:
         super().__init__()
         self.conv1 = kit.block(channels, channels)
         self.conv2 = kit.block(channels, channels)
-        self.alpha = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x)) + self.alpha * x
-
-
-class BottleRep3(nn.Module):
-    """``conv3(conv2(conv1(x))) + alpha x``: the unit of MBLA."""
-
-    def __init__(self, channels: int, kit: BlockKit) -> None:
-        super().__init__()
-        self.conv1 = kit.block(channels, channels)
-        self.conv2 = kit.block(channels, channels)
-        self.conv3 = kit.block(channels, channels)
+        self.conv3 = kit.block(channels, channels) if third else nn.Identity()
         self.alpha = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +62,7 @@ class MBLABlock(nn.Module):
         self.cv2 = ConvModule(
             (1 + len(lengths) + sum(lengths)) * hidden, out_channels, act=kit.activation, deploy=kit.deploy
         )
-        self.m = nn.ModuleList(nn.Sequential(*(BottleRep3(hidden, kit) for _ in range(n))) for n in lengths)
+        self.m = nn.ModuleList(nn.Sequential(*(BottleRep(hidden, kit, third=True) for _ in range(n))) for n in lengths)
 
     def forward(self, x: Tensor) -> Tensor:
         bypass, *parts = self.cv1(x).split(self.hidden, dim=1)

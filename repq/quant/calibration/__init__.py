@@ -119,9 +119,11 @@ def settings_class() -> type[CalibrationConfig]:
 def _settings_class(calibrators: tuple[Calibrator, ...]) -> type[CalibrationConfig]:
     from repq.recipe import CalibrationConfig
 
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {name: field for entry in calibrators for name, field in entry.fields.items()}
+    made = create_model("CalibrationConfig", __base__=CalibrationConfig, **fields)
     for entry in calibrators:
-        for name, (kind, info) in entry.fields.items():
-            info.json_schema_extra = {**marks(info), "needs": marks(info)["needs"] or f"--method {entry.name}"}
-            fields[name] = kind, info
-    return create_model("CalibrationConfig", __base__=CalibrationConfig, **fields)
+        for name in entry.fields:
+            noted = marks(made.model_fields[name])
+            needs = noted["needs"] or f"--method {entry.name}"
+            made.model_fields[name].json_schema_extra = {**noted, "needs": needs}
+    return made

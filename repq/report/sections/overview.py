@@ -91,7 +91,8 @@ def _measured(summary: ReportSummary) -> list[Block]:
         int8 = sum(layer.precision == "int8" for layer in ptq.layers)
         items += [
             ("Quantization", f"{ptq.scheme} INT8, per-channel weights, per-tensor activations"),
-            ("Calibration", f"{ptq.method}, on {plural(ptq.images, 'image')}"),
+            ("Calibration", f"{ptq.calibration or ptq.method}, on {plural(ptq.images, 'image')}"),
+            *([("Corrections", ", ".join(row.title for row in ptq.corrections))] if ptq.corrections else []),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}: {percent(ptq.int8_macs_share)} of the multiply-adds"),
         ]
     if built := summary.get(BUILD):

@@ -64,6 +64,8 @@ def ptq_blocks(ptq: PtqReport) -> list[Block]:
             f" {plural(ptq.shared_groups, 'group')} of layers share a scale, which changes AP by "
             f"{change(difference(own.defined(), after.defined()))} against scales of their own."
         )
+    costs = [f"{row.title} {f'({row.cost})' if row.cost else 'at no cost in the engine'}" for row in ptq.corrections]
+    lead += f" Corrections: {'; '.join(costs)}." if costs else ""
     return [Text(lead), *([_trial_table(ptq)] if ptq.trials else []), _layer_table(ptq.layers)]
 
 

@@ -1,0 +1,45 @@
+"""Small files of every kind that commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_lines import SIZE, Material, invoke
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    import torch
+
+    from repq.data import make_demo_set
+    from repq.model import build, save_checkpoint
+    from repq.recipe import DemoConfig
+
+    folder = tmp_path_factory.mktemp("material")
+    data = make_demo_set(folder / "set", DemoConfig(train_images=2, val_images=2, size=SIZE, classes=3))
+    torch.manual_seed(0)
+    weights = folder / "float.safetensors"
+    save_checkpoint(weights, build("yolov6lite_s", 3, deploy=True).eval(), names=("circle", "square", "ring"))
+    onnx, manifest, plan, recipe, ablation, bench = (
+        folder / name for name in ("model.onnx", "calib.txt", "plan.yaml", "recipe.yaml", "ablation.yaml", "bench.json")
+    )
+    assert invoke("export", weights, "-o", onnx, "--imgsz", SIZE).exit_code == 0
+    assert invoke("calib", "--data", data, "--images", 2, "-o", manifest).exit_code == 0
+    plan.write_text("float: []\n")
+    recipe.write_text(f"name: x\ndata: {{path: {data}}}\nweights: {weights}\nimgsz: {SIZE}\n")
+    ablation.write_text(f"name: x\nbase: {{data: {{path: {data}}}, weights: {weights}}}\nvariants: {{a: {{}}}}\n")
+    bench.write_text("{}")
+    files = {
+        "WEIGHTS": weights, "--weights": weights, "--teacher": weights, "MODEL": weights, "--maxima": weights,
+        "--rep-scales": weights, "--data": data, "--calib": manifest, "--plan": plan, "BENCH": bench,
+        "RECIPE": recipe, "ABLATION": ablation, "lint MODEL": onnx, "estimate MODEL": onnx, "build MODEL": onnx,
+    }  # fmt: skip
+    return Material(folder, files)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
