@@ -6,7 +6,7 @@ from repq.printable import printable_lines
 
 
 class RepqError(Exception):
-    """A failure that the user can mend.
+    """A failure that the user can correct.
 
     Args:
         what: what failed, as one sentence. Control characters, which a file's name or content may bring in, are

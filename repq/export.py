@@ -22,11 +22,11 @@ from torch import nn
 import repq
 from repq.errors import GraphError
 from repq.graph.files import load_onnx, save_onnx
-from repq.graph.index import GraphIndex, remove_unused
-from repq.graph.insert_qdq import insert_qdq
-from repq.graph.layer_nodes import LAYER_OPS, layer_nodes
+from repq.graph.insertion import insert_qdq
+from repq.graph.layer_join import LAYER_OPS, layer_nodes
 from repq.graph.metadata import GraphMetadata, read_metadata, write_metadata
-from repq.graph.propagate_qdq import propagate_qdq
+from repq.graph.propagation import propagate_qdq
+from repq.graph.surgeon import export_graph, import_graph
 from repq.layers import LayerId
 from repq.model import Detector, build, layer_ids
 from repq.quant import scale_table
@@ -58,8 +58,7 @@ def export_float(
     config = config or ExportConfig()
     _check(model, imgsz, names)
     plain = float_copy(model)
-    graph = _torch_export(plain, imgsz, config)
-    _clean(graph, plain.spec.name)
+    graph = _clean(_torch_export(plain, imgsz, config), plain.spec.name)
     _name_layers(graph, layer_ids(plain))
     metadata = GraphMetadata(
         version=repq.__version__,
@@ -161,28 +160,23 @@ def _silent() -> Iterator[None]:
         logging.disable(level)
 
 
-def _clean(model: ModelProto, name: str) -> None:
+def _clean(model: ModelProto, name: str) -> ModelProto:
     """Name the graph, separate shared weights, and drop what holds paths of this machine or is not used."""
-    graph = model.graph
-    graph.name = name
+    model.graph.name = name
     model.producer_name, model.producer_version = "repq", repq.__version__
     _separate_weights(model)
-    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    del graph.metadata_props[:]
     del model.metadata_props[:]
-    remove_unused(graph)
+    return export_graph(import_graph(model))  # onnx-graphsurgeon keeps no notes on nodes and tensors
 
 
 def _separate_weights(model: ModelProto) -> None:
     """Undo the exporter's merging of equal weights: every convolution reads its own ``<LayerId>.weight``."""
-    index = GraphIndex.of(model.graph)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         weight = f"{_scope(node)}.weight"
-        if node.op_type in LAYER_OPS and node.input[1] != weight and weight not in index.initializers:
+        if node.op_type in LAYER_OPS and node.input[1] != weight and weight not in stored:
             copy = TensorProto()
-            copy.CopyFrom(index.initializers[node.input[1]])
+            copy.CopyFrom(stored[node.input[1]])
             copy.name = weight
             model.graph.initializer.append(copy)
             node.input[1] = weight

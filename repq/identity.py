@@ -208,13 +208,9 @@ def hash_folder(folder: Path) -> dict[str, str]:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.recipe import ExportConfig
-from repq.results import ExportReport, GraphFinding, QdqCount
+from repq.results import ExportReport, PassReport, QdqCount
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from repq.graph import GraphMetadata
     from repq.quant import Weights
 
 
@@ -51,24 +52,24 @@ def write_onnx(
 
 @dataclass(frozen=True)
 class MergedGraph:
-    """A graph, with the scales that TensorRT wants equal made equal if that was asked for, and what it changed."""
+    """A graph after the passes that its FP32 and its FP16 file share, and what they changed."""
 
     graph: ModelProto
     before: QdqCount
     after: QdqCount
     groups: int
+    passes: tuple[PassReport, ...]
 
 
 def merged(graph: ModelProto, config: ExportConfig) -> MergedGraph:
-    """Merge scales if ``config`` says so, and count what it changes."""
-    from repq.graph import count_qdq, merge_scales, quantize_residuals
+    """Run the shared passes, such as the merging of scales, and count what they change."""
+    from repq.graph import count_qdq
+    from repq.graph.passes import PASSES, Outcome, PassContext, run_passes
 
-    before, groups = QdqCount(**asdict(count_qdq(graph))), 0
-    if config.merge_scales:
-        graph, _ = quantize_residuals(graph)
-        graph, report = merge_scales(graph)
-        groups = len(report.groups)
-    return MergedGraph(graph, before, QdqCount(**asdict(count_qdq(graph))), groups)
+    context = PassContext(config, quantized=_metadata(graph).precision == "int8")
+    result, outcomes, passes = run_passes(graph, context, [entry for entry in PASSES if entry.shared])
+    groups = outcomes.get("merge_scales", Outcome()).touched.get("groups", ())
+    return MergedGraph(result, count_qdq(graph), count_qdq(result), len(groups), passes)
 
 
 def write_graph(
@@ -76,18 +77,13 @@ def write_graph(
 ) -> ExportReport:
     """Type a graph as FP16 and put the work of a service inside, as ``config`` says, and write it."""
     from repq.export import save_onnx
-    from repq.graph import for_serving, layer_nodes, lint, nodes_beyond_fp16, read_metadata, to_fp16
+    from repq.graph import layer_nodes, lint
+    from repq.graph.passes import PASSES, Outcome, PassContext, run_passes
 
-    graph = merged.graph
-    kept: tuple[str, ...] = ()
-    raised: tuple[str, ...] = ()
-    if config.float16:
-        kept = nodes_beyond_fp16(graph, maxima)
-        graph, report = to_fp16(graph, keep_fp32=kept, float32_io=not config.float16_io)
-        raised = report.raised_scales
-    graph = for_serving(graph, config.preprocess, config.nms)
-    metadata = read_metadata(graph)
-    assert metadata is not None
+    context = PassContext(config, quantized=_metadata(merged.graph).precision == "int8", maxima=maxima)
+    graph, outcomes, passes = run_passes(merged.graph, context, [entry for entry in PASSES if not entry.shared])
+    half = outcomes.get("to_fp16", Outcome()).touched
+    metadata = _metadata(graph)
     int8 = len(metadata.int8_layers)
     save_onnx(out, graph)
     return ExportReport(
@@ -101,10 +97,19 @@ def write_graph(
         qdq_before_merging=merged.before,
         qdq=merged.after,
         merged_groups=merged.groups,
-        fp32_nodes=kept,
-        raised_scales=raised,
+        fp32_nodes=half.get("fp32_nodes", ()),
+        raised_scales=half.get("raised_scales", ()),
         layers_int8=int8,
         layers_float=len(layer_nodes(graph)) - int8,
         size_bytes=out.stat().st_size,
-        findings=tuple(GraphFinding(**asdict(finding)) for finding in lint(graph).findings),
+        findings=lint(graph).findings,
+        passes=(*merged.passes, *passes),
     )
+
+
+def _metadata(graph: ModelProto) -> GraphMetadata:
+    from repq.graph import read_metadata
+
+    found = read_metadata(graph)
+    assert found is not None, "the export wrote it"
+    return found

@@ -148,7 +148,9 @@ def gpu_index(device: str, engines: Sequence[str]) -> int | None:
     """Which GPU a timing runs on; None: it runs on the CPU."""
     if device.startswith("cuda"):
         return int(device.partition(":")[2] or 0)
-    return 0 if "tensorrt" in engines else None
+    from repq.engine import ENGINES
+
+    return 0 if any(entry.on_gpu for entry in ENGINES if entry.name in engines) else None
 
 
 def _runner(model: Model, imgsz: tuple[int, int], seed: int, threads: int) -> Runner:

@@ -35,6 +35,7 @@ from repq.recipe import (
     PtqConfig,
     QatConfig,
     SensitivityConfig,
+    default_engines,
     parse_settings,
 )
 from repq.results import (
@@ -252,13 +253,13 @@ class Model:
 
     def check(
         self, data: str | Path | DetectionDataset, *others: Model,
-        engines: Sequence[EngineName] = ("onnxruntime", "openvino"), split: str = "val", imgsz: Size | None = None,
+        engines: Sequence[EngineName] | None = None, split: str = "val", imgsz: Size | None = None,
         eval_config: EvalConfig | None = None, **settings: Any,
     ) -> CheckReport:  # fmt: skip
         """Compare the detections and the AP of other models with this one's; ``passed`` says whether they agree.
 
         Args:
-            others: what is compared. Default: a checkpoint, built for each of ``engines``.
+            others: what is compared. Default: a checkpoint, built for each of ``engines`` (default: those on the CPU).
             settings: fields of `repq.CheckConfig`: ``images``, ``max_ap_gap``, ``min_snr_db``.
 
         Raises:
@@ -272,7 +273,9 @@ class Model:
                 fix="check the checkpoint that it was exported from, or name other models",
             )
         size, config = self.size(imgsz), settings_of(CheckConfig, None, settings, "check")
-        candidates = others or tuple(self.build(engine, imgsz=size, batch=None) for engine in engines)
+        candidates = others or tuple(
+            self.build(engine, imgsz=size, batch=None) for engine in (default_engines() if engines is None else engines)
+        )
         dataset = open_data(data, split, self.options.log)
         return agreement(
             self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
@@ -581,7 +584,7 @@ class Model:
         """Build an engine from an ONNX file; a checkpoint is exported first.
 
         Args:
-            engine: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+            engine: ``onnxruntime``, ``openvino``, ``tensorrt``, or another of `repq.engine.ENGINES`.
             threads: CPU threads; None leaves the choice to the runtime.
             out: folder to save it in; None keeps it in memory.
             batch: of the export of a checkpoint; None for any.

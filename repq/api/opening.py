@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repq.api.model import Kind, Model, Size
-from repq.api.running import HERE, Options, Running, Runtime, in_engine, in_torch
+from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.errors import EngineError, GraphError, RepqError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import BuildConfig, EngineName, TensorRtConfig
+from repq.recipe import BuildConfig, EngineName, TensorRtConfig, default_engines
+from repq.recipe.deployment import RuntimeName
 from repq.results import Expectation
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _ANY_BATCH = TensorRtConfig(batches=(1, 8, 32))
 def load(
     path: str | Path,
     *,
-    engine: Runtime | None = None,
+    engine: RuntimeName | None = None,
     imgsz: Size | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -71,7 +72,9 @@ def load(
         return replace(of_engine(path.name, built, options), path=path)
     if path.suffix == ".onnx":
         if engine == "torch":
-            raise EngineError(f"torch does not run the ONNX file {path}", fix="use --engine onnxruntime or openvino")
+            raise EngineError(
+                f"torch does not run the ONNX file {path}", fix=f"use --engine {' or '.join(default_engines())}"
+            )
         return open_onnx(path, replace(options, engine=engine))
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise RepqError(
@@ -86,7 +89,7 @@ def load(
         return opened
     if imgsz is None:
         raise RepqError(f"running {path.name} in {engine} needs an input size", fix="give --imgsz")
-    return opened.build(engine, imgsz=imgsz, batch=None)  # type: ignore[arg-type]
+    return opened.build(engine, imgsz=imgsz, batch=None)
 
 
 def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path | None = None) -> Model:
@@ -168,7 +171,7 @@ def open_onnx(path: Path, options: Options) -> Model:
         from repq.engine import build
 
         config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
-        return in_engine(build(options.engine or "onnxruntime", path, config))  # type: ignore[arg-type]
+        return in_engine(build(options.engine or default_engines()[0], path, config))
 
     return _of_graph("onnx", path.name, read_source(path), start, options, path=path)
 
@@ -217,10 +220,10 @@ def _of_graph(
 
 
 def build_graph(engine: EngineName, onnx: Path, config: BuildConfig) -> Engine:
-    """Build an engine; one of TensorRT remembers what ``lint`` expects of it."""
-    from repq.engine import build
+    """Build an engine; where ``lint`` tells what a runtime will run, the engine remembers what it said."""
+    from repq.engine import build, runtime
 
-    return build(engine, onnx, config, expected=_expectation(onnx) if engine == "tensorrt" else None)
+    return build(engine, onnx, config, expected=_expectation(onnx) if runtime(engine).lints else None)
 
 
 def _expectation(onnx: Path) -> Expectation | None:

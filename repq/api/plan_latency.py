@@ -59,7 +59,7 @@ def timed_front(
 
     scales, macs = scale_table(model), count_macs(model, front.imgsz)
     samples = time_plans(
-        front.engine,  # type: ignore[arg-type]
+        front.engine,
         export_float(model, front.imgsz),
         scales,
         [[layer for layer in scales if layer not in plan] for plan in plans],

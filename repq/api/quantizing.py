@@ -74,17 +74,23 @@ def demand_float(weights: Weights, label: str) -> Weights:
     return weights
 
 
-def open_float(path: Path, log: Log = quiet) -> Weights:
+def open_float(path: Path, log: Log = quiet, imgsz: tuple[int, int] | None = None) -> Weights:
     """Read a float checkpoint and log its notes.
+
+    Args:
+        imgsz: the size at which it is about to work.
 
     Raises:
         CheckpointError: the file cannot be read, or is quantized already.
+        RepqError: not every level of the network divides the size.
     """
     from repq.quant import load_weights
 
     weights = load_weights(path)
     for note in weights.notes:
         log(f"{path.name}: {note}")
+    if imgsz is not None:
+        weights.model.spec.check_size(*imgsz)
     return demand_float(weights, str(path))
 
 
@@ -241,9 +247,10 @@ def _groups(graph: ModelProto | None, model: Detector, config: PtqConfig) -> tup
 def _maxima(
     graph: ModelProto, records: list[ImageRecord], imgsz: tuple[int, int], eval_config: EvalConfig, progress: Progress
 ) -> dict[str, float]:
-    """Largest magnitude of each tensor of the float graph on the calibration images."""
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor."""
     from repq.data import batches
-    from repq.graph import tensor_maxima
+    from repq.graph import anchor_maxima, tensor_maxima
 
     loaded = batches(records, imgsz, 1, eval_config.letterbox)
-    return tensor_maxima(graph, (batch.images for batch in progress(loaded, total=len(records), label="maxima")))
+    images = (batch.images for batch in progress(loaded, total=len(records), label="maxima"))
+    return anchor_maxima(graph, tensor_maxima(graph, images))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from repq.errors import EngineError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
+from repq.recipe.deployment import RuntimeName
 from repq.results import EngineDescription, Variant
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from repq.quant import Weights
 
 Images = NDArray[Any]
-Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Options:
         log: gets what the user should know beside the result.
     """
 
-    engine: Runtime | None = None
+    engine: RuntimeName | None = None
     device: str = "cpu"
     threads: int | None = None
     half: bool = False
@@ -67,7 +67,7 @@ class Running:
             the CPU.
     """
 
-    engine: Runtime
+    engine: RuntimeName
     infer: Callable[[Images], Images]
     variant: Variant
     precision: str

@@ -20,7 +20,6 @@ from onnx import ModelProto
 
 from repq.bench.latency import time_in_turns
 from repq.engine import Engine, build
-from repq.errors import EngineError
 from repq.graph import insert_qdq, propagate_qdq, save_onnx
 from repq.layers import LayerId
 from repq.progress import Progress, silent
@@ -55,7 +54,7 @@ def layer_milliseconds(
         times: dict[str, dict[LayerId, list[float]]] = {"float": {}, "int8": {}}
         for _ in progress(range(config.rounds), total=config.rounds, label="layer times"):
             for name, built in (("float", float_engine), ("int8", int8_engine)):
-                for layer, value in _layer_times(built, images, config.runs_per_round).items():
+                for layer, value in built.layer_times(images, config.runs_per_round).items():
                     times[name].setdefault(layer, []).append(value)
     both = [layer for layer in scales if layer in times["float"] and layer in times["int8"]]
     return {layer: median(times["float"][layer]) - median(times["int8"][layer]) for layer in both}
@@ -96,17 +95,6 @@ def plan_engines(
             save_onnx(path, propagate_qdq(insert_qdq(graph, chosen)) if chosen else graph)
             engines.append(build(name, path, BuildConfig(threads=config.threads[0])))
         yield engines
-
-
-def _layer_times(built: Engine, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
-    from repq.engine.openvino import OpenVinoEngine
-
-    if not isinstance(built, OpenVinoEngine):
-        raise EngineError(
-            f"{built.name} does not tell repq how long each of its layers takes",
-            fix="weigh by the times of openvino, or by multiply-adds",
-        )
-    return built.layer_times(images, runs)
 
 
 def _noise(imgsz: tuple[int, int], seed: int) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
@@ -47,7 +46,7 @@ def lint_command(
     from repq.stages import lint_graph
 
     report = lint_graph(model)
-    values = asdict(report)
+    values = report.values()
     shell.finish(values, lambda: lint_table(values))
     sys.exit(report.exit_code(fail_on))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import SQUARE, AnySeed, Data, Imgsz, Model, Models, ValSplit
 from repq.cli.shell import Shell
-from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig
+from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, default_engines
 from repq.recipe.base import AnyPath, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
@@ -49,8 +49,8 @@ def check_command(
     split: ValSplit = "val", imgsz: Imgsz = SQUARE,
     engines: Annotated[
         tuple[EngineName, ...],
-        setting(flag="--engine", needs="MODEL onnx|alone", help="Repeat for several."),
-    ] = ("onnxruntime", "openvino"),
+        setting(flag="--engine", needs="MODEL onnx|alone", help="Repeat for several.  [default: those on the CPU]"),
+    ] = (),
     device: Annotated[Device, setting(flag="--device", needs="MODEL checkpoint", help=WHERE)] = "cpu",
 ) -> None:  # fmt: skip
     """Gives the SNR of each output and the AP of each. The first MODEL is the reference; alone, engines are built from
@@ -60,8 +60,9 @@ def check_command(
     from repq.stages import check_models, demand_agreement
 
     report = check_models(
-        models, data, split, imgsz, check, eval, engines=engines, device=device, progress=shell.progress, log=shell.log
-    )
+        models, data, split, imgsz, check, eval, engines=engines or default_engines(), device=device,
+        progress=shell.progress, log=shell.log,
+    )  # fmt: skip
     shell.finish(report.values(), lambda: check_table(report))
     demand_agreement(report)
 
@@ -101,8 +102,10 @@ def bench_command(
     step by step: which side is the bottleneck.
     """
     from repq.report.text import bench_table
-    from repq.stages import bench_models, bench_service, write_bench
+    from repq.stages import bench_models, bench_service, read_data, write_bench
 
+    if data is not None:
+        read_data(data, split)  # what is wrong with it is said before anything is timed
     report = bench_models(
         models, imgsz, bench, engines=engines, device=device, seed=seed, progress=shell.progress, log=shell.log
     )

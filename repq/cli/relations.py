@@ -25,7 +25,7 @@ def demand_relations(options: list[Option], given: Mapping[str, Any], *, as_json
         if option.name not in given or (option.default is False and given[option.name] is False):
             continue
         shown = _spelled(option, given)
-        for need in _several(option.marks["needs"]):
+        for need in several(option.marks["needs"]):
             if not any(_holds(one, by_name, given) for one in need.split(" or ")):
                 raise click.UsageError(f"{shown} has no effect without {_readable(need)}")
         for other in _excluded(option, options):
@@ -35,7 +35,7 @@ def demand_relations(options: list[Option], given: Mapping[str, Any], *, as_json
 
 def _excluded(option: Option, options: list[Option]) -> Iterator[str]:
     """The conditions that it excludes; a name without a dash stands for the settings of that name beside it."""
-    for entry in _several(option.marks["excludes"]):
+    for entry in several(option.marks["excludes"]):
         if entry.startswith("-"):
             yield entry
             continue
@@ -43,7 +43,8 @@ def _excluded(option: Option, options: list[Option]) -> Iterator[str]:
         yield from (other.name for other in options if any(path.startswith(beside) for path in other.targets))
 
 
-def _several(conditions: str | tuple[str, ...]) -> tuple[str, ...]:
+def several(conditions: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Conditions that each have to hold."""
     return (conditions,) if isinstance(conditions, str) else conditions
 
 

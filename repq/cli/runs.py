@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from repq.cli.shell import Shell
-from repq.recipe import load_ablation, load_recipe
+from repq.recipe import as_overrides, load_ablation
 from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
 
 RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file.")]
@@ -31,12 +30,13 @@ def run_command(
     """Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
     What is already there is reused; a killed run goes on where it stopped.
     """
-    from repq.pipeline import run_recipe
+    from repq.pipeline.whole_run import run
     from repq.report.text import run_table
 
-    given = _overrides(weights=weights, data=data, imgsz=imgsz, device=device, seed=seed)
-    loaded = load_recipe(recipe, [*overrides, *given])
-    outcome = run_recipe(loaded, work or Path("runs") / loaded.name, progress=shell.progress, log=shell.log)
+    outcome = run(
+        recipe, work=work, weights=weights, data=data, imgsz=imgsz, device=device, seed=seed, overrides=overrides,
+        progress=shell.progress, log=shell.log,
+    )  # fmt: skip
     values = {
         **outcome.headline,
         "report": str(outcome.report),
@@ -56,15 +56,8 @@ def ablation_command(
     from repq.pipeline.ablation import run_ablation
     from repq.report.ablation import ablation_table
 
-    given = _overrides(weights=weights, data=data, imgsz=imgsz, device=device)
+    given = as_overrides(weights=weights, data=data, imgsz=imgsz, device=device)
     loaded, trials = load_ablation(ablation, [*overrides, *given], seeds)
     folder = work or Path("runs") / loaded.name
     report = run_ablation(loaded.name, trials, folder, progress=shell.progress, log=shell.log)
     shell.finish({**report.values(), "out": str(folder)}, lambda: ablation_table(report))
-
-
-def _overrides(weights: Path | None, data: Path | None, **others: Any) -> list[str]:
-    """Options that were given, as overrides of the recipe."""
-    paths = {"weights": weights, "data.path": data}
-    values = {**{key: path and str(path.resolve()) for key, path in paths.items()}, **others}
-    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]

@@ -14,13 +14,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from repq.data.dataset import DetectionDataset, ImageRecord
+from repq.data.dataset import DetectionDataset, ImageRecord, image_hashes
 from repq.data.image_files import first_names
 from repq.errors import DataError
 from repq.files import replacing
-from repq.identity import hash_file
 from repq.printable import printable
-from repq.reading import lines, read_text, reason
+from repq.reading import lines, read_text
 from repq.recipe import CalibrationConfig
 
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
@@ -57,7 +56,8 @@ def _from_manifest(dataset: DetectionDataset, path: Path) -> list[ImageRecord]:
             found=f"{first_names(missing)}; the data set's root is {dataset.root}",
             fix="use the data set and split that the manifest was written for, or write a new manifest",
         )
-    changed = [name for name, digest in hashes.items() if _hash_image(records[name].path) != digest]
+    found = image_hashes([records[name] for name in hashes])
+    changed = [name for name, digest in hashes.items() if found[name] != digest]
     if changed:
         raise DataError(
             f"{len(changed)} images differ from those that the manifest {path} was written for",
@@ -108,13 +108,6 @@ def write_manifest(path: Path, records: Sequence[ImageRecord], dataset: Detectio
         DataError: an image cannot be read.
     """
     head = f"# {len(records)} images of the split {dataset.split!r}, relative to the data set's root"
-    text = "\n".join([head, *(_line(_hash_image(record.path), record.name) for record in records), ""])
+    text = "\n".join([head, *(_line(digest, name) for name, digest in image_hashes(records).items()), ""])
     with replacing(path) as beside:
         beside.write_bytes(os.fsencode(text))
-
-
-def _hash_image(path: Path) -> str:
-    try:
-        return hash_file(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the image {path}", found=reason(error)) from None

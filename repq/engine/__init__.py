@@ -1,37 +1,58 @@
 """Engines: a model built for one runtime, that says what it really runs.
 
-A runtime is one module of this package with ``runtime_version()``, ``build(source, manifest)`` and
-``load(folder, manifest)``; the runtime itself is imported inside functions only.
+`ENGINES` lists the runtimes; none of their libraries is loaded before one is used. One that is appended can be built
+for, checked, timed and reported.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
-from typing import cast
 
 from repq import __version__
-from repq.engine.availability import availability
-from repq.engine.base import Engine, EngineManifest, TensorInfo
-from repq.engine.source import read_source
+from repq.engine.availability import guarded, torch_rows
+from repq.engine.base import Engine, EngineManifest, Runtime, TensorInfo
+from repq.engine.onnxruntime import OnnxRuntime
+from repq.engine.openvino import OpenVino
 from repq.engine.storage import is_engine, read_engine
+from repq.engine.tensorrt import TensorRt
 from repq.errors import EngineError
-from repq.machine.cpu import cpu_cores, cpu_features, cpu_name
+from repq.machine.cpu import cpu_features, cpu_name
 from repq.recipe import BuildConfig, EngineName
-from repq.results import Expectation
+from repq.results import Availability, Expectation
 
 __all__ = [
+    "ENGINES",
     "Engine",
     "EngineManifest",
+    "Runtime",
     "TensorInfo",
     "availability",
     "build",
-    "cpu_cores",
-    "cpu_features",
-    "cpu_name",
+    "default_engines",
     "is_engine",
     "load",
+    "runtime",
 ]
+
+ENGINES: list[Runtime] = [OnnxRuntime(), OpenVino(), TensorRt()]
+
+
+def runtime(name: EngineName) -> Runtime:
+    """The runtime of this name.
+
+    Raises:
+        EngineError: there is none.
+    """
+    found = next((entry for entry in ENGINES if entry.name == name), None)
+    if found is None:
+        names = ", ".join(entry.name for entry in ENGINES)
+        raise EngineError(f"unknown engine {name!r}", fix=f"use one of {names}")
+    return found
+
+
+def default_engines() -> tuple[EngineName, ...]:
+    """What engines are built for if nobody says."""
+    return tuple(entry.name for entry in ENGINES if entry.by_default)
 
 
 def build(
@@ -45,9 +66,11 @@ def build(
     Raises:
         EngineError: the runtime is not installed, or the file is no model that it can run.
     """
+    from repq.engine.source import read_source
+
     config = config or BuildConfig()
-    runtime = _runtime(name)
-    version = runtime.runtime_version()
+    chosen = runtime(name)
+    version = chosen.version()
     source = read_source(Path(onnx_path))
     manifest = EngineManifest(
         engine=name,
@@ -67,7 +90,7 @@ def build(
         settings=config,
         expected=expected,
     )
-    return cast(Engine, runtime.build(source, manifest))
+    return chosen.build(source, manifest)
 
 
 def load(folder: Path, *, threads: int | None = None) -> Engine:
@@ -78,23 +101,12 @@ def load(folder: Path, *, threads: int | None = None) -> Engine:
     """
     folder = Path(folder)
     manifest = read_engine(folder)
-    runtime = _runtime(manifest.engine)
     if threads is not None:
         manifest = manifest.model_copy(update={"threads": threads})
-    return cast(Engine, runtime.load(folder, manifest))
+    return runtime(manifest.engine).load(folder, manifest)
 
 
-def _runtime(name: EngineName) -> ModuleType:
-    if name == "onnxruntime":
-        from repq.engine import onnxruntime
-
-        return onnxruntime
-    if name == "openvino":
-        from repq.engine import openvino
-
-        return openvino
-    if name == "tensorrt":
-        from repq.engine import tensorrt
-
-        return tensorrt
-    raise EngineError(f"unknown engine {name!r}", fix="use one of those that `repq doctor` lists")
+def availability() -> tuple[Availability, ...]:
+    """Probe torch and every runtime. Never raises: one that breaks on import is a row that says so."""
+    probes = [("torch", torch_rows), *((entry.name, entry.availability) for entry in ENGINES)]
+    return tuple(row for name, probe in probes for row in guarded(name, probe))

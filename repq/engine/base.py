@@ -1,18 +1,23 @@
-"""What every engine offers, and what every saved engine records."""
+"""What a runtime is, what an engine of it is, and what every saved engine records."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from repq.errors import EngineError
 from repq.layers import LayerId
 from repq.recipe import BuildConfig, EngineName
-from repq.results import EngineDescription, Expectation, Result
+from repq.results import Availability, EngineDescription, Expectation, Result, Variant
+
+if TYPE_CHECKING:
+    from repq.engine.source import Source
 
 CONVERSIONS = {"float32": "(images / 255).astype('float32')", "uint8": "(images * 255).round().astype('uint8')"}
 
@@ -63,37 +68,42 @@ class EngineManifest(Result):
     cpu_features: tuple[str, ...]
     gpu: str | None = None
     compute_capability: str | None = None
-    settings: BuildConfig = BuildConfig()
+    settings: BuildConfig = Field(default_factory=BuildConfig)
     expected: Expectation | None = None
 
-    @property
-    def batch(self) -> int | None:
-        """The one batch size that the engine takes; None: any."""
-        size = self.input.shape[0]
-        return size if isinstance(size, int) else None
 
-
-class Engine(Protocol):
+class Engine(ABC):
     """A model that is ready to run in one runtime on this machine."""
 
-    @property
-    def name(self) -> EngineName: ...
+    def __init__(self, manifest: EngineManifest) -> None:
+        self.manifest = manifest
 
     @property
-    def manifest(self) -> EngineManifest: ...
+    def name(self) -> EngineName:
+        """The runtime's name."""
+        return self.manifest.engine
 
     @property
     def batch(self) -> int | None:
         """The one batch size that ``infer`` takes; None: any."""
-        ...
+        size = self.manifest.input.shape[0]
+        return size if isinstance(size, int) else None
 
+    @abstractmethod
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run images (B, C, H, W), float32 unless the manifest says otherwise, and return every output by its name.
 
         Raises:
-            EngineError: the type or shape is not the one that the engine was built for.
+            EngineError: the type or shape is not the one that the engine was built for; see `check_images`.
         """
-        ...
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write what the runtime's ``load`` reads into an empty folder."""
+
+    @abstractmethod
+    def describe(self) -> EngineDescription:
+        """Say what really runs: the precision and kernel of every layer, and the conversions between them."""
 
     def save(self, folder: Path) -> None:
         """Write the engine as a folder that ``repq.engine.load`` reads; whole or not at all.
@@ -101,11 +111,86 @@ class Engine(Protocol):
         Raises:
             EngineError: the folder exists and is no engine, or cannot be written.
         """
-        ...
+        from repq.engine.storage import write_engine
 
-    def describe(self) -> EngineDescription:
-        """Say what really runs: the precision and kernel of every layer, and the conversions between them."""
-        ...
+        write_engine(folder, self.manifest, self.write)
+
+    def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
+        """Milliseconds of every layer with all that is fused into it, as means over ``runs`` runs.
+
+        Raises:
+            EngineError: the runtime does not tell.
+        """
+        raise EngineError(
+            f"{self.name} does not tell repq how long each of its layers takes",
+            fix="weigh by the times of openvino, or by multiply-adds",
+        )
+
+    def described(self, **found: Any) -> EngineDescription:
+        """A description with what the manifest says, and ``layers``, ``size_bytes`` … found."""
+        manifest = self.manifest
+        return EngineDescription(
+            engine=self.name,
+            version=manifest.version,
+            device=manifest.device,
+            input_name=manifest.input.name,
+            input_shape=manifest.input.shape,
+            output_names=tuple(output.name for output in manifest.outputs),
+            expected=manifest.expected,
+            **found,
+        )
+
+
+class Runtime(ABC):
+    """What builds and runs engines of one kind. Its library is imported inside methods only.
+
+    Attributes:
+        name: its choice in settings.
+        title: what reports call it.
+        on_gpu: whether it runs on the GPU.
+        by_default: whether engines are built for it if nobody says which.
+        variants: what it can be built as.
+        lints: whether what ``repq lint`` expects of a graph is what it will run.
+    """
+
+    name: ClassVar[EngineName]
+    title: ClassVar[str]
+    on_gpu: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False
+    variants: ClassVar[tuple[Variant, ...]] = ("float32", "int8")
+    lints: ClassVar[bool] = False
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the installed library.
+
+        Raises:
+            EngineError: it is not installed, or does not load.
+        """
+
+    @abstractmethod
+    def build(self, source: Source, manifest: EngineManifest) -> Engine:
+        """Build an engine.
+
+        Raises:
+            EngineError: the library refuses the model, or lacks what it needs.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, manifest: EngineManifest) -> Engine:
+        """Load what `Engine.write` wrote.
+
+        Raises:
+            EngineError: it cannot run here.
+        """
+
+    @abstractmethod
+    def availability(self) -> list[Availability]:
+        """What of it can be used here, and if not, why: rows of ``repq doctor``. It may raise anything."""
+
+    def build_command(self, manifest: EngineManifest, onnx: Path, folder: Path) -> str | None:
+        """The command line of the runtime's own tool that builds the same engine, if there is one."""
+        return None
 
 
 def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:

@@ -1,38 +1,49 @@
 """ONNX Runtime, on the CPU unless another provider is asked for.
 
-On the CPU the engine holds the graph that ``onnxruntime_lowering`` wrote, and describes the one that ONNX Runtime made
-of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in the description.
+On the CPU the engine holds the graph that ``repq.graph.lowering_onnxruntime`` wrote, and describes the one that
+ONNX Runtime made of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in
+the description.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from repq.engine.base import EngineManifest, as_input, check_images
-from repq.engine.onnxruntime_lowering import lower
-from repq.engine.onnxruntime_providers import NAMES, demand_provider, nodes_by_provider
-from repq.engine.source import CONVOLUTIONS, Source
-from repq.engine.storage import write_engine
+from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
 from repq.errors import EngineError
 from repq.layers import LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
-from repq.recipe import EngineName, Provider
-from repq.results import EngineDescription, LayerPrecision
+from repq.machine.cuda import gpu_or_none
+from repq.recipe import Provider
+from repq.results import Availability, EngineDescription, LayerPrecision
+
+if TYPE_CHECKING:
+    import onnx
+
+    from repq.engine.source import Source
 
 INSTALL = "pip install onnxruntime"
 
 _MODEL = "model.onnx"
+NAMES: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""Setting -> ONNX Runtime's own name."""
+
 _INTEGER_KINDS = frozenset({"QLinearConv", "ConvInteger"})
-_FLOAT_KINDS = frozenset({*CONVOLUTIONS, "FusedConv", "NhwcFusedConv"})
+_FLOAT_KINDS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv"})
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "Add", "Mul"})
 _CONVERSIONS = {
     "QuantizeLinear": "quantize",
@@ -41,64 +52,92 @@ _CONVERSIONS = {
     "ReorderOutput": "reorder",
     "Cast": "convert",
 }
-_FLOAT_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-}
+_FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
 # What ONNX Runtime appends to a node's name when it rewrites it, and what the lowering appends to a repeated one.
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntime(Runtime):
+    name, title, by_default = "onnxruntime", "ONNX Runtime", True
+
+    def version(self) -> str:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError("ONNX Runtime is not installed here", found=str(error), fix=INSTALL) from None
+        return str(onnxruntime.__version__)
+
+    def build(self, source: Source, manifest: EngineManifest) -> OnnxRuntimeEngine:
+        """Lower the model to integer operators and open a session."""
+        from repq.graph.lowering_onnxruntime import lower
+
+        provider = manifest.settings.provider
+        if provider == "cpu":
+            return OnnxRuntimeEngine(manifest, lower(source.model))
+        return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)
+
+    def load(self, folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
+        import onnx
+
+        here = manifest.model_copy(update={"version": self.version()})
+        return OnnxRuntimeEngine(here, onnx.load(str(folder / _MODEL)))
+
+    def availability(self) -> list[Availability]:
+        if not installed("onnxruntime"):
+            return [row("onnxruntime", "cpu", False, "not installed", INSTALL)]
+        import onnxruntime
+
+        providers = onnxruntime.get_available_providers()
+        usable = "CPUExecutionProvider" in providers
+        detail = f"providers: {', '.join(providers)}; {int8_note()}"
+        rows = [row("onnxruntime", "cpu", usable, detail, None if usable else INSTALL)]
+        return rows + [_provider(provider, providers) for provider in NAMES if provider != "cpu"]
+
+
+def _provider(provider: Provider, present: list[str]) -> Availability:
+    """ONNX Runtime on a GPU; whether the provider's own libraries load shows only when a session is opened."""
+    device = f"cuda ({provider})"
+    if NAMES[provider] not in present:
+        return row("onnxruntime", device, False, f"no {NAMES[provider]}", "pip install onnxruntime-gpu in its place")
+    gpu = gpu_or_none()
+    if gpu is None:
+        return row("onnxruntime", device, False, no_gpu(), GPU_FIX)
+    return row("onnxruntime", device, True, f"{NAMES[provider]} on {gpu}")
+
+
+class OnnxRuntimeEngine(Engine):
     """One session."""
 
-    name: EngineName = "onnxruntime"
-
     def __init__(self, manifest: EngineManifest, model: onnx.ModelProto) -> None:
-        self.manifest = manifest
+        super().__init__(manifest)
         self._model = model
         self._data = model.SerializeToString()
         self._provider = manifest.settings.provider
         self._session = open_session(self._data, manifest.threads, self._provider)
         self._outputs = [output.name for output in manifest.outputs]
 
-    @property
-    def batch(self) -> int | None:
-        return self.manifest.batch
-
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
         results = self._session.run(self._outputs, {self.manifest.input.name: as_input(images, self.manifest.input)})
         return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
-    def save(self, folder: Path) -> None:
-        write_engine(folder, self.manifest, lambda new: _write(new / _MODEL, self._data))
+    def write(self, folder: Path) -> None:
+        (folder / _MODEL).write_bytes(self._data)
 
     def describe(self) -> EngineDescription:
         with tempfile.TemporaryDirectory() as scratch:
             layers, extra, note = self._executed(Path(scratch) / _MODEL)
-        return EngineDescription(
-            engine=self.name,
-            version=self.manifest.version,
-            device=self.manifest.device,
-            input_name=self.manifest.input.name,
-            input_shape=self.manifest.input.shape,
-            output_names=tuple(self._outputs),
-            size_bytes=len(self._data),
-            layers=layers,
-            extra_nodes=extra,
-            expected=self.manifest.expected,
-            note=note,
-        )
+        return self.described(layers=layers, extra_nodes=extra, note=note, size_bytes=len(self._data))
 
     def _executed(self, optimized: Path) -> tuple[tuple[LayerPrecision, ...], dict[str, int], str | None]:
         """Layers and conversions of the optimized graph, and for a GPU provider what its nodes really ran on."""
         if self._provider == "tensorrt":  # its nodes are engines of their own, which ONNX Runtime cannot write down
             unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
             return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
+        import onnx
+
         open_session(self._data, self.manifest.threads, self._provider, optimized=optimized)
         graph = onnx.load(str(optimized)).graph
         layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph))
@@ -110,41 +149,6 @@ class OnnxRuntimeEngine:
         session = open_session(self._data, self.manifest.threads, self._provider, profiled=True)
         counts = nodes_by_provider(session, {self.manifest.input.name: images})
         return ", ".join(f"{count} nodes ran on {name}" for name, count in counts.items())
-
-
-def runtime_version() -> str:
-    """Version of the installed ONNX Runtime.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineError("ONNX Runtime is not installed here", found=str(error), fix=INSTALL) from None
-    return str(onnxruntime.__version__)
-
-
-def build(source: Source, manifest: EngineManifest) -> OnnxRuntimeEngine:
-    """Lower the model to integer operators and open a session.
-
-    Raises:
-        EngineError: ONNX Runtime cannot run the model.
-    """
-    provider = manifest.settings.provider
-    if provider == "cpu":
-        return OnnxRuntimeEngine(manifest, lower(source.model))
-    return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)
-
-
-def load(folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
-    """Open a session on a saved model.
-
-    Raises:
-        EngineError: ONNX Runtime cannot run the model.
-    """
-    here = manifest.model_copy(update={"version": runtime_version()})
-    return OnnxRuntimeEngine(here, onnx.load(str(folder / _MODEL)))
 
 
 def executed_layers(
@@ -170,7 +174,7 @@ def executed_layers(
             continue
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         found[LayerId(layer)].append((_precision(node, weight, initializers, producers), kind))
-    return tuple(_row(layer, found[layer]) for layer in wanted)
+    return tuple(_executed_row(layer, found[layer]) for layer in wanted)
 
 
 def result_names(graph: onnx.GraphProto) -> dict[str, LayerId]:
@@ -237,8 +241,33 @@ def open_session(
     return session
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+def demand_provider(provider: Provider) -> None:
+    """Refuse a provider that the installed package does not have.
+
+    Raises:
+        EngineError: it is not there.
+    """
+    import onnxruntime
+
+    present = onnxruntime.get_available_providers()
+    if NAMES[provider] not in present:
+        raise EngineError(
+            f"this ONNX Runtime has no {NAMES[provider]}",
+            found=", ".join(present),
+            fix="pip uninstall onnxruntime, then pip install onnxruntime-gpu; or use --provider cpu",
+        )
+
+
+def nodes_by_provider(session: Any, feed: Mapping[str, Any]) -> dict[str, int]:
+    """Run a session that was opened with profiling once, and count the nodes by the provider that ran them."""
+    session.run(None, dict(feed))
+    profile = Path(session.end_profiling())
+    try:
+        events = json.loads(profile.read_text(encoding="utf-8"))
+    finally:
+        profile.unlink()
+    ran = {event["name"]: event["args"]["provider"] for event in events if event.get("args", {}).get("provider")}
+    return dict(sorted(Counter(ran.values()).items()))
 
 
 def _weight_input(node: onnx.NodeProto) -> int:
@@ -265,7 +294,7 @@ def _precision(
     return _FLOAT_TYPES.get(initializers[weight].data_type, "unknown") if weight in initializers else "unknown"
 
 
-def _row(layer: LayerId, executed: Sequence[tuple[str, str]]) -> LayerPrecision:
+def _executed_row(layer: LayerId, executed: Sequence[tuple[str, str]]) -> LayerPrecision:
     precisions = sorted({precision for precision, _ in executed})
     kernels = sorted({kernel for _, kernel in executed})
     return LayerPrecision(

@@ -10,19 +10,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.engine.base import EngineManifest, as_input, check_images
-from repq.engine.openvino_lowering import lower
-from repq.engine.source import Source
-from repq.engine.storage import folder_size, write_engine
+from repq.engine.availability import installed, int8_note, row
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.storage import folder_size
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.recipe import EngineName
-from repq.results import EngineDescription, LayerPrecision
+from repq.results import Availability, EngineDescription, LayerPrecision
+
+if TYPE_CHECKING:
+    from repq.engine.source import Source
 
 INSTALL = "pip install 'repq[openvino]'"
 
@@ -31,20 +32,64 @@ _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "
 _LAYER_TYPES = ("Convolution", "Deconvolution")
 
 
-class OpenVinoEngine:
+class OpenVino(Runtime):
+    name, title, by_default = "openvino", "OpenVINO", True
+
+    def version(self) -> str:
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError("OpenVINO is not installed here", found=str(error), fix=INSTALL) from None
+        return str(openvino.__version__)
+
+    def build(self, source: Source, manifest: EngineManifest) -> OpenVinoEngine:
+        """Compile what `repq.graph.lowering_openvino` makes of the model."""
+        from repq.graph.lowering_openvino import lower
+
+        return OpenVinoEngine(manifest, _read(lower(source.model).SerializeToString(), source.name))
+
+    def load(self, folder: Path, manifest: EngineManifest) -> OpenVinoEngine:
+        here = manifest.model_copy(update={"version": self.version()})
+        return OpenVinoEngine(here, _read(str(folder / _IR), str(folder / _IR), fix="build it again"))
+
+    def availability(self) -> list[Availability]:
+        if not installed("openvino"):
+            return [row("openvino", "cpu", False, "not installed", INSTALL)]
+        import openvino
+
+        core = openvino.Core()
+        rows = []
+        for device in core.available_devices:
+            name = str(core.get_property(device, "FULL_DEVICE_NAME"))
+            if device == "CPU":
+                rows.append(row("openvino", "cpu", True, f"{name}; {int8_note()}"))
+            else:
+                detail = f"{name}: OpenVINO can use it, repq's engine runs on the CPU only"
+                rows.append(row("openvino", device.lower(), False, detail))
+        if "CPU" not in core.available_devices:
+            rows.append(
+                row("openvino", "cpu", False, "OpenVINO has no CPU plugin here", "pip install 'repq[openvino]'")
+            )
+        return rows
+
+
+def _read(model: bytes | str, name: str, fix: str | None = None) -> Any:
+    import openvino
+
+    try:
+        return openvino.Core().read_model(model)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read {name}", found=_reason(error), fix=fix) from None
+
+
+class OpenVinoEngine(Engine):
     """One model, compiled for the CPU."""
 
-    name: EngineName = "openvino"
-
     def __init__(self, manifest: EngineManifest, model: Any) -> None:
-        self.manifest = manifest
+        super().__init__(manifest)
         self._model = model
         self._compiled = self._compile({})
         self._request = self._compiled.create_infer_request()
-
-    @property
-    def batch(self) -> int | None:
-        return self.manifest.batch
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
@@ -54,10 +99,7 @@ class OpenVinoEngine:
         return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
 
     def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
-        """Milliseconds of every layer with all that is fused into it, by OpenVINO's own counters.
-
-        They are means over ``runs`` runs of a copy that is compiled for it: counting itself costs time.
-        """
+        """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time."""
         check_images(images, self.manifest.input)
         compiled = self._compile({"PERF_COUNT": True})
         request = compiled.create_infer_request()
@@ -79,74 +121,19 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError("OpenVINO cannot compile the model", found=_reason(error)) from None
 
-    def save(self, folder: Path) -> None:
-        write_engine(folder, self.manifest, self._write_payload)
-
     def describe(self) -> EngineDescription:
         nodes = executed_nodes(self._compiled)
         with tempfile.TemporaryDirectory() as scratch:
-            self._write_payload(Path(scratch))
+            self.write(Path(scratch))
             size = folder_size(Path(scratch))
-        return EngineDescription(
-            engine=self.name,
-            version=self.manifest.version,
-            device=self.manifest.device,
-            input_name=self.manifest.input.name,
-            input_shape=self.manifest.input.shape,
-            output_names=tuple(output.name for output in self.manifest.outputs),
-            size_bytes=size,
-            layers=executed_layers(nodes, self.manifest.layers),
-            extra_nodes=conversions(nodes),
-        )
+        layers = executed_layers(nodes, self.manifest.layers)
+        return self.described(layers=layers, extra_nodes=conversions(nodes), size_bytes=size)
 
-    def _write_payload(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         import openvino
 
         # OpenVINO halves the weights by default; an FP32 engine must hold what was measured.
         openvino.save_model(self._model, str(folder / _IR), compress_to_fp16=False)
-
-
-def runtime_version() -> str:
-    """Version of the installed OpenVINO.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineError("OpenVINO is not installed here", found=str(error), fix=INSTALL) from None
-    return str(openvino.__version__)
-
-
-def build(source: Source, manifest: EngineManifest) -> OpenVinoEngine:
-    """Compile an ONNX model.
-
-    Raises:
-        EngineError: OpenVINO cannot convert or compile it.
-    """
-    import openvino
-
-    try:
-        model = openvino.Core().read_model(lower(source.model).SerializeToString())
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot read {source.name}", found=_reason(error)) from None
-    return OpenVinoEngine(manifest, model)
-
-
-def load(folder: Path, manifest: EngineManifest) -> OpenVinoEngine:
-    """Compile a saved model.
-
-    Raises:
-        EngineError: OpenVINO cannot read or compile it.
-    """
-    import openvino
-
-    try:
-        model = openvino.Core().read_model(str(folder / _IR))
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot read {folder / _IR}", found=_reason(error), fix="build it again") from None
-    return OpenVinoEngine(manifest.model_copy(update={"version": runtime_version()}), model)
 
 
 def executed_nodes(compiled: Any) -> list[dict[str, str]]:

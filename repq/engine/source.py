@@ -7,17 +7,18 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import LayerId
 
+if TYPE_CHECKING:
+    import onnx
+
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """ONNX operators that are layers."""
 
-_COPIES = frozenset({"Flatten", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 _WEIGHT = re.compile(r"(?P<layer>.+)\.weight(?:[._].*)?")
 
 
@@ -44,6 +45,8 @@ def read_source(path: Path) -> Source:
     Raises:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
+    import onnx
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -80,45 +83,43 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
     Raises:
         EngineError: two layers have one name.
     """
-    producers = {output: node for node in model.graph.node for output in node.output}
+    from repq.graph.integers import quantized_value
+    from repq.graph.surgeon import import_graph
+
     layers: list[LayerId] = []
     int8: list[LayerId] = []
-    for position, node in enumerate(model.graph.node):
-        if node.op_type not in CONVOLUTIONS:
+    for position, (stored, node) in enumerate(zip(model.graph.node, import_graph(model).nodes, strict=True)):
+        if node.op not in CONVOLUTIONS:
             continue
-        match = _WEIGHT.fullmatch(_origin(node.input[1], producers))
-        layer = LayerId(match["layer"] if match else node.name or f"{node.op_type}_{position}")
-        node.name = layer
-        layers.append(layer)
-        if all(_is_dequantized(tensor, producers) for tensor in node.input[:2]):
-            int8.append(layer)
+        match = _WEIGHT.fullmatch(quantized_value(node.inputs[1]).name)
+        stored.name = LayerId(match["layer"] if match else node.name or f"{node.op}_{position}")
+        layers.append(LayerId(stored.name))
+        if all(map(_is_dequantized, node.inputs[:2])):
+            int8.append(LayerId(stored.name))
     shared = [layer for layer, count in Counter(layers).items() if count > 1]
     if shared:
         raise EngineError("several convolutions have one name", found=", ".join(shared), fix="give each its own weight")
     return tuple(layers), tuple(int8)
 
 
-def _origin(tensor: str, producers: dict[str, onnx.NodeProto]) -> str:
-    while tensor in producers and producers[tensor].op_type in {"DequantizeLinear", "QuantizeLinear", "Identity"}:
-        tensor = producers[tensor].input[0]
-    return tensor
-
-
-def _is_dequantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
+def _is_dequantized(tensor: Any) -> bool:
     """Whether a tensor comes from DequantizeLinear, directly or through operators that copy values."""
-    producer = producers.get(tensor)
-    if producer is None or producer.op_type == "DequantizeLinear":
-        return producer is not None
-    if producer.op_type == "Concat":
-        return all(_is_dequantized(part, producers) for part in producer.input)
-    return producer.op_type in _COPIES and _is_dequantized(producer.input[0], producers)
+    from repq.graph.integers import copies_values, values_of
+    from repq.graph.surgeon import producer
+
+    node = producer(tensor)
+    if node is None or node.op == "DequantizeLinear":
+        return node is not None
+    return copies_values(node) and all(map(_is_dequantized, values_of(node)))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    from onnx import helper
+
     dimensions = value.type.tensor_type.shape.dim
     return TensorInfo(
         name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
         shape=tuple(
             d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
         ),

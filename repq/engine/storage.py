@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from repq.engine.base import EngineManifest
 from repq.errors import EngineError
+from repq.identity import hash_file
 from repq.results import Result
 
 MANIFEST = "engine.json"
@@ -43,7 +43,7 @@ def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable
             write_payload(new)
             saved = _SavedEngine(
                 manifest=manifest,
-                payload_sha256={file.name: _sha256(file) for file in sorted(new.iterdir())},
+                payload_sha256={file.name: hash_file(file) for file in sorted(new.iterdir())},
             )
             (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
             if folder.exists():
@@ -71,7 +71,7 @@ def read_engine(folder: Path) -> EngineManifest:
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise EngineError(f"the engine {folder} is not whole", found=f"no file {name!r}", fix="build it again")
-        if _sha256(file) != sha256:
+        if hash_file(file) != sha256:
             raise EngineError(
                 f"the engine {folder} was changed after it was built",
                 found=f"{name} differs from its hash in {MANIFEST}",
@@ -105,11 +105,3 @@ def _parse(path: Path, text: str) -> _SavedEngine:
             ) from None
         found = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems[:3])
         raise EngineError(f"{path} is damaged", found=found, fix="build it again") from None
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

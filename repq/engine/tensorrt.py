@@ -8,39 +8,104 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.engine.base import EngineManifest, check_images
-from repq.engine.source import Source
-from repq.engine.storage import write_engine
+from repq.engine.availability import GPU_FIX, installed, no_gpu, row
+from repq.engine.base import Engine, EngineManifest, Runtime, check_images
 from repq.engine.tensorrt_building import INSTALL, build_plan, profile_shapes, trtexec_line
 from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, read_kernels
 from repq.engine.tensorrt_running import PlanRunner, open_plan
 from repq.errors import EngineError
 from repq.machine.cuda import find_gpu, gpu_or_none
-from repq.recipe import EngineName
-from repq.results import EngineDescription, LayerPrecision
+from repq.results import Availability, EngineDescription, LayerPrecision
 
+if TYPE_CHECKING:
+    from repq.engine.source import Source
+
+OLDEST = (10, 16)
 _PLAN = "model.plan"
 
 
-class TensorRtEngine:
+class TensorRt(Runtime):
+    name, title, on_gpu, lints = "tensorrt", "TensorRT", True, True
+    variants = ("float32", "float16", "int8")
+
+    def version(self) -> str:
+        try:
+            import polygraphy  # noqa: F401
+            import tensorrt
+        except (ImportError, OSError) as error:
+            raise EngineError("TensorRT cannot be used here", found=str(error), fix=INSTALL) from None
+        return str(tensorrt.__version__)
+
+    def build(self, source: Source, manifest: EngineManifest) -> TensorRtEngine:
+        """Build a plan for this machine's GPU."""
+        plan = build_plan(source.model.SerializeToString(), source.input, manifest.settings.tensorrt)
+        gpu = gpu_or_none()
+        place = {
+            "device": "no GPU" if gpu is None else gpu.name,
+            "gpu": None if gpu is None else gpu.name,
+            "compute_capability": None if gpu is None else gpu.compute_capability,
+        }
+        return TensorRtEngine(manifest.model_copy(update=place), plan)
+
+    def load(self, folder: Path, manifest: EngineManifest) -> TensorRtEngine:
+        """Open a saved plan; one of another TensorRT or for another GPU is refused."""
+        self._demand_same_place(folder, manifest)
+        return TensorRtEngine(manifest, (folder / _PLAN).read_bytes())
+
+    def build_command(self, manifest: EngineManifest, onnx: Path, folder: Path) -> str:
+        """The ``trtexec`` line that builds the same plan."""
+        settings = manifest.settings.tensorrt
+        return trtexec_line(str(onnx), str(folder / _PLAN), manifest.input, settings, manifest.version)
+
+    def availability(self) -> list[Availability]:
+        gpu = gpu_or_none()
+        missing = [name for name in ("tensorrt", "polygraphy") if not installed(name)]
+        if missing:
+            detail = f"not installed: {', '.join(missing)}" + ("" if gpu else f", and {no_gpu()}")
+            fix = "pip install 'repq[tensorrt]'" if gpu else f"{GPU_FIX}, then pip install 'repq[tensorrt]'"
+            return [row("tensorrt", "cuda", False, detail, fix)]
+        import tensorrt
+
+        version = str(tensorrt.__version__)
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            detail = f"TensorRT {version} is older than repq knows: it needs 10.16 or 11"
+            return [row("tensorrt", "cuda", False, detail, "pip install --upgrade 'repq[tensorrt]'")]
+        if gpu is None:
+            detail = f"TensorRT {version} is here, but {no_gpu()}: it cannot run engines"
+            return [row("tensorrt", "cuda", False, detail, GPU_FIX, version=version)]
+        return [row("tensorrt", "cuda", True, f"{gpu}", version=version)]
+
+    def _demand_same_place(self, folder: Path, manifest: EngineManifest) -> None:
+        installed, gpu = self.version(), gpu_or_none()
+        fix = "build it again here, from the ONNX file with the hash that its manifest holds"
+        if installed != manifest.version and not manifest.settings.tensorrt.version_compatible:
+            raise EngineError(
+                f"{folder} was built with TensorRT {manifest.version}", found=f"TensorRT {installed} here", fix=fix
+            )
+        if gpu is None:  # it can be described; running it says that there is no GPU
+            return
+        if manifest.gpu is None:
+            raise EngineError(
+                f"{folder} was built without a GPU, to check the model only", found=f"{gpu} here", fix=fix
+            )
+        if (manifest.gpu, manifest.compute_capability) != (gpu.name, gpu.compute_capability):
+            built = f"{manifest.gpu} (compute capability {manifest.compute_capability})"
+            raise EngineError(f"{folder} was built on {built}", found=f"{gpu} here", fix=fix)
+
+
+class TensorRtEngine(Engine):
     """One serialized engine; it is put on the GPU when it first runs or is described."""
 
-    name: EngineName = "tensorrt"
-
     def __init__(self, manifest: EngineManifest, plan: bytes) -> None:
-        self.manifest = manifest
+        super().__init__(manifest)
         self._plan = plan
         self._opened: Any = None
         self._runner: PlanRunner | None = None
-
-    @property
-    def batch(self) -> int | None:
-        return self.manifest.batch
 
     def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
@@ -57,8 +122,8 @@ class TensorRtEngine:
             self._runner = PlanRunner(self._engine(), self.manifest.input, self.manifest.outputs)
         return self._runner
 
-    def save(self, folder: Path) -> None:
-        write_engine(folder, self.manifest, lambda new: _write(new / _PLAN, self._plan))
+    def write(self, folder: Path) -> None:
+        (folder / _PLAN).write_bytes(self._plan)
 
     def describe(self) -> EngineDescription:
         """Say what really runs; without a GPU ``note`` says why that is not known, and every layer is ``unknown``."""
@@ -74,18 +139,9 @@ class TensorRtEngine:
             inspector = self._engine().create_engine_inspector()
             kernels = read_kernels(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
         layers = executed_layers(kernels, self.manifest.layers)
-        return EngineDescription(
-            engine=self.name,
-            version=self.manifest.version,
-            device=self.manifest.device,
-            input_name=self.manifest.input.name,
-            input_shape=self.manifest.input.shape,
-            output_names=tuple(output.name for output in self.manifest.outputs),
-            size_bytes=len(self._plan),
-            layers=layers or tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers),
-            extra_nodes=conversions(kernels),
-            expected=self.manifest.expected,
-            note=note,
+        unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
+        return self.described(
+            layers=layers or unknown, extra_nodes=conversions(kernels), note=note, size_bytes=len(self._plan)
         )
 
     def _engine(self) -> Any:
@@ -107,69 +163,3 @@ class TensorRtEngine:
                 found=f"images of {shape[1]}x{shape[2]}",
                 fix="shrink them, or build with another --source-profile",
             )
-
-
-def runtime_version() -> str:
-    """Version of the installed TensorRT.
-
-    Raises:
-        EngineError: TensorRT or Polygraphy is not installed, or does not load.
-    """
-    try:
-        import polygraphy  # noqa: F401
-        import tensorrt
-    except (ImportError, OSError) as error:
-        raise EngineError("TensorRT cannot be used here", found=str(error), fix=INSTALL) from None
-    return str(tensorrt.__version__)
-
-
-def build(source: Source, manifest: EngineManifest) -> TensorRtEngine:
-    """Build a plan for this machine's GPU.
-
-    Raises:
-        EngineError: TensorRT refuses the model, or needs a GPU that is not there.
-    """
-    plan = build_plan(source.model.SerializeToString(), source.input, manifest.settings.tensorrt)
-    gpu = gpu_or_none()
-    place = {
-        "device": "no GPU" if gpu is None else gpu.name,
-        "gpu": None if gpu is None else gpu.name,
-        "compute_capability": None if gpu is None else gpu.compute_capability,
-    }
-    return TensorRtEngine(manifest.model_copy(update=place), plan)
-
-
-def load(folder: Path, manifest: EngineManifest) -> TensorRtEngine:
-    """Open a saved plan.
-
-    Raises:
-        EngineError: it was built with another TensorRT or for another GPU than there are here.
-    """
-    _demand_same_place(folder, manifest)
-    return TensorRtEngine(manifest, (folder / _PLAN).read_bytes())
-
-
-def build_command(manifest: EngineManifest, onnx: Path, folder: Path) -> str:
-    """The ``trtexec`` line that builds the same plan."""
-    settings = manifest.settings.tensorrt
-    return trtexec_line(str(onnx), str(folder / _PLAN), manifest.input, settings, manifest.version)
-
-
-def _demand_same_place(folder: Path, manifest: EngineManifest) -> None:
-    installed, gpu = runtime_version(), gpu_or_none()
-    fix = "build it again here, from the ONNX file with the hash that its manifest holds"
-    if installed != manifest.version and not manifest.settings.tensorrt.version_compatible:
-        raise EngineError(
-            f"{folder} was built with TensorRT {manifest.version}", found=f"TensorRT {installed} here", fix=fix
-        )
-    if gpu is None:  # it can be described; running it says that there is no GPU
-        return
-    if manifest.gpu is None:
-        raise EngineError(f"{folder} was built without a GPU, to check the model only", found=f"{gpu} here", fix=fix)
-    if (manifest.gpu, manifest.compute_capability) != (gpu.name, gpu.compute_capability):
-        built = f"{manifest.gpu} (compute capability {manifest.compute_capability})"
-        raise EngineError(f"{folder} was built on {built}", found=f"{gpu} here", fix=fix)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

@@ -14,21 +14,18 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph import predict_extra_kernels
-from repq.graph.extra_kernels import ELEMENTWISE, writes_integers
-from repq.graph.index import GraphIndex
-from repq.graph.int8_flow import WEIGHTED_OPS, has_int8_weight, is_int8_layer
+from repq.graph.extra_kernels import ELEMENTWISE, extra_kernels, writes_integers
+from repq.graph.integer_concat import restore_pairs
+from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer
+from repq.graph.surgeon import element_type, import_graph, is_constant, is_output, producer, title
 
 Precision = Literal["int8", "float16", "float32"]
-Shape = tuple[int, ...]
 
-_RENAMES = frozenset(
-    {"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Expand"}
-)
+_RENAMES = VIEWS | {"Expand", "Gather"}
 _CHANGES_TYPE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _SHAPE_WORK = frozenset({"Shape", "ConstantOfShape", "Range", "Constant"})
 _BYTES: dict[Precision, int] = {"int8": 1, "float16": 2, "float32": 4}
@@ -53,7 +50,7 @@ class Kernel:
     groups: int = 1
     activation_bytes: int = 0
     weight_bytes: int = 0
-    nodes: list[NodeProto] = field(default_factory=list, repr=False)
+    nodes: list[gs.Node] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,68 +68,22 @@ def kernels_of(model: ModelProto) -> Work:
     Raises:
         GraphError: shapes other than the batch size are not known.
     """
-    single = _for_one_image(model)
-    graph = _Shapes.of(single)
+    graph = import_graph(_for_one_image(model), shapes=True)
+    restore_pairs(graph)
     kernels, unknown = [], []
     for kernel in _fuse(graph):
-        if graph.knows(kernel):
+        if _is_known(kernel):
             _count(kernel, graph)
             kernels.append(kernel)
         else:
             unknown.append(kernel.kind)
-    predicted = predict_extra_kernels(single)
-    extra = [Kernel(found.tensor, found.kind, graph.float_type(found.tensor)) for found in predicted]
-    for kernel in extra:
-        kernel.activation_bytes = _conversion(kernel.name, graph)
+    tensors, extra = graph.tensors(), []
+    for found in extra_kernels(graph):
+        floats = _float_type(tensors[found.tensor])
+        moved = _size(tensors[found.tensor]) * (_BYTES[floats] + 1)  # it reads floats and writes bytes, or vice versa
+        extra.append(Kernel(found.tensor, found.kind, floats, activation_bytes=moved))
     notes = [f"left out, its size is known to the run alone: {', '.join(sorted(set(unknown)))}"] if unknown else []
     return Work(tuple(kernels), tuple(extra), tuple(notes))
-
-
-@dataclass(frozen=True)
-class _Shapes:
-    """A graph with the shape and type of every tensor."""
-
-    model: ModelProto
-    index: GraphIndex
-    shapes: dict[str, Shape]
-    types: dict[str, int]
-
-    @classmethod
-    def of(cls, model: ModelProto) -> _Shapes:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-        types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-        for entry in (*inferred.input, *inferred.value_info, *inferred.output):
-            dims = entry.type.tensor_type.shape.dim
-            types[entry.name] = entry.type.tensor_type.elem_type
-            if all(dim.HasField("dim_value") for dim in dims):
-                shapes[entry.name] = tuple(dim.dim_value for dim in dims)
-        return cls(model, GraphIndex.of(model.graph), shapes, types)
-
-    def size(self, tensor: str) -> int:
-        return prod(self.shapes[tensor])
-
-    def knows(self, kernel: Kernel) -> bool:
-        """Whether every size that a kernel depends on is known.
-
-        Raises:
-            GraphError: it is not, of a convolution.
-        """
-        names = [name for node in kernel.nodes for name in (*node.input, *node.output) if name]
-        unknown = [name for name in names if name not in self.shapes]
-        if unknown and kernel.kind in ("Conv", "ConvTranspose"):
-            raise GraphError(
-                f"the work of {kernel.name} is not known",
-                found=f"{unknown[0]!r} has a size that only the run knows",
-                fix="estimate a graph of one image size: export with --imgsz",
-            )
-        return not unknown
-
-    def float_type(self, tensor: str) -> Precision:
-        return "float16" if self.types.get(tensor) == TensorProto.FLOAT16 else "float32"
-
-    def computed(self, tensor: str) -> bool:
-        return bool(tensor) and tensor not in self.index.initializers
 
 
 def _for_one_image(model: ModelProto) -> ModelProto:
@@ -155,96 +106,113 @@ def _for_one_image(model: ModelProto) -> ModelProto:
     return single
 
 
-def _fuse(graph: _Shapes) -> list[Kernel]:
+def _has_size(tensor: gs.Tensor) -> bool:
+    return tensor.shape is not None and all(isinstance(size, int) for size in tensor.shape)
+
+
+def _size(tensor: gs.Tensor) -> int:
+    return prod(tensor.shape)
+
+
+def _float_type(tensor: gs.Tensor) -> Precision:
+    return "float16" if element_type(tensor) == TensorProto.FLOAT16 else "float32"
+
+
+def _is_computed(tensor: gs.Tensor) -> bool:
+    return not tensor.is_empty() and not is_constant(tensor)
+
+
+def _is_known(kernel: Kernel) -> bool:
+    """Whether every size that a kernel depends on is known.
+
+    Raises:
+        GraphError: it is not, of a convolution.
+    """
+    tensors = [tensor for node in kernel.nodes for tensor in node.inputs + node.outputs if not tensor.is_empty()]
+    unknown = [tensor.name for tensor in tensors if not _has_size(tensor)]
+    if unknown and kernel.kind in ("Conv", "ConvTranspose"):
+        raise GraphError(
+            f"the work of {kernel.name} is not known",
+            found=f"{unknown[0]!r} has a size that only the run knows",
+            fix="estimate a graph of one image size: export with --imgsz",
+        )
+    return not unknown
+
+
+def _fuse(graph: gs.Graph) -> list[Kernel]:
     kernels: list[Kernel] = []
     owner: dict[str, Kernel] = {}
-    for node in graph.model.graph.node:
-        if node.op_type in _RENAMES | _CHANGES_TYPE | _SHAPE_WORK or not any(map(graph.computed, node.input)):
+    for node in graph.nodes:
+        if node.op in _RENAMES | _CHANGES_TYPE | _SHAPE_WORK or not any(map(_is_computed, node.inputs)):
             continue
-        kernel = _open_kernel(node, owner, graph) if node.op_type in ELEMENTWISE else None
+        kernel = _open_kernel(node, owner) if node.op in ELEMENTWISE else None
         if kernel is None:
-            kernel = Kernel(node.name or node.output[0], _kind(node), _precision(node, graph))
+            kind = "pointwise" if node.op in ELEMENTWISE else node.op
+            int8 = node.op in WEIGHTED_OPS and is_int8_layer(node)
+            kernel = Kernel(title(node), kind, "int8" if int8 else _float_type(node.outputs[0]))
             kernels.append(kernel)
         kernel.nodes.append(node)
-        owner.update(dict.fromkeys(node.output, kernel))
+        owner.update((tensor.name, kernel) for tensor in node.outputs)
     return kernels
 
 
-def _open_kernel(node: NodeProto, owner: dict[str, Kernel], graph: _Shapes) -> Kernel | None:
+def _open_kernel(node: gs.Node, owner: dict[str, Kernel]) -> Kernel | None:
     """The kernel that takes ``node`` in: the latest that computes an input of the output's size and is not closed."""
-    size = _elements(node.output[0], graph)
+    size = _elements(node.outputs[0])
     found = [
-        owner[source]
-        for name in node.input
-        for source in _sources(name, graph)
-        if source in owner and _elements(source, graph) == size
+        owner[source.name]
+        for tensor in node.inputs
+        for source in _sources(tensor)
+        if source.name in owner and _elements(source) == size
     ]
     open_ones = [kernel for kernel in found if kernel.kind in WEIGHTED_OPS or kernel.kind == "pointwise"]
     return open_ones[-1] if open_ones else None
 
 
-def _elements(tensor: str, graph: _Shapes) -> int | None:
-    return graph.size(tensor) if tensor in graph.shapes else None
+def _elements(tensor: gs.Tensor) -> int | None:
+    return _size(tensor) if _has_size(tensor) else None
 
 
-def _kind(node: NodeProto) -> str:
-    return "pointwise" if node.op_type in ELEMENTWISE else node.op_type
-
-
-def _precision(node: NodeProto, graph: _Shapes) -> Precision:
-    if node.op_type in WEIGHTED_OPS and is_int8_layer(node, graph.index):
-        return "int8"
-    return graph.float_type(node.output[0])
-
-
-def _sources(tensor: str, graph: _Shapes) -> list[str]:
+def _sources(tensor: gs.Tensor) -> list[gs.Tensor]:
     """The tensors that kernels write and that ``tensor`` is made of."""
-    producer = graph.index.producers.get(tensor)
-    if producer is None or producer.op_type not in _RENAMES | _CHANGES_TYPE:
+    node = producer(tensor)
+    if node is None or node.op not in _RENAMES | _CHANGES_TYPE:
         return [tensor]
-    values = producer.input if producer.op_type == "Concat" else producer.input[:1]
-    return [source for name in values for source in _sources(name, graph)]
+    values = node.inputs if node.op == "Concat" else node.inputs[:1]
+    return [source for value in values for source in _sources(value)]
 
 
-def _count(kernel: Kernel, graph: _Shapes) -> None:
-    own = {name for node in kernel.nodes for name in node.output}
+def _count(kernel: Kernel, graph: gs.Graph) -> None:
+    own = {tensor.name for node in kernel.nodes for tensor in node.outputs}
     reads: dict[str, int] = {}
     for node in kernel.nodes:
-        for slot, name in enumerate(node.input):
-            if not name:
-                continue
-            weight = _weight_bytes(node, slot, name, graph)
-            if weight is not None:
-                kernel.weight_bytes += weight
-            elif graph.computed(name) and not own.intersection(_sources(name, graph)):
-                reads[name] = graph.size(name) * _read_bytes(name, graph)
-        if node.op_type in WEIGHTED_OPS:
-            _count_product(kernel, node, graph)
+        for slot, tensor in enumerate(node.inputs):
+            if is_constant(tensor):
+                kernel.weight_bytes += _size(tensor) * _BYTES[_float_type(tensor)]
+            elif slot == 1 and has_int8_weight(node):
+                kernel.weight_bytes += _size(tensor)
+            elif not tensor.is_empty() and not own.intersection(source.name for source in _sources(tensor)):
+                reads[tensor.name] = _size(tensor) * _read_bytes(tensor)
+        if node.op in WEIGHTED_OPS:
+            _count_product(kernel, node)
         else:
-            kernel.vector_flops += sum(graph.size(name) for name in node.output if name)
+            kernel.vector_flops += sum(_size(tensor) for tensor in node.outputs if not tensor.is_empty())
+    inside = {id(node) for node in kernel.nodes}
     written = sum(
-        graph.size(name) * _written_bytes(name, node, graph)
+        _size(tensor) * _written_bytes(tensor, node, graph)
         for node in kernel.nodes
-        for name in node.output
-        if name and _leaves(name, kernel, graph)
+        for tensor in node.outputs
+        if not tensor.is_empty()
+        and (is_output(graph, tensor) or any(id(reader) not in inside for reader in tensor.outputs))
     )
     kernel.activation_bytes = sum(reads.values()) + written
 
 
-def _weight_bytes(node: NodeProto, slot: int, name: str, graph: _Shapes) -> int | None:
-    """Bytes of a constant that a kernel reads; None: the tensor is computed."""
-    if name in graph.index.initializers:
-        return graph.size(name) * _BYTES[graph.float_type(name)]
-    if slot == 1 and node.op_type in WEIGHTED_OPS and has_int8_weight(node, graph.index):
-        return graph.size(name)
-    return None
-
-
-def _count_product(kernel: Kernel, node: NodeProto, graph: _Shapes) -> None:
-    out, weight, data = (graph.shapes[name] for name in (node.output[0], node.input[1], node.input[0]))
-    if node.op_type in ("Conv", "ConvTranspose"):
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-        if node.op_type == "Conv":
+def _count_product(kernel: Kernel, node: gs.Node) -> None:
+    out, weight, data = (tuple(tensor.shape) for tensor in (node.outputs[0], node.inputs[1], node.inputs[0]))
+    if node.op in ("Conv", "ConvTranspose"):
+        groups = node.attrs.get("group", 1)
+        if node.op == "Conv":
             rows, columns, depth = prod(out[2:]), weight[0] // groups, prod(weight[1:])
         else:
             rows, columns, depth = prod(data[2:]), weight[1] * prod(weight[2:]), weight[0] // groups
@@ -255,42 +223,30 @@ def _count_product(kernel: Kernel, node: NodeProto, graph: _Shapes) -> None:
     kernel.flops += 2 * rows * columns * depth * kernel.groups
 
 
-def _read_bytes(tensor: str, graph: _Shapes) -> int:
+def _read_bytes(tensor: gs.Tensor) -> int:
     """Bytes per value as the tensor lies in memory: one if it comes out of a DQ."""
-    producer = graph.index.producers.get(tensor)
-    while producer is not None and producer.op_type in _RENAMES:
-        producer = graph.index.producers.get(producer.input[0])
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    node = producer(tensor)
+    while node is not None and node.op in _RENAMES:
+        node = producer(node.inputs[0])
+    dequantized = node is not None and node.op == "DequantizeLinear"
+    if dequantized or element_type(tensor) in (TensorProto.UINT8, TensorProto.INT8):
         return 1
-    kind = graph.types.get(tensor)
-    return 1 if kind in (TensorProto.UINT8, TensorProto.INT8) else _BYTES[graph.float_type(tensor)]
+    return _BYTES[_float_type(tensor)]
 
 
-def _written_bytes(tensor: str, node: NodeProto, graph: _Shapes) -> int:
+def _written_bytes(tensor: gs.Tensor, node: gs.Node, graph: gs.Graph) -> int:
     readers = _final_readers(tensor, graph)
     quantized = bool(readers) and all(kind == "QuantizeLinear" for kind in readers)
-    if quantized and (writes_integers(node, graph.index) or node.op_type not in WEIGHTED_OPS):
+    if quantized and (writes_integers(node) or node.op not in WEIGHTED_OPS):
         return 1
-    return _BYTES[graph.float_type(tensor)]
+    return _BYTES[_float_type(tensor)]
 
 
-def _leaves(tensor: str, kernel: Kernel, graph: _Shapes) -> bool:
-    """Whether a tensor is read outside its kernel."""
-    inside = {id(node) for node in kernel.nodes}
-    outside = any(id(use.node) not in inside for use in graph.index.uses_of(tensor))
-    return tensor in graph.index.outputs or outside
-
-
-def _final_readers(tensor: str, graph: _Shapes) -> list[str]:
-    found: list[str] = ["output"] if tensor in graph.index.outputs else []
-    for use in graph.index.uses_of(tensor):
-        if use.node.op_type in _RENAMES | {"Cast"}:
-            found += [kind for name in use.node.output for kind in _final_readers(name, graph)]
+def _final_readers(tensor: gs.Tensor, graph: gs.Graph) -> list[str]:
+    found: list[str] = ["output"] if is_output(graph, tensor) else []
+    for node in tensor.outputs:
+        if node.op in _RENAMES | {"Cast"}:
+            found += [kind for output in node.outputs for kind in _final_readers(output, graph)]
         else:
-            found.append(use.node.op_type)
+            found.append(node.op)
     return found
-
-
-def _conversion(tensor: str, graph: _Shapes) -> int:
-    """An extra kernel reads the tensor in float and writes bytes, or the other way round."""
-    return graph.size(tensor) * (_BYTES[graph.float_type(tensor)] + 1)

@@ -1,58 +1,52 @@
-"""ONNX graph passes: each takes a model and returns a new one. Nothing here knows torch."""
+# ruff: noqa: F401
+"""ONNX graph passes: each takes a model and returns another one. Nothing here knows torch."""
 
-from repq.graph.bgr_input import bgr_input
-from repq.graph.extra_kernels import ExtraKernel, QdqCounts, count_qdq, predict_extra_kernels
-from repq.graph.files import load_onnx, save_onnx
-from repq.graph.for_serving import for_serving
-from repq.graph.fp16 import Fp16Report, nodes_beyond_fp16, to_fp16
-from repq.graph.insert_qdq import insert_qdq
-from repq.graph.layer_nodes import layer_nodes
-from repq.graph.letterbox_input import letterbox_input
-from repq.graph.lint import RULES, LintedLayer, LintReport, lint
-from repq.graph.lint_scan import Finding
-from repq.graph.merge_scales import MergedGroup, MergeReport, merge_scales
-from repq.graph.metadata import GraphMetadata, parse_metadata, read_metadata, write_metadata
-from repq.graph.nms_output import nms_output
-from repq.graph.propagate_qdq import propagate_qdq
-from repq.graph.quantize_residuals import ResidualReport, quantize_residuals, residual_operands
-from repq.graph.scale_groups import layer_groups, scale_groups
-from repq.graph.tensor_maxima import tensor_maxima
-from repq.graph.uint8_input import uint8_input
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RULES",
-    "ExtraKernel",
-    "Finding",
-    "Fp16Report",
-    "GraphMetadata",
-    "LintReport",
-    "LintedLayer",
-    "MergeReport",
-    "MergedGroup",
-    "QdqCounts",
-    "ResidualReport",
-    "bgr_input",
-    "count_qdq",
-    "for_serving",
-    "insert_qdq",
-    "layer_groups",
-    "layer_nodes",
-    "letterbox_input",
-    "lint",
-    "load_onnx",
-    "merge_scales",
-    "nms_output",
-    "nodes_beyond_fp16",
-    "parse_metadata",
-    "predict_extra_kernels",
-    "propagate_qdq",
-    "quantize_residuals",
-    "read_metadata",
-    "residual_operands",
-    "save_onnx",
-    "scale_groups",
-    "tensor_maxima",
-    "to_fp16",
-    "uint8_input",
-    "write_metadata",
-]
+from repq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from repq.graph.anchors import anchor_maxima
+    from repq.graph.extra_kernels import ExtraKernel, count_qdq, predict_extra_kernels
+    from repq.graph.files import load_onnx, save_onnx
+    from repq.graph.first_layers import bgr_input, uint8_input
+    from repq.graph.fp16 import Fp16Report, nodes_beyond_fp16, to_fp16
+    from repq.graph.grouping import layer_groups, scale_groups
+    from repq.graph.insertion import insert_qdq
+    from repq.graph.integer_concat import concat_integers
+    from repq.graph.layer_join import layer_nodes
+    from repq.graph.letterbox import letterbox_input
+    from repq.graph.lint_rules import RULES
+    from repq.graph.linting import lint
+    from repq.graph.maxima import tensor_maxima
+    from repq.graph.metadata import GraphMetadata, parse_metadata, read_metadata, write_metadata
+    from repq.graph.passes import PASSES, for_serving, run_passes
+    from repq.graph.propagation import propagate_qdq
+    from repq.graph.residuals import ResidualReport, quantize_residuals, residual_operands
+    from repq.graph.scale_merging import MergedGroup, MergeReport, merge_scales
+    from repq.graph.suppression import nms_output
+
+_HOMES = {
+    "anchors": ("anchor_maxima",),
+    "integer_concat": ("concat_integers",),
+    "extra_kernels": ("ExtraKernel", "count_qdq", "predict_extra_kernels"),
+    "files": ("load_onnx", "save_onnx"),
+    "first_layers": ("bgr_input", "uint8_input"),
+    "fp16": ("Fp16Report", "nodes_beyond_fp16", "to_fp16"),
+    "insertion": ("insert_qdq",),
+    "layer_join": ("layer_nodes",),
+    "letterbox": ("letterbox_input",),
+    "linting": ("lint",),
+    "lint_rules": ("RULES",),
+    "scale_merging": ("MergeReport", "MergedGroup", "merge_scales"),
+    "metadata": ("GraphMetadata", "parse_metadata", "read_metadata", "write_metadata"),
+    "suppression": ("nms_output",),
+    "passes": ("PASSES", "for_serving", "run_passes"),
+    "propagation": ("propagate_qdq",),
+    "residuals": ("ResidualReport", "quantize_residuals", "residual_operands"),
+    "grouping": ("layer_groups", "scale_groups"),
+    "maxima": ("tensor_maxima",),
+}
+
+__all__ = [name for names in _HOMES.values() for name in names]
+__getattr__ = lazy_names(__name__, {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names})

@@ -9,7 +9,7 @@ takes integers. What remains is a kernel of its own, which reads a whole tensor 
 - *dequantize*: integers that a float operator other than an element-wise one reads, or that leave the network.
 
 Rules: a convolution with INT8 input and weight writes integers, together with the activation behind it; element-wise
-operators take and write integers; operators that copy values (``repq.graph.copying``) pass Q and DQ through. Layout
+operators take and write integers; operators that copy values (``repq.graph.integers``) pass Q and DQ through. Layout
 changes inside one precision are not counted: they depend on the tactics that the builder times.
 
 Source: NVIDIA TensorRT Developer Guide, "Working with Quantized Types": "Q/DQ fusion", "Q/DQ layer-placement
@@ -22,11 +22,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx import ModelProto, NodeProto
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
-from repq.graph.copying import copies_values, value_slots
-from repq.graph.index import GraphIndex
-from repq.graph.int8_flow import WEIGHTED_OPS, Parameters, has_int8_weight, is_int8_layer, parameters_of
+from repq.graph.integer_concat import restore_pairs
+from repq.graph.integers import (
+    WEIGHTED_OPS,
+    Parameters,
+    activation_quantizers,
+    copies_values,
+    has_int8_weight,
+    is_int8_layer,
+    parameters_of,
+    quantized_value,
+    value_slots,
+)
+from repq.graph.surgeon import import_graph, is_constant, is_output, producer, uses
+from repq.results import QdqCount
 
 Kind = Literal["quantize", "requantize", "dequantize"]
 Cause = Literal[
@@ -74,28 +86,20 @@ class ExtraKernel:
         return self.cause in ("unequal scales", "float reader")
 
 
-@dataclass(frozen=True)
-class QdqCounts:
-    """Activation Q and DQ nodes of a graph and the extra kernels that they are predicted to cost.
-
-    ``avoidable`` are those that better scales or placement would save.
-    """
-
-    quantize: int
-    dequantize: int
-    extra_kernels: int
-    avoidable: int
-
-
-def count_qdq(model: ModelProto) -> QdqCounts:
+def count_qdq(model: ModelProto) -> QdqCount:
     """Count the Q and DQ of activations (not of weights) and the predicted extra kernels."""
-    index = GraphIndex.of(model.graph)
-    computed = [node for node in model.graph.node if node.input and node.input[0] not in index.initializers]
-    kinds = [node.op_type for node in computed]
-    extra = predict_extra_kernels(model)
-    return QdqCounts(
+    graph = import_graph(model)
+    restore_pairs(graph)
+    return counts_of(graph)
+
+
+def counts_of(graph: gs.Graph) -> QdqCount:
+    """``count_qdq`` of an imported graph."""
+    kinds = [node.op for node in activation_quantizers(graph)]
+    extra = extra_kernels(graph)
+    return QdqCount(
         quantize=kinds.count("QuantizeLinear"),
-        dequantize=sum(node.op_type == "DequantizeLinear" and not _of_weight(node, index) for node in computed),
+        dequantize=kinds.count("DequantizeLinear"),
         extra_kernels=len(extra),
         avoidable=sum(kernel.avoidable for kernel in extra),
     )
@@ -103,123 +107,121 @@ def count_qdq(model: ModelProto) -> QdqCounts:
 
 def predict_extra_kernels(model: ModelProto) -> tuple[ExtraKernel, ...]:
     """The extra kernels that TensorRT is expected to run for ``model``, in graph order."""
-    index = GraphIndex.of(model.graph)
+    graph = import_graph(model)
+    restore_pairs(graph)
+    return extra_kernels(graph)
+
+
+def extra_kernels(graph: gs.Graph) -> tuple[ExtraKernel, ...]:
+    """``predict_extra_kernels`` of an imported graph."""
     found: list[ExtraKernel] = []
-    for entry in model.graph.input:
-        if entry.name not in index.initializers:
-            found += _behind_float(entry.name, None, index)
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear":
-            if not _of_weight(node, index):
-                found += _behind_dequantize(node, index)
-        elif node.op_type != "QuantizeLinear" and not copies_values(node, index):
-            for name in node.output:
-                found += _behind_float(name, node, index)
+    for tensor in graph.inputs:
+        found += _behind_float(tensor, None, graph)
+    for node in graph.nodes:
+        if node.op == "DequantizeLinear":
+            if not is_constant(quantized_value(node.inputs[0])):
+                found += _behind_dequantize(node, graph)
+        elif node.op != "QuantizeLinear" and not copies_values(node):
+            for tensor in node.outputs:
+                found += _behind_float(tensor, node, graph)
     return tuple(found)
 
 
-def _behind_float(tensor: str, producer: NodeProto | None, index: GraphIndex) -> list[ExtraKernel]:
-    wanted, floats = _demands(tensor, index)
+def _behind_float(tensor: gs.Tensor, node: gs.Node | None, graph: gs.Graph) -> list[ExtraKernel]:
+    wanted, floats = _demands(tensor, graph)
     if not wanted:
         return []
-    others = [ExtraKernel("requantize", tensor, "unequal scales")] * (len(wanted) - 1)
-    if producer is None:
+    others = [ExtraKernel("requantize", tensor.name, "unequal scales")] * (len(wanted) - 1)
+    if node is None:
         cause: Cause = "network input"
-    elif not writes_integers(producer, index):
+    elif not writes_integers(node):
         cause = "float operator"
-    elif any(reader is not None and reader.op_type in WEIGHTED_OPS for reader in floats):
+    elif any(reader is not None and reader.op in WEIGHTED_OPS for reader in floats):
         cause = "float layer"
-    elif floats and all(_scales_channels(reader, index) for reader in floats):
+    elif floats and all(_scales_channels(reader, graph) for reader in floats):
         cause = "channel factors"
     elif floats:
         cause = "float reader"
     else:
         return others
-    return [ExtraKernel("quantize", tensor, cause), *others]
+    return [ExtraKernel("quantize", tensor.name, cause), *others]
 
 
-def _behind_dequantize(node: NodeProto, index: GraphIndex) -> list[ExtraKernel]:
-    tensor, present = node.output[0], parameters_of(node, index)
-    wanted, floats = _demands(tensor, index)
-    found = [ExtraKernel("requantize", tensor, "unequal scales") for other in wanted if other != present]
-    blocking = [reader for reader in floats if reader is None or not _takes_integers(reader, index)]
-    if any(reader is not None and has_int8_weight(reader, index) for reader in blocking):
-        found.append(ExtraKernel("dequantize", tensor, "unequal scales"))
+def _behind_dequantize(node: gs.Node, graph: gs.Graph) -> list[ExtraKernel]:
+    tensor, present = node.outputs[0], parameters_of(node)
+    wanted, floats = _demands(tensor, graph)
+    found = [ExtraKernel("requantize", tensor.name, "unequal scales") for other in wanted if other != present]
+    blocking = [reader for reader in floats if reader is None or not _takes_integers(reader)]
+    if any(reader is not None and has_int8_weight(reader) for reader in blocking):
+        found.append(ExtraKernel("dequantize", tensor.name, "unequal scales"))
     elif blocking:
-        found.append(ExtraKernel("dequantize", tensor, "network output" if None in blocking else "float operator"))
+        leaves = any(reader is None for reader in blocking)
+        found.append(ExtraKernel("dequantize", tensor.name, "network output" if leaves else "float operator"))
     return found
 
 
-def _demands(tensor: str, index: GraphIndex) -> tuple[set[Parameters | None], list[NodeProto | None]]:
+def _demands(tensor: gs.Tensor, graph: gs.Graph) -> tuple[set[Parameters | None], list[gs.Node | None]]:
     """How ``tensor`` is read through copying operators: the parameters of its Qs, and its float readers.
 
     None among the parameters stands for those that are per channel, None among the readers for a graph output.
     """
     wanted: set[Parameters | None] = set()
-    floats: list[NodeProto | None] = []
-    for reader, name in _readers(tensor, index):
-        if reader is not None and reader.op_type == "QuantizeLinear" and name == reader.input[0]:
-            wanted.add(parameters_of(reader, index))
+    floats: list[gs.Node | None] = []
+    for reader, slot in _readers(tensor, graph):
+        if reader is not None and reader.op == "QuantizeLinear" and slot == 0:
+            wanted.add(parameters_of(reader))
         else:
             floats.append(reader)
     return wanted, floats
 
 
-def reads_of(tensor: str, index: GraphIndex) -> list[NodeProto | None]:
+def reads_of(tensor: gs.Tensor, graph: gs.Graph) -> list[gs.Node | None]:
     """All nodes that read ``tensor``, directly or through operators that copy values; None: it is a graph output."""
-    return [reader for reader, _ in _readers(tensor, index)]
+    return [reader for reader, _ in _readers(tensor, graph)]
 
 
-def _readers(tensor: str, index: GraphIndex) -> Iterator[tuple[NodeProto | None, str]]:
-    if tensor in index.outputs:
-        yield None, tensor
-    for use in index.uses_of(tensor):
-        if copies_values(use.node, index) and use.slot in value_slots(use.node):
-            for output in use.node.output:
-                yield from _readers(output, index)
+def _readers(tensor: gs.Tensor, graph: gs.Graph) -> Iterator[tuple[gs.Node | None, int]]:
+    if is_output(graph, tensor):
+        yield None, 0
+    for node, slot in uses(tensor):
+        if copies_values(node) and slot in value_slots(node):
+            for output in node.outputs:
+                yield from _readers(output, graph)
         else:
-            yield use.node, tensor
+            yield node, slot
 
 
-def writes_integers(producer: NodeProto, index: GraphIndex) -> bool:
-    """Whether the kernel that computes the output of ``producer`` can quantize it on the way out."""
-    if producer.op_type in WEIGHTED_OPS:
-        return is_int8_layer(producer, index)
-    if producer.op_type not in ELEMENTWISE:
+def writes_integers(node: gs.Node) -> bool:
+    """Whether the kernel that computes the output of ``node`` can quantize it on the way out."""
+    if node.op in WEIGHTED_OPS:
+        return is_int8_layer(node)
+    if node.op not in ELEMENTWISE:
         return False
-    root = _activated_layer(producer, index)
-    return root is None or is_int8_layer(root, index)
+    root = _activated_layer(node)
+    return root is None or is_int8_layer(root)
 
 
-def _activated_layer(producer: NodeProto, index: GraphIndex) -> NodeProto | None:
-    """The layer whose activation ``producer`` is, alone or as ``x * sigmoid(x)``; None: it is no activation."""
-    inputs = [name for name in producer.input if name and name not in index.initializers]
-    if producer.op_type == "Mul" and len(inputs) == 2:
+def _activated_layer(node: gs.Node) -> gs.Node | None:
+    """The layer whose activation ``node`` is, alone or as ``x * sigmoid(x)``; None: it is no activation."""
+    inputs = [tensor for tensor in node.inputs if not tensor.is_empty() and not is_constant(tensor)]
+    if node.op == "Mul" and len(inputs) == 2:
         for x, gate in (inputs, inputs[::-1]):
-            source = index.producers.get(gate)
-            if source is not None and source.op_type in ACTIVATIONS and source.input[0] == x:
+            source = producer(gate)
+            if source is not None and source.op in ACTIVATIONS and source.inputs[0] is x:
                 inputs = [x]
                 break
-    elif producer.op_type not in ACTIVATIONS:
+    elif node.op not in ACTIVATIONS:
         return None
-    node = index.producers.get(inputs[0]) if len(inputs) == 1 else None
-    return node if node is not None and node.op_type in WEIGHTED_OPS else None
+    layer = producer(inputs[0]) if len(inputs) == 1 else None
+    return layer if layer is not None and layer.op in WEIGHTED_OPS else None
 
 
-def _scales_channels(reader: NodeProto | None, index: GraphIndex) -> bool:
+def _scales_channels(reader: gs.Node | None, graph: gs.Graph) -> bool:
     """Whether a node multiplies by constants before a Q: a scale per channel for what the Q leads to."""
-    if reader is None or reader.op_type != "Mul" or not any(name in index.initializers for name in reader.input):
+    if reader is None or reader.op != "Mul" or not any(map(is_constant, reader.inputs)):
         return False
-    return all(use is not None and use.op_type == "QuantizeLinear" for use in reads_of(reader.output[0], index))
+    return all(use is not None and use.op == "QuantizeLinear" for use in reads_of(reader.outputs[0], graph))
 
 
-def _takes_integers(reader: NodeProto, index: GraphIndex) -> bool:
-    return reader.op_type in ELEMENTWISE or is_int8_layer(reader, index)
-
-
-def _of_weight(node: NodeProto, index: GraphIndex) -> bool:
-    tensor = node.input[0]
-    producer = index.producers.get(tensor)
-    if producer is not None and producer.op_type == "QuantizeLinear":
-        tensor = producer.input[0]
-    return tensor in index.initializers
+def _takes_integers(reader: gs.Node) -> bool:
+    return reader.op in ELEMENTWISE or is_int8_layer(reader)

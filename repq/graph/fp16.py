@@ -31,18 +31,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from dataclasses import replace as with_changes
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.index import GraphIndex, replace, sort_nodes
-from repq.graph.int8_flow import WEIGHTED_OPS
-from repq.graph.metadata import Precision, read_metadata, write_metadata
+from repq.graph.anchors import anchors_of
+from repq.graph.integers import WEIGHTED_OPS, quantizers
+from repq.graph.metadata import Precision, update_metadata
+from repq.graph.surgeon import (
+    add_node,
+    array,
+    element_type,
+    export_graph,
+    import_graph,
+    is_constant,
+    title,
+)
 
 LARGEST_FP16 = 65504.0
 SMALLEST_FP16_SCALE = 2.0**-14
@@ -50,6 +58,7 @@ SMALLEST_FP16_SCALE = 2.0**-14
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _OWN_TYPE = frozenset({"Cast", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range"})
 _FLOAT32_SLOTS = {"Resize": (1, 2), "Upsample": (1,)}
+_Q_DQ = ("QuantizeLinear", "DequantizeLinear")
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 
@@ -69,7 +78,7 @@ def to_fp16(
     float32_io: bool = True,
     fp32_decode: bool = True,
 ) -> tuple[ModelProto, Fp16Report]:
-    """Return a copy of a float or Q/DQ graph whose float tensors are FP16, and a report.
+    """Return a float or Q/DQ graph whose float tensors are FP16, and a report.
 
     Args:
         model: a graph in FP32. With Q/DQ it needs opset 19 or newer.
@@ -80,45 +89,60 @@ def to_fp16(
     Raises:
         GraphError: an opset below 19 with Q/DQ, an unknown name in ``keep_fp32``, or a graph that holds FP16 already.
     """
-    _check(model, keep_fp32)
-    result = ModelProto()
-    result.CopyFrom(model)
-    raised = _round_scales(result)
-    typing = _Typing(result, float32_io)
-    typing.assign(keep_fp32, fp32_decode)
-    fp32_nodes = typing.fp32_nodes()
-    casts = typing.rewrite()
-    sort_nodes(result.graph)
-    del result.graph.value_info[:]
-    result = onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True)
-    if metadata := read_metadata(result):
-        precision: Precision = "float16" if metadata.precision == "float32" else "int8_float16"
-        write_metadata(result, with_changes(metadata, precision=precision))
-    return result, Fp16Report(fp32_nodes, casts, raised)
+    graph = import_graph(model, shapes=True)
+    report = type_as_fp16(graph, keep_fp32=keep_fp32, float32_io=float32_io, fp32_decode=fp32_decode)
+    half = export_graph(graph)
+    return onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=True, data_prop=True), report
+
+
+def type_as_fp16(
+    graph: gs.Graph, *, keep_fp32: Collection[str] = (), float32_io: bool = True, fp32_decode: bool = True
+) -> Fp16Report:
+    """``to_fp16`` of a graph that was imported with shapes, in place."""
+    _check(graph, keep_fp32)
+    raised = _round_scales(graph)
+    typing = _Typing(graph, _FLOAT if float32_io else _HALF)
+    typing.assign(set(keep_fp32) | (set(_decoding(graph)) if fp32_decode else set()))
+    report = Fp16Report(typing.fp32_nodes(), typing.rewrite(), raised)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and not any(tensor is end for end in (*graph.inputs, *graph.outputs)):
+            tensor.dtype = tensor.shape = None
+    names: dict[str, Precision] = {"float32": "float16", "int8": "int8_float16"}
+    update_metadata(graph, lambda metadata: {"precision": names.get(metadata.precision, metadata.precision)})
+    return report
 
 
 def nodes_beyond_fp16(model: ModelProto, maxima: Mapping[str, float], *, margin: float = 0.5) -> tuple[str, ...]:
     """Names of the nodes to keep in FP32: those that write or read a tensor larger than ``margin * 65504``.
 
     Args:
-        maxima: largest magnitude of each tensor on the calibration images, by tensor name.
+        maxima: largest magnitude of each tensor on the calibration images, by anchor (``repq.graph.anchors``) or, of
+            this very graph, by tensor name.
         margin: share of the FP16 range that may be used; other images have larger values.
 
     Raises:
         GraphError: a tensor that is too large is not in the graph, so the maxima are of another one.
     """
+    return nodes_beyond(import_graph(model), maxima, margin=margin)
+
+
+def nodes_beyond(graph: gs.Graph, maxima: Mapping[str, float], *, margin: float = 0.5) -> tuple[str, ...]:
+    """``nodes_beyond_fp16`` of an imported graph."""
+    anchors = anchors_of(graph)
     beyond = {name for name, value in maxima.items() if not value <= margin * LARGEST_FP16}
-    present = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    if missing := sorted(beyond - present):
+    large = {name for name in graph.tensors() if name in beyond or anchors.get(name) in beyond}
+    if missing := sorted(beyond - large - {anchors.get(name, "") for name in large}):
         raise GraphError(
             "tensors that FP16 cannot hold are not in the graph: the maxima were measured on another one",
             found=", ".join(missing[:20]),
             fix="quantize again with this version of repq and torch (`repq ptq`)",
         )
+
+    def touches(tensors: Collection[gs.Tensor]) -> bool:
+        return any(tensor.name in large for tensor in tensors)
+
     return tuple(
-        node.name or node.output[0]
-        for node in model.graph.node
-        if beyond.intersection(node.output) or (beyond.intersection(node.input) and node.op_type != "QuantizeLinear")
+        title(node) for node in graph.nodes if node.op not in _Q_DQ and (touches(node.outputs) or touches(node.inputs))
     )
 
 
@@ -128,182 +152,157 @@ def decode_nodes(model: ModelProto) -> tuple[str, ...]:
     They are no ancestors of any layer, and follow from the first arithmetic with a constant that is no scalar: the
     anchor grid, the strides or the bins of the distance distribution.
     """
-    index = GraphIndex.of(model.graph)
+    return _decoding(import_graph(model))
+
+
+def _decoding(graph: gs.Graph) -> tuple[str, ...]:
     before_a_layer: set[str] = set()
-    for node in reversed(model.graph.node):
-        if node.op_type in WEIGHTED_OPS or before_a_layer.intersection(node.output):
-            before_a_layer.update(node.input)
-    found: list[str] = []
-    decoded: set[str] = set()
-    for node in model.graph.node:
-        if before_a_layer.intersection(node.output) or node.op_type in WEIGHTED_OPS:
+    for node in reversed(graph.nodes):
+        if node.op in WEIGHTED_OPS or any(tensor.name in before_a_layer for tensor in node.outputs):
+            before_a_layer.update(tensor.name for tensor in node.inputs)
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.op in WEIGHTED_OPS or any(tensor.name in before_a_layer for tensor in node.outputs):
             continue
-        constants = [array for array in map(index.array, node.input) if array is not None]
-        starts = node.op_type in _ARITHMETIC and any(a.dtype == np.float32 and a.size > 1 for a in constants)
-        if starts or decoded.intersection(node.input):
-            decoded.update(node.output)
-            found.append(node.output[0])
+        constants = [tensor for tensor in node.inputs if is_constant(tensor)]
+        starts = node.op in _ARITHMETIC and any(element_type(t) == _FLOAT and t.values.size > 1 for t in constants)
+        if starts or any(tensor.name in found for tensor in node.inputs):
+            found.update(dict.fromkeys(tensor.name for tensor in node.outputs))
     return tuple(found)
 
 
-def _check(model: ModelProto, keep_fp32: Collection[str]) -> None:
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    kinds = {node.op_type for node in model.graph.node}
-    if kinds & {"QuantizeLinear", "DequantizeLinear"} and version < 19:
-        raise GraphError("FP16 scales need opset 19", found=f"opset {version}", fix="export with opset 19 or newer")
-    known = {name for node in model.graph.node for name in (node.name, *node.output)}
+def _check(graph: gs.Graph, keep_fp32: Collection[str]) -> None:
+    if quantizers(graph) and graph.opset < 19:
+        raise GraphError("FP16 scales need opset 19", found=f"opset {graph.opset}", fix="export with opset 19 or newer")
+    known = {name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs))}
     if unknown := [name for name in keep_fp32 if name not in known]:
         raise GraphError(
             "some nodes that should stay FP32 are not in the graph",
             found=", ".join(unknown[:20]),
             fix="give node names or output tensors of this very graph",
         )
-    entries = (*model.graph.initializer, *(entry.type.tensor_type for entry in model.graph.input))
-    types = [getattr(entry, "data_type", None) or getattr(entry, "elem_type", None) for entry in entries]
-    if _HALF in types:
+    ends = [*graph.inputs, *(tensor for tensor in graph.tensors().values() if is_constant(tensor))]
+    if any(element_type(tensor) == _HALF for tensor in ends):
         raise GraphError("the graph holds FP16 already", fix="start from the FP32 graph")
 
 
-def _round_scales(model: ModelProto) -> tuple[str, ...]:
+def _round_scales(graph: gs.Graph) -> tuple[str, ...]:
     """Round all scales of Q and DQ to normal FP16 numbers, still typed FP32, and requantize weights; in place."""
-    index = GraphIndex.of(model.graph)
-    raised = []
-    for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or (scale := index.array(node.input[1])) is None:
+    raised: dict[str, None] = {}
+    for node in quantizers(graph):
+        scale = array(node, 1)
+        if scale is None:
             continue
-        rounded = np.clip(scale, SMALLEST_FP16_SCALE, LARGEST_FP16).astype(np.float16).astype(np.float32)
+        rounded = np.asarray(np.clip(scale, SMALLEST_FP16_SCALE, LARGEST_FP16), np.float16).astype(np.float32)
         low = scale < SMALLEST_FP16_SCALE
         if low.any():
-            raised.append(node.input[1])
-            integers = index.array(node.input[0])
-            if integers is not None and node.op_type == "DequantizeLinear":
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            raised[node.inputs[1].name] = None
+            integers = array(node, 0)
+            if integers is not None and node.op == "DequantizeLinear":
+                axis = node.attrs.get("axis", 1)
                 shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if scale.ndim else []
                 ratio = np.where(low, scale / rounded, 1).reshape(shape)
-                again = np.rint(integers * ratio).astype(integers.dtype)
-                index.initializers[node.input[0]].CopyFrom(numpy_helper.from_array(again, node.input[0]))
-        index.initializers[node.input[1]].CopyFrom(numpy_helper.from_array(rounded, node.input[1]))
-    return tuple(dict.fromkeys(raised))
+                node.inputs[0].values = np.asarray(np.rint(integers * ratio), integers.dtype)
+        node.inputs[1].values = rounded
+    return tuple(raised)
 
 
-@dataclass
 class _Typing:
     """The float type of every node and tensor of a graph, and the rewriting that makes the types so."""
 
-    model: ModelProto
-    float32_io: bool
-    nodes: list[int] = field(default_factory=list)
-    tensors: dict[str, int] = field(default_factory=dict)
+    def __init__(self, graph: gs.Graph, io_type: int) -> None:
+        self._graph = graph
+        self._io_type = io_type
+        self._floats = {name for name, tensor in graph.tensors().items() if element_type(tensor) == _FLOAT}
+        self._nodes: dict[int, int] = {}
+        self._tensors: dict[str, int] = {tensor.name: io_type for tensor in graph.inputs}
 
-    def __post_init__(self) -> None:
-        self.index = GraphIndex.of(self.model.graph)
-        self.floats = _float_tensors(self.model)
-        self.io_type = _FLOAT if self.float32_io else _HALF
-
-    def assign(self, keep_fp32: Collection[str], fp32_decode: bool) -> None:
+    def assign(self, keep_fp32: Collection[str]) -> None:
         """Choose a type for every node, in graph order; a Q follows its input, a DQ its readers."""
-        keep = set(keep_fp32) | (set(decode_nodes(self.model)) if fp32_decode else set())
-        graph = self.model.graph
-        wanted = {node.output[0]: self._wanted(node, keep) for node in graph.node}
-        for entry in graph.input:
-            self.tensors[entry.name] = self.io_type
-        for node in graph.node:
-            kind = wanted[node.output[0]]
-            if node.op_type == "QuantizeLinear":
-                kind = self.tensors.get(node.input[0], _HALF)
-            elif node.op_type == "DequantizeLinear":
-                readers = [use.node for use in self.index.uses_of(node.output[0])]
-                if readers and all(wanted[reader.output[0]] == _FLOAT for reader in readers):
+        wanted = {id(node): self._wanted(node, keep_fp32) for node in self._graph.nodes}
+        for node in self._graph.nodes:
+            kind = wanted[id(node)]
+            if node.op == "QuantizeLinear":
+                kind = self._tensors.get(node.inputs[0].name, _HALF)
+            elif node.op == "DequantizeLinear":
+                readers = node.outputs[0].outputs
+                if readers and all(wanted[id(reader)] == _FLOAT for reader in readers):
                     kind = _FLOAT
-            self.nodes.append(kind)
-            self.tensors.update(dict.fromkeys(node.output, kind))
-
-    def rewrite(self) -> int:
-        """Retype initializers, inputs and outputs and put casts where types meet; return the number of casts."""
-        graph = self.model.graph
-        reads: dict[str, dict[int, list[tuple[NodeProto, int]]]] = defaultdict(lambda: defaultdict(list))
-        for node, kind in zip(graph.node, self.nodes, strict=True):
-            for slot, name in enumerate(node.input):
-                if name in self.floats:
-                    fixed = slot in _FLOAT32_SLOTS.get(node.op_type, ()) or node.op_type in _OWN_TYPE
-                    reads[name][self._current(name) if fixed else kind].append((node, slot))
-        casts: list[NodeProto] = []
-        for name, by_type in reads.items():
-            if name in self.index.initializers:
-                self._retype_initializer(name, by_type)
-            else:
-                casts += self._cast(name, by_type)
-        casts += self._retype_io()
-        graph.node.extend(casts)
-        return len(casts)
+            self._nodes[id(node)] = kind
+            self._tensors.update((tensor.name, kind) for tensor in node.outputs)
 
     def fp32_nodes(self) -> tuple[str, ...]:
         """Names of the nodes that compute floats in FP32; Q and DQ do not count."""
         return tuple(
-            node.name or node.output[0]
-            for node, kind in zip(self.model.graph.node, self.nodes, strict=True)
-            if kind == _FLOAT
-            and self.floats.intersection(node.output)
-            and node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            title(node)
+            for node in self._graph.nodes
+            if self._nodes[id(node)] == _FLOAT
+            and node.op not in _Q_DQ
+            and any(tensor.name in self._floats for tensor in node.outputs)
         )
 
-    def _wanted(self, node: NodeProto, keep: set[str]) -> int:
-        own = node.op_type in _OWN_TYPE
-        constants = [] if node.op_type in _FLOAT32_SLOTS else [self.index.array(name) for name in node.input]
-        overflow = any(array is not None and _overflows(array) for array in constants)
-        return _FLOAT if own or overflow or keep.intersection((node.name, *node.output)) else _HALF
+    def rewrite(self) -> int:
+        """Retype constants, inputs and outputs and put casts where types meet; return the number of casts."""
+        tensors = self._graph.tensors()
+        reads: dict[str, dict[int, list[tuple[gs.Node, int]]]] = defaultdict(lambda: defaultdict(list))
+        for node in self._graph.nodes:
+            for slot, tensor in enumerate(node.inputs):
+                if tensor.name in self._floats:
+                    fixed = slot in _FLOAT32_SLOTS.get(node.op, ()) or node.op in _OWN_TYPE
+                    kind = self._current(tensor) if fixed else self._nodes[id(node)]
+                    reads[tensor.name][kind].append((node, slot))
+        before = len(self._graph.nodes)
+        for name, by_type in reads.items():
+            (self._retype if is_constant(tensors[name]) else self._cast)(tensors[name], by_type)
+        self._retype_io()
+        return len(self._graph.nodes) - before
 
-    def _current(self, name: str) -> int:
-        return self.tensors.get(name, _FLOAT)
+    def _wanted(self, node: gs.Node, keep: Collection[str]) -> int:
+        constants = [] if node.op in _FLOAT32_SLOTS else [tensor for tensor in node.inputs if is_constant(tensor)]
+        kept = {node.name, *(tensor.name for tensor in node.outputs)}.intersection(keep)
+        return _FLOAT if node.op in _OWN_TYPE or kept or any(map(_overflows, constants)) else _HALF
 
-    def _retype_initializer(self, name: str, by_type: dict[int, list[tuple[NodeProto, int]]]) -> None:
+    def _current(self, tensor: gs.Tensor) -> int:
+        return self._tensors.get(tensor.name, _FLOAT)
+
+    def _retype(self, constant: gs.Constant, by_type: dict[int, list[tuple[gs.Node, int]]]) -> None:
         if _HALF not in by_type:
             return
-        half = numpy_helper.from_array(numpy_helper.to_array(self.index.initializers[name]).astype(np.float16), name)
+        half = np.asarray(constant.values, np.float16)
         if len(by_type) == 1:
-            self.index.initializers[name].CopyFrom(half)
+            constant.values = half
             return
-        half.name = f"{name}_float16"
-        self.model.graph.initializer.append(half)
+        copy = gs.Constant(f"{constant.name}_float16", half)
         for node, slot in by_type[_HALF]:
-            node.input[slot] = half.name
+            node.inputs[slot] = copy
 
-    def _cast(self, name: str, by_type: dict[int, list[tuple[NodeProto, int]]]) -> list[NodeProto]:
-        casts = []
+    def _cast(self, tensor: gs.Tensor, by_type: dict[int, list[tuple[gs.Node, int]]]) -> None:
         for kind, readers in by_type.items():
-            if kind != self._current(name):
+            if kind != self._current(tensor):
                 suffix = "float32" if kind == _FLOAT else "float16"
-                casts.append(helper.make_node("Cast", [name], [f"{name}_{suffix}"], f"{name}/to_{suffix}", to=kind))
+                name = f"{tensor.name}_{suffix}"
+                cast = add_node(self._graph, "Cast", f"{tensor.name}/to_{suffix}", [tensor], name, to=kind)
                 for node, slot in readers:
-                    node.input[slot] = f"{name}_{suffix}"
-        return casts
+                    node.inputs[slot] = cast
 
-    def _retype_io(self) -> list[NodeProto]:
-        graph, casts = self.model.graph, []
-        for entry in graph.input:
-            if entry.name in self.floats:
-                entry.type.tensor_type.elem_type = self.io_type
-        for entry in graph.output:
-            name = entry.name
-            if name not in self.floats:
-                continue
-            entry.type.tensor_type.elem_type = self.io_type
-            if self._current(name) != self.io_type:
-                inner = f"{name}_{'float16' if self.io_type == _FLOAT else 'float32'}"
-                for node in graph.node:
-                    replace(node.output, [inner if output == name else output for output in node.output])
-                    replace(node.input, [inner if used == name else used for used in node.input])
-                casts.append(helper.make_node("Cast", [inner], [name], f"{name}/to_io", to=self.io_type))
-        return casts
+    def _retype_io(self) -> None:
+        kind = np.dtype(np.float32 if self._io_type == _FLOAT else np.float16)
+        for tensor in self._graph.inputs:
+            if tensor.name in self._floats:
+                tensor.dtype = kind
+        for slot, tensor in enumerate(self._graph.outputs):
+            if tensor.name in self._floats:
+                tensor.dtype = kind
+                if self._current(tensor) != self._io_type:
+                    outer = gs.Variable(tensor.name, kind, tensor.shape)
+                    self._graph.outputs[slot] = outer
+                    tensor.name += "_float16" if self._io_type == _FLOAT else "_float32"
+                    self._graph.nodes.append(
+                        gs.Node("Cast", f"{outer.name}/to_io", {"to": self._io_type}, [tensor], [outer])
+                    )
 
 
-def _float_tensors(model: ModelProto) -> set[str]:
-    """Names of all FP32 tensors of the graph."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    entries = (*inferred.input, *inferred.output, *inferred.value_info)
-    found = {entry.name for entry in entries if entry.type.tensor_type.elem_type == _FLOAT}
-    return found | {tensor.name for tensor in inferred.initializer if tensor.data_type == _FLOAT}
-
-
-def _overflows(array: NDArray[np.generic]) -> bool:
-    return bool(array.dtype == np.float32 and array.size and np.abs(array).max() > LARGEST_FP16)
+def _overflows(constant: gs.Constant) -> bool:
+    if element_type(constant) != _FLOAT or not constant.values.size:
+        return False
+    return bool(np.abs(constant.values).max() > LARGEST_FP16)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper
 
 from repq.errors import GraphError
@@ -52,6 +53,18 @@ class GraphMetadata:
 def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
     """Set the metadata of ``model``, in place; entries of other tools stay."""
     others = {entry.key: entry.value for entry in model.metadata_props if not entry.key.startswith(_PREFIX)}
+    helper.set_model_props(model, others | _entries(metadata))
+
+
+def update_metadata(graph: gs.Graph, changes: Callable[[GraphMetadata], dict[str, Any]]) -> None:
+    """Set fields of the metadata of an imported graph, if it has any, to what ``changes`` makes of it."""
+    metadata = parse_metadata(graph.properties)
+    if metadata is not None:
+        others = {key: value for key, value in graph.properties.items() if not key.startswith(_PREFIX)}
+        graph.properties = others | _entries(replace(metadata, **changes(metadata)))
+
+
+def _entries(metadata: GraphMetadata) -> dict[str, str]:
     entries = {
         "version": metadata.version,
         "spec": metadata.spec,
@@ -67,7 +80,7 @@ def write_metadata(model: ModelProto, metadata: GraphMetadata) -> None:
         entries["preprocess"] = metadata.preprocess.model_dump_json()
     if metadata.nms is not None:
         entries["nms"] = metadata.nms.model_dump_json()
-    helper.set_model_props(model, others | {_PREFIX + key: value for key, value in entries.items()})
+    return {_PREFIX + key: value for key, value in entries.items()}
 
 
 def read_metadata(model: ModelProto) -> GraphMetadata | None:

@@ -12,11 +12,9 @@ from repq.files import write_text
 from repq.log import Log, quiet
 from repq.pipeline import RunOutcome, run_recipe
 from repq.progress import Progress, silent
-from repq.recipe import Trial
+from repq.recipe import Trial, engine_title
 from repq.report.ablation import ablation_markdown
 from repq.results import AblationReport, CheckReport, LayerQuantization, PtqReport, TrialFigures
-
-ENGINE_TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 
 
 def run_ablation(
@@ -28,7 +26,7 @@ def run_ablation(
     killed ablation goes on where it stopped.
 
     Raises:
-        RepqError: a run failed in a way that the user can mend; what was complete before stays.
+        RepqError: a run failed in a way that the user can correct; what was complete before stays.
     """
     measured = []
     for number, trial in enumerate(trials):
@@ -53,7 +51,7 @@ def figures_of(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         "AP lost": ptq.accuracy_float.ap - check.reference.ap,
     }
     for row in check.engines:
-        title = ENGINE_TITLES.get(row.engine, row.engine)
+        title = engine_title(row.engine)
         figures[f"AP INT8 {title}"] = row.accuracy.ap
         figures[f"AP50 INT8 {title}"] = row.accuracy.ap50
     return {**figures, **range_figures(ptq.layers)}

@@ -12,7 +12,7 @@ from typing import Any
 from repq.artifact import Artifact, RunFolder
 from repq.errors import RecipeError
 from repq.files import replacing, write_text
-from repq.identity import describe
+from repq.identity import counts, describe
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe.whole import Recipe, stages
@@ -98,11 +98,11 @@ def _paths(value: Any, name: str) -> list[tuple[str, Path]]:
     """The input files that settings name, by their keys."""
     if isinstance(value, Path):
         return [(name, value)]
-    fields = type(value).model_fields if hasattr(type(value), "model_fields") else {}
+    kind = type(value)
     return [
         found
-        for field, info in fields.items()
-        if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("no_effect"))
+        for field in getattr(kind, "model_fields", ())
+        if counts(kind, field)
         for found in _paths(getattr(value, field), f"{name}.{field}")
     ]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from repq.log import Log, quiet
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
-from repq.recipe import load_recipe
+from repq.recipe import as_overrides, load_recipe
 
 
 def run(
@@ -40,13 +39,6 @@ def run(
         RepqError: the recipe is not valid, or a stage failed; what was complete before stays.
         ToleranceError: an engine is outside the bounds of the check; the report is written all the same.
     """
-    given = {
-        "weights": weights and str(Path(weights).resolve()),
-        "data.path": data and str(Path(data).resolve()),
-        "imgsz": imgsz,
-        "device": device,
-        "seed": seed,
-    }
-    flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    loaded = load_recipe(Path(recipe), [*overrides, *flags])
+    given = as_overrides(weights=weights, data=data, imgsz=imgsz, device=device, seed=seed)
+    loaded = load_recipe(Path(recipe), [*overrides, *given])
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)

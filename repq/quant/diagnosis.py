@@ -30,6 +30,7 @@ from repq.quant.calibration.ranges import percentile_range
 from repq.quant.convolution import QuantizedLayer, is_depthwise
 from repq.quant.corrections import CORRECTIONS, Symptom, asked_for
 from repq.quant.ptq import Observed, apply, observe_model
+from repq.quant.rows import channel_ratio, output_rows
 from repq.quant.similarity import ErrorSums, head_snr_db, outputs_of, similarity
 from repq.quant.state import quantized_layers, quantizing, switched
 from repq.recipe import CorrectionConfig, PtqConfig
@@ -104,7 +105,7 @@ def _layers(observed: Observed, model: Detector, images: Sequence[Tensor]) -> tu
         row = LayerDiagnosis(
             layer=layer,
             macs=observed.macs[layer],
-            weight_channel_ratio=_channel_ratio(module),
+            weight_channel_ratio=channel_ratio(module),
             weight_crest=weight_crest(module),
             activation_range=(histogram.minimum, histogram.maximum),
             activation_tail=_tail(histogram),
@@ -178,23 +179,10 @@ def weight_crest(module: nn.Module) -> float:
 
     A channel's rounding error is ``s / sqrt(12)`` with ``s = max / 127``, so its SNR is ``52.9 dB - 20 log10(crest)``.
     """
-    rows = _rows(module)
+    rows = output_rows(module)
     spread = rows.square().mean(1).sqrt()
     alive = spread > 0
     return float((rows.abs().amax(1)[alive] / spread[alive]).max()) if bool(alive.any()) else 1.0
-
-
-def _channel_ratio(module: nn.Module) -> float:
-    largest = _rows(module).abs().amax(1)
-    alive = largest[largest > 0]
-    return float(alive.max() / alive.min()) if alive.numel() else 1.0
-
-
-def _rows(module: nn.Module) -> Tensor:
-    """Weights (C_out, the rest)."""
-    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    weight = module.weight.detach().float()
-    return (weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight).flatten(1)
 
 
 def _tail(histogram: Histogram) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from repq.layers import LayerId
 from repq.quant.calibration.histogram import Histogram
@@ -59,7 +59,7 @@ def _row(
         precision="int8" if scales else "float",
         macs=macs,
         weight_range=(float(weight.min()), float(weight.max())),
-        weight_channel_ratio=_channel_ratio(weight, axis=1 if isinstance(conv, nn.ConvTranspose2d) else 0),
+        weight_channel_ratio=channel_ratio(conv),
         activation_range=_seen(histogram),
         activation_scale=float(scales.input.scale.max()) if scales else None,
         activation_zero_point=int(scales.input.zero_point.flat[0]) if scales else None,
@@ -74,10 +74,18 @@ def _seen(histogram: Histogram) -> Range:
     return (histogram.minimum, histogram.maximum) if histogram.total else (0.0, 0.0)
 
 
-def _channel_ratio(weight: NDArray[np.float32], axis: int) -> float:
-    magnitudes = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-    alive = magnitudes[magnitudes > 0]
-    return float(alive.max() / alive.min()) if alive.size else 1.0
+def output_rows(conv: nn.Module) -> Tensor:
+    """Weights (C_out, the rest)."""
+    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+    weight = conv.weight.detach().float()
+    return (weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight).flatten(1)
+
+
+def channel_ratio(conv: nn.Module) -> float:
+    """Largest over smallest non-zero magnitude of the output channels' weights."""
+    largest = output_rows(conv).abs().amax(1)
+    alive = largest[largest > 0]
+    return float(alive.max() / alive.min()) if alive.numel() else 1.0
 
 
 def _weight_snr(weight: NDArray[np.float32], scales: LayerScales) -> float | None:

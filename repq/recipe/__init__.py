@@ -17,6 +17,8 @@ from repq.recipe.deployment import (
     Provider,
     ReportConfig,
     TensorRtConfig,
+    default_engines,
+    engine_title,
 )
 from repq.recipe.quantization import (
     ApSweep,
@@ -29,7 +31,7 @@ from repq.recipe.quantization import (
     QatConfig,
     SensitivityConfig,
 )
-from repq.recipe.reader import Trial, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
+from repq.recipe.reader import Trial, as_overrides, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
 from repq.recipe.training import DistillConfig, LoopConfig, TrainConfig
 from repq.recipe.whole import Recipe
 
@@ -65,6 +67,9 @@ __all__ = [
     "TensorRtConfig",
     "TrainConfig",
     "Trial",
+    "as_overrides",
+    "default_engines",
+    "engine_title",
     "load_ablation",
     "load_recipe",
     "parse_recipe",

@@ -6,14 +6,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, ImageSize, Share, Threads, setting
+from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, ImageSize, OneOf, Share, Threads, resolve, setting
 from repq.recipe.data import Detections, LetterboxConfig
 
-EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
-RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+EngineName = Annotated[str, OneOf("repq.engine:ENGINES")]
+RuntimeName = Annotated[str, OneOf("repq.engine:ENGINES", also=("torch",))]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Mebibytes = Annotated[int, Field(ge=1, le=1 << 20)]
 _TENSORRT = "--engine tensorrt"
+
+
+def default_engines() -> tuple[str, ...]:
+    """The engines that are built if nobody says which."""
+    names: tuple[str, ...] = resolve("repq.engine:default_engines")()
+    return names
+
+
+def engine_title(name: str) -> str:
+    """What tables call an engine."""
+    return next((str(entry.title) for entry in resolve("repq.engine:ENGINES") if entry.name == name), name)
 
 
 def _none_if(word: str) -> BeforeValidator:
@@ -128,7 +139,9 @@ class TensorRtConfig(Config):
 class BuildConfig(Config):
     """Engines."""
 
-    engines: tuple[EngineName, ...] = setting(("onnxruntime", "openvino"), min_length=1, help="Engines to build.")
+    engines: tuple[EngineName, ...] = setting(
+        default_factory=default_engines, min_length=1, help="Engines to build; default: those on the CPU."
+    )
     threads: Threads | None = setting(
         None, flag="--threads", excludes=_TENSORRT, help="CPU threads.  [default: the runtime's own choice]"
     )

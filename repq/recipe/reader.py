@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         set_value(values, override)
     return parse_recipe(values, source=str(path), base=path.resolve().parent)
+
+
+def as_overrides(weights: str | Path | None = None, data: str | Path | None = None, **others: Any) -> list[str]:
+    """Values that take the place of a recipe's own, as overrides; None leaves the recipe's. Paths become absolute."""
+    paths = {"weights": weights, "data.path": data}
+    values = {**{key: path and str(Path(path).resolve()) for key, path in paths.items()}, **others}
+    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
 @dataclass(frozen=True)

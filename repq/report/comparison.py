@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from repq.recipe import engine_title as engine_title
 from repq.report.blocks import Level
 from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
@@ -17,11 +18,6 @@ NOT_INT8_BAD_SHARE = 0.25
 
 TORCH = "torch"
 _VARIANT_TITLES = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}
-_ENGINE_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
-
-
-def engine_title(engine: str) -> str:
-    return _ENGINE_TITLES.get(engine, engine)
 
 
 def variant_title(variant: str) -> str:

@@ -18,7 +18,15 @@ from repq.results.engines import (
     Variant,
 )
 from repq.results.estimate import Estimate, KernelEstimate
-from repq.results.graphs import ExportedGraphs, ExportReport, GraphFinding, QdqCount
+from repq.results.graphs import (
+    ExportedGraphs,
+    ExportReport,
+    GraphFinding,
+    LintedLayer,
+    LintReport,
+    PassReport,
+    QdqCount,
+)
 from repq.results.quantization import (
     AppliedCorrection,
     Diagnosis,
@@ -75,7 +83,10 @@ __all__ = [
     "LayerPrecision",
     "LayerQuantization",
     "LayerSensitivity",
+    "LintReport",
+    "LintedLayer",
     "ModelInfo",
+    "PassReport",
     "Pictures",
     "PlanReport",
     "PlanTrial",

@@ -30,6 +30,43 @@ class GraphFinding(Result):
     bytes_moved: int = 0
 
 
+_SEVERITIES = ("info", "warning", "error")
+
+
+class LintedLayer(Result):
+    """How a layer will run, and why."""
+
+    layer: str
+    precision: Literal["int8", "float16", "float32"]
+    reason: str
+
+
+class LintReport(Result):
+    """Everything that lint says about a graph: layers in graph order, findings with the gravest first."""
+
+    layers: tuple[LintedLayer, ...]
+    findings: tuple[GraphFinding, ...]
+    counts: QdqCount
+
+    def at_least(self, severity: Literal["error", "warning", "info"]) -> tuple[GraphFinding, ...]:
+        """The findings of this severity or a graver one."""
+        least = _SEVERITIES.index(severity)
+        return tuple(finding for finding in self.findings if _SEVERITIES.index(finding.severity) >= least)
+
+    def exit_code(self, severity: Literal["error", "warning", "info"] = "warning") -> int:
+        """1 if there are findings of ``severity`` or graver, else 0."""
+        return int(bool(self.at_least(severity)))
+
+
+class PassReport(Result):
+    """What one graph pass did; ``reasons`` say why it left something as it was."""
+
+    name: str
+    title: str
+    changed: bool
+    reasons: tuple[str, ...] = ()
+
+
 class ExportReport(Result):
     """One ONNX file.
 
@@ -39,6 +76,7 @@ class ExportReport(Result):
         fp32_nodes: in an FP16 file, nodes beside the decoding of boxes that stay FP32 because FP16 would overflow.
         raised_scales: in an FP16 file, scales that were raised to the smallest normal FP16 number.
         findings: what lint says of the file, the gravest first.
+        passes: the graph passes that ran, in order.
         preprocess, nms: what of the service is inside (`repq.recipe.PreprocessConfig`, `repq.recipe.NmsConfig`).
     """
 
@@ -55,6 +93,7 @@ class ExportReport(Result):
     layers_float: int
     size_bytes: int
     findings: tuple[GraphFinding, ...]
+    passes: tuple[PassReport, ...] = ()
     preprocess: dict[str, Any] = Field(default_factory=dict)
     nms: dict[str, Any] | None = None
     raised_scales: tuple[str, ...] = ()

@@ -14,33 +14,39 @@ from repq.stages.stage import Job, Section, Stage
 def build_engine(onnx: Path, out: Path, engine: EngineName, config: BuildConfig, log: Log = quiet) -> EngineDescription:
     """Build an engine from an ONNX file, save it and describe what it really runs.
 
-    A TensorRT engine remembers what ``lint`` expects of it, and the equivalent ``trtexec`` line is logged.
+    Where the runtime's own tool can build the same, its command line is logged.
 
     Raises:
         EngineError: the file is no ONNX model, or the runtime is missing or cannot build it.
     """
+    from repq.engine import runtime
+
     built = build_graph(engine, onnx, config)
     built.save(out)
-    if engine == "tensorrt":
-        from repq.engine.tensorrt import build_command
-
-        log(build_command(built.manifest, onnx, out))
+    if command := runtime(engine).build_command(built.manifest, onnx, out):
+        log(command)
     return built.describe()
 
 
 def graph_of(job: Job, engine: EngineName, variant: str) -> Path:
-    """The ONNX file that an engine is built from: TensorRT gets the INT8 file whose other layers are FP16."""
-    mixed = engine == "tensorrt" and variant == "int8" and job.recipe.export.float16
+    """The ONNX file that an engine is built from; an INT8 one has FP16 beside INT8 for a runtime that takes it."""
+    mixed = variant == "int8" and _in_float16(job, engine)
     return job.artifacts["export"] / f"{'int8_float16' if mixed else variant}.onnx"
 
 
+def _in_float16(job: Job, engine: EngineName) -> bool:
+    from repq.engine import runtime
+
+    return bool(job.recipe.export.float16) and "float16" in runtime(engine).variants
+
+
 def _build(job: Job) -> BuiltEngines:
-    """Every engine of the recipe, in float and INT8; TensorRT in FP16 too if the recipe exports it."""
+    """Every engine of the recipe, in float and INT8; in FP16 too if the recipe exports it and the runtime takes it."""
     config = job.section("build", BuildConfig)
     found: dict[str, EngineDescription] = {}
     for variant in ("float32", "float16", "int8"):
         for engine in config.engines:
-            if variant == "float16" and not (engine == "tensorrt" and job.recipe.export.float16):
+            if variant == "float16" and not _in_float16(job, engine):
                 continue
             name = f"{engine}-{variant}"
             found[name] = build_engine(graph_of(job, engine, variant), job.payload / name, engine, config, job.log)

@@ -39,9 +39,8 @@ def diagnose_checkpoint(
     from repq.quant import on_device_of
     from repq.quant.diagnosis import diagnose
 
-    model = fused(open_float(weights, log), device).model
-    model.spec.check_size(*imgsz)
     records = calibration_set(read_data(data, split, log), config.calibration)
+    model = fused(open_float(weights, log, imgsz), device).model
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, data, val_split, log)

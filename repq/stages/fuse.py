@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from repq.recipe import DemoConfig, FuseConfig, LetterboxConfig
 from repq.results import FusionReport
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
 
 
 def fuse_checkpoint(
@@ -40,9 +44,9 @@ def fuse_checkpoint(
     from repq.model import save_checkpoint
     from repq.reparam import fuse_with_proof
 
-    opened = open_float(weights, log)
-    opened.model.spec.check_size(*imgsz)
-    images = _proof_images(data, split, imgsz, config.images, seed, log)
+    dataset = None if data is None else read_data(data, split, log)
+    opened = open_float(weights, log, imgsz)
+    images = _proof_images(dataset, imgsz, config.images, seed, log)
     model = opened.model.to(resolve_device(device))
     fused, report = fuse_with_proof(model, torch.from_numpy(images).to(device), config.tolerance)
     save_checkpoint(out, fused.cpu(), names=opened.names)
@@ -50,12 +54,11 @@ def fuse_checkpoint(
 
 
 def _proof_images(
-    data: Path | None, split: str, imgsz: tuple[int, int], count: int, seed: int, log: Log
+    dataset: DetectionDataset | None, imgsz: tuple[int, int], count: int, seed: int, log: Log
 ) -> NDArray[np.float32]:
     from repq.data import batches, load_dataset, make_demo_set
 
-    if data is not None:
-        dataset = read_data(data, split, log)
+    if dataset is not None:
         return next(iter(batches(dataset, imgsz, count, LetterboxConfig()))).images
     log("no --data given: the proof uses drawn images")
     with tempfile.TemporaryDirectory() as folder:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repq.api.opening import load
-from repq.results import Estimate, WeightsDescription
-
-if TYPE_CHECKING:
-    from repq.graph import LintReport
+from repq.results import Estimate, LintReport, WeightsDescription
 
 
 def estimate_graph(onnx: Path, devices: Sequence[str], batches: Sequence[int], *, as_fp16: bool) -> list[Estimate]:

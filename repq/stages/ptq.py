@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,11 @@ def ptq_checkpoint(
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
 
-    start = fused(open_float(weights, log), device)
+    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
+    start = fused(open_float(weights, log, imgsz), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
-    train_set, val_set = (
-        fitted(read_data(data, split, log), start.names, weights.name, log) for split in (train_split, val_split)
-    )
+    train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
     demand_objects(val_set)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
@@ -106,7 +105,7 @@ def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
     """Q, DQ and predicted extra kernels of the graph with these scales."""
     from repq.graph import count_qdq, insert_qdq, propagate_qdq
 
-    return QdqCount(**asdict(count_qdq(propagate_qdq(insert_qdq(graph, scales)))))
+    return count_qdq(propagate_qdq(insert_qdq(graph, scales)))
 
 
 def _ptq(job: Job) -> PtqReport:

@@ -144,6 +144,7 @@ def _start(
     from repq.quant import load_weights
 
     opened = load_weights(source.weights)
+    opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
     kept = source.keep_float
     if source.plan is not None:

@@ -10,7 +10,7 @@ from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import measurement, plan_for
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
-from repq.errors import RepqError
+from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
@@ -63,12 +63,14 @@ def measure_sensitivity(
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, collect, measure_layers
 
+    _demand_measured(config, plan_config)
     resolve_device(device)
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
         if not processes.is_first:
             progress, log = silent, quiet
-        start = open_float(weights, log)
-        dataset = fitted(read_data(data, split, log), start.names, weights.name, log)
+        dataset = read_data(data, split, log)
+        start = open_float(weights, log, imgsz)
+        dataset = fitted(dataset, start.names, weights.name, log)
         look_for_overlap(dataset.records, data, val_split, log)
         job, notes = measurement(
             start, dataset, config, ptq, imgsz, eval_config, device=str(own_device),
@@ -134,6 +136,23 @@ def _write_report(
         render_report(summary, out)
     except RepqError as error:  # what was measured is written all the same
         log(str(error))
+
+
+def _demand_measured(config: SensitivityConfig, plan: PlanConfig | None) -> None:
+    """Refuse to rank layers by what is not measured, before it is.
+
+    Raises:
+        RecipeError: as above.
+    """
+    if plan is None or plan.measure is None:
+        return
+    where, _, what = plan.measure.partition(".")
+    taken = what in config.ap if where == "ap" else config.local if where == "local" else config.end_to_end
+    if not taken:
+        raise RecipeError(
+            f"layers cannot be ranked by {plan.measure}", found="settings that do not measure it",
+            fix=f"add --ap {what}" if where == "ap" else "switch that measure on, or rank by another",
+        )  # fmt: skip
 
 
 def _measure(job: Job) -> Sensitivity:

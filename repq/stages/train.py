@@ -63,10 +63,12 @@ def train_detector(
         train_set, val_set = splits_to_train_on(
             data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
         )
+        model = _initial_model(config, initial, train_set.num_classes, seed, log)
+        model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
         try:
             outcome = train(
-                _initial_model(config, initial, train_set.num_classes, seed, log), train_set, val_set, imgsz, config,
+                model, train_set, val_set, imgsz, config,
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=teacher.model if teacher else None,

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from repq.cli import COMMANDS, main
 from repq.cli.generated import Option, bare, choices_of, items_of, options_of, parameters_of
+from repq.cli.relations import several
 
 SIZE = 64
 
@@ -77,6 +78,17 @@ class Material:
                 return self.files[key]
         raise AssertionError(f"no file for {option.name} of {command}")
 
+    def needed(self, command: str, option: Option, replaced: Any) -> list[str]:
+        """What an option needs beside it to have an effect."""
+        words = []
+        for need in several(option.marks["needs"]):
+            name, _, value = need.split(" or ")[0].partition(" ")
+            other = next(one for one in options(command) if name in (one.name, *one.names))
+            if name.startswith("--") and "" not in value.split("|")[1:] and name.strip("-") not in replaced:
+                flag = bare(other.annotation)[0] is bool
+                words += [name, *([] if flag else [value.split("|")[0]] if value else self.value(command, other))]
+        return words
+
     def line(self, command: str, **replaced: Any) -> list[str]:
         """The shortest whole command line; ``replaced`` gives values by the options' names without dashes."""
         words = [command]
@@ -86,6 +98,8 @@ class Material:
                 values = replaced.get(key) or self.value(command, option)
                 values = [values] if isinstance(values, (str, Path)) else values
                 words += [*([option.name] if option.name.startswith("-") else []), *map(str, values)]
+            if key in replaced:
+                words += self.needed(command, option, replaced)
         sized = any(option.name == "--imgsz" for option in options(command)) and command != "describe"
         if sized and "imgsz" not in replaced:
             words += ["--imgsz", str(SIZE)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from bad_files import kinds, make
-from command_lines import Material, every_option, invoke, is_path, refused
+from command_lines import Material, every_option, invoke, is_path, options, refused
+
+from repq.cli import COMMANDS
 
 INPUTS = [(name, option) for name, option in every_option() if is_path(option) and option.marks["writes"] is None]
 
@@ -17,6 +20,27 @@ def test_a_bad_file_is_refused(command: str, option, kind: str, material: Materi
     key = option.name.strip("-").replace("-", "_")
     bad = make(kind, material.path(command, option), folder)
     before = sorted(folder.iterdir())
-    refused(invoke(*material.line(command, **{key: [bad]})))
+    replaced = {key: [bad], **({"work": [folder / ".work"]} if command in ("run", "ablation") else {})}
+    refused(invoke(*material.line(command, **replaced)))
+    shutil.rmtree(folder / ".work", ignore_errors=True)  # the folder of a run stays
     assert sorted(folder.iterdir()) == before
+    assert not (material.folder / "out").exists()
+
+
+SIZED = [name for name in COMMANDS if any(one.name == "--imgsz" for one in options(name))]
+
+
+@pytest.mark.parametrize("size", ["33", "64x48", "1", "31x64"])
+@pytest.mark.parametrize("command", SIZED)
+def test_a_size_that_no_level_divides_is_refused(command: str, size: str, material: Material, folder: Path) -> None:
+    """`yolov6lite_s` has levels of 8 to 64 pixels."""
+    work = {"work": [folder / "work"]} if command in ("run", "ablation") else {}
+    message = refused(invoke(*material.line(command, imgsz=[size], **work)))
+    assert "cannot take images of" in message and "multiples of 64" in message
+    assert not (material.folder / "out").exists()
+
+
+def test_a_measure_that_is_not_taken_is_refused_first(material: Material, folder: Path) -> None:
+    message = refused(invoke(*material.line("sensitivity", measure=["ap.only_float"])))
+    assert "ap.only_float" in message
     assert not (material.folder / "out").exists()

@@ -11,7 +11,7 @@ from command_lines import Material, every_option, invoke, items_of, options, ref
 
 from repq.cli import COMMANDS
 from repq.cli.generated import bare, choices_of
-from repq.cli.relations import _several
+from repq.cli.relations import several
 from repq.recipe.base import Config, settings_in
 from repq.recipe.whole import recipe_class
 
@@ -108,12 +108,12 @@ def test_no_field_takes_what_is_not_finite(kind: str, name: str, info: Any, valu
 # --- options that would do nothing -----------------------------------------------------------------------------------
 
 CONDITIONS = [
-    (name, option, need) for name, option in every_option() for need in _several(option.marks["needs"])
+    (name, option, need) for name, option in every_option() for need in several(option.marks["needs"])
 ]  # fmt: skip
 EXCLUSIONS = [
     (name, option, entry)
     for name, option in every_option()
-    for entry in _several(option.marks["excludes"])
+    for entry in several(option.marks["excludes"])
     if entry.startswith("-")
 ]
 
@@ -166,9 +166,8 @@ def test_an_option_beside_what_it_excludes(command: str, option, other: str, mat
     if beside is None and name != "--json":
         pytest.skip("the command has not both")
     words = [name] if beside is None else [name, value] if value else given(material, command, beside)
-    needed = [word for need in _several(option.marks["needs"]) for word in need.split() if need.startswith("--")]
     replaced = {"engine": [value]} if name == "--engine" else {}
-    line = material.line(command, **replaced)
+    line, needed = material.line(command, **replaced), material.needed(command, option, replaced)
     message = refused(invoke(*line, *needed, *([] if replaced else words), *given(material, command, option)))
     assert "has no effect" in message
 

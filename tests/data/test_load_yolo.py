@@ -66,7 +66,7 @@ def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: str, reason: 
     assert dataset.problems.labels[0].startswith("images/val/a.jpg, line 2:")
 
 
-def test_rounded_labels_are_mended(tmp_path: Path) -> None:
+def test_rounded_labels_are_corrected(tmp_path: Path) -> None:
     dataset = load_dataset(write_yolo(tmp_path, {"a": "0 0.5 0.5 1.00001 1"}), "val")
     assert dataset[0].labels[0].tolist() == [0, 0.5, 0.5, 1, 1]
 

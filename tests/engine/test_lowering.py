@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from sample_graphs import LAYERS, calibrated_scales, detector
 
-from repq.engine import onnxruntime_lowering, openvino_lowering
 from repq.engine.onnxruntime import open_session
 from repq.engine.source import name_layers
+from repq.graph import lowering_onnxruntime, lowering_openvino
 
 IMAGES = np.random.default_rng(1).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
 
@@ -41,13 +41,13 @@ def test_openvino_form_is_equal_bit_by_bit(layers, clipped):
         for tensor, (scale, _) in calibrated_scales(detector(), IMAGES, asymmetric=False).items()
     }
     model = detector(tuple(layers), scales=scales)
-    lowered = openvino_lowering.lower(model)
+    lowered = lowering_openvino.lower(model)
     onnx.checker.check_model(lowered, full_check=True)
     np.testing.assert_array_equal(plain_run(lowered), plain_run(model))
 
 
 def test_openvino_form_has_no_zero_point_after_relu():
-    lowered = openvino_lowering.lower(quantized(("body.0.conv", "body.1.conv", "neck.dw")))
+    lowered = lowering_openvino.lower(quantized(("body.0.conv", "body.1.conv", "neck.dw")))
     kinds = [node.op_type for node in lowered.graph.node]
     assert kinds.count("Clip") == 3
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in lowered.graph.initializer}
@@ -55,13 +55,13 @@ def test_openvino_form_has_no_zero_point_after_relu():
     assert all(point.dtype == np.uint8 and point == 0 for point in zero_points)
 
 
-@pytest.mark.parametrize("lower", [openvino_lowering.lower, onnxruntime_lowering.lower])
+@pytest.mark.parametrize("lower", [lowering_openvino.lower, lowering_onnxruntime.lower])
 def test_float_graph_stays_as_it_is(lower):
     model = detector()
     assert lower(model) == model
 
 
-@pytest.mark.parametrize("lower", [openvino_lowering.lower, onnxruntime_lowering.lower])
+@pytest.mark.parametrize("lower", [lowering_openvino.lower, lowering_onnxruntime.lower])
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_lowering_twice_is_lowering_once(lower, asymmetric):
     once = lower(quantized(asymmetric=asymmetric))
@@ -77,7 +77,7 @@ def _parts(messages) -> list[bytes]:
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_onnxruntime_form_differs_by_rounding_only(asymmetric):
     model = quantized(asymmetric=asymmetric)
-    lowered = onnxruntime_lowering.lower(model)
+    lowered = lowering_onnxruntime.lower(model)
     onnx.checker.check_model(lowered, full_check=True)
     wanted, found = plain_run(model), engine_run(lowered)
     # An integer bias moves few values by one step: rarely, and by little.
@@ -88,11 +88,11 @@ def test_onnxruntime_form_differs_by_rounding_only(asymmetric):
 def test_onnxruntime_form_convolves_twice_for_two_scales_rather_than_in_float():
     model = quantized(("body.0.conv", "body.1.conv", "neck.lateral.conv"), asymmetric=True)
     counts: dict[str, int] = {}
-    for node in onnxruntime_lowering.lower(model).graph.node:
+    for node in lowering_onnxruntime.lower(model).graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     # body.0 is read by body.1 with one scale and, through the Concat, by neck.lateral with another
     assert counts["QLinearConv"] == 2
-    assert {node.name for node in onnxruntime_lowering.lower(model).graph.node if node.op_type == "QLinearConv"} == {
+    assert {node.name for node in lowering_onnxruntime.lower(model).graph.node if node.op_type == "QLinearConv"} == {
         "body.0.conv",
         "body.0.conv/2",
     }
@@ -101,7 +101,7 @@ def test_onnxruntime_form_convolves_twice_for_two_scales_rather_than_in_float():
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_the_engine_computes_the_onnxruntime_form_exactly(asymmetric):
     """Integer sums do not saturate, and the weights of layers that stay float stay float."""
-    lowered = onnxruntime_lowering.lower(quantized(asymmetric=asymmetric))
+    lowered = lowering_onnxruntime.lower(quantized(asymmetric=asymmetric))
     wanted = ReferenceEvaluator(lowered).run(None, {"images": IMAGES})[0]
     np.testing.assert_allclose(engine_run(lowered), wanted, rtol=0, atol=1e-6)
 
@@ -115,7 +115,7 @@ def test_onnxruntime_form_runs_on_every_cpu(layers, factors):
     scales = calibrated_scales(detector(), IMAGES, asymmetric=True)
     scaled = {t: (scale * factors[i % 8], point) for i, (t, (scale, point)) in enumerate(scales.items())}
     model = detector(tuple(layers), asymmetric=True, scales=scaled)
-    lowered = onnxruntime_lowering.lower(model)
+    lowered = lowering_onnxruntime.lower(model)
     used = [
         name
         for node in lowered.graph.node
@@ -133,7 +133,7 @@ def test_onnxruntime_form_stands_a_bias_that_32_bits_do_not_hold():
             scale = onnx.numpy_helper.to_array(tensor).copy()
             scale[3] = 1e-12  # a dead channel
             tensor.CopyFrom(onnx.numpy_helper.from_array(scale, tensor.name))
-    lowered = onnxruntime_lowering.lower(model)
+    lowered = lowering_onnxruntime.lower(model)
     assert "QLinearConv" in {node.op_type for node in lowered.graph.node}
     assert np.abs(plain_run(model) - engine_run(lowered)).max() < 0.02
 

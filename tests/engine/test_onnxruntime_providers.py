@@ -11,7 +11,7 @@ import pytest
 from sample_graphs import LAYERS, detector
 
 from repq.engine import build
-from repq.engine.onnxruntime_providers import NAMES, nodes_by_provider
+from repq.engine.onnxruntime import NAMES, nodes_by_provider
 from repq.errors import EngineError
 from repq.machine import cuda
 from repq.recipe import BuildConfig, Provider

@@ -44,7 +44,7 @@ def test_the_manifest_says_what_it_was_built_with(tmp_path: Path) -> None:
     manifest = load(tmp_path / "engine").manifest
     assert manifest == engine.manifest
     assert manifest.settings.tensorrt == TensorRtConfig(batches=(1, 4, 8), tf32=False)
-    assert manifest.version == engine_module.runtime_version()
+    assert manifest.version == engine_module.TensorRt().version()
     assert (manifest.gpu is None) == NO_GPU
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Command
 from torch import nn
 
 from repq.cli import main
@@ -76,7 +75,7 @@ def command(tiny: Path, name: str, *options: object) -> tuple[object, ...]:
     return (name, tiny / "weights.safetensors", *common, *options)
 
 
-def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Command) -> None:
+def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) -> None:
     assert "--shift" in CliRunner().invoke(main, ["ptq", "--help"]).output
     out = ("-o", tmp_path / "model.safetensors")
     found = repq(*command(tiny, "ptq", "--shift", 0.5, "--equalize", *out))
@@ -89,11 +88,10 @@ def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Command) -> None:
     assert "--auto has no effect beside --shift" in repq(*auto, exit=2)["error"]
 
 
-def test_auto_and_diagnose_try_it(tiny: Path, tmp_path: Path, repq: Command) -> None:
-    weights, data = tiny / "weights.safetensors", ("--data", tiny / "set/data.yaml", "--imgsz", 64)
-    found = repq(
-        "ptq", weights, *data, "--images", 4, "--scheme", "asymmetric", "--auto", "-o", tmp_path / "model.safetensors"
-    )
+def test_auto_and_diagnose_try_it(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) -> None:
+    weights, data = tiny / "weights.safetensors", ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 4)
+    few = ("--scheme", "asymmetric", "--keep-float", "neck.*", "--keep-float", "backbone.ERBlock_[345]*")
+    found = repq("ptq", weights, *data, *few, "--auto", "-o", tmp_path / "model.safetensors")
     trials = [trial["name"] for trial in found["trials"]]
     assert trials[-2:] == ["+ shift=0.25", "+ shift=0.5"]
     assert {value for value, *_ in Shift.acted} == {0.25, 0.5}

@@ -8,7 +8,7 @@ from small_graphs import two_convs
 
 from repq.errors import GraphError
 from repq.graph import GraphMetadata, load_onnx, read_metadata, save_onnx, write_metadata
-from repq.graph.index import sort_nodes
+from repq.graph.surgeon import export_graph, import_graph
 from repq.layers import LayerId
 
 
@@ -100,11 +100,27 @@ def test_damaged_metadata_is_refused(key: str, value: str | None) -> None:
 def test_sorting_is_stable_and_finds_cycles() -> None:
     model, _ = two_convs()
     names = [node.name for node in model.graph.node]
-    sort_nodes(model.graph)
+    model = export_graph(import_graph(model))
     assert [node.name for node in model.graph.node] == names
     model.graph.node.insert(0, model.graph.node.pop())
-    sort_nodes(model.graph)
+    model = export_graph(import_graph(model))
     assert [node.name for node in model.graph.node] == names
     model.graph.node[0].input[0] = "y"
     with pytest.raises(GraphError, match="cycle"):
-        sort_nodes(model.graph)
+        export_graph(import_graph(model))
+
+
+def test_editing_keeps_what_stands_around_the_graph() -> None:
+    model, _ = two_convs()
+    write_metadata(model, GraphMetadata("0.1.0", "{}", 2, None, (320, 640)))
+    model.metadata_props.add(key="other", value="tool")
+    model.opset_import.add(domain="com.microsoft", version=1)
+    model.producer_name, model.producer_version, model.model_version = "a", "b", 7
+    model.domain, model.doc_string, model.ir_version = "c", "d", 10
+    again = export_graph(import_graph(model))
+    for message in (model, again):
+        message.ClearField("graph")
+    assert sorted(map(str, again.metadata_props)) == sorted(map(str, model.metadata_props))
+    for message in (model, again):
+        message.ClearField("metadata_props")
+    assert again == model

@@ -15,8 +15,7 @@ from small_graphs import graph, kinds, normal, run
 from repq.data import letterbox, letterbox_transform, read_image
 from repq.errors import GraphError
 from repq.graph import letterbox_input, uint8_input
-from repq.graph.letterbox_input import placement
-from repq.graph.letterbox_matrices import Rooms
+from repq.graph.letterbox import Rooms, placement
 from repq.recipe import LetterboxConfig
 
 INPUT = (96, 128)

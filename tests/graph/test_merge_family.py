@@ -22,10 +22,10 @@ from repq.graph import (
     scale_groups,
     to_fp16,
 )
-from repq.graph.index import GraphIndex
-from repq.graph.int8_flow import arriving_parameters, parameters_of
-from repq.graph.layer_nodes import layer_nodes
-from repq.graph.merge_scales import unequal_groups
+from repq.graph.integers import arriving_parameters, parameters_of
+from repq.graph.layer_join import layers_of
+from repq.graph.scale_merging import unequal_groups
+from repq.graph.surgeon import array, import_graph, producer
 
 everyone = pytest.mark.parametrize("label", FAMILY)
 
@@ -47,9 +47,10 @@ def merged(label: str) -> ModelProto:
 @everyone
 def test_after_merging_no_group_has_two_scales(label: str) -> None:
     model = merged(label)
-    assert not unequal_groups(model)
-    index = GraphIndex.of(model.graph)
-    sides = {group: {arriving_parameters(tensor, index) for tensor in group} for group in scale_groups(model)}
+    graph = import_graph(model)
+    assert not unequal_groups(graph)
+    tensors = graph.tensors()
+    sides = {group: {arriving_parameters(tensors[name]) for name in group} for group in scale_groups(model)}
     assert all(len(found - {None}) <= 1 for found in sides.values())
 
 
@@ -104,11 +105,10 @@ def test_the_merged_graph_runs_and_stays_near(label: str) -> None:
 
 @everyone
 def test_layers_of_one_group_read_one_scale(label: str) -> None:
-    model, groups = merged(label), layer_groups(float_graph(label))
-    index, nodes = GraphIndex.of(model.graph), layer_nodes(model)
+    nodes, groups = layers_of(import_graph(merged(label))), layer_groups(float_graph(label))
     assert groups
     for group in groups:
-        assert len({arriving_parameters(nodes[layer].input[0], index) for layer in group}) == 1
+        assert len({arriving_parameters(nodes[layer].inputs[0]) for layer in group}) == 1
 
 
 @everyone
@@ -127,11 +127,10 @@ def test_lint_warns_before_and_passes_after(label: str) -> None:
 @everyone
 def test_int8_with_fp16_has_no_float32_but_the_decoding(label: str) -> None:
     model, report = to_fp16(merged(label))
-    index = GraphIndex.of(model.graph)
-    for node in layer_nodes(model).values():
-        for name in node.input[1:]:
-            producer = index.producers.get(name)
-            value = index.array(producer.input[1] if producer is not None else name)
+    for node in layers_of(import_graph(model)).values():
+        for slot, tensor in enumerate(node.inputs[1:], 1):
+            source = producer(tensor)
+            value = array(node, slot) if source is None else array(source, 1)
             assert value is not None and value.dtype == np.float16
     assert lint(model).at_least("warning") == ()
     assert len(report.fp32_nodes) < 15
@@ -157,7 +156,7 @@ def test_pure_fp16_computes_what_float32_computes(label: str) -> None:
 def test_asymmetric_scales_cover_the_union_of_the_ranges(label: str) -> None:
     before = quantized_graph(label, "asymmetric")
     after, report = merge_scales(before)
-    assert not unequal_groups(after)
+    assert not unequal_groups(import_graph(after))
     assert report.groups
     ranges = {p.range for model in (before,) for p in activation_parameters(model)}
     for parameters in activation_parameters(after):
@@ -168,8 +167,7 @@ def test_asymmetric_scales_cover_the_union_of_the_ranges(label: str) -> None:
 
 
 def activation_parameters(model: ModelProto) -> list:
-    index = GraphIndex.of(model.graph)
-    return [parameters_of(node, index) for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return [parameters_of(node) for node in import_graph(model).nodes if node.op == "QuantizeLinear"]
 
 
 @pytest.mark.parametrize(("label", "last"), [("m (CSP)", "conv2"), ("s_mbla", "conv3")])

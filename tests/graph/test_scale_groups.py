@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_graphs import graph, normal
 
 from repq.graph import layer_groups, scale_groups
-from repq.graph.int8_flow import Parameters
-from repq.graph.scale_groups import UnionFind
+from repq.graph.grouping import UnionFind
+from repq.graph.integers import Parameters
 from repq.layers import LayerId
 
 CONSTANTS = {

@@ -13,7 +13,7 @@ from small_graphs import graph, initializers, int8, kinds, normal, run, table, t
 
 from repq.errors import GraphError
 from repq.graph import bgr_input, insert_qdq, to_fp16, uint8_input
-from repq.graph.uint8_input import byte_scale
+from repq.graph.first_layers import byte_scale
 
 HALF_ULP = 2.0**-24  # of float32, relative
 

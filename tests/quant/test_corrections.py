@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from repq.errors import QuantizationError
 from repq.export import export_float
 from repq.graph import lint, propagate_qdq
-from repq.graph.insert_qdq import insert_qdq
+from repq.graph.insertion import insert_qdq
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.quant import (

@@ -9,7 +9,8 @@ import pytest
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-from repq.quant.sensitivity import Entry, Journal, shard, sweep
+from repq.quant.sensitivity import Entry, Journal
+from repq.quant.sensitivity.sweep import shard, sweep
 
 LAYERS = tuple(LayerId(f"layer{i}") for i in range(11))
 

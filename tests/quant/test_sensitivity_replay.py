@@ -10,12 +10,8 @@ from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.model import Detector, build, layer_ids
 from repq.quant import quantize, quantized_layers, quantizing
-from repq.quant.sensitivity import (
-    UNCHANGED,
-    changed_outputs,
-    end_to_end_similarity,
-    local_errors,
-)
+from repq.quant.sensitivity.layer_errors import end_to_end_similarity, local_errors
+from repq.quant.sensitivity.sweep import UNCHANGED, changed_outputs
 from repq.quant.similarity import ErrorSums, similarity
 from repq.quant.tape import record
 from repq.recipe import CalibrationConfig, PtqConfig

@@ -12,18 +12,8 @@ import pytest
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-from repq.quant.sensitivity import (
-    Assess,
-    Assessment,
-    Order,
-    candidate_orders,
-    harm,
-    rank_correlations,
-    ranking,
-    search,
-    spearman,
-    top_plan,
-)
+from repq.quant.sensitivity.ranking import Order, candidate_orders, harm, rank_correlations, ranking, spearman, top_plan
+from repq.quant.sensitivity.search import Assess, Assessment, search
 from repq.results import LayerSensitivity, Sensitivity, Similarity
 
 

@@ -17,7 +17,6 @@ from repq.layers import LayerId
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.calibration.observation import Images
-from repq.quant.sensitivity.guards import demand_finite, demand_images
 from repq.quant.sensitivity.sweep import UNCHANGED, Change, as_inputs, changed_outputs
 from repq.quant.similarity import ErrorSums, OutputErrors, Outputs
 from repq.quant.state import quantized_layers, quantizing
@@ -55,7 +54,7 @@ def local_errors(
             (inputs,) = as_inputs([batch], model)
             model(inputs)
             images += len(inputs)
-    demand_images(images)
+    _demand_images(images)
     return sums
 
 
@@ -64,7 +63,7 @@ def _comparing(layer: LayerId, sums: ErrorSums) -> Callable[[nn.Module, tuple[Te
         with quantizing(module, (LayerId(""),)):  # within itself the layer's path is empty
             quantized = module.forward(*inputs)
         sums.add(output, quantized)
-        demand_finite(layer, sums)
+        _demand_finite_layer(layer, sums)
 
     return hook
 
@@ -94,7 +93,7 @@ def end_to_end_similarity(
                 continue
             errors[item].add(original, outputs)
             _demand_finite(item, errors[item], original)
-    demand_images(images)
+    _demand_images(images)
     return {layer: sums.similarities() for layer, sums in errors.items()}
 
 
@@ -140,3 +139,19 @@ def ap_with_changes(
             found[item].extend(boxes_in_images(detections, batch, dataset.names, config, model.spec.layout))
     images = tuple(record.name for record in dataset.records)
     return {item: matcher.match(Detections(images, tuple(boxes))).ap() for item, boxes in found.items()}
+
+
+def _demand_images(count: int) -> None:
+    if not count:
+        raise QuantizationError(
+            "there is nothing to measure the layers on", found="no images", fix="give at least one image"
+        )
+
+
+def _demand_finite_layer(layer: LayerId, sums: ErrorSums) -> None:
+    if not sums.finite:
+        raise QuantizationError(
+            f"the output of {layer} is not finite",
+            found="NaN or infinite values",
+            fix="look for the layer that makes them in the float model; start from another checkpoint",
+        )

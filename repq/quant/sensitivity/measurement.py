@@ -14,7 +14,6 @@ from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.sensitivity.guards import silent_layers
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.ranking import rank_correlations
@@ -171,7 +170,11 @@ def collect(job: Measurement, journal: Journal, notes: Sequence[str] = ()) -> Se
         settings=job.settings,
         notes=(
             *notes,
-            *silent_layers({layer: e.values["signal"] for (kind, layer), e in entries.items() if kind == _LOCAL}),
+            *(
+                f"{layer}: its output was zero on all images; its figures mean nothing"
+                for (kind, layer), entry in entries.items()
+                if kind == _LOCAL and entry.values["signal"] == 0
+            ),
         ),
     )
 

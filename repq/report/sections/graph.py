@@ -33,7 +33,7 @@ def _blocks(summary: ReportSummary) -> list[Block]:
         "engine really runs."
     )
     blocks: list[Block] = [Text(lead), _counts_table(graph, ptq)]
-    if facts := [*_sharing_facts(ptq), *_precision_facts(graph)]:
+    if facts := [*_sharing_facts(ptq), *_precision_facts(graph), *_pass_facts(graph)]:
         blocks.append(Facts(facts))
     if graph.findings:
         title = f"Lint: {plural(len(graph.findings), 'finding')}"
@@ -80,6 +80,11 @@ def _sharing_facts(ptq: PtqReport | None) -> list[tuple[str, str]]:
     ]
 
 
+def _pass_facts(graph: ExportReport) -> list[tuple[str, str]]:
+    changed = ", ".join(entry.title for entry in graph.passes if entry.changed)
+    return [("Graph passes", changed)] if changed else []
+
+
 def _precision_facts(graph: ExportReport) -> list[tuple[str, str]]:
     if not graph.precision.endswith("float16"):
         return []
@@ -103,6 +108,9 @@ def export_blocks(report: ExportReport) -> list[Block]:
         lines.append(f"FP32, since FP16 overflows there: {', '.join(report.fp32_nodes)}")
     if report.raised_scales:
         lines.append(f"scales raised to the least of FP16: {', '.join(report.raised_scales)}")
+    if changed := [entry.title for entry in report.passes if entry.changed]:
+        lines.append(f"graph passes: {', '.join(changed)}")
+    lines += [f"{entry.title}: {reason}" for entry in report.passes for reason in entry.reasons]
     counts = Counter(finding.severity for finding in report.findings)
     lines.append(f"lint: {', '.join(f'{counts[name]} {name}' for name in ('error', 'warning', 'info'))}")
     return [Text("\n".join(lines))]

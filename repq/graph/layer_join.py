@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto
 
 from repq.errors import GraphError
-from repq.graph.index import GraphIndex
+from repq.graph.surgeon import import_graph, is_constant, producer, title
 from repq.layers import LayerId
 
 LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
@@ -22,28 +23,32 @@ _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 
 
 def layer_nodes(model: ModelProto, layers: Iterable[LayerId] | None = None) -> dict[LayerId, NodeProto]:
+    """``layers_of`` a model. The nodes belong to ``model``: what changes them changes the model."""
+    nodes = {node.output[0]: node for node in model.graph.node}
+    return {layer: nodes[node.outputs[0].name] for layer, node in layers_of(import_graph(model), layers).items()}
+
+
+def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[LayerId, gs.Node]:
     """Return the Conv or ConvTranspose node of every layer, in graph order.
 
-    The nodes belong to ``model``: what changes them changes the model.
-
     Args:
-        model: a float or Q/DQ graph.
+        graph: a float or Q/DQ graph.
         layers: the ids that the graph must hold, neither more nor fewer; None accepts any.
 
     Raises:
         GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two convolutions share one
             weight, or the graph's ids differ from ``layers`` (both differences are named).
     """
-    index = GraphIndex.of(model.graph)
-    found: dict[LayerId, list[NodeProto]] = defaultdict(list)
+    found: dict[LayerId, list[gs.Node]] = defaultdict(list)
     nameless: list[str] = []
-    for node in model.graph.node:
-        if node.op_type in LAYER_OPS:
-            weight = weight_initializer(index, node)
-            if weight is None or not weight.endswith(_SUFFIX):
-                nameless.append(f"{node.name or node.output[0]} ({weight or 'computed weight'})")
+    for node in graph.nodes:
+        if node.op in LAYER_OPS:
+            layer = layer_id(node)
+            if layer is None:
+                weight = stored_weight(node)
+                nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
             else:
-                found[LayerId(weight.removesuffix(_SUFFIX))].append(node)
+                found[layer].append(node)
     if nameless:
         raise GraphError(
             "some convolutions cannot be joined to a layer",
@@ -63,12 +68,22 @@ def layer_nodes(model: ModelProto, layers: Iterable[LayerId] | None = None) -> d
     return joined
 
 
-def weight_initializer(index: GraphIndex, node: NodeProto) -> str | None:
-    """The initializer that a convolution's weight comes from, through Quantize and Dequantize; None: there is none."""
-    name = node.input[1] if len(node.input) > 1 else ""
-    while name in index.producers and index.producers[name].op_type in _WEIGHT_STEPS:
-        name = index.producers[name].input[0]
-    return name if name in index.initializers else None
+def layer_id(node: gs.Node) -> LayerId | None:
+    """The layer that a convolution computes; None: its weight has no name of that form."""
+    weight = stored_weight(node)
+    if weight is None or not weight.name.endswith(_SUFFIX):
+        return None
+    return LayerId(weight.name.removesuffix(_SUFFIX))
+
+
+def stored_weight(node: gs.Node) -> gs.Constant | None:
+    """The initializer that a layer's weight comes from, through Quantize and Dequantize; None: there is none."""
+    tensor = node.inputs[1] if len(node.inputs) > 1 else None
+    while tensor is not None and (source := producer(tensor)) is not None:
+        if source.op not in _WEIGHT_STEPS:
+            return None
+        tensor = source.inputs[0]
+    return tensor if tensor is not None and is_constant(tensor) else None
 
 
 def _assert_same(expected: set[LayerId], found: set[LayerId]) -> None:

@@ -21,15 +21,13 @@ NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
 
 from __future__ import annotations
 
-from dataclasses import replace as with_changes
-
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.building import Adder
-from repq.graph.index import remove_unused, replace, sort_nodes
-from repq.graph.metadata import read_metadata, write_metadata
+from repq.graph.metadata import parse_metadata, update_metadata
+from repq.graph.surgeon import Adder, export_graph, import_graph
 from repq.layout import OutputLayout
 from repq.recipe import NmsConfig
 
@@ -37,20 +35,25 @@ BOXES = "boxes"
 
 
 def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
-    """Return a copy of ``model`` that ends with ``boxes`` (B, K, 6) instead of detections.
+    """Return ``model`` so that it ends with ``boxes`` (B, K, 6) instead of detections.
 
     What their columns mean is in the metadata; without any, they have the layout of most detectors.
 
     Raises:
         GraphError: the output has another shape, or the graph suppresses already.
     """
-    metadata = read_metadata(model)
+    graph = import_graph(model)
+    suppress(graph, config)
+    return export_graph(graph)
+
+
+def suppress(graph: gs.Graph, config: NmsConfig) -> None:
+    """``nms_output`` in place."""
+    metadata = parse_metadata(graph.properties)
     layout = OutputLayout() if metadata is None else metadata.layout
-    batch, count, classes = _detections(model, layout)
-    result = ModelProto()
-    result.CopyFrom(model)
-    add = Adder(result, "nms")
-    corners, size, scores = _corners_sizes_scores(add, result.graph.output[0].name, layout, classes)
+    batch, count, classes = _detections(graph, layout)
+    add = Adder(graph, "nms")
+    corners, size, scores = _corners_sizes_scores(add, graph.outputs[0], layout, classes)
     axis = add.ints(2)
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
@@ -63,7 +66,7 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
     none = add.node("ConstantOfShape", add.node("Shape", scores))
     survivors = add.node("ScatterND", none, places, add.node("GatherND", scores, places))
     best = min(config.max_detections, count * classes)
-    score, rank = _best(add, result, survivors, best, count * classes)
+    score, rank = _best(graph, add, survivors, best, count * classes)
     box, class_id = add.node("Div", rank, add.int(classes)), add.node("Mod", rank, add.int(classes))
     corner = add.node("GatherND", corners, add.node("Unsqueeze", box, axis), batch_dims=1)
     found = add.node("Cast", add.node("Greater", score, add.float(0)), to=TensorProto.FLOAT)
@@ -71,21 +74,20 @@ def nms_output(model: ModelProto, config: NmsConfig) -> ModelProto:
         corner,
         *(add.node("Unsqueeze", part, axis) for part in (score, add.node("Cast", class_id, to=TensorProto.FLOAT))),
     ]
-    add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=BOXES)
-    replace(result.graph.output, [helper.make_tensor_value_info(BOXES, TensorProto.FLOAT, [batch, best, 6])])
-    remove_unused(result.graph)
-    sort_nodes(result.graph)
-    if metadata is not None:
-        write_metadata(result, with_changes(metadata, nms=config))
-    return result
+    boxes = gs.Variable(BOXES, np.dtype(np.float32), [batch, best, 6])
+    add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=boxes)
+    graph.outputs = [boxes]
+    update_metadata(graph, lambda _: {"nms": config})
 
 
-def _corners_sizes_scores(add: Adder, detections: str, layout: OutputLayout, classes: int) -> tuple[str, str, str]:
+def _corners_sizes_scores(
+    add: Adder, detections: gs.Tensor, layout: OutputLayout, classes: int
+) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
     """(B, N, 4) corners, (B, N, 2) sizes and (B, N, C) scores of detections."""
     axis = add.ints(2)
     rows = add.node("Transpose", detections, perm=[0, 2, 1]) if layout.columns_first else detections
 
-    def columns(first: int, count: int) -> str:
+    def columns(first: int, count: int) -> gs.Tensor:
         return add.node("Slice", rows, add.ints(first), add.ints(first + count), axis)
 
     scores = columns(layout.scores, classes)
@@ -99,42 +101,39 @@ def _corners_sizes_scores(add: Adder, detections: str, layout: OutputLayout, cla
     return add.node("Concat", add.node("Sub", centre, half), add.node("Add", centre, half), axis=2), size, scores
 
 
-def _best_class_only(add: Adder, scores: str, classes: int) -> str:
+def _best_class_only(add: Adder, scores: gs.Tensor, classes: int) -> gs.Tensor:
     """Zero all scores of a box but the best; of equal ones the first stays."""
     best = add.node("ArgMax", scores, axis=2, keepdims=1)
     chosen = add.node("Equal", best, add.constant(np.arange(classes, dtype=np.int64)))
     return add.node("Mul", scores, add.node("Cast", chosen, to=TensorProto.FLOAT))
 
 
-def _has_area(add: Adder, size: str) -> str:
+def _has_area(add: Adder, size: gs.Tensor) -> gs.Tensor:
     """(B, N, 1): 1 for a box whose width and height are positive, else 0."""
     least = add.node("ReduceMin", size, add.ints(2), keepdims=1)
     return add.node("Cast", add.node("Greater", least, add.float(0)), to=TensorProto.FLOAT)
 
 
-def _best(add: Adder, model: ModelProto, survivors: str, best: int, length: int) -> tuple[str, str]:
+def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: int) -> tuple[gs.Tensor, gs.Tensor]:
     flat = add.node("Reshape", survivors, add.ints(-1, length))
-    score, rank = "nms/score", "nms/rank"
-    model.graph.node.append(helper.make_node("TopK", [flat, add.ints(best)], [score, rank], "nms/TopK", axis=1))
+    score, rank = gs.Variable("nms/score"), gs.Variable("nms/rank")
+    graph.nodes.append(gs.Node("TopK", "nms/TopK", {"axis": 1}, [flat, add.ints(best)], [score, rank]))
     return score, rank
 
 
-def _detections(model: ModelProto, layout: OutputLayout) -> tuple[int | str, int, int]:
+def _detections(graph: gs.Graph, layout: OutputLayout) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of the only output."""
-    if any(node.op_type == "NonMaxSuppression" for node in model.graph.node):
+    if any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
-    outputs = [
-        (output.name, [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in shape.dim])
-        for output in model.graph.output
-        if (shape := output.type.tensor_type.shape) is not None
-    ]
-    if len(outputs) == 1 and len(outputs[0][1]) == 3:
-        batch, *sizes = outputs[0][1]
+    shapes = [list(tensor.shape or ()) for tensor in graph.outputs]
+    if len(shapes) == 1 and len(shapes[0]) == 3:
+        batch, *sizes = shapes[0]
         width, count = sizes if layout.columns_first else reversed(sizes)
         if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
             return batch or "batch", count, width - layout.columns_beside_scores
+    outputs = zip(graph.outputs, shapes, strict=True)
     raise GraphError(
         "the graph does not end with detections",
-        found=", ".join(f"{name} {tuple(shape)}" for name, shape in outputs) or "no output",
+        found=", ".join(f"{tensor.name} {tuple(shape)}" for tensor, shape in outputs) or "no output",
         fix="suppression needs one output of shape (batch, boxes, 5 + classes), boxes and classes fixed",
     )

@@ -29,12 +29,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
-from repq.graph.copying import copies_values, value_slots
-from repq.graph.index import GraphIndex
-from repq.graph.int8_flow import has_int8_weight
-from repq.graph.layer_nodes import LAYER_OPS, layer_nodes
+from repq.graph.integers import copies_values, has_int8_weight, quantized_value, values_of
+from repq.graph.layer_join import LAYER_OPS, layers_of
+from repq.graph.surgeon import import_graph, is_constant, producer
 from repq.layers import LayerId
 
 ScaleGroup = tuple[str, ...]
@@ -63,13 +63,13 @@ class UnionFind:
             self._parent[self.find(other)] = self.find(first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResidualAdd:
     """``Add`` of two computed tensors: each operand, and the node and slot that read it (through a scalar ``Mul``)."""
 
-    node: NodeProto
-    operands: tuple[str, str]
-    readers: tuple[tuple[NodeProto, int], tuple[NodeProto, int]]
+    node: gs.Node
+    operands: tuple[gs.Tensor, gs.Tensor]
+    readers: tuple[tuple[gs.Node, int], tuple[gs.Node, int]]
 
 
 def scale_groups(
@@ -88,11 +88,12 @@ def scale_groups(
     Raises:
         GraphError: ``int8_layers`` is given and a layer's weight is no initializer ``<LayerId>.weight``.
     """
-    index = GraphIndex.of(model.graph)
-    sets = joined_tensors(model, index, int8_layers, residual_adds=residual_adds)
+    graph = import_graph(model)
+    outputs = [tensor for node in graph.nodes for tensor in node.outputs if quantized_value(tensor) is tensor]
+    sets = joined_tensors(graph, int8_layers, residual_adds=residual_adds)
     members: dict[str, list[str]] = defaultdict(list)
-    for tensor in _values(model, index):
-        members[sets.find(tensor)].append(tensor)
+    for tensor in (*graph.inputs, *outputs):
+        members[sets.find(tensor.name)].append(tensor.name)
     return tuple(tuple(group) for group in members.values() if len(group) > 1)
 
 
@@ -103,81 +104,65 @@ def layer_groups(
 
     Arguments and errors are those of ``scale_groups``. Layers that are not in ``int8_layers`` are left out.
     """
-    index = GraphIndex.of(model.graph)
-    sets = joined_tensors(model, index, int8_layers, residual_adds=residual_adds)
+    graph = import_graph(model)
+    sets = joined_tensors(graph, int8_layers, residual_adds=residual_adds)
     members: dict[str, list[LayerId]] = defaultdict(list)
-    for layer, node in layer_nodes(model).items():
+    for layer, node in layers_of(graph).items():
         if int8_layers is None or layer in int8_layers:
-            members[sets.find(quantized_value(node.input[0], index))].append(layer)
+            members[sets.find(quantized_value(node.inputs[0]).name)].append(layer)
     return tuple(tuple(group) for group in members.values() if len(group) > 1)
 
 
-def residual_sums(model: ModelProto, index: GraphIndex) -> list[ResidualAdd]:
+def residual_sums(graph: gs.Graph) -> list[ResidualAdd]:
     """Every Add of two computed tensors, in graph order; operands are looked up through Q/DQ and a scalar factor."""
     found = []
-    for node in model.graph.node:
-        if node.op_type == "Add":
-            (a, reader_a), (b, reader_b) = (_operand(node, slot, index) for slot in (0, 1))
-            if a not in index.initializers and b not in index.initializers and a != b:
+    for node in graph.nodes:
+        if node.op == "Add":
+            (a, reader_a), (b, reader_b) = (_operand(node, slot) for slot in (0, 1))
+            if not is_constant(a) and not is_constant(b) and a is not b:
                 found.append(ResidualAdd(node, (a, b), (reader_a, reader_b)))
     return found
 
 
-def quantized_value(tensor: str, index: GraphIndex) -> str:
-    """The tensor that ``tensor`` is a quantized or dequantized form of; ``tensor`` itself if it is neither."""
-    while tensor in index.producers and index.producers[tensor].op_type in ("QuantizeLinear", "DequantizeLinear"):
-        tensor = index.producers[tensor].input[0]
-    return tensor
-
-
 def joined_tensors(
-    model: ModelProto,
-    index: GraphIndex,
-    int8_layers: Collection[LayerId] | None = None,
-    *,
-    residual_adds: bool = True,
+    graph: gs.Graph, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
 ) -> UnionFind:
     """The groups of ``scale_groups`` as disjoint sets of tensor names."""
     sets = UnionFind()
-    wanted = _read_as_int8(model, index, int8_layers)
-    movers = [node for node in reversed(model.graph.node) if copies_values(node, index)]
-    adds = residual_sums(model, index) if residual_adds else []
+    wanted = _read_as_int8(graph, int8_layers)
+    movers = [node for node in reversed(graph.nodes) if copies_values(node)]
+    adds = residual_sums(graph) if residual_adds else []
     known = 0
     while len(wanted) > known:
         known = len(wanted)
         for node in movers:
-            if wanted.intersection(node.output):
-                inputs = [quantized_value(node.input[slot], index) for slot in value_slots(node)]
+            outputs = [tensor.name for tensor in node.outputs]
+            if wanted.intersection(outputs):
+                inputs = [quantized_value(tensor).name for tensor in values_of(node)]
                 wanted.update(inputs)
-                sets.join([*inputs, *node.output])
+                sets.join([*inputs, *outputs])
         for add in adds:
-            if wanted.intersection(add.operands):
-                wanted.update(add.operands)
-                sets.join(add.operands)
+            operands = [tensor.name for tensor in add.operands]
+            if wanted.intersection(operands):
+                wanted.update(operands)
+                sets.join(operands)
     return sets
 
 
-def _read_as_int8(model: ModelProto, index: GraphIndex, int8_layers: Collection[LayerId] | None) -> set[str]:
+def _read_as_int8(graph: gs.Graph, int8_layers: Collection[LayerId] | None) -> set[str]:
     """What a QuantizeLinear or an INT8 layer reads; in a float graph the layers to be quantized are ``int8_layers``."""
-    readers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" or has_int8_weight(node, index)]
+    readers = [node for node in graph.nodes if node.op == "QuantizeLinear" or has_int8_weight(node)]
     if int8_layers is not None:
-        readers += [node for layer, node in layer_nodes(model).items() if layer in int8_layers]
+        readers += [node for layer, node in layers_of(graph).items() if layer in int8_layers]
     elif not readers:
-        readers = [node for node in model.graph.node if node.op_type in LAYER_OPS]
-    return {quantized_value(node.input[0], index) for node in readers}
+        readers = [node for node in graph.nodes if node.op in LAYER_OPS]
+    return {quantized_value(node.inputs[0]).name for node in readers}
 
 
-def _values(model: ModelProto, index: GraphIndex) -> list[str]:
-    inputs = [entry.name for entry in model.graph.input if entry.name not in index.initializers]
-    outputs = [name for node in model.graph.node for name in node.output if quantized_value(name, index) == name]
-    return [*inputs, *outputs]
-
-
-def _operand(node: NodeProto, slot: int, index: GraphIndex) -> tuple[str, tuple[NodeProto, int]]:
-    producer = index.producers.get(node.input[slot])
-    if producer is not None and producer.op_type == "Mul":
-        arrays = [index.array(name) for name in producer.input]
-        for other, array in enumerate(arrays):
-            if array is not None and array.size == 1:
-                return quantized_value(producer.input[1 - other], index), (producer, 1 - other)
-    return quantized_value(node.input[slot], index), (node, slot)
+def _operand(node: gs.Node, slot: int) -> tuple[gs.Tensor, tuple[gs.Node, int]]:
+    scaling = producer(node.inputs[slot])
+    if scaling is not None and scaling.op == "Mul":
+        for other, tensor in enumerate(scaling.inputs):
+            if is_constant(tensor) and tensor.values.size == 1:
+                return quantized_value(scaling.inputs[1 - other]), (scaling, 1 - other)
+    return quantized_value(node.inputs[slot]), (node, slot)

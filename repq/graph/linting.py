@@ -1,0 +1,44 @@
+"""What TensorRT will make of a graph, said without a GPU: which layers run INT8, what it refuses, what costs extra.
+
+| severity | meaning |
+|---|---|
+| error | the parser or builder refuses the graph |
+| warning | the graph builds, but other scales or another placement would be faster or more exact |
+| info | a cost that follows from the plan or from the network itself, or a fault of another runtime |
+
+Every rule has an id and a source in ``repq.graph.lint_rules``. Costs are the estimate of ``repq.graph.extra_kernels``.
+"""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
+
+from repq.graph.extra_kernels import counts_of
+from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer
+from repq.graph.lint_rules import RULES, Scan, layer_name
+from repq.graph.surgeon import element_type, producer
+from repq.results import LintedLayer, LintReport
+
+
+def lint(model: ModelProto) -> LintReport:
+    """Look at a float, FP16 or Q/DQ graph of any origin through TensorRT's eyes. Nothing is run or changed."""
+    scan = Scan.of(model)
+    findings = tuple(finding for rule in RULES for finding in rule.findings(scan))
+    layers = tuple(_row(node) for node in scan.graph.nodes if node.op in WEIGHTED_OPS)
+    return LintReport(layers=layers, findings=findings, counts=counts_of(scan.graph))
+
+
+def _row(node: gs.Node) -> LintedLayer:
+    if is_int8_layer(node):
+        return LintedLayer(layer=layer_name(node), precision="int8", reason="input and weight are quantized")
+    if has_int8_weight(node):
+        reason = "its weight is quantized, its input is not, or its parts have unequal scales"
+    elif arriving_parameters(node.inputs[0]) is not None:
+        reason = "its input is quantized, its weight is not"
+    else:
+        reason = "neither its input nor its weight is quantized"
+    source = producer(node.inputs[1])
+    typed = source.inputs[1] if source is not None and source.op == "DequantizeLinear" else node.inputs[1]
+    half = isinstance(typed, gs.Constant) and element_type(typed) == TensorProto.FLOAT16
+    return LintedLayer(layer=layer_name(node), precision="float16" if half else "float32", reason=reason)

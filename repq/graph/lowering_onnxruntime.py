@@ -1,0 +1,294 @@
+"""From a Q/DQ graph to the integer operators that ONNX Runtime really runs in INT8 on a CPU.
+
+ONNX Runtime fuses a convolution only if a QuantizeLinear follows it directly and is its only reader, and drops a Relu
+in between only where the zero point is the smallest integer. A graph with Q/DQ on the inputs of its convolutions alone,
+or with symmetric INT8, falls outside: its convolutions run in float, slower than the float model. Here, before::
+
+    x -> Q -> DQ -> Conv -> Relu -> MaxPool -> Q -> DQ -> Conv -> …
+    W (INT8) -> DQ --/
+
+after::
+
+    x -> Q -> QLinearConv -> Clip(min = zero point) -> MaxPool -> QLinearConv -> …
+
+What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
+
+- INT8 with zero point z is UINT8 with zero point z + 128; ONNX Runtime's fast kernels take UINT8 activations.
+- ``q`` never decreases, so ``q(max(x, 0)) = max(q(x), z)``: Relu becomes Clip, and vanishes where z is 0. MaxPool
+  commutes likewise, and operators that copy values (Concat, Reshape …) commute with every function.
+- A tensor that two readers want with two scales is convolved twice: cheaper than once in float. Each convolution has
+  weights of its own: on x86 without dot product instructions ONNX Runtime makes them UINT8, and fails where two nodes
+  share one initializer ("AddInitializedOrtValue Attempt to replace the existing tensor").
+
+QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
+input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
+edge. A convolution that somebody reads in float (a prediction layer, an addition) stays a float convolution, with its
+dequantized weight stored; ConvTranspose has no integer kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from repq.graph.integer_concat import restore_pairs
+from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
+from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
+
+_MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
+"""Copying operators that have a UINT8 kernel."""
+
+_BIAS_LIMIT = float(2**31 - 2**8)
+
+
+@dataclass(frozen=True, eq=False)
+class _IntegerConv:
+    """A convolution whose input and weight are quantized: (weight - 0) * scale[c], INT8, zero point 0."""
+
+    node: gs.Node
+    weight: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def float_weight(self) -> NDArray[np.float32]:
+        channels = 1 if self.node.op == "ConvTranspose" else 0
+        shape = [-1 if axis == channels else 1 for axis in range(self.weight.ndim)]
+        return (self.weight.astype(np.float32) * self.scale.reshape(shape)).astype(np.float32)
+
+
+def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` with its quantized convolutions as integer ones where that is exact (see above).
+
+    A graph without Q/DQ, or with subgraphs, comes back unchanged.
+    """
+    graph = import_graph(model)
+    if all(node.op != "DequantizeLinear" for node in graph.nodes) or any(graph.subgraphs()):
+        return model
+    restore_pairs(graph)
+    # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
+    needed_in_float = _Lowering(graph, frozenset()).run().float_tensors
+    return export_graph(_Lowering(graph, frozenset(needed_in_float)).run().result())
+
+
+class _Lowering:
+    """Emits the new graph in one walk; convolutions, Relu and movers wait until somebody asks for their result."""
+
+    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str]) -> None:
+        self._graph = graph
+        self._needed_in_float = needed_in_float
+        self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
+        self._convs = {node.outputs[0].name: conv for node in graph.nodes if (conv := _integer_conv(node))}
+        self._tensors: dict[str, gs.Tensor] = {}
+        self._constants: dict[str, gs.Constant] = {}
+        self._nodes: list[gs.Node] = []
+        self._integers: dict[tuple[str, Parameters], gs.Tensor] = {}
+        self._names: dict[str, int] = {}
+        self.float_tensors: set[str] = set()
+
+    def run(self) -> _Lowering:
+        for node in self._graph.nodes:
+            if not self._waits(node):
+                self._emit_float(node)
+        for output in self._graph.outputs:
+            self._float(output)
+        return self
+
+    def result(self) -> gs.Graph:
+        ends = ([self._new(tensor) for tensor in side] for side in (self._graph.inputs, self._graph.outputs))
+        inputs, outputs = ends
+        graph = gs.Graph(self._nodes, inputs, outputs, name=self._graph.name, opset=self._graph.opset)
+        graph.import_domains = self._graph.import_domains
+        graph.head, graph.properties = self._graph.head, self._graph.properties
+        return graph
+
+    # --- the float side
+
+    def _waits(self, node: gs.Node) -> bool:
+        name = node.outputs[0].name
+        return (
+            self._moves(node)
+            or node.op in {"Relu", "QuantizeLinear"}
+            or name in self._convs
+            or (name in self._pairs or _is_weight(node))
+        )
+
+    def _float(self, tensor: gs.Tensor) -> gs.Tensor:
+        """The tensor in the new graph as it was in the old one."""
+        node = producer(tensor)
+        if node is not None and tensor.name not in self.float_tensors:
+            self._emit_float(node)
+        return self._new(tensor)
+
+    def _emit_float(self, node: gs.Node) -> None:
+        self.float_tensors.update(tensor.name for tensor in node.outputs)
+        pair, conv = self._pairs.get(node.outputs[0].name), self._convs.get(node.outputs[0].name)
+        if pair is not None:
+            inputs = [self._quantized(pair.source, _uint8(pair)), *self._pair_constants(_uint8(pair))]
+        else:
+            inputs = list(node.inputs)
+            if conv is not None:
+                inputs[1] = self._constant(f"{node.name}.weight", conv.float_weight())
+            inputs = [self._float(tensor) for tensor in inputs]
+        outputs = [self._new(tensor) for tensor in node.outputs]
+        name = self._unique(title(node))
+        self._nodes.append(gs.Node(node.op, name, dict(node.attrs), inputs, outputs, domain=node.domain))
+
+    def _new(self, tensor: gs.Tensor) -> gs.Tensor:
+        """The tensor of the new graph that has this tensor's name."""
+        if tensor.is_empty():
+            return gs.Variable.empty()
+        return self._constants.get(tensor.name) or self._tensors.setdefault(tensor.name, tensor.copy())
+
+    # --- the integer side
+
+    def _carried(self, tensor: gs.Tensor) -> tuple[gs.Tensor, Parameters] | None:
+        """The integers behind a float tensor that holds dequantized values, or None."""
+        pair = self._pairs.get(tensor.name)
+        if pair is not None:
+            return self._quantized(pair.source, _uint8(pair)), _uint8(pair)
+        node = producer(tensor)
+        if node is None or not self._moves(node):
+            return None
+        parts = [self._carried(source) for source in values_of(node)]
+        found = {part[1] for part in parts if part is not None}
+        if None in parts or len(found) != 1:
+            return None
+        params = found.pop()
+        return self._quantized(tensor, params), params
+
+    def _quantized(self, tensor: gs.Tensor, params: Parameters) -> gs.Tensor:
+        """The UINT8 tensor that holds the quantized values of a float tensor."""
+        key = (tensor.name, params)
+        if key not in self._integers:
+            self._integers[key] = self._quantize(tensor, params)
+        return self._integers[key]
+
+    def _quantize(self, tensor: gs.Tensor, params: Parameters) -> gs.Tensor:
+        pair = self._pairs.get(tensor.name)
+        if pair is not None and _uint8(pair) == params:
+            return self._quantized(pair.source, params)
+        node = producer(tensor)
+        if node is not None and self._moves(node):
+            return self._move(node, params)
+        rectified = node is not None and node.op == "Relu"
+        source = node.inputs[0] if node is not None and rectified else tensor
+        conv = self._convs.get(source.name)
+        if conv is not None and not self._needed_in_float & {tensor.name, source.name}:
+            integers = self._convolve(conv, params)
+            if integers is not None:
+                return self._clip(integers, params) if rectified and params.zero_point > 0 else integers
+        return self._append(
+            "QuantizeLinear", f"{tensor.name}_quantize", [self._float(tensor), *self._pair_constants(params)]
+        )
+
+    def _move(self, node: gs.Node, params: Parameters) -> gs.Tensor:
+        values = values_of(node)
+        moved = [self._quantized(source, params) for source in values]
+        others = [self._float(source) for source in node.inputs[len(values) :]]
+        return self._append(node.op, title(node), [*moved, *others], node.attrs)
+
+    def _clip(self, integers: gs.Tensor, params: Parameters) -> gs.Tensor:
+        least = self._constant(f"zero_point_{params.zero_point}", np.uint8(params.zero_point))
+        return self._append("Clip", f"{integers.name}_relu", [integers, least])
+
+    def _convolve(self, conv: _IntegerConv, params: Parameters) -> gs.Tensor | None:
+        carried = self._carried(conv.node.inputs[0])
+        if carried is None or conv.node.op != "Conv":
+            return None
+        integers, source = carried
+        name = self._unique(title(conv.node))
+        weight, scale = _room_for_bias(conv, source.scale)
+        bias = np.rint(conv.bias.astype(np.float64) / (np.float64(source.scale) * scale)).astype(np.int32)
+        inputs = [
+            integers,
+            *self._pair_constants(source),
+            self._constant(f"{name}.weight_int8", weight),
+            self._constant(f"{name}.weight_scale", scale),
+            self._constant(f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
+            *self._pair_constants(params),
+            self._constant(f"{name}.bias_int32", bias),
+        ]
+        return self._add("QLinearConv", name, inputs, conv.node.attrs)
+
+    # --- writing the new graph
+
+    def _moves(self, node: gs.Node) -> bool:
+        return node.op in _MOVERS and len(node.outputs) == 1 and copies_values(node)
+
+    def _append(
+        self, kind: str, name: str, inputs: list[gs.Tensor], attributes: dict[str, Any] | None = None
+    ) -> gs.Tensor:
+        return self._add(kind, self._unique(name), inputs, attributes or {})
+
+    def _add(self, kind: str, name: str, inputs: list[gs.Tensor], attributes: dict[str, Any]) -> gs.Tensor:
+        output = gs.Variable(f"{name}_uint8")
+        self._nodes.append(gs.Node(kind, name, dict(attributes), inputs, [output]))
+        return output
+
+    def _unique(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name}/{count}"
+
+    def _pair_constants(self, params: Parameters) -> list[gs.Tensor]:
+        scale = np.float32(params.scale)
+        return [
+            self._constant(f"scale_{scale.view(np.uint32):08x}", scale),
+            self._constant(f"zero_point_{params.zero_point}", np.uint8(params.zero_point)),
+        ]
+
+    def _constant(self, name: str, values: NDArray[Any] | np.generic) -> gs.Tensor:
+        return self._constants.setdefault(name, gs.Constant(name, np.asarray(values)))
+
+
+def _as_uint8(pair: Pair) -> Parameters | None:
+    """INT8 with zero point z is UINT8 with zero point z + 128. None: another type, or scales in FP16."""
+    found = pair.parameters
+    if found.dtype not in ("int8", "uint8") or pair.quantize.inputs[1].dtype != np.float32:
+        return None
+    return Parameters(found.scale, found.zero_point + (128 if found.dtype == "int8" else 0), "uint8")
+
+
+def _uint8(pair: Pair) -> Parameters:
+    found = _as_uint8(pair)
+    assert found is not None, "other pairs are not among the pairs of a lowering"
+    return found
+
+
+def _is_weight(node: gs.Node) -> bool:
+    return node.op == "DequantizeLinear" and is_constant(node.inputs[0])
+
+
+def _integer_conv(node: gs.Node) -> _IntegerConv | None:
+    source = producer(node.inputs[1]) if node.op in {"Conv", "ConvTranspose"} else None
+    if source is None or not all(map(is_constant, source.inputs)) or not _is_weight(source):
+        return None
+    weight, scale, *rest = (tensor.values for tensor in source.inputs)
+    if weight.dtype != np.int8 or scale.dtype != np.float32 or any(part.any() for part in rest):
+        return None
+    output_axis = 1 if node.op == "ConvTranspose" else 0
+    if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != output_axis:
+        return None
+    channels, groups = weight.shape[output_axis], node.attrs.get("group", 1)
+    bias: NDArray[np.float32] | None = np.zeros(channels * groups if output_axis else channels, np.float32)
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        bias = array(node, 2)
+    if bias is None:
+        return None
+    steps = np.broadcast_to(scale.reshape(-1), (channels,)).copy()
+    return _IntegerConv(node, weight, steps, bias.astype(np.float32))
+
+
+def _room_for_bias(conv: _IntegerConv, input_scale: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weight and scale with coarser steps in channels whose bias would not fit 32 bits in units of both scales.
+
+    Such a channel is all but dead: its weights are about 2**-31 of its bias, and so is what the coarser steps lose.
+    """
+    least = np.abs(conv.bias) / np.float32(_BIAS_LIMIT * input_scale)
+    scale = np.maximum(conv.scale, least).astype(np.float32)
+    shrink = (conv.scale / scale).reshape(-1, *[1] * (conv.weight.ndim - 1))
+    return np.rint(conv.weight * shrink).astype(np.int8), scale

@@ -1,0 +1,191 @@
+"""Signals, closed pipes, full disks, faults: how a command ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from command_lines import Material, invoke, options, refused
+from pydantic import BaseModel, ValidationError
+
+from repq.cli import COMMANDS, Commands, main
+from repq.errors import RepqError, ToleranceError
+from repq.stopping import ending_on_signals
+
+
+def raising(error: BaseException) -> click.Group:
+    """A command line whose only command fails."""
+
+    class Failing(Commands):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+            def fail() -> None:
+                raise error
+
+            return click.Command(cmd_name, callback=fail)
+
+    return Failing("repq")
+
+
+def invalid() -> ValidationError:
+    class Numbers(BaseModel):
+        number: int
+
+    try:
+        Numbers.model_validate({"number": "x"})
+    except ValidationError as error:
+        return error
+    raise AssertionError
+
+
+EXPECTED = [
+    RepqError("no", found="\x1b[31mred\u202e"), FileNotFoundError(errno.ENOENT, "No such file", "a\x1bb"),
+    *(OSError(number, os.strerror(number), "x") for number in (errno.ENOSPC, errno.EROFS, errno.EISDIR, errno.EACCES,
+      errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO, errno.EDQUOT, errno.ELOOP)),
+    PermissionError(errno.EACCES, "Permission denied"), MemoryError(), RecursionError("too deep"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "bad"),
+    json.JSONDecodeError("no", "{", 0), yaml.YAMLError("no"), yaml.scanner.ScannerError("a", None, "b", None),
+    invalid(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", EXPECTED, ids=lambda error: type(error).__name__)
+def test_what_a_user_can_correct_is_a_message(error: BaseException) -> None:
+    message = refused(CliRunner().invoke(raising(error), ["x"]))
+    assert message.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), TypeError("x"), ValueError("x"), AssertionError(), ZeroDivisionError(), RuntimeError("x")]
+)
+def test_a_fault_of_our_own_is_a_traceback(error: BaseException) -> None:
+    result = CliRunner().invoke(raising(error), ["x"])
+    assert result.exit_code == 70
+    assert "Traceback" in result.output and type(error).__name__ in result.output
+
+
+def test_a_result_outside_a_bound_is_1() -> None:
+    assert CliRunner().invoke(raising(ToleranceError("too far")), ["x"]).exit_code == 1
+
+
+@pytest.mark.parametrize("words", [["no-such-command"], ["eval", "--no-such-option"], ["eval", "a\x1b[31m\u202eb.pt"],
+                                   ["eval", "--split", "\x1b]0;x\x07"], ["--x\x1b[0m"]])  # fmt: skip
+def test_nothing_from_the_command_line_steers_the_terminal(words: list[str]) -> None:
+    result = invoke(*words, *(["--data", "x\x1b.yaml"] if words[0] == "eval" else []))
+    assert refused(result).replace("\n", "").isprintable()
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def start(*words: object, code: str = "", **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "repq", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["import", "work"])
+def test_a_signal_ends_with_one_line_and_leaves_nothing(
+    number: signal.Signals, code: int, moment: str, material: Material, folder: Path
+) -> None:
+    """At any time from the first line of ours on; what the command was about to write, and its scratch, is gone."""
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    out = folder / "out.safetensors"
+    program = (
+        "import runpy, signal, sys, threading, os, time\n"
+        f"sys.argv = ['repq', 'fuse', {str(material.files['WEIGHTS'])!r}, '-o', {str(out)!r}, '--imgsz', '640']\n"
+        "def kill():\n"
+        + ("    while 'click' not in sys.modules: pass\n" if moment == "import" else
+           "    while not os.listdir(os.environ['TMPDIR']): time.sleep(0.001)\n")
+        + f"    os.kill(os.getpid(), {int(number)})\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        "runpy.run_module('repq', run_name='__main__')\n"
+    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(scratch)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert signal.Signals(number).name in done.stderr.splitlines()[-1]
+    assert sorted(folder.rglob("*")) == [scratch]
+
+
+def test_a_closed_pipe_is_no_error(material: Material) -> None:
+    process = start("describe", material.files["WEIGHTS"], "--json")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(120) == 141
+    assert process.stderr.read() == ""
+
+
+@ending_on_signals()
+def wrapped() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    except BaseException as error:
+        raise ImportError("what an import makes of it") from error
+
+
+def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending_on_signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        with pytest.raises(SystemExit) as stopped:
+            wrapped()
+        assert stopped.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["describe"])
+def test_a_full_disk_behind_the_output(command: str, material: Material) -> None:
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "repq", command, str(material.files["WEIGHTS"]), "--json"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def modules_after(*words: str) -> set[str]:
+    code = f"import sys\nfrom repq.cli import main\ntry:\n    main({list(words)!r})\nfinally:\n    print(*sys.modules)"
+    out, _ = start(code=code).communicate()
+    return {name.partition(".")[0] for name in out.splitlines()[-1].split()}
+
+
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "cv2", "matplotlib", "pycocotools", "tensorrt"}
+
+
+def test_help_loads_next_to_nothing() -> None:
+    assert not modules_after("--help") & {*HEAVY, "pydantic", "yaml", "numpy", "rich"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_without_heavy_libraries(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert " ".join(COMMANDS[command][1].split()) in " ".join(result.output.split())
+    for option in options(command):
+        assert option.name in result.output
+    if command in ("run", "ptq", "bench"):
+        assert not modules_after(command, "--help") & HEAVY

@@ -1,0 +1,117 @@
+"""Outputs: what would cost an input, or cannot be written, is refused before any work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_lines import Material, every_option, invoke, is_path, options, refused
+
+OUTPUTS = [(name, option) for name, option in every_option() if option.marks["writes"] is not None]
+PAIRS = [
+    (name, option, other)
+    for name, option in OUTPUTS
+    for other in options(name)
+    if is_path(other) and other.marks["writes"] is None
+]
+
+
+def key(option) -> str:
+    return option.name.strip("-").replace("-", "_")
+
+
+def names(one: object) -> str:
+    return one if isinstance(one, str) else getattr(one, "name", "")
+
+
+def _hard_link(file: Path, output: Path) -> None:
+    output.hardlink_to(file)
+
+
+def _link(file: Path, output: Path) -> None:
+    output.symlink_to(file)
+
+
+@pytest.fixture
+def whole(material: Material) -> object:
+    """Nothing of the material may change."""
+    before = {path: path.stat() for path in material.folder.rglob("*")}
+    yield
+    after = {path: path.stat() for path in material.folder.rglob("*")}
+    assert {p: (s.st_mtime_ns, s.st_size) for p, s in before.items() if p.is_file()} == {
+        p: (s.st_mtime_ns, s.st_size) for p, s in after.items() if p.is_file()
+    }
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("way", [None, _hard_link, _link], ids=["itself", "hard link", "link"])
+@pytest.mark.parametrize(("command", "option", "source"), PAIRS, ids=names)
+def test_an_input_is_not_written_to(
+    command: str, option, source, way: Callable[[Path, Path], None] | None, material: Material, folder: Path, whole
+) -> None:
+    """By its own name, and by another of the suffix that fits; a folder that holds it neither."""
+    writes = option.marks["writes"]
+    original = material.path(command, source)
+    if isinstance(writes, str):
+        own = folder / f"input{original.suffix}"
+        shutil.copyfile(original, own)
+        output = own if way is None else folder / f"output{writes.split('|')[0]}"
+        if way is not None:
+            way(own, output)
+    else:
+        output = folder / "there"
+        output.mkdir()
+        own = output / original.name
+        shutil.copyfile(original, own)
+        if way is _link:
+            (folder / "link").symlink_to(output)
+            output = folder / "link"
+        if command in ("run", "ablation") and source.name != "--weights":
+            pytest.skip("a run folder may hold its recipe")
+    content = own.read_bytes()
+    line = material.line(command, **{key(option): [output], key(source): [own]})
+    refused(invoke(*line))
+    assert own.read_bytes() == content
+
+
+@pytest.mark.parametrize(("command", "option"), OUTPUTS, ids=names)
+def test_an_output_that_cannot_be(command: str, option, material: Material, folder: Path, whole) -> None:
+    writes = option.marks["writes"]
+    suffix = writes.split("|")[0] if isinstance(writes, str) else ""
+    (folder / "file").write_text("x")
+    (folder / f"folder{suffix}").mkdir()
+    (folder / f"folder{suffix}" / "mine").write_text("x")
+    os.mkfifo(folder / f"pipe{suffix}")
+    places = [f"file/out{suffix}", f"file/deeper/out{suffix}", f"pipe{suffix}", f"a\0b{suffix}", "a/" * 2500,
+              "a" * 300 + suffix]  # fmt: skip
+    if not isinstance(writes, str):
+        places.append("file")
+    if writes != ("*",):
+        places.append(f"folder{suffix}")
+    if isinstance(writes, str) and writes:
+        places += ["out.jpg", "out.pt" if suffix != ".pt" else "out.onnx", "weights.onnx.yaml"]
+    before = sorted(folder.rglob("*"))
+    for place in places:
+        refused(invoke(*material.line(command, **{key(option): [place]})))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_engine_takes_the_place_of_an_engine_alone(material: Material, folder: Path) -> None:
+    line = material.line("build", out=[folder / "engine"], engine=["onnxruntime"])
+    assert invoke(*line).exit_code == 0
+    assert invoke(*line).exit_code == 0  # again
+    (folder / "engine" / "notes.txt").write_text("mine")
+    assert "notes.txt" in refused(invoke(*line))
+    assert (folder / "engine" / "notes.txt").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize(("command", "option"), OUTPUTS, ids=names)
+def test_a_folder_without_the_right_to_write(command: str, option, material: Material, folder: Path) -> None:
+    (folder / "locked").mkdir(mode=0o500)
+    writes = option.marks["writes"]
+    place = f"locked/out{writes.split('|')[0] if isinstance(writes, str) else ''}"
+    assert "locked" in refused(invoke(*material.line(command, **{key(option): [place]})))
