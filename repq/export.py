@@ -67,6 +67,7 @@ def export_float(
         names=None if names is None else tuple(names),
         imgsz=imgsz,
         layout=plain.spec.layout,
+        target=config.target or "",
     )
     write_metadata(graph, metadata)
     _verify(graph, config)

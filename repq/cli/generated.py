@@ -23,7 +23,7 @@ from repq.cli.places import demand_places
 from repq.cli.relations import demand_relations
 from repq.cli.shell import Shell
 from repq.printable import printable
-from repq.recipe import parse_settings, set_value
+from repq.recipe import for_target, parse_settings, set_value
 from repq.recipe.base import Config, OneOf, marks, settings_in
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -258,7 +258,11 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
             if context.get_parameter_source(option.ident) is ParameterSource.COMMANDLINE
         }
         demand_relations(options, given, as_json=as_json)
-        parsed = parse_settings(model, _nested(options, given, settings, other_settings), what=name)
+        nested = _nested(options, given, settings, other_settings)
+        if "target" in nested:
+            wanted = for_target(nested["target"], nested)
+            nested |= {key: wanted[key] for key in settings if key in wanted}
+        parsed = parse_settings(model, nested, what=name)
         demand_places(options, parsed)
         function(Shell(as_json), **{key: getattr(parsed, key) for key in model.model_fields})
 

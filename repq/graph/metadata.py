@@ -34,6 +34,7 @@ class GraphMetadata:
         layout: what the columns of the detections mean.
         preprocess: what the graph does to images before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
+        target: the runtime that the graph is for; empty: nobody said.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
 
@@ -47,6 +48,7 @@ class GraphMetadata:
     layout: OutputLayout = OutputLayout()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
+    target: str = ""
     maxima: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -78,6 +80,8 @@ def _entries(metadata: GraphMetadata) -> dict[str, str]:
     }
     if metadata.preprocess != PreprocessConfig():
         entries["preprocess"] = metadata.preprocess.model_dump_json()
+    if metadata.target:
+        entries["target"] = metadata.target
     if metadata.nms is not None:
         entries["nms"] = metadata.nms.model_dump_json()
     return {_PREFIX + key: value for key, value in entries.items()}
@@ -128,5 +132,6 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         layout=OutputLayout.from_json(entries.get("layout", "{}")),
         preprocess=PreprocessConfig.model_validate_json(entries.get("preprocess", "{}")),
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
+        target=entries.get("target", ""),
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from repq.report.blocks import Block, Cards, Facts, Findings, Table, Text
 from repq.report.sections import accuracy, engines, graph, overview, quantization, sensitivity, timing, training
+from repq.report.verdict import sentences
 from repq.results import (
     Accuracy,
     Availability,
@@ -29,6 +30,7 @@ from repq.results import (
     QatReport,
     Sensitivity,
     TrainReport,
+    Verdict,
 )
 
 WIDTH = 140
@@ -135,5 +137,5 @@ def qat_table(report: QatReport) -> str:
     return render_text(_verdict_last(training.qat_blocks(report)))
 
 
-def run_table(headline: Mapping[str, Any]) -> str:
-    return render_text([overview.run_table(headline)])
+def run_table(headline: Mapping[str, Any], verdict: Verdict) -> str:
+    return render_text([overview.run_table(headline), Text("\n".join(sentences(verdict)))])

@@ -48,6 +48,7 @@ from repq.results.sensitivity import (
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
 from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Diagnosis",
     "DrawnImage",
     "EngineDescription",
+    "EngineVerdict",
     "Environment",
     "EpochRow",
     "Estimate",
@@ -104,6 +106,7 @@ __all__ = [
     "TrainReport",
     "TrialFigures",
     "Variant",
+    "Verdict",
     "Way",
     "WayName",
     "WeightsDescription",

@@ -180,7 +180,7 @@ def _verdict(comparison: Comparison) -> str:
     if not comparison.level or comparison.level == "good":
         return "OK" if comparison.level else ""
     troubles = (
-        (comparison.accuracy_level, "large accuracy loss" if comparison.accuracy_level == "bad" else "accuracy loss"),
+        (comparison.accuracy_level, "accuracy loss"),
         (comparison.precision_level, "not all in INT8"),
         (comparison.speed_level, "not faster"),
     )

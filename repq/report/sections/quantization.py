@@ -25,7 +25,7 @@ from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport
 _LOW_SNR_DB = 20.0
 ADVICE = {
     "ptq": "plain post-training quantization is enough",
-    "corrected": "post-training quantization with corrections is enough",
+    "corrected": "post-training quantization with corrections, as `repq ptq` does it",
     "partial": "keep a few layers in float",
     "repopt": "retrain with RepOptimizer: the fused weights are to blame",
     "qat": "quantization-aware training: the loss is spread over weights and activations",
@@ -138,16 +138,29 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
     ways: Columns[Way] = (
         Column("", lambda way: "*" if way.name == diagnosis.advice else ""),
         Column("Way", "name"),
+        number("AP lost", "ap_drop", fraction, optional=True),
         number("Head dB", "head_snr_db", decibels),
-        Column("Enough", lambda way: {True: "yes", False: "no", None: "not tried"}[way.sufficient]),
+        Column("Enough", _enough),
         Column("Evidence", "evidence", wrap=True),
         Column("How", "command", code=True),
     )
     title = f"{diagnosis.model}, {diagnosis.scheme}, {plural(diagnosis.images, 'image')}"
-    enough = f"Ways to INT8; enough is a head SNR of {diagnosis.threshold_db:.0f} dB"
+    enough = (
+        f"Ways to INT8; enough is a loss of at most {compact(diagnosis.max_drop)} AP on images that calibrated "
+        f"nothing, and a head SNR of {diagnosis.threshold_db:.0f} dB"
+    )
+    advice = f"advice: {ADVICE[diagnosis.advice]}"
+    if diagnosis.ap_float is None:
+        advice += ". No labels, no AP: what that loses is not known"
     return [
         table(title, layers, diagnosis.layers),
         table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
         table(enough, ways, diagnosis.ways),
-        Text(f"advice: {ADVICE[diagnosis.advice]}"),
+        Text(advice),
     ]
+
+
+def _enough(way: Way) -> str:
+    if way.sufficient is None:
+        return "not tried" if way.head_snr_db is None else "not known"
+    return "yes" if way.sufficient else "no"
