@@ -18,7 +18,7 @@ Data = Annotated[AnyPath, setting(flag="--data", help="data.yaml (YOLO) or a COC
 MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
 ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
-TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: cpu, cuda, cuda:1 …")]
+TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: auto, cpu, cuda, cuda:1 …")]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors", help=OUT)]
 Target = Annotated[

@@ -16,7 +16,7 @@ Work = Annotated[AnyPath | None, setting(flag="--work", writes=("*",), help="Run
 OwnWeights = Annotated[AnyPath | None, setting(flag="--weights", help="Checkpoint instead of the recipe's.")]
 OwnData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml instead of the recipe's.")]
 OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH instead of the recipe's.")]
-OwnDevice = Annotated[Device | None, setting(flag="--device", help="Instead of the recipe's: cpu, cuda …")]
+OwnDevice = Annotated[Device | None, setting(flag="--device", help="Instead of the recipe's: auto, cpu, cuda …")]
 OwnSeed = Annotated[Seed | None, setting(flag="--seed", help="Instead of the recipe's.")]
 OwnTarget = Annotated[
     EngineName | None, setting(flag="--target", help="The runtime to ship: all that is not given follows it.")

@@ -47,7 +47,7 @@ class Recipe(Budget):
     target: EngineName | None = setting(
         None, help="The runtime to ship: scheme, scales, types and lint's rules follow it where they are not given."
     )
-    device: Device = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
+    device: Device = setting("cpu", help="Where torch runs: auto, cpu, cuda, cuda:1 …")
     seed: Seed = setting(0, help="Seed of everything random.")
     eval: EvalConfig = setting(EvalConfig(), help="How accuracy is measured, in every stage.")
 

@@ -79,7 +79,7 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
         f"{plural(accuracy.images, 'image')}, {plural(accuracy.objects, 'object')}, {accuracy.detections} detections"
     )
     metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
-    return [table("By class", columns, rows), Text(f"{title}: {counts}\n{metrics}")]
+    return [table("By class", columns, rows, badness=lambda row: -row.ap), Text(f"{title}: {counts}\n{metrics}")]
 
 
 def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
