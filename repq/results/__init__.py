@@ -4,7 +4,7 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, DrawnImage, Pictures
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Pictures
 from repq.results.base import Range, Result
 from repq.results.engines import (
     Agreement,
@@ -64,6 +64,7 @@ __all__ = [
     "BuiltEngines",
     "CheckReport",
     "ClassAccuracy",
+    "Curves",
     "Diagnosis",
     "DrawnImage",
     "EngineDescription",
