@@ -52,7 +52,9 @@ def diagnose_checkpoint(
     look_for_overlap(records, data, val_split, log)
     shown = len(records) - max(1, len(records) // 3)
     calibration, judging = (
-        CalibrationImages(chosen, imgsz, config.calibration.batch, eval_config.letterbox, progress)
+        CalibrationImages(
+            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress
+        )
         for chosen in (records[:shown], records[shown:])
     )
     calibrating = {record.path for record in records[:shown]}

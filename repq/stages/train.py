@@ -125,9 +125,11 @@ def _curves(
     from repq.quant import Weights
 
     opened = of_weights("trained", Weights(copy.deepcopy(model).to(device)), Options(device=device))
-    return detection_curves(
-        detect_all(opened.infer, dataset, imgsz, config, progress, label="curves", layout=opened.layout), dataset
-    )
+    found = detect_all(
+        opened.infer, dataset, imgsz, config, progress, label="curves", layout=opened.layout,
+        preprocessing=opened.preprocessing,
+    )  # fmt: skip
+    return detection_curves(found, dataset)
 
 
 def _draw(report: TrainReport, out: Path, log: Log) -> None:
