@@ -68,6 +68,7 @@ def export_float(
         names=None if names is None else tuple(names),
         imgsz=imgsz,
         layout=plain.spec.layout,
+        target=config.target or "",
         preprocessing=plain.spec.preprocessing,
     )
     write_metadata(graph, metadata)

@@ -128,6 +128,7 @@ def _report(job: Job) -> None:
         model=ptq.model,
         data=str(recipe.data.path or "drawn demo set"),
         imgsz=recipe.imgsz,
+        max_drop=recipe.max_drop,
         results={
             **results,
             "plan": plan,
@@ -143,6 +144,6 @@ def _report(job: Job) -> None:
 
 
 STAGE = Stage(
-    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data"), reads=("*",),
+    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data", "max_drop"), reads=("*",),
     splits=("val",),
 )  # fmt: skip
