@@ -27,6 +27,7 @@ from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
 
@@ -197,11 +198,13 @@ def evaluate_together(
     imgsz: tuple[int, int],
     config: EvalConfig,
     layout: OutputLayout = OutputLayout(),
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> Accuracy:
     """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
     demand_objects(dataset)
     processes = current_processes()
-    own = detect_all(predict, dataset.subset(processes.share(dataset.records)), imgsz, config, layout=layout)
+    share = dataset.subset(processes.share(dataset.records))
+    own = detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
     if processes.count == 1:
         return coco_accuracy(own, dataset)
     return coco_accuracy(joined_detections(gathered(own)), dataset)

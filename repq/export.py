@@ -1,6 +1,6 @@
 """From torch to ONNX: the only module that knows both.
 
-``images (B, 3, H, W) float32 in 0..1 -> detections``, with the columns that the metadata describes (``OutputLayout``).
+``images (B, 3, H, W) float32 -> detections``; the metadata describes both (``Preprocessing``, ``OutputLayout``).
 Every convolution's weight is the initializer ``<LayerId>.weight``, which the graph passes join on, and its node is
 named ``<LayerId>``.
 """
@@ -67,6 +67,7 @@ def export_float(
         names=None if names is None else tuple(names),
         imgsz=imgsz,
         layout=plain.spec.layout,
+        preprocessing=plain.spec.preprocessing,
     )
     write_metadata(graph, metadata)
     _verify(graph, config)

@@ -1,4 +1,4 @@
-"""What a detector takes and gives, as values: whoever reads an input or an output needs no other knowledge of it.
+"""What a detector gives, as a value: whoever reads an output needs no other knowledge of it.
 
 Arrays are of numpy or torch: only slices and arithmetic are used.
 """
@@ -90,20 +90,3 @@ class OutputLayout:
 
 
 _LAYOUTS = TypeAdapter(OutputLayout)
-
-
-@dataclass(frozen=True)
-class PixelForm:
-    """The numbers that a network was trained on: ``(scale p - mean) / std`` for a pixel p in 0..1.
-
-    Images are RGB in 0..1 everywhere in repq; a detector whose network was trained on others converts them itself.
-
-    Attributes:
-        bgr: the network takes blue first; ``mean`` and ``std`` follow its order.
-        scale: 255 for a network of pixels in 0..255.
-    """
-
-    bgr: bool = False
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)

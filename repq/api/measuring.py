@@ -44,7 +44,8 @@ def accuracy_of(
     dataset = demand_fit(model, dataset, imgsz, log)
     demand_objects(dataset)
     if model.plain:
-        return evaluate(model.infer, dataset, imgsz, config, progress, layout=model.layout)
+        form = {"layout": model.layout, "preprocessing": model.preprocessing}
+        return evaluate(model.infer, dataset, imgsz, config, progress, **form)  # type: ignore[arg-type]
     service = service_of(model, imgsz, config)
     return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
 
@@ -114,9 +115,15 @@ def agreement(
         demand_plain(model)
         demand_size(model, imgsz)
         demand_same_order(dataset, model.names, model.label)
+        if model.preprocessing != reference.preprocessing:
+            raise RepqError(
+                f"{model.label} takes other input than {reference.label}",
+                found=f"{model.preprocessing} and {reference.preprocessing}",
+                fix="export it again from the same checkpoint",
+            )
     rows = [(model.info, model.infer) for model in candidates]
-    layout = reference.layout
-    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, layout)
+    form = reference.layout, reference.preprocessing
+    return check_agreement(reference.infer, rows, dataset, imgsz, config, eval_config, progress, *form)
 
 
 def timed(

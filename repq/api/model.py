@@ -21,6 +21,7 @@ from repq.errors import CheckpointError, DataError, EngineError, RepqError
 from repq.files import replacing
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.recipe import (
     BenchConfig,
     BuildConfig,
@@ -84,7 +85,8 @@ class Model:
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         batch: the batch size, where the file fixes it.
         layout: what the columns of the detections mean.
-        preprocess: what the graph does to images itself.
+        preprocessing: how images become its input.
+        preprocess: what the graph does of that itself.
         nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
         options: where it runs, and where its steps show how far they are.
         notes: what was dropped, chosen or converted on the way in.
@@ -108,6 +110,7 @@ class Model:
     options: Options = HERE
     batch: int | None = None
     layout: OutputLayout = OutputLayout()
+    preprocessing: Preprocessing = Preprocessing()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     notes: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ class Model:
 
     @property
     def infer(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """Network input (B, 3, H, W), float32 RGB in 0..1, to detections, whose columns ``layout`` describes.
+        """Network input (B, 3, H, W), float32 as ``preprocessing`` says, to detections, whose columns ``layout`` describes.
 
         Those of YOLOv6 are (B, N, 5 + classes): centre x, y, width and height in pixels of the input, the constant 1,
         class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say.
@@ -431,7 +434,8 @@ class Model:
         config = settings_of(FuseConfig, None, {"tolerance": tolerance, "images": count}, "fusion")
         size = self.size(imgsz)
         with as_dataset(images, limit=count) as dataset:
-            shown = next(iter(batches(dataset.records[:count], size, count))).images
+            form = weights.model.spec.preprocessing
+            shown = next(iter(batches(dataset.records[:count], size, count, preprocessing=form))).images
         trained = copy.deepcopy(weights.model).to(device)
         model, report = fuse_with_proof(trained, torch.from_numpy(shown).to(device), config.tolerance)
         return self._with(replace(weights, model=model), size, report)

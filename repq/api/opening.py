@@ -107,6 +107,7 @@ def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path
         quantized=weights.quantized,
         spec=spec.name,
         layout=spec.layout,
+        preprocessing=spec.preprocessing,
         start=partial(_start_weights, weights, label, 0 if path is None else path.stat().st_size),
         options=options,
         notes=weights.notes,
@@ -200,7 +201,8 @@ def _of_graph(
     batch, height, width = graph.input.shape[0], *(metadata.imgsz if metadata else graph.input.shape[2:4])
     last = graph.outputs[0].shape[-1] if graph.outputs[0].shape else None
     layout = OutputLayout() if metadata is None else metadata.layout
-    inside = {} if metadata is None else {"preprocess": metadata.preprocess, "nms": metadata.nms}
+    known = ("preprocessing", "preprocess", "nms")
+    inside = {} if metadata is None else {name: getattr(metadata, name) for name in known}
     return Model(
         kind=kind,
         label=label,
@@ -214,7 +216,7 @@ def _of_graph(
         options=options,
         batch=batch if isinstance(batch, int) else None,
         layout=layout,
-        **inside,  # type: ignore[arg-type]
+        **inside,
         **further,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from repq.api.fitting import fitted
 from repq.errors import CheckpointError
 from repq.log import Log, quiet
+from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import CorrectionConfig, EvalConfig, LetterboxConfig, PtqConfig
 
@@ -51,12 +52,13 @@ class CalibrationImages:
     imgsz: tuple[int, int]
     batch: int
     letterbox: LetterboxConfig
+    preprocessing: Preprocessing
     progress: Progress
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         from repq.data import batches
 
-        loaded = batches(self.records, self.imgsz, self.batch, self.letterbox)
+        loaded = batches(self.records, self.imgsz, self.batch, self.letterbox, self.preprocessing)
         for batch in self.progress(loaded, total=-(-len(self.records) // self.batch), label="calibrate"):
             yield batch.images
 
@@ -133,7 +135,9 @@ def quantized(
     groups = _groups(graph, model, config)
 
     def images(chosen: Sequence[ImageRecord]) -> CalibrationImages:
-        return CalibrationImages(chosen, imgsz, config.calibration.batch, eval_config.letterbox, progress)
+        return CalibrationImages(
+            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress
+        )
 
     def ap_on_train(trial: nn.Module) -> float:
         from repq.api.measuring import accuracy_of
@@ -161,7 +165,7 @@ def quantized(
         outcome = quantize(model, images(records), config, groups=groups)
     for note in outcome.notes:
         log(note)
-    maxima = _maxima(graph, records, imgsz, eval_config, progress) if graph is not None and with_maxima else {}
+    maxima = _maxima(graph, images(records)) if graph is not None and with_maxima else {}
     shared = tuple(map(tuple, outcome.groups))
     made = replace(weights, model=outcome.model, config=outcome.config, maxima=maxima, groups=shared)
     return Quantization(made, outcome, graph)
@@ -244,13 +248,8 @@ def _groups(graph: ModelProto | None, model: Detector, config: PtqConfig) -> tup
     return layer_groups(graph, QuantPlan.keeping_float(layer_ids(model), config.keep_float).int8)
 
 
-def _maxima(
-    graph: ModelProto, records: list[ImageRecord], imgsz: tuple[int, int], eval_config: EvalConfig, progress: Progress
-) -> dict[str, float]:
-    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor."""
-    from repq.data import batches
+def _maxima(graph: ModelProto, images: CalibrationImages) -> dict[str, float]:
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor; one image at a time."""
     from repq.graph import anchor_maxima, tensor_maxima
 
-    loaded = batches(records, imgsz, 1, eval_config.letterbox)
-    images = (batch.images for batch in progress(loaded, total=len(records), label="maxima"))
-    return anchor_maxima(graph, tensor_maxima(graph, images))
+    return anchor_maxima(graph, tensor_maxima(graph, replace(images, batch=1)))

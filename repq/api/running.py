@@ -57,7 +57,7 @@ class Running:
 
     Attributes:
         engine: the runtime.
-        infer: images (B, 3, H, W), RGB in 0..1, to detections in network pixels; any B. A graph
+        infer: network input (B, 3, H, W) to detections in network pixels; any B. A graph
             with work of the service inside takes and gives what the model's ``preprocess`` and ``nms`` say.
         variant: what it was built as.
         precision: what its layers really run in: ``float32``, ``int8``, ``int8 in 83 of 154 layers`` …

@@ -68,7 +68,7 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
     Raises:
         RepqError: the model letterboxes or suppresses by other settings than ``config``.
     """
-    preprocess = model.preprocess
+    preprocess, form = model.preprocess, model.preprocessing
     config = config or as_exported(model)
     demand_settings(model, config)
 
@@ -76,10 +76,11 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         if preprocess.letterbox is not None:
             sizes = [image.shape[:2] for image in images]
             _demand_source(model, sizes)
-            placed = [letterbox_transform(width, height, imgsz, config.letterbox) for height, width in sizes]
+            placed = [letterbox_transform(width, height, imgsz, config.letterbox, form) for height, width in sizes]
             return Prepared(_runs(images), tuple(placed))
-        canvases, transforms = zip(*(letterbox(image, imgsz, config.letterbox) for image in images), strict=True)
-        stacked = to_bytes(canvases) if preprocess.uint8 else to_input(canvases)
+        placed_in = (letterbox(image, imgsz, config.letterbox, form) for image in images)
+        canvases, transforms = zip(*placed_in, strict=True)
+        stacked = to_bytes(canvases) if preprocess.uint8 else to_input(canvases, form)
         return Prepared((stacked,), transforms)
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
@@ -90,11 +91,11 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         return found
 
     return Service(
-        decode=lambda data: decode_image(data, "sent to the service", bgr=preprocess.bgr),
+        decode=lambda data: decode_image(data, "sent to the service", bgr=form.bgr),
         prepare=prepare,
         infer=lambda prepared: [model.infer(part) for part in prepared.parts],
         finish=finish,
-        bgr=preprocess.bgr,
+        bgr=form.bgr,
     )
 
 

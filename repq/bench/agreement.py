@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from repq.data import DetectionDataset, batches, demand_objects
 from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EvalConfig
 from repq.results import Agreement, CheckReport, ModelInfo
@@ -54,13 +55,15 @@ def check_agreement(
     eval_config: EvalConfig,
     progress: Progress = silent,
     layout: OutputLayout = OutputLayout(),
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> CheckReport:
     """Run the reference and every candidate on each batch and compare outputs and AP.
 
     Args:
-        reference: images (B, 3, H, W) in 0..1 to detections.
+        reference: network input (B, 3, H, W) to detections.
         candidates: what each model is, and how to run it, as the reference.
         layout: of the detections of all; boxes and scores are compared.
+        preprocessing: of all.
         config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
@@ -70,7 +73,7 @@ def check_agreement(
     demand_objects(dataset)
     own = _Tally()
     tallies = [_Tally() for _ in candidates]
-    loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox)
+    loaded = batches(dataset, imgsz, eval_config.batch, eval_config.letterbox, preprocessing)
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
         own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config, layout))

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data.cache import ImageCache
-from repq.data.letterbox import fit_ratio
+from repq.data.letterbox import USUAL, fit_ratio
+from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
 
 MIN_SIDE = 2.0  # pixels of a box that are left after cutting
@@ -47,16 +48,21 @@ class Placement:
 
 
 def draw_sample(
-    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
+    cache: ImageCache,
+    index: int,
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing = USUAL,
 ) -> Sample:
     """Make one training sample of size ``imgsz`` (height, width) around record ``index``.
 
     Raises:
         DataError: an image can no longer be read, or the letterbox leaves no room in the input.
     """
-    sample = _compose(cache, index, imgsz, config, rng)
+    sample = _compose(cache, index, imgsz, config, rng, preprocessing.pad)
     if rng.random() < config.mixup:
-        other = _compose(cache, int(rng.integers(len(cache))), imgsz, config, rng)
+        other = _compose(cache, int(rng.integers(len(cache))), imgsz, config, rng, preprocessing.pad)
         sample = mix(sample, other, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
     sample = Sample(shift_colours(sample.image, config.hsv, rng), sample.objects)
     if rng.random() < config.flip:
@@ -65,7 +71,7 @@ def draw_sample(
 
 
 def _compose(
-    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
+    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator, grey: int
 ) -> Sample:
     """One image, or a mosaic of it and three others, on grey."""
     if rng.random() < config.mosaic:
@@ -75,7 +81,6 @@ def _compose(
     else:
         indices = [index]
         placements = [single_placement(cache.image(index).shape[:2], imgsz, config, rng)]
-    grey = config.letterbox.value
     canvas = np.full((*imgsz, 3), grey, np.uint8)
     objects = []
     for other, placement in zip(indices, placements, strict=True):

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data.letterbox import DEFAULT, LetterboxTransform, letterbox_transform
+from repq.data.letterbox import DEFAULT, USUAL, LetterboxTransform, letterbox_transform, rooms
 from repq.errors import DataError, EngineError
+from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig
 
 INSTALL = "pip install 'repq[dali]' (Linux; it also runs without a GPU)"
@@ -30,8 +31,8 @@ class DaliLoader:
     Args:
         imgsz: height and width of the network input.
         batch: most files of one call.
-        dtype: ``uint8`` in 0..255, or ``float32`` in 0..1.
-        bgr: whether blue comes first.
+        dtype: ``uint8`` in 0..255, or ``float32`` as the preprocessing says.
+        preprocessing: of the model.
         device: ``gpu`` decodes with nvJPEG and resizes on the GPU.
         threads: CPU threads.
 
@@ -47,13 +48,13 @@ class DaliLoader:
         *,
         config: LetterboxConfig = DEFAULT,
         dtype: Literal["uint8", "float32"] = "uint8",
-        bgr: bool = False,
+        preprocessing: Preprocessing = USUAL,
         device: Literal["cpu", "gpu"] = "cpu",
         threads: int = 1,
     ) -> None:
-        letterbox_transform(*imgsz[::-1], imgsz, config)  # refuses what leaves no room
-        self._imgsz, self._config, self._batch = imgsz, config, batch
-        self._build = partial(_pipeline, imgsz, config, batch, dtype, bgr, device, threads)
+        rooms(imgsz, config)  # refuses what leaves no room
+        self._imgsz, self._config, self._form, self._batch = imgsz, config, preprocessing, batch
+        self._build = partial(_pipeline, imgsz, config, preprocessing, batch, dtype, device, threads)
         self._pipeline = self._build()
 
     def __call__(self, files: Sequence[bytes]) -> tuple[NDArray[Any], tuple[LetterboxTransform, ...]]:
@@ -73,7 +74,7 @@ class DaliLoader:
             reason = _reason(error)
             raise DataError("DALI cannot decode the images", found=reason, fix="read them with OpenCV") from None
         sizes = [np.asarray(sizes[index]) for index in range(len(files))]
-        transforms = (letterbox_transform(int(w), int(h), self._imgsz, self._config) for h, w, *_ in sizes)
+        transforms = (letterbox_transform(int(w), int(h), self._imgsz, self._config, self._form) for h, w, *_ in sizes)
         return np.stack([np.asarray(images[index]) for index in range(len(files))]), tuple(transforms)
 
 
@@ -91,7 +92,13 @@ def dali_version() -> str:
 
 
 def _pipeline(
-    imgsz: tuple[int, int], config: LetterboxConfig, batch: int, dtype: str, bgr: bool, device: str, threads: int
+    imgsz: tuple[int, int],
+    config: LetterboxConfig,
+    form: Preprocessing,
+    batch: int,
+    dtype: str,
+    device: str,
+    threads: int,
 ) -> Any:
     dali_version()
     from nvidia.dali import Pipeline, fn, types
@@ -101,12 +108,13 @@ def _pipeline(
         with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
             sizes = fn.cast(fn.peek_image_shape(files), dtype=types.FLOAT)
-            colours = types.BGR if bgr else types.RGB
+            colours = types.BGR if form.bgr else types.RGB
             image = fn.decoders.image(files, device="mixed" if device == "gpu" else "cpu", output_type=colours)
-            image = _placed(image, sizes, imgsz, config)
+            image = _placed(image, sizes, imgsz, config, form)
             image = fn.transpose(image, perm=[2, 0, 1])
             if dtype == "float32":
-                image = fn.cast(image, dtype=types.FLOAT) / np.float32(255)
+                mean, std = (form.divisor * np.array(value, np.float32).reshape(3, 1, 1) for value in (form.mean, form.std))
+                image = (fn.cast(image, dtype=types.FLOAT) - types.Constant(mean)) / types.Constant(std)
             pipeline.set_outputs(image, sizes)
         pipeline.build()
     except RuntimeError as error:
@@ -125,7 +133,7 @@ def _reason(error: RuntimeError) -> str:
     return lines[start] if lines else "no reason given"
 
 
-def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxConfig) -> Any:
+def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxConfig, form: Preprocessing) -> Any:
     """Resize and pad; the geometry is that of ``letterbox_transform``, in numbers that float32 holds exactly."""
     from nvidia.dali import fn, math, types
 
@@ -138,21 +146,25 @@ def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxCon
     if not config.upscale:
         inner_h, inner_w = math.min(inner_h, height), math.min(inner_w, width)
     inner_h, inner_w = math.max(inner_h, 1.0), math.max(inner_w, 1.0)
+    if form.stretch:
+        inner_h, inner_w = inner_h * 0.0 + room_h, inner_w * 0.0 + room_w
     factor = width / inner_w
-    for halvings in range(_HALVINGS, -1, -1):
+    for halvings in range(_HALVINGS if form.resize == "area" else 0, -1, -1):
         # an image takes part in this step if its factor is at least 2^halvings, to the nearest power of two
         takes_part = fn.cast(factor > _edge(halvings), dtype=types.FLOAT)
         now = fn.stack(*(takes_part * 2.0**halvings * inner + (1.0 - takes_part) * size
                          for inner, size in ((inner_h, height), (inner_w, width))))  # fmt: skip
         image = fn.resize(image, size=now, dtype=types.FLOAT, interp_type=types.INTERP_LINEAR, antialias=False)
         height, width = now[0], now[1]
-    start = fn.stack(
-        *(-math.floor((float(size) - inner) / 2.0) for size, inner in zip(imgsz, (inner_h, inner_w), strict=True))
-    )
+    margins = [float(size) - inner for size, inner in zip(imgsz, (inner_h, inner_w), strict=True)]
+    if form.placement == "top_left":
+        start = fn.stack(*(margin * 0.0 - float(config.border) for margin in margins))
+    else:
+        start = fn.stack(*(-math.floor(margin / 2.0) for margin in margins))
     whole = fn.cast(image, dtype=types.UINT8)
     return fn.slice(
         whole, start=fn.cast(start, dtype=types.INT32), shape=list(imgsz), axes=[0, 1],
-        out_of_bounds_policy="pad", fill_values=float(config.value),
+        out_of_bounds_policy="pad", fill_values=float(form.pad),
     )  # fmt: skip
 
 

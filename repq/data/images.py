@@ -27,8 +27,8 @@ PIXELS_VARIABLE = "REPQ_MAX_IMAGE_PIXELS"
 _MAX_BYTES = 1024 * MIB
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Return the image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+def read_image(path: Path, *, bgr: bool = False) -> NDArray[np.uint8]:
+    """Return the image as (H, W, 3) uint8 RGB (``bgr``: blue first), turned as its EXIF orientation says.
 
     Grey images get three equal channels, 16-bit ones lose their low byte, an alpha channel is dropped.
 
@@ -36,7 +36,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: the file cannot be read, is truncated, holds no image, or one of more pixels than ``MAX_PIXELS`` (or
             the environment variable ``REPQ_MAX_IMAGE_PIXELS``).
     """
-    return decode_image(read_bytes(path, _MAX_BYTES, what="the image ", error=DataError), str(path))
+    return decode_image(read_bytes(path, _MAX_BYTES, what="the image ", error=DataError), str(path), bgr=bgr)
 
 
 def decode_image(data: bytes, name: str, *, bgr: bool = False) -> NDArray[np.uint8]:

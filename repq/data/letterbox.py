@@ -1,7 +1,7 @@
 """The letterbox: an image scaled as a whole into the network's input, the rest filled with grey.
 
 With input (H, W), border b and inner size s the scale is ``r = min((H - 2b) / h, (W - 2b) / w, s / max(h, w))``; the
-image becomes (int(r h), int(r w)) and lies in the middle. The border and the inner size are the two options by which
+image becomes (int(r h), int(r w)) and lies where the model's preprocessing says. The border and the inner size are the two options by which
 the YOLOv6 report (v2, section 2.4.3, "gray border") feeds the network a margin that its convolutions can look into.
 """
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import DataError
+from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig
 
-DEFAULT = LetterboxConfig()
+DEFAULT, USUAL = LetterboxConfig(), Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class LetterboxTransform:
         return np.array([self.left, self.top, self.left, self.top], np.float64)
 
 
-def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT) -> float:
-    """By how much an image of this size is scaled to fit into an input of ``imgsz`` (height, width).
+def rooms(imgsz: tuple[int, int], config: LetterboxConfig) -> tuple[int, int]:
+    """Height and width that an image may take of an input of ``imgsz``: less the borders, at most the inner size.
 
     Raises:
         DataError: border and inner size leave no room in the input.
@@ -65,14 +66,27 @@ def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: Lette
             found=f"border {config.border}, inner_size {config.inner_size}",
             fix="make the border or the inner size smaller: inner_size + 2 * border may not exceed the input",
         )
+    limit = config.inner_size or max(room_h, room_w)
+    return min(room_h, limit), min(room_w, limit)
+
+
+def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT) -> float:
+    """By how much an image of this size is scaled to fit into an input of ``imgsz`` (height, width).
+
+    Raises:
+        DataError: border and inner size leave no room in the input.
+    """
+    room_h, room_w = rooms(imgsz, config)
     ratio = min(room_h / height, room_w / width)
-    if config.inner_size is not None:
-        ratio = min(ratio, config.inner_size / max(height, width))
     return ratio if config.upscale else min(ratio, 1.0)
 
 
 def letterbox_transform(
-    width: int, height: int, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT
+    width: int,
+    height: int,
+    imgsz: tuple[int, int],
+    config: LetterboxConfig = DEFAULT,
+    preprocessing: Preprocessing = USUAL,
 ) -> LetterboxTransform:
     """Return where an image of this size goes; ``imgsz`` is (height, width) of the input.
 
@@ -83,18 +97,24 @@ def letterbox_transform(
     # A float ratio such as 319.99999 must not lose a pixel, and a very long image keeps at least one.
     inner_w = max(1, int(width * ratio + 1e-6))
     inner_h = max(1, int(height * ratio + 1e-6))
+    if preprocessing.stretch:
+        inner_h, inner_w = rooms(imgsz, config)
+    middle = preprocessing.placement == "centre"
     return LetterboxTransform(
         width=width,
         height=height,
         scale_x=inner_w / width,
         scale_y=inner_h / height,
-        left=(imgsz[1] - inner_w) // 2,
-        top=(imgsz[0] - inner_h) // 2,
+        left=(imgsz[1] - inner_w) // 2 if middle else config.border,
+        top=(imgsz[0] - inner_h) // 2 if middle else config.border,
     )
 
 
 def letterbox(
-    image: NDArray[np.uint8], imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT
+    image: NDArray[np.uint8],
+    imgsz: tuple[int, int],
+    config: LetterboxConfig = DEFAULT,
+    preprocessing: Preprocessing = USUAL,
 ) -> tuple[NDArray[np.uint8], LetterboxTransform]:
     """Scale an (h, w, 3) image into an input of ``imgsz`` (height, width), grey around it.
 
@@ -102,13 +122,13 @@ def letterbox(
         DataError: border and inner size leave no room in the input.
     """
     height, width = image.shape[:2]
-    transform = letterbox_transform(width, height, imgsz, config)
+    transform = letterbox_transform(width, height, imgsz, config, preprocessing)
     inner_w, inner_h = round(width * transform.scale_x), round(height * transform.scale_y)
     if (inner_w, inner_h) != (width, height):
-        shrinks = inner_w < width
+        averages = preprocessing.resize == "area" and inner_w < width and inner_h <= height
         image = cv2.resize(  # type: ignore[assignment]
-            image, (inner_w, inner_h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            image, (inner_w, inner_h), interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR
         )
-    canvas = np.full((*imgsz, image.shape[2]), config.value, np.uint8)
+    canvas = np.full((*imgsz, image.shape[2]), preprocessing.pad, np.uint8)
     canvas[transform.top : transform.top + inner_h, transform.left : transform.left + inner_w] = image
     return canvas, transform

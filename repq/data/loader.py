@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from repq.data.dataset import DetectionDataset, ImageRecord
 from repq.data.images import read_image
-from repq.data.letterbox import DEFAULT, LetterboxTransform, letterbox
+from repq.data.letterbox import DEFAULT, USUAL, LetterboxTransform, letterbox
+from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig
 
 Item = TypeVar("Item")
@@ -26,7 +27,7 @@ class Batch:
     """Network input for some records.
 
     Attributes:
-        images: (B, 3, H, W) float32 RGB in 0..1.
+        images: (B, 3, H, W) float32, as the preprocessing says.
         transforms: how each image was placed.
         indices: the position of each image in the sequence of records.
     """
@@ -39,11 +40,11 @@ class Batch:
         return len(self.indices)
 
 
-def to_input(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Stack B images (H, W, 3) uint8 into (B, 3, H, W) float32 in 0..1."""
+def to_input(images: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing = USUAL) -> NDArray[np.float32]:
+    """Stack B images (H, W, 3) uint8, colours in order, into network input (B, 3, H, W) float32."""
     stacked = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2), np.float32)
-    stacked /= np.float32(255)
-    return stacked
+    normalized: NDArray[np.float32] = preprocessing.normalize(stacked)
+    return normalized
 
 
 def batches(
@@ -51,6 +52,7 @@ def batches(
     imgsz: tuple[int, int],
     batch: int,
     letterbox_config: LetterboxConfig = DEFAULT,
+    preprocessing: Preprocessing = USUAL,
     *,
     workers: int = 2,
 ) -> Iterator[Batch]:
@@ -58,6 +60,7 @@ def batches(
 
     Args:
         imgsz: height and width of the network input in pixels.
+        preprocessing: of the model that they are for.
         workers: background threads; 0 loads in the caller's thread.
 
     Raises:
@@ -67,12 +70,13 @@ def batches(
         records = records.records
 
     def load(record: ImageRecord) -> tuple[NDArray[np.uint8], LetterboxTransform]:
-        return letterbox(read_image(record.path), imgsz, letterbox_config)
+        image = read_image(record.path, bgr=preprocessing.bgr)
+        return letterbox(image, imgsz, letterbox_config, preprocessing)
 
     loaded = prefetch(load, records, workers=workers, ahead=2 * batch)
     for start in range(0, len(records), batch):
         images, transforms = zip(*islice(loaded, batch), strict=True)
-        yield Batch(to_input(images), transforms, tuple(range(start, start + len(images))))
+        yield Batch(to_input(images, preprocessing), transforms, tuple(range(start, start + len(images))))
 
 
 def prefetch(

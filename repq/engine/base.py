@@ -202,7 +202,7 @@ def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:
     taken = "uint8" if wanted.dtype == "uint8" else "float32"  # float16 inputs are converted to
     if images.dtype != taken:
         raise EngineError(
-            f"the engine's input {wanted.name!r} takes {taken} images in {'0..255' if taken == 'uint8' else '0..1'}",
+            f"the engine's input {wanted.name!r} takes {taken} images",
             found=f"{images.dtype}",
             fix=f"convert them, for example {CONVERSIONS[taken]}",
         )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from repq.data import DetectionDataset, ImageRecord, demand_objects, pixel_boxes
 from repq.evaluate.detections import Detections, Predict, detect_all
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
 from repq.results import Accuracy, ClassAccuracy
@@ -72,11 +73,12 @@ def evaluate(
     progress: Progress = silent,
     *,
     layout: OutputLayout = OutputLayout(),
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> Accuracy:
     """Run a detector over a data set and return its COCO AP; see `detect_all` and `coco_accuracy` for the two halves.
 
     Args:
-        predict: images (B, 3, H, W), RGB in 0..1, to detections in network pixels, in ``layout``.
+        predict: network input (B, 3, H, W), as ``preprocessing`` says, to detections in network pixels, in ``layout``.
         imgsz: height and width of the network input.
 
     Raises:
@@ -84,7 +86,9 @@ def evaluate(
             longer be read.
     """
     demand_objects(dataset)
-    found = detect_all(predict, dataset, imgsz, config, progress, label="evaluating", layout=layout)
+    found = detect_all(
+        predict, dataset, imgsz, config, progress, label="evaluating", layout=layout, preprocessing=preprocessing
+    )
     return coco_accuracy(found, dataset)
 
 

@@ -13,11 +13,12 @@ from repq.data import Batch, DetectionDataset, ImageRecord, batches, prefetch, r
 from repq.errors import DataError
 from repq.evaluate.postprocess import postprocess
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating]]
-"""Images (B, 3, H, W), RGB in 0..1, to detections (a layout's columns) in network pixels; the last B may be smaller."""
+"""Network input (B, 3, H, W) to detections (a layout's columns) in network pixels; the last B may be smaller."""
 
 Detect = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.float32]]]
 """Images (h, w, 3), RGB, of any sizes, to boxes (k, 6) in each one's own pixels, as in `Detections.boxes`."""
@@ -62,13 +63,14 @@ def detect_all(
     *,
     label: str = "detecting",
     layout: OutputLayout = OutputLayout(),
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> Detections:
     """Find the objects in every image of a data set; a few batches of images are in memory at a time.
 
     Raises:
         DataError: the output of ``predict`` does not fit the data set's classes, or an image can no longer be read.
     """
-    loaded = batches(dataset, imgsz, config.batch, config.letterbox)
+    loaded = batches(dataset, imgsz, config.batch, config.letterbox, preprocessing)
     found: list[NDArray[np.float32]] = []
     for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
         output = np.asarray(predict(batch.images))

@@ -25,12 +25,17 @@ division stays, in float32 as the caller did it, and becomes part of the kernel 
 
     images (UINT8) -> Cast -> Div 255 -> Q(s, z) -> DQ(s, z) -> Conv(DQ(W; t))
 
-Only the input is a byte tensor: TensorRT takes UINT8 at the network's edge alone, in front of a Cast.
+Only the input is a byte tensor: TensorRT takes UINT8 at the network's edge alone, in front of a Cast. 255 stands for
+the divisor of the model's preprocessing; with 1 there is nothing to fold. A mean or deviation of the colours does not
+fold, since padding with zeros would no longer be padding with the mean; it stays in front of the network::
+
+    images (UINT8) -> Cast -> Sub -> Div -> network
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -38,7 +43,7 @@ from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
 from repq.graph.layer_join import stored_weight
-from repq.graph.metadata import update_metadata
+from repq.graph.metadata import GraphMetadata, preprocessing_of, update_metadata
 from repq.graph.surgeon import (
     add_node,
     array,
@@ -50,10 +55,10 @@ from repq.graph.surgeon import (
     title,
     uses,
 )
+from repq.preprocessing import Preprocessing
 
 _COLOURS = 3
 _ON_THE_WAY = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
-_LARGEST = np.float32(255)
 _PIXELS = np.arange(256, dtype=np.float32)
 
 
@@ -123,13 +128,20 @@ def swap_colours(graph: gs.Graph) -> None:
                 f"{layer.weight.name} does not read three colours", found=f"{weight.shape[1]} channels in a group"
             )
         layer.weight.values = np.ascontiguousarray(weight[:, ::-1])
-    update_metadata(
-        graph, lambda old: {"preprocess": old.preprocess.model_copy(update={"bgr": not old.preprocess.bgr})}
-    )
+
+    def swapped(old: GraphMetadata) -> dict[str, Any]:
+        form = old.preprocessing
+        order: Any = "rgb" if form.bgr else "bgr"
+        return {
+            "preprocessing": replace(form, colours=order, mean=form.mean[::-1], std=form.std[::-1]),
+            "preprocess": old.preprocess.model_copy(update={"bgr": not old.preprocess.bgr}),
+        }
+
+    update_metadata(graph, swapped)
 
 
 def uint8_input(model: ModelProto) -> ModelProto:
-    """Return ``model`` so that it takes pixels as bytes instead of floats in 0..1.
+    """Return ``model`` so that it takes pixels as bytes; the numbers of its preprocessing are inside.
 
     Raises:
         GraphError: the input is no float tensor, or something else than convolutions reads it.
@@ -148,33 +160,38 @@ def take_bytes(graph: gs.Graph) -> None:
             found=TensorProto.DataType.Name(kind),
             fix="start from a graph that takes float32 images; one of UINT8 has its normalization inside already",
         )
+    form = preprocessing_of(graph)
+    folds = form.divisor != 1 and not form.shifts
+    layers = first_layers(graph) if folds else []
     pairs: dict[str, tuple[gs.Node, gs.Node]] = {}
-    for layer in first_layers(graph):
+    for layer in layers:
         pair = _pair(layer)
         if pair is not None:
             pairs[pair[0].outputs[0].name] = pair
         if pair is None or not _scaled_in_fp16(pair[1]):
-            _divide_weight(layer)
+            _divide_weight(layer, form.divisor)
     pixels = gs.Variable(f"{image.name}_pixels", np.dtype(np.float32), image.shape)
     redirect(image, pixels)
     graph.nodes.append(gs.Node("Cast", f"{image.name}/to_pixels", {"to": TensorProto.FLOAT}, [image], [pixels]))
     image.dtype = np.dtype(np.uint8)
     for quantize, dequantize in pairs.values():
         if _scaled_in_fp16(dequantize):
-            _divide_pixels(graph, quantize)
+            _divide_pixels(graph, quantize, form.divisor)
         else:
-            _widen(quantize, dequantize)
+            _widen(quantize, dequantize, form.divisor)
+    if form.shifts:
+        _normalize(graph, pixels, form)
     update_metadata(graph, lambda old: {"preprocess": old.preprocess.model_copy(update={"uint8": True})})
 
 
-def byte_scale(scale: np.float32) -> np.float32:
-    """The float32 ``s'`` next to ``255 s`` with ``round(p / s') = round(p / 255 / s)`` for every pixel p.
+def byte_scale(scale: np.float32, divisor: float = 255) -> np.float32:
+    """The float32 ``s'`` next to ``255 s`` with ``round(p / s') = round(p / 255 / s)`` for every pixel p (divisor 255).
 
     Raises:
         GraphError: there is none within four units in the last place.
     """
-    wanted = np.rint(_PIXELS / _LARGEST / scale)
-    up = down = _LARGEST * scale
+    wanted = np.rint(_PIXELS / np.float32(divisor) / scale)
+    up = down = np.float32(divisor) * scale
     for _ in range(5):
         for candidate in (up, down):
             if np.array_equal(np.rint(_PIXELS / candidate), wanted):
@@ -223,26 +240,38 @@ def _scaled_in_fp16(dequantize: gs.Node) -> bool:
     return element_type(dequantize.inputs[1]) == TensorProto.FLOAT16
 
 
-def _divide_weight(layer: FirstLayer) -> None:
-    """Divide the weight by 255, or where it is stored as integers, their scale."""
+def _divide_weight(layer: FirstLayer, divisor: float) -> None:
+    """Divide the weight, or where it is stored as integers, their scale."""
     source = producer(layer.node.inputs[1])
     divided = source.inputs[1] if source is not None and source.op == "DequantizeLinear" else layer.weight
     if not isinstance(divided, gs.Constant) or len(divided.outputs) > 1:
         raise GraphError(
             f"{divided.name} is no constant that {layer.weight.name} has to itself", fix="export the model again"
         )
-    divided.values = np.asarray(divided.values / _LARGEST, divided.values.dtype)
+    divided.values = np.asarray(divided.values / np.float32(divisor), divided.values.dtype)
 
 
-def _widen(quantize: gs.Node, dequantize: gs.Node) -> None:
+def _widen(quantize: gs.Node, dequantize: gs.Node, divisor: float) -> None:
     scale = array(quantize, 1)
     if scale is None or scale.size != 1:
         raise GraphError(f"the scale of {title(quantize)} is not one constant", fix="quantize the input per tensor")
-    widened = np.full(scale.shape, byte_scale(np.float32(scale.item())), np.float32)
+    widened = np.full(scale.shape, byte_scale(np.float32(scale.item()), divisor), np.float32)
     quantize.inputs[1] = dequantize.inputs[1] = gs.Constant(f"{quantize.inputs[1].name}_of_bytes", widened)
 
 
-def _divide_pixels(graph: gs.Graph, quantize: gs.Node) -> None:
+def _divide_pixels(graph: gs.Graph, quantize: gs.Node, divisor: float) -> None:
     stem = quantize.outputs[0].name
-    largest = gs.Constant(f"{stem}_largest", np.asarray(_LARGEST))
+    largest = gs.Constant(f"{stem}_largest", np.asarray(divisor, np.float32))
     quantize.inputs[0] = add_node(graph, "Div", f"{stem}_unit/Div", [quantize.inputs[0], largest], f"{stem}_unit")
+
+
+def _normalize(graph: gs.Graph, pixels: gs.Variable, form: Preprocessing) -> None:
+    """``(p - divisor mean) / (divisor std)`` of each colour in front of what reads ``pixels``."""
+    mean, std = (np.float32(form.divisor) * np.array(value, np.float32) for value in (form.mean, form.std))
+    readers = uses(pixels)
+    result: gs.Tensor = pixels
+    for op, stem, values in (("Sub", "centred", mean), ("Div", "normalized", std)):
+        constant = gs.Constant(f"{pixels.name}_{stem}_by", values.reshape(1, 3, 1, 1))
+        result = add_node(graph, op, f"{pixels.name}/{stem}", [result, constant], f"{pixels.name}_{stem}")
+    for node, slot in readers:
+        node.inputs[slot] = result

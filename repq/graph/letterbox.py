@@ -6,21 +6,22 @@ Before and after::
     images (UINT8, B, h, w, 3) -> Cast -> Transpose -> resize -> Pad (grey) -> network
 
 The geometry is that of ``repq.data.letterbox``, in whole numbers: with rooms R_h, R_w (input less borders, at most the
-inner size) the image becomes ``(R_h, floor(w R_h / h))`` or ``(floor(h R_w / w), R_w)``, whichever fits, in the middle.
+inner size) the image becomes ``(R_h, floor(w R_h / h))`` or ``(floor(h R_w / w), R_w)``, whichever fits, in the middle or at
+the top left, as the model's preprocessing says; ``stretch`` makes it (R_h, R_w).
 
 Resizing is linear in the image, so for each axis it is a matrix A of few entries per row:
 
-- shrinking: output pixel i averages what it covers, ``A[i, j] = |[i f, (i + 1) f] ∩ [j, j + 1]| / f`` with f = h / h';
-- enlarging: linear interpolation between the two nearest centres.
+- shrinking by area: output pixel i averages what it covers, ``A[i, j] = |[i f, (i + 1) f] ∩ [j, j + 1]| / f`` with f = h / h';
+- enlarging, and shrinking linearly: linear interpolation between the two nearest centres.
 
 A fixed source takes the cheapest operator that computes this: none where nothing is to be scaled, AveragePool for a
-whole factor, Resize for enlarging, else two products ``A_v X A_h^T``. For a source of any size the graph computes both
+whole factor, Resize for what is linear, else two products ``A_v X A_h^T``. For a source of any size the graph computes both
 matrices from the shape of its input; their rows outside the image are zero, which makes the grey border without Pad::
 
     A_v (X - grey) A_h^T + grey
 
 Results are rounded to whole grey levels, as OpenCV's are. They differ from OpenCV's in the rounding alone: by one level
-at most where an image shrinks or stays, by two at most where it is enlarged (OpenCV interpolates with 11-bit weights);
+at most where an image shrinks by area or stays, by two at most where it is linear (OpenCV interpolates with 11-bit weights);
 ``tests/graph/test_letterbox_input.py`` checks that.
 """
 
@@ -35,8 +36,9 @@ from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
 from repq.graph.first_layers import image_input
-from repq.graph.metadata import update_metadata
+from repq.graph.metadata import preprocessing_of, update_metadata
 from repq.graph.surgeon import Adder, element_type, export_graph, import_graph, redirect
+from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig
 
 Size = tuple[int, int]
@@ -83,7 +85,7 @@ def letterbox_input(model: ModelProto, config: LetterboxConfig, source: Size | N
 
     Args:
         model: takes letterboxed images as bytes (``uint8_input``).
-        config: border, inner size, grey and whether small images are enlarged.
+        config: border, inner size and whether small images are enlarged.
         source: height and width of the images; None: any, which costs two products with matrices computed at run time.
 
     Raises:
@@ -97,15 +99,15 @@ def letterbox_input(model: ModelProto, config: LetterboxConfig, source: Size | N
 def letterbox(graph: gs.Graph, config: LetterboxConfig, source: Size | None = None) -> None:
     """``letterbox_input`` in place."""
     images = image_input(graph)
-    rooms = Rooms.of(_network_size(images), config)
+    form, rooms = preprocessing_of(graph), Rooms.of(_network_size(images), config)
     floats = _pixel_tensors(images)
     images.shape = [images.shape[0] or "batch", *(source or ("source_height", "source_width")), 3]
     add = Adder(graph, "letterbox")
     planes = add.node("Transpose", add.node("Cast", images, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     if source is None:
-        canvas = _canvas_by_matrices(add, images, planes, rooms, config)
+        canvas = _canvas_by_matrices(add, images, planes, rooms, config, form)
     else:
-        canvas = _fixed(add, planes, source, rooms, config)
+        canvas = _fixed(add, planes, source, rooms, config, form)
     for tensor in floats:
         redirect(tensor, canvas)
     update_metadata(
@@ -113,7 +115,7 @@ def letterbox(graph: gs.Graph, config: LetterboxConfig, source: Size | None = No
     )
 
 
-def placement(source: Size, rooms: Rooms, config: LetterboxConfig) -> Placement:
+def placement(source: Size, rooms: Rooms, config: LetterboxConfig, form: Preprocessing = Preprocessing()) -> Placement:
     """Where an image of this size goes."""
     height, width = source
     if rooms.width * height <= rooms.height * width:
@@ -122,7 +124,9 @@ def placement(source: Size, rooms: Rooms, config: LetterboxConfig) -> Placement:
         inner_h, inner_w = rooms.height, width * rooms.height // height
     if not config.upscale:
         inner_h, inner_w = min(inner_h, height), min(inner_w, width)
-    inner_h, inner_w = max(1, inner_h), max(1, inner_w)
+    inner_h, inner_w = (rooms.height, rooms.width) if form.stretch else (max(1, inner_h), max(1, inner_w))
+    if form.placement == "top_left":
+        return Placement(inner_h, inner_w, config.border, config.border)
     return Placement(inner_h, inner_w, (rooms.input[0] - inner_h) // 2, (rooms.input[1] - inner_w) // 2)
 
 
@@ -134,12 +138,14 @@ def area_matrix(size: int, inner: int) -> NDArray[np.float32]:
     return (np.maximum(covered, 0) / factor).astype(np.float32)
 
 
-def _fixed(add: Adder, planes: gs.Tensor, source: Size, rooms: Rooms, config: LetterboxConfig) -> gs.Tensor:
-    place = placement(source, rooms, config)
+def _fixed(
+    add: Adder, planes: gs.Tensor, source: Size, rooms: Rooms, config: LetterboxConfig, form: Preprocessing
+) -> gs.Tensor:
+    place = placement(source, rooms, config, form)
     inner, factors = (place.height, place.width), (source[0] // place.height, source[1] // place.width)
     if inner == source:
         image = planes
-    elif place.width >= source[1]:
+    elif form.resize == "linear" or place.width >= source[1] or place.height > source[0]:
         sizes = add.node("Concat", _first_two(add, planes), add.ints(*inner), axis=0)
         image = add.node(
             "Resize", planes, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel"
@@ -156,7 +162,7 @@ def _fixed(add: Adder, planes: gs.Tensor, source: Size, rooms: Rooms, config: Le
     if not any((place.top, place.left, below, right)):
         return image
     pads = add.ints(0, 0, place.top, place.left, 0, 0, below, right)
-    return add.node("Pad", image, pads, add.float(config.value), mode="constant")
+    return add.node("Pad", image, pads, add.float(form.pad), mode="constant")
 
 
 def _first_two(add: Adder, planes: gs.Tensor) -> gs.Tensor:
@@ -164,7 +170,7 @@ def _first_two(add: Adder, planes: gs.Tensor) -> gs.Tensor:
 
 
 def _canvas_by_matrices(
-    add: Adder, images: gs.Tensor, planes: gs.Tensor, rooms: Rooms, config: LetterboxConfig
+    add: Adder, images: gs.Tensor, planes: gs.Tensor, rooms: Rooms, config: LetterboxConfig, form: Preprocessing
 ) -> gs.Tensor:
     """``A_v (X - grey) A_h^T + grey`` in whole grey levels, for images whose size only the run knows.
 
@@ -176,19 +182,24 @@ def _canvas_by_matrices(
     """
     shape = add.node("Shape", images)
     height, width = (add.node("Gather", shape, add.int(axis), axis=0) for axis in (1, 2))
-    inner_h, inner_w = _inner(add, height, width, rooms, config)
-    shrinks = add.node("Less", inner_w, width)
-    rows = _matrix(add, height, inner_h, rooms.input[0], shrinks)
-    columns = add.node("Transpose", _matrix(add, width, inner_w, rooms.input[1], shrinks), perm=[1, 0])
-    grey = add.float(config.value)
+    inner_h, inner_w = _inner(add, height, width, rooms, config, form)
+    averages = None
+    if form.resize == "area":
+        averages = add.node("And", add.node("Less", inner_w, width), add.node("LessOrEqual", inner_h, height))
+    border = config.border if form.placement == "top_left" else None
+    rows = _matrix(add, height, inner_h, rooms.input[0], border, averages)
+    columns = add.node("Transpose", _matrix(add, width, inner_w, rooms.input[1], border, averages), perm=[1, 0])
+    grey = add.float(form.pad)
     image = add.node("MatMul", rows, add.node("MatMul", add.node("Sub", planes, grey), columns))
-    return add.node("Floor", add.node("Add", image, add.float(config.value + 0.5)))
+    return add.node("Floor", add.node("Add", image, add.float(form.pad + 0.5)))
 
 
 def _inner(
-    add: Adder, height: gs.Tensor, width: gs.Tensor, rooms: Rooms, config: LetterboxConfig
+    add: Adder, height: gs.Tensor, width: gs.Tensor, rooms: Rooms, config: LetterboxConfig, form: Preprocessing
 ) -> tuple[gs.Tensor, gs.Tensor]:
     room_h, room_w = add.int(rooms.height), add.int(rooms.width)
+    if form.stretch:
+        return room_h, room_w
     across, down = add.node("Mul", room_w, height), add.node("Mul", room_h, width)
     wide = add.node("LessOrEqual", across, down)
     inner_h = add.node("Where", wide, add.node("Div", across, width), room_h)
@@ -198,16 +209,27 @@ def _inner(
     return add.node("Max", inner_h, add.int(1)), add.node("Max", inner_w, add.int(1))
 
 
-def _matrix(add: Adder, size: gs.Tensor, inner: gs.Tensor, canvas: int, shrinks: gs.Tensor) -> gs.Tensor:
-    """(canvas, size) weights of one axis; rows outside the image are zero."""
-    offset = add.node("Div", add.node("Sub", add.int(canvas), inner), add.int(2))
+def _matrix(
+    add: Adder, size: gs.Tensor, inner: gs.Tensor, canvas: int, border: int | None, averages: gs.Tensor | None
+) -> gs.Tensor:
+    """(canvas, size) weights of one axis; rows outside the image are zero.
+
+    Args:
+        border: before the image; None: the image is in the middle.
+        averages: whether the image shrinks by area; None: never.
+    """
+    if border is None:
+        offset = add.node("Div", add.node("Sub", add.int(canvas), inner), add.int(2))
+    else:
+        offset = add.int(border)
     length, part = (add.node("Cast", value, to=TensorProto.FLOAT) for value in (size, inner))
     factor = add.node("Div", length, part)
     line = add.constant(np.arange(canvas, dtype=np.int64)[:, None])
     line = add.node("Cast", add.node("Sub", line, offset), to=TensorProto.FLOAT)
     pixel = add.node("Range", add.int(0), size, add.int(1))
     pixel = add.node("Cast", pixel, to=TensorProto.FLOAT)
-    return add.node("Where", shrinks, _area(add, line, pixel, factor), _linear(add, line, pixel, factor, length, part))
+    linear = _linear(add, line, pixel, factor, length, part)
+    return linear if averages is None else add.node("Where", averages, _area(add, line, pixel, factor), linear)
 
 
 def _area(add: Adder, line: gs.Tensor, pixel: gs.Tensor, factor: gs.Tensor) -> gs.Tensor:

@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 from repq.errors import GraphError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.recipe import NmsConfig, PreprocessConfig
 
 Precision = Literal["float32", "float16", "int8", "int8_float16"]
@@ -32,7 +33,8 @@ class GraphMetadata:
         precision: type of the float tensors, ``float32`` or ``float16``; ``int8`` or ``int8_float16`` for a Q/DQ graph.
         int8_layers: the quantized layers, in graph order.
         layout: what the columns of the detections mean.
-        preprocess: what the graph does to images before its first layer.
+        preprocessing: how images become its input.
+        preprocess: what the graph does of that before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
@@ -45,6 +47,7 @@ class GraphMetadata:
     precision: Precision = "float32"
     int8_layers: tuple[LayerId, ...] = ()
     layout: OutputLayout = OutputLayout()
+    preprocessing: Preprocessing = Preprocessing()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     maxima: Mapping[str, float] = field(default_factory=dict)
@@ -64,6 +67,12 @@ def update_metadata(graph: gs.Graph, changes: Callable[[GraphMetadata], dict[str
         graph.properties = others | _entries(replace(metadata, **changes(metadata)))
 
 
+def preprocessing_of(graph: gs.Graph) -> Preprocessing:
+    """How images become the input of an imported graph; as usual where it does not tell."""
+    metadata = parse_metadata(graph.properties)
+    return Preprocessing() if metadata is None else metadata.preprocessing
+
+
 def _entries(metadata: GraphMetadata) -> dict[str, str]:
     entries = {
         "version": metadata.version,
@@ -74,6 +83,7 @@ def _entries(metadata: GraphMetadata) -> dict[str, str]:
         "precision": metadata.precision,
         "int8_layers": json.dumps(metadata.int8_layers),
         "layout": metadata.layout.to_json(),
+        "preprocessing": metadata.preprocessing.to_json(),
         "maxima": json.dumps(dict(metadata.maxima)),
     }
     if metadata.preprocess != PreprocessConfig():
@@ -117,6 +127,8 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
     precisions: dict[str, Precision] = {name: name for name in get_args(Precision)}
     if entries["precision"] not in precisions:
         raise ValueError(f"precision {entries['precision']}")
+    preprocess = PreprocessConfig.model_validate_json(entries.get("preprocess", "{}"))
+    before = Preprocessing(colours="bgr" if preprocess.bgr else "rgb")  # of files that do not tell yet
     return GraphMetadata(
         version=entries["version"],
         spec=entries["spec"],
@@ -126,7 +138,8 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         precision=precisions[entries["precision"]],
         int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
         layout=OutputLayout.from_json(entries.get("layout", "{}")),
-        preprocess=PreprocessConfig.model_validate_json(entries.get("preprocess", "{}")),
+        preprocessing=Preprocessing.from_json(entries.get("preprocessing", before.to_json())),
+        preprocess=preprocess,
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )

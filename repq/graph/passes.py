@@ -132,7 +132,10 @@ def _concat_integers(graph: gs.Graph, _: PassContext) -> Outcome:
 
 def _bgr_input(graph: gs.Graph, _: PassContext) -> Outcome:
     from repq.graph.first_layers import swap_colours
+    from repq.graph.metadata import preprocessing_of
 
+    if preprocessing_of(graph).bgr:
+        return Outcome(False, ("the network takes BGR",))
     swap_colours(graph)
     return Outcome()
 

@@ -32,8 +32,8 @@ class TrainOutput(NamedTuple):
 class Detector(nn.Module, ABC):
     """A network that finds objects, of one spec. Subclasses say what its feature maps are, and what its head does.
 
-    In eval mode ``forward`` maps images (B, 3, H, W), RGB in 0..1, to detections in the layout of ``spec.layout``; in
-    training mode to ``TrainOutput``. H and W are multiples of the coarsest stride.
+    In eval mode ``forward`` maps network input (B, 3, H, W), which ``spec.preprocessing`` makes of images, to
+    detections in the layout of ``spec.layout``; in training mode to ``TrainOutput``. H and W are multiples of the coarsest stride.
 
     Args:
         deploy: the fused form: one convolution with bias per block.
@@ -45,8 +45,8 @@ class Detector(nn.Module, ABC):
         self.deploy = deploy
 
     @abstractmethod
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The feature maps that the head reads, finest first, of network input in the form of ``spec.pixels``."""
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps that the head reads, finest first; sensitivity and distillation compare them."""
 
     @abstractmethod
     def predict(self, features: tuple[Tensor, ...]) -> Tensor:
@@ -58,19 +58,8 @@ class Detector(nn.Module, ABC):
         corners = torch.cat(layout.corners(layout.boxes_of(detections)), dim=-1)
         return TrainOutput(features, layout.scores_of(detections), corners)
 
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The feature maps of images (B, 3, H, W), RGB in 0..1: for sensitivity and distillation."""
-        form = self.spec.pixels
-        x = images.flip(1) if form.bgr else images
-        if form.scale != 1:
-            x = x * form.scale
-        if any(form.mean) or form.std != (1, 1, 1):
-            mean, std = (torch.tensor(value, dtype=x.dtype, device=x.device) for value in (form.mean, form.std))
-            x = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-        return self.maps(x)
-
-    def forward(self, images: Tensor) -> Tensor | TrainOutput:
-        features = self.features(images)
+    def forward(self, x: Tensor) -> Tensor | TrainOutput:
+        features = self.features(x)
         return self.answer(features) if self.training else self.predict(features)
 
     def merged_layers(self) -> frozenset[LayerId]:

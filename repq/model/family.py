@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from repq.errors import RepqError
-from repq.layout import OutputLayout, PixelForm
+from repq.layout import OutputLayout
+from repq.preprocessing import Preprocessing
 from repq.results import Variant
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Spec:
         name: the name it is built by, such as ``yolov6s_v2_opt``.
         num_classes: number of object classes.
         strides: input pixels per cell of each output level, finest first.
+        preprocessing: how images become its input.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -45,16 +47,12 @@ class Spec:
     name: str
     num_classes: int
     strides: tuple[int, ...]
+    preprocessing: Preprocessing = Preprocessing()
 
     @property
     def layout(self) -> OutputLayout:
         """What the columns of the detections mean."""
         return OutputLayout()
-
-    @property
-    def pixels(self) -> PixelForm:
-        """What numbers the network was trained on; `Detector.features` converts images to them."""
-        return PixelForm()
 
     @property
     def least_entries(self) -> int:
@@ -63,7 +61,7 @@ class Spec:
 
     def answers(self, *, maps: bool) -> dict[str, object]:
         """What two detectors must share for one to teach the other; with ``maps`` their feature maps too."""
-        return {"classes": self.num_classes, "strides": self.strides}
+        return {"classes": self.num_classes, "strides": self.strides, "preprocessing": self.preprocessing}
 
     def check_size(self, height: int, width: int) -> None:
         """Check that every level divides the input size.

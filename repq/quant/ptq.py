@@ -102,7 +102,7 @@ def quantize(
 
     Args:
         fused: a fused model; it is not changed.
-        batches: network inputs, float32 (B, 3, H, W) in 0..1, all of one size. Corrections that act before go through
+        batches: network inputs, float32 (B, 3, H, W), all of one size. Corrections that act before go through
             them too, so they must be a list or the like.
         groups: layers that get one scale for their inputs, in the way of ``config.share_scales``.
 

@@ -38,14 +38,13 @@ class DataConfig(Config):
 
 
 class LetterboxConfig(Config):
-    """Letterbox geometry (YOLOv6 report, section 2.4.3 "gray border")."""
+    """Room that an image gets in the input; the rest is the model's preprocessing (YOLOv6 report, section 2.4.3)."""
 
     border: int = setting(0, ge=0, le=4096, flag="--border", help="Grey border of the letterbox on every side, pixels.")
     inner_size: int | None = setting(
         None, ge=1, le=8192, flag="--inner-size",
         help="Long side of the image inside the letterbox.  [default: the input minus both borders]",
     )  # fmt: skip
-    value: int = setting(114, ge=0, le=255, help="Grey level of the border.")
     upscale: bool = setting(True, help="Enlarge images that are smaller than the input.")
 
 

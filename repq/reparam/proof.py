@@ -51,7 +51,7 @@ def fuse_with_proof(model: Detector, images: Tensor, tolerance: float) -> tuple[
 
     Args:
         model: the detector, trained or deployed (which gives no rows and no error); untouched.
-        images: (B, 3, H, W) in 0..1.
+        images: (B, 3, H, W).
         tolerance: bound of every relative error.
 
     Raises:

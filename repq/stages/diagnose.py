@@ -46,7 +46,9 @@ def diagnose_checkpoint(
     look_for_overlap(records, data, val_split, log)
     shown = len(records) - max(1, len(records) // 3)
     calibration, judging = (
-        CalibrationImages(chosen, imgsz, config.calibration.batch, eval_config.letterbox, progress)
+        CalibrationImages(
+            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress
+        )
         for chosen in (records[:shown], records[shown:])
     )
     return diagnose(model, calibration, tuple(on_device_of(model, judging)), config, progress)

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
 from repq.log import Log, quiet
-from repq.recipe import DemoConfig, FuseConfig, LetterboxConfig
+from repq.recipe import DemoConfig, FuseConfig
 from repq.results import FusionReport
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
+    from repq.model import Spec
 
 
 def fuse_checkpoint(
@@ -46,25 +47,25 @@ def fuse_checkpoint(
 
     dataset = None if data is None else read_data(data, split, log)
     opened = open_float(weights, log, imgsz)
-    images = _proof_images(dataset, imgsz, config.images, seed, log)
     model = opened.model.to(resolve_device(device))
+    images = _proof_images(dataset, model.spec, imgsz, config.images, seed, log)
     fused, report = fuse_with_proof(model, torch.from_numpy(images).to(device), config.tolerance)
     save_checkpoint(out, fused.cpu(), names=opened.names)
     return report
 
 
 def _proof_images(
-    dataset: DetectionDataset | None, imgsz: tuple[int, int], count: int, seed: int, log: Log
+    dataset: DetectionDataset | None, spec: Spec, imgsz: tuple[int, int], count: int, seed: int, log: Log
 ) -> NDArray[np.float32]:
     from repq.data import batches, load_dataset, make_demo_set
 
     if dataset is not None:
-        return next(iter(batches(dataset, imgsz, count, LetterboxConfig()))).images
+        return next(iter(batches(dataset, imgsz, count, preprocessing=spec.preprocessing))).images
     log("no --data given: the proof uses drawn images")
     with tempfile.TemporaryDirectory() as folder:
         config = DemoConfig(train_images=1, val_images=count, seed=seed)
         dataset = load_dataset(make_demo_set(Path(folder) / "demo", config), "val")
-        return next(iter(batches(dataset, imgsz, count, LetterboxConfig()))).images
+        return next(iter(batches(dataset, imgsz, count, preprocessing=spec.preprocessing))).images
 
 
 def _fuse(job: Job) -> FusionReport:

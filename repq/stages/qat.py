@@ -89,7 +89,7 @@ def qat_checkpoint(
         def accuracy(model: Detector, title: str) -> Accuracy:
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
             demand_fit(opened, val_set, imgsz)
-            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout)
+            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout, opened.preprocessing)
             log(f"{title}: AP {found.ap:.4f}")
             return found
 

@@ -88,7 +88,10 @@ def _draw(
     models = load(float_engine), load(quantized_engine)
     dataset = fitted(dataset, models[0].names, models[0].label)
     float_found, quantized_found = (
-        detect_all(model.infer, dataset, imgsz, single, layout=model.layout).boxes for model in models
+        detect_all(
+            model.infer, dataset, imgsz, single, layout=model.layout, preprocessing=model.preprocessing
+        ).boxes
+        for model in models
     )
     return tuple(
         draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,

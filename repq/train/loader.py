@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from repq.data import ImageCache, ImageRecord, Sample, draw_sample, prefetch
 from repq.distributed import ALONE, Processes
+from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
 
 _MOST_THREADS = 8
@@ -64,6 +65,7 @@ def training_batches(
     seed: int,
     epoch: int,
     stride: int = 32,
+    preprocessing: Preprocessing = Preprocessing(),
     processes: Processes = ALONE,
     device: str = "cpu",
 ) -> Generator[TrainBatch]:
@@ -75,6 +77,7 @@ def training_batches(
     Args:
         imgsz: height and width; with ``config.multi_scale`` the middle of those that are drawn, one per batch.
         stride: the coarsest; divides every drawn size.
+        preprocessing: of the model; samples are RGB whatever its order.
         processes: each yields its share of every batch.
         device: what trains meanwhile, ``cpu`` or ``cuda``.
     """
@@ -89,7 +92,7 @@ def training_batches(
     def draw(item: tuple[int, tuple[int, int]]) -> Sample:
         position, size = item
         rng = np.random.default_rng((seed, epoch, position))
-        return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng)
+        return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng, preprocessing)
 
     items = [(position, size) for share, size in zip(computed, sizes, strict=True) for position in share]
     samples = prefetch(draw, items, workers=loading_threads(config, device), ahead=2 * config.batch)

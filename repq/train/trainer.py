@@ -177,7 +177,7 @@ class Trainer:
         """This process's batches of an epoch; the board gets the first of the run."""
         source = training_batches(
             self.cache, self.job.imgsz, self.config, seed=self.job.seed, epoch=epoch, stride=self.stride,
-            processes=self.processes, device=self.device.type,
+            preprocessing=self.model.spec.preprocessing, processes=self.processes, device=self.device.type,
         )  # fmt: skip
         label = f"train {epoch + 1}/{self.config.epochs}"
         with closing(source):  # its threads end with it, also when the training is stopped
@@ -233,8 +233,8 @@ class Trainer:
                 raise self.diverged("the model's output is not finite", self.position.epochs_done, "nan or infinity")
             return found
 
-        job, layout = self.job, self.model.spec.layout
-        return evaluate_together(predict, job.val_set, job.imgsz, job.eval_config, layout)
+        job, spec = self.job, self.model.spec
+        return evaluate_together(predict, job.val_set, job.imgsz, job.eval_config, spec.layout, spec.preprocessing)
 
     def keep_best(self, epoch: int, accuracy: Accuracy) -> None:
         best = self.position.best

@@ -97,9 +97,12 @@ class Stepper(ABC):
         return {**parts, "total": torch.stack(list(parts.values())).sum()}
 
     def pixels(self, batch: TrainBatch) -> Tensor:
-        """The images of a batch as network input: (B, 3, H, W) float32 in 0..1, on the device."""
+        """The images of a batch as network input: (B, 3, H, W) float32, on the device."""
+        preprocessing = self.model.spec.preprocessing
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return images.to(torch.float32, memory_format=LAYOUT) / 255
+        pixels = (images.flip(1) if preprocessing.bgr else images).to(torch.float32, memory_format=LAYOUT)
+        normalized: Tensor = preprocessing.normalize(pixels)
+        return normalized
 
     def objects(self, batch: TrainBatch) -> Objects:
         """The labels of a batch, on the device."""

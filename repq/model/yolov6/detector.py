@@ -31,7 +31,7 @@ class YoloV6Detector(Detector):
             self.neck = RepNeck(spec, kit)
         self.detect = Detect(spec, kit)
 
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.neck(self.backbone(x))
 
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
@@ -40,8 +40,8 @@ class YoloV6Detector(Detector):
     def predict(self, features: tuple[Tensor, ...]) -> Tensor:
         return self.detect.decode(self.detect.answer(features))
 
-    def forward(self, images: Tensor) -> Tensor | TrainOutput:
-        return self.detect(self.features(images))
+    def forward(self, x: Tensor) -> Tensor | TrainOutput:
+        return self.detect(self.features(x))
 
     def merged_layers(self) -> frozenset[LayerId]:
         blocks = (path for path, module in self.named_modules() if isinstance(module, ReparamBlock))

@@ -29,7 +29,7 @@ from repq.recipe import CalibrationConfig
 from repq.scales import LayerScales, ScaleTable, TensorScale
 
 Images = NDArray[np.float32] | Tensor
-"""A batch of network inputs, float32 (B, 3, H, W), RGB in 0..1."""
+"""A batch of network inputs, float32 (B, 3, H, W)."""
 
 Groups = Sequence[Sequence[LayerId]]
 """Layers whose inputs must share a scale (``repq.graph.layer_groups``); disjoint."""

@@ -100,7 +100,10 @@ def plan_detector(
     def detect(plan: QuantPlan) -> Detections:
         with quantizing(model, plan.int8):
             label = f"{len(plan.float_)} layers in float"
-            found = detect_all(predict, own, imgsz, config, progress, label=label, layout=model.spec.layout)
+            found = detect_all(
+                predict, own, imgsz, config, progress,
+                label=label, layout=model.spec.layout, preprocessing=model.spec.preprocessing,
+            )  # fmt: skip
         return joined_detections(gathered(found))
 
     return detect

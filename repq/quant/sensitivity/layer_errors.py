@@ -37,7 +37,7 @@ def local_errors(
 
     Args:
         model: a calibrated model that holds quantizers in all ``layers``.
-        batches: network inputs, float32 (B, 3, H, W) in 0..1.
+        batches: network inputs, float32 (B, 3, H, W).
 
     Raises:
         QuantizationError: no images, or a layer's output is not finite; the message names the first such layer.
@@ -77,7 +77,7 @@ def end_to_end_similarity(
 
     Args:
         model: a calibrated model in eval mode that holds quantizers in all ``layers``.
-        batches: network inputs, float32 (B, 3, H, W) in 0..1.
+        batches: network inputs, float32 (B, 3, H, W).
 
     Raises:
         QuantizationError: no images, or outputs that are not finite; the message names the layer.

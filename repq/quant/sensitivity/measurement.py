@@ -193,7 +193,8 @@ def _measure_local(job: Measurement, journal: Journal, progress: Progress) -> No
 
 
 def _load(job: Measurement, records: Sequence[ImageRecord]) -> Iterator[Batch]:
-    return batches(records, job.imgsz, job.config.batch, job.eval_config.letterbox)
+    preprocessing = job.model.spec.preprocessing
+    return batches(records, job.imgsz, job.config.batch, job.eval_config.letterbox, preprocessing)
 
 
 def _flat(place: str, value: Similarity) -> dict[str, float]:
