@@ -210,26 +210,15 @@ class Model:
             DataError: an image cannot be read, or an array is no RGB image.
             RepqError: another size, or other settings, than the graph has inside.
         """
-        from repq.api.service import as_exported, service_of
+        from repq.api.service import finder_of
 
         alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
         listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
-        given = {"iou": iou, "max_detections": max_detections}
-        wanted = {key: value for key, value in given.items() if value is not None}
-        least = settings_of(EvalConfig, None, {"confidence": conf}, "detection").confidence
-        if self.nms is None:
-            wanted |= {"confidence": conf, "multi_label": False}
-        elif least < self.nms.confidence:
-            raise RepqError(
-                f"{self.label} suppresses by itself, from a score of {self.nms.confidence} on", found=f"conf={conf}",
-                fix="ask for that score or a higher one, or export again",
-            )  # fmt: skip
-        service = service_of(self, self.size(imgsz), as_exported(self, clip=True, **wanted))
+        finder = finder_of(self, self.size(imgsz), conf, iou, max_detections)
         found: list[Boxes] = []
         for begin in range(0, len(listed), max(1, batch)):
-            found += service.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
-        kept = [boxes[(boxes[:, 4] > least) & (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)] for boxes in found]
-        return kept[0] if alone else kept
+            found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
+        return found[0] if alone else found
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 

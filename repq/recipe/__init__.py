@@ -20,6 +20,7 @@ from repq.recipe.deployment import (
     default_engines,
     engine_title,
 )
+from repq.recipe.prediction import PredictConfig
 from repq.recipe.quantization import (
     ApSweep,
     CalibrationConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "Measure",
     "NmsConfig",
     "PlanConfig",
+    "PredictConfig",
     "PreprocessConfig",
     "Provider",
     "PtqConfig",

@@ -235,11 +235,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PicturePair:
+class PictureRow:
+    """Pictures beside each other."""
+
     kind: ClassVar = "pictures"
     title: str
-    left: Picture
-    right: Picture
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -251,4 +252,4 @@ class Listing:
     text: str
 
 
-Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PicturePair | Listing
+Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PictureRow | Listing

@@ -13,6 +13,7 @@ from repq.stages.evaluate import accuracy_of, evaluate_model
 from repq.stages.export import export_checkpoint
 from repq.stages.fuse import fuse_checkpoint
 from repq.stages.inspect import describe_model, estimate_graph, lint_graph
+from repq.stages.predict import predict_files
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.qat import QatSource, qat_checkpoint
 from repq.stages.report import report_benches
@@ -58,6 +59,7 @@ __all__ = [
     "fuse_checkpoint",
     "lint_graph",
     "measure_sensitivity",
+    "predict_files",
     "ptq_checkpoint",
     "qat_checkpoint",
     "read_data",
