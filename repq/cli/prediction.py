@@ -33,14 +33,18 @@ def predict_command(
     engine: Annotated[
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,
-    threads: Annotated[Threads | None, setting(flag="--threads", help="CPU threads.  [default: the runtime's own]")] = None,
+    threads: Annotated[
+        Threads | None, setting(flag="--threads", help="CPU threads.  [default: the runtime's own]")
+    ] = None,
     device: Annotated[
         Device, setting(flag="--device", needs="MODEL checkpoint", help="Where torch runs: cpu, cuda, cuda:1 …")
     ] = "cpu",
-    force: Annotated[bool, setting(False, flag="--force", help="Write beside other files, over those of the same names.")] = False,
+    force: Annotated[
+        bool, setting(flag="--force", help="Write beside other files, over those of the same names.")
+    ] = False,
 ) -> None:  # fmt: skip
-    """SOURCE is an image, a folder, a pattern in quotes, a list of images (.txt), a video, a camera number such as 0, or
-    the address of a stream; several may be given. Images that cannot be read are counted and left out.
+    """SOURCE is an image, a folder, a pattern in quotes, a list of images (.txt), a video, a camera number such as 0,
+    or the address of a stream; several may be given. Images that cannot be read are counted and left out.
     """
     from repq.report.prediction import predict_table
     from repq.stages import predict_files

@@ -123,6 +123,8 @@ def predict(
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
              "confidence": confidence, **({"other": other.label} if other else {})}  # fmt: skip
     job = _Job(finders, config, config.batch or model.batch or 1, titles, names)
+    for one in models:
+        one.running  # noqa: B018 (it starts, before time is taken)
     tally, started, threads = _Tally(), time.perf_counter(), cv2.getNumThreads()
     with ExitStack() as stack:
         folder = stack.enter_context(replacing_folder(out, keep_others=out.is_dir() and not is_own(out)))
@@ -219,7 +221,7 @@ class _Job:
             lost, new = (tuple(np.flatnonzero(one.marked).tolist()) for one in shown)  # type: ignore[arg-type]
         drawn: Any = None
         if self.config.draw:
-            canvas = image[..., ::-1]
+            canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
             drawn = side_by_side(canvas, shown, self.names) if shown else draw_boxes(canvas, boxes[0], self.names)
             drawn = as_file(drawn, name) if still else drawn
         return Prediction(name, (image.shape[0], image.shape[1]), boxes, lost, new, drawn)
@@ -277,19 +279,15 @@ def _chunked(frames: Iterable[Pending], size: int) -> Iterator[list[Pending]]:
 
 def _demand_place(out: Path, sources: Sequence[Source], *, force: bool) -> None:
     place = out.resolve()
-    inside = next(
-        (path for source in sources for path in source.paths if place in (path.resolve(), *path.resolve().parents)),
-        None,
-    )
+    read = [path.resolve() for source in sources for path in source.paths]
+    inside = next((path for path in read if place in (path, *path.parents)), None)
     if inside is not None:
         raise RepqError(f"{printable(inside)} lies in the folder that is written, {printable(out)}",
                         fix="write to another folder")  # fmt: skip
-    if out.exists() and not out.is_dir():
-        raise RepqError(f"{printable(out)} is a file", fix="name a folder for the predictions")
     if out.is_dir() and any(out.iterdir()) and not is_own(out) and not force:
         foreign = ", ".join(sorted(printable(entry.name) for entry in islice(out.iterdir(), 5)))
         raise RepqError(f"the folder {printable(out)} holds what `repq predict` did not write", found=foreign,
-                        fix="give a new folder, or --force to write beside it; files of the same names are replaced")  # fmt: skip
+                        fix="give a new folder, or --force to write over files of the same names")  # fmt: skip
 
 
 def _demand_same_classes(models: Sequence[Model]) -> None:

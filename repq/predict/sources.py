@@ -82,13 +82,18 @@ def open_sources(places: Sequence[str], log: Log = quiet) -> tuple[Source, ...]:
     for source in streams:
         name = next(name for name in _numbered(source.name) if name not in taken)
         taken.add(name)
-        sources.append(replace(source, name=name))
+        sources.append(replace(source, name=name, frames=_named_below(name, source.frames)))
     return tuple(sources)
 
 
 def _numbered(name: str) -> Iterator[str]:
     yield name
     yield from (f"{name}-{number}" for number in range(2, 1 << 31))
+
+
+def _named_below(name: str, frames: Iterator[Pending]) -> Iterator[Pending]:
+    for frame in frames:
+        yield replace(frame, name=f"{name}/{frame.name}")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -109,8 +114,10 @@ def _files(place: str, log: Log) -> list[Path]:
         if not path.is_file():
             raise DataError(f"{printable(place)} is no image and no video", fix=f"give {FORMS}")
         if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            raise DataError(f"{printable(place)} is no image and no video", found=f"the suffix {path.suffix or '(none)'}",
-                            fix=f"give {FORMS}")  # fmt: skip
+            suffix = path.suffix or "(none)"
+            raise DataError(
+                f"{printable(place)} is no image and no video", found=f"the suffix {suffix}", fix=f"give {FORMS}"
+            )
         return [path]
     if any(letter in place for letter in "*?["):
         matches = [Path(match) for match in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207 (takes whole paths)
@@ -162,20 +169,21 @@ def _open_video(place: str | int, name: str, kind: Literal["video", "camera"], p
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it would say is said below
     import cv2
 
-    before = cv2.setLogLevel(0)
+    logging = cv2.utils.logging
+    before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(place)
         opened = capture.isOpened()
     except cv2.error:
         opened = False
     finally:
-        cv2.setLogLevel(before)
+        logging.setLogLevel(before)
     if not opened:
         raise DataError(**_why_closed(place, paths))
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if kind == "video" else 0
     fps = capture.get(cv2.CAP_PROP_FPS)
     return Source(
-        name, kind, _frames(capture, name), total if 0 < total < 1 << 31 else None, fps if 1 <= fps <= 1000 else 25.0,
+        name, kind, _frames(capture), total if 0 < total < 1 << 31 else None, fps if 1 <= fps <= 1000 else 25.0,
         paths,
     )  # fmt: skip
 
@@ -195,7 +203,7 @@ def _why_closed(place: str | int, paths: tuple[Path, ...]) -> dict[str, str]:
             "fix": "check that it plays, and convert it: ffmpeg -i VIDEO -c:v libx264 out.mp4"}  # fmt: skip
 
 
-def _frames(capture: Any, name: str) -> Iterator[Pending]:
+def _frames(capture: Any) -> Iterator[Pending]:
     import cv2
 
     number = 0
@@ -205,16 +213,15 @@ def _frames(capture: Any, name: str) -> Iterator[Pending]:
                 whole, pixels = capture.retrieve()
             except cv2.error:
                 whole, pixels = False, None
-            title = f"{name}/{number:06d}"
-            yield Pending(title, partial(_frame, pixels if whole else None, title))
+            yield Pending(f"{number:06d}", partial(_frame, pixels if whole else None))
             number += 1
     finally:
         capture.release()
 
 
-def _frame(pixels: Image | None, name: str) -> Image:
+def _frame(pixels: Image | None) -> Image:
     import cv2
 
     if pixels is None or pixels.ndim != 3:
-        raise DataError(f"cannot decode the frame {printable(name)}", found="damaged data")
+        raise DataError("cannot decode a frame", found="damaged data")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)

@@ -1,7 +1,7 @@
 """Boxes drawn on images: for the report, and for what `repq predict` writes. One style for both.
 
 Lines, letters and labels scale with the image. A label never hides what it names: all labels of an image together cover
-at most `LABEL_SHARE` of it, the surest boxes are named first, and the rest keep their colour alone.
+at most `LABEL_SHARE` of it and none covers another; the surest boxes are named first, the rest keep their colour alone.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def draw_boxes(image: Image, found: Found | Boxes, class_names: Sequence[str]) -
     import cv2
 
     boxes, marked, mark = found[1:] if isinstance(found, Found) else (found, None, "")
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = np.array(image, order="C")
     side = max(canvas.shape[:2])
     width, size = max(1, round(side / 400)), max(0.32, side / 1300)
     order = np.argsort(np.nan_to_num(boxes[:, 4]), kind="stable")
@@ -119,8 +119,10 @@ def draw_boxes(image: Image, found: Found | Boxes, class_names: Sequence[str]) -
         wide, tall = wide + 2 * width + 2, tall + below + width + 1
         if wide * tall > room or wide > canvas.shape[1]:
             continue
-        room -= wide * tall
         place = _place((round(x1), round(y1), round(y2)), (wide, tall), canvas.shape[:2], taken)
+        if place is None:
+            continue
+        room -= wide * tall
         taken.append(place)
         _write(canvas, text, place, class_colour(int(label)), size, below)
     return canvas
@@ -197,13 +199,16 @@ def _ascii(names: Sequence[str], index: int) -> str:
 
 def _place(
     edge: tuple[int, int, int], size: tuple[int, int], image: tuple[int, ...], taken: Sequence[Rectangle]
-) -> Rectangle:
-    """Where the label of a box with this left, top and bottom edge lies: above, inside or below, beside the others."""
+) -> Rectangle | None:
+    """Where the label of a box with this left, top and bottom edge lies: above, inside or below, clear of the others.
+
+    None: there is no room.
+    """
     (x, top, bottom), (wide, tall) = edge, size
     left = max(0, min(x, image[1] - wide))
     tops = [max(0, min(y, image[0] - tall)) for y in (top - tall, top, bottom - tall, bottom)]
     places = [(left, y, left + wide, y + tall) for y in tops]
-    return next((place for place in places if not any(_touch(place, other) for other in taken)), places[0])
+    return next((place for place in places if not any(_touch(place, other) for other in taken)), None)
 
 
 def _write(canvas: Image, text: str, place: Rectangle, colour: Colour, size: float, below: int) -> None:

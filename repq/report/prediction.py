@@ -24,12 +24,12 @@ def predict_table(report: PredictReport) -> str:
         blocks.append(table("Found", columns, rows[:_SHOWN], more))
     blocks += _compared(report)
     skipped = f", {plural(report.skipped_count, 'image')} skipped" if report.skipped_count else ""
-    where = f"{report.out}: {', '.join(report.files)}"
+    speed = f"{compact(report.images_per_s)} images/s"
     blocks.append(Text(
         f"{report.model} ({engine_title(report.engine)}, {report.precision}) at {report.imgsz[0]}x{report.imgsz[1]}, "
         f"score above {report.confidence:g}\n"
-        f"{plural(report.images, 'image')}, {count(report.boxes)} boxes{skipped}; {compact(report.images_per_s)} images/s\n"
-        f"{where}"
+        f"{plural(report.images, 'image')}, {count(report.boxes)} boxes{skipped}; {speed}\n"
+        f"{report.out}: {', '.join(report.files)}"
     ))  # fmt: skip
     return render_text(blocks)
 

@@ -78,11 +78,9 @@ def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:
 
     recipe, config = job.recipe, job.recipe.report
     dataset = read_data(job.data, recipe.data.val)
-    busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[
-        : config.candidates if config.images else 0
-    ]
+    busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[: config.candidates]
     models = load(float_engine), load(quantized_engine)
-    dataset = fitted(dataset.subset(busiest), models[0].names, models[0].label)
+    dataset = fitted(dataset.subset(busiest if config.images else []), models[0].names, models[0].label)
     single = recipe.eval.model_copy(update={"multi_label": False, "confidence": config.confidence})
     before, after = (
         detect_all(

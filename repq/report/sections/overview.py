@@ -109,8 +109,8 @@ def _pictures(summary: ReportSummary) -> list[Block]:
     if not shown.images:
         return []
     lead = (
-        f"Boxes of {engine_title(shown.engine)}; score at least {shown.confidence:.2f}. Of {shown.looked_at} images those "
-        "that INT8 changed most for the worse come first; boxes with a white rim were lost, or are new."
+        f"Boxes of {engine_title(shown.engine)}; score at least {shown.confidence:.2f}. Of {shown.looked_at} images "
+        "those that INT8 changed most for the worse come first; boxes with a white rim were lost, or are new."
     )
     return [Text(lead), *map(_row, shown.images)]
 
