@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
     ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
-    ("layers", "layout"),
+    ("layers", "layout", "preprocessing"),
     ("scales", "results", "recipe", "identity", "artifact"),
     ("machine",),
     ("model",),
@@ -50,6 +50,7 @@ CORE = {
     "stopping",
     "layers",
     "layout",
+    "preprocessing",
     "scales",
     "results",
     "recipe",

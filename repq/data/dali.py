@@ -113,7 +113,7 @@ def _pipeline(
             image = _placed(image, sizes, imgsz, config, form)
             image = fn.transpose(image, perm=[2, 0, 1])
             if dtype == "float32":
-                mean, std = (form.divisor * np.array(value, np.float32).reshape(3, 1, 1) for value in (form.mean, form.std))
+                mean, std = (form.divisor * np.array(values, "f4").reshape(3, 1, 1) for values in (form.mean, form.std))
                 image = (fn.cast(image, dtype=types.FLOAT) - types.Constant(mean)) / types.Constant(std)
             pipeline.set_outputs(image, sizes)
         pipeline.build()

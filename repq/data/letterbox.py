@@ -1,8 +1,9 @@
 """The letterbox: an image scaled as a whole into the network's input, the rest filled with grey.
 
 With input (H, W), border b and inner size s the scale is ``r = min((H - 2b) / h, (W - 2b) / w, s / max(h, w))``; the
-image becomes (int(r h), int(r w)) and lies where the model's preprocessing says. The border and the inner size are the two options by which
-the YOLOv6 report (v2, section 2.4.3, "gray border") feeds the network a margin that its convolutions can look into.
+image becomes (int(r h), int(r w)) and lies where the model's preprocessing says. The border and the inner size are the
+two options by which the YOLOv6 report (v2, section 2.4.3, "gray border") feeds the network a margin that its
+convolutions can look into.
 """
 
 from __future__ import annotations

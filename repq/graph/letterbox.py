@@ -6,23 +6,24 @@ Before and after::
     images (UINT8, B, h, w, 3) -> Cast -> Transpose -> resize -> Pad (grey) -> network
 
 The geometry is that of ``repq.data.letterbox``, in whole numbers: with rooms R_h, R_w (input less borders, at most the
-inner size) the image becomes ``(R_h, floor(w R_h / h))`` or ``(floor(h R_w / w), R_w)``, whichever fits, in the middle or at
-the top left, as the model's preprocessing says; ``stretch`` makes it (R_h, R_w).
+inner size) the image becomes ``(R_h, floor(w R_h / h))`` or ``(floor(h R_w / w), R_w)``, whichever fits, where the
+model's preprocessing says; ``stretch`` makes it (R_h, R_w).
 
 Resizing is linear in the image, so for each axis it is a matrix A of few entries per row:
 
-- shrinking by area: output pixel i averages what it covers, ``A[i, j] = |[i f, (i + 1) f] ∩ [j, j + 1]| / f`` with f = h / h';
-- enlarging, and shrinking linearly: linear interpolation between the two nearest centres.
+- by area: output pixel i averages what it covers, ``A[i, j] = |[i f, (i + 1) f] ∩ [j, j + 1]| / f`` with f = h / h';
+- enlarging, or where the preprocessing says ``linear``: interpolation between the two nearest centres.
 
 A fixed source takes the cheapest operator that computes this: none where nothing is to be scaled, AveragePool for a
-whole factor, Resize for what is linear, else two products ``A_v X A_h^T``. For a source of any size the graph computes both
-matrices from the shape of its input; their rows outside the image are zero, which makes the grey border without Pad::
+whole factor, Resize for interpolation, else two products ``A_v X A_h^T``. For a source of any size the graph computes
+both matrices from the shape of its input; their rows outside the image are zero, which makes the grey border without
+Pad::
 
     A_v (X - grey) A_h^T + grey
 
 Results are rounded to whole grey levels, as OpenCV's are. They differ from OpenCV's in the rounding alone: by one level
-at most where an image shrinks by area or stays, by two at most where it is linear (OpenCV interpolates with 11-bit weights);
-``tests/graph/test_letterbox_input.py`` checks that.
+at most where an image shrinks by area or stays, by two at most where pixels are interpolated (OpenCV does so with
+11-bit weights); ``tests/graph/test_letterbox_input.py`` checks that.
 """
 
 from __future__ import annotations
@@ -218,10 +219,8 @@ def _matrix(
         border: before the image; None: the image is in the middle.
         averages: whether the image shrinks by area; None: never.
     """
-    if border is None:
-        offset = add.node("Div", add.node("Sub", add.int(canvas), inner), add.int(2))
-    else:
-        offset = add.int(border)
+    margin = add.node("Sub", add.int(canvas), inner)
+    offset = add.node("Div", margin, add.int(2)) if border is None else add.int(border)
     length, part = (add.node("Cast", value, to=TensorProto.FLOAT) for value in (size, inner))
     factor = add.node("Div", length, part)
     line = add.constant(np.arange(canvas, dtype=np.int64)[:, None])

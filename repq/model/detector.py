@@ -33,7 +33,8 @@ class Detector(nn.Module, ABC):
     """A network that finds objects, of one spec. Subclasses say what its feature maps are, and what its head does.
 
     In eval mode ``forward`` maps network input (B, 3, H, W), which ``spec.preprocessing`` makes of images, to
-    detections in the layout of ``spec.layout``; in training mode to ``TrainOutput``. H and W are multiples of the coarsest stride.
+    detections in the layout of ``spec.layout``; in training mode to ``TrainOutput``. H and W are multiples of the
+    coarsest stride.
 
     Args:
         deploy: the fused form: one convolution with bias per block.

@@ -81,7 +81,11 @@ def arrange(
 
         where: Literal["cpu", "gpu"] = "gpu" if device.startswith("cuda") else "cpu"
         load = DaliLoader(
-            imgsz, batch, dtype="uint8" if inside.uint8 else "float32", preprocessing=model.preprocessing, device=where,
+            imgsz,
+            batch,
+            dtype="uint8" if inside.uint8 else "float32",
+            preprocessing=model.preprocessing,
+            device=where,
             threads=threads,
         )
         label, decode, preprocess = f"dali ({where})", partial(_load_all, load), _as_it_is

@@ -22,6 +22,7 @@ from repq.data.augment import (
     single_placement,
     turn_over,
 )
+from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig, TrainConfig
 
 QUIET = TrainConfig(hsv=(0, 0, 0), flip=0.5, translate=0.2, scale=0.5, mosaic=0.0)
@@ -179,10 +180,10 @@ def test_mixup_adds_the_objects_of_another_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("border", [0, 8])
 def test_the_letterbox_leaves_its_border(tmp_path: Path, border: int) -> None:
-    letterbox = LetterboxConfig(border=border, value=80)
+    letterbox = LetterboxConfig(border=border)
     config = TrainConfig(hsv=(0, 0, 0), flip=0, translate=0, scale=0, letterbox=letterbox)
     cache = ImageCache(records(tmp_path, (128, 128)), (128, 128), max_bytes=1 << 24)
-    sample = draw_sample(cache, 0, (128, 128), config, np.random.default_rng(0))
+    sample = draw_sample(cache, 0, (128, 128), config, np.random.default_rng(0), Preprocessing(pad=80))
     grey = (sample.image == 80).all(axis=2)
     inside = slice(border + 1, 128 - border - 1)
     assert not grey[inside, inside].any()

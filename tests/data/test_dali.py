@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from repq.data import decode_image, letterbox
 from repq.data.dali import DaliLoader
 from repq.errors import DataError
+from repq.preprocessing import preset
 from repq.recipe import LetterboxConfig
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'repq[dali]' (about 1 GB)")
@@ -46,7 +47,7 @@ def test_pixels_and_places_are_those_of_opencv() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [LetterboxConfig(border=5, inner_size=100, value=7), LetterboxConfig(upscale=False, border=16)]
+    "config", [LetterboxConfig(border=5, inner_size=100), LetterboxConfig(upscale=False, border=16)]
 )
 def test_every_setting(config: LetterboxConfig) -> None:
     files = [photograph(50, 60), photograph(200, 150, 1)]
@@ -68,7 +69,7 @@ def test_types_and_colours() -> None:
     file = photograph(96, 128)
     (bytes_,), _ = DaliLoader((96, 128), 1)([file])
     (floats,), _ = DaliLoader((96, 128), 1, dtype="float32")([file])
-    (blue_first,), _ = DaliLoader((96, 128), 1, bgr=True)([file])
+    (blue_first,), _ = DaliLoader((96, 128), 1, preprocessing=preset("yolox"))([file])
     np.testing.assert_array_equal(floats, bytes_.astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(blue_first, bytes_[::-1])
 

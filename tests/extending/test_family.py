@@ -22,7 +22,7 @@ from repq.errors import CheckpointError, RepqError, TrainingError
 from repq.evaluate import evaluate, postprocess
 from repq.export import export_float, export_quantized
 from repq.graph import nms_output, read_metadata
-from repq.layout import OutputLayout, PixelForm
+from repq.layout import OutputLayout
 from repq.model import (
     FAMILIES,
     Detector,
@@ -41,6 +41,7 @@ from repq.model import (
     read_spec,
     save_checkpoint,
 )
+from repq.preprocessing import Preprocessing
 from repq.quant import quantize
 from repq.recipe import DemoConfig, EvalConfig, NmsConfig, PtqConfig
 from repq.reparam import fuse, fuse_with_proof
@@ -56,9 +57,9 @@ LAYOUTS = {
     "toy_columns": OutputLayout(objectness=None, scores=4, columns_first=True),
     "toy_objectness": OutputLayout(box_form="corners", objectness=0, boxes=2, scores=6, unused=1),
 }
-PIXELS = {
-    "toy_columns": PixelForm(bgr=True, scale=255.0),
-    "toy_objectness": PixelForm(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+PREPROCESSINGS = {
+    "toy_columns": Preprocessing(colours="bgr", divisor=1, placement="top_left", resize="linear", pad=80),
+    "toy_objectness": Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
 }
 
 
@@ -70,10 +71,6 @@ class ToySpec(Spec):
     @property
     def layout(self) -> OutputLayout:
         return LAYOUTS[self.name]
-
-    @property
-    def pixels(self) -> PixelForm:
-        return PIXELS.get(self.name, PixelForm())
 
 
 class Down(nn.Module):
@@ -97,7 +94,7 @@ class Toy(Detector):
         self.body = nn.Sequential(*(Down(a, spec.width, deploy=deploy) for a in (3, spec.width, spec.width)))
         self.ends = nn.Conv2d(spec.width, 5 + spec.num_classes, 1)
 
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.body(x),)
 
     def predict(self, features: tuple[Tensor, ...]) -> Tensor:
@@ -140,7 +137,10 @@ class ToyFamily(Family):
         return tuple(LAYOUTS)
 
     def spec(self, name: str, num_classes: int) -> ToySpec | None:
-        return ToySpec(name=name, num_classes=num_classes, strides=(8,)) if name in LAYOUTS else None
+        if name not in LAYOUTS:
+            return None
+        form = PREPROCESSINGS.get(name, Preprocessing())
+        return ToySpec(name=name, num_classes=num_classes, strides=(8,), preprocessing=form)
 
     def build(self, spec: ToySpec, *, deploy: bool) -> Toy:
         return Toy(spec, deploy=deploy)
@@ -194,8 +194,9 @@ def model(request: pytest.FixtureRequest) -> Detector:
     return toy.eval()
 
 
-def images(data: Path, count: int = 8) -> np.ndarray:
-    return next(iter(batches(load_dataset(data, "val"), SIZE, count))).images
+def images(data: Path, model: Detector, count: int = 8) -> np.ndarray:
+    form = model.spec.preprocessing
+    return next(iter(batches(load_dataset(data, "val"), SIZE, count, preprocessing=form))).images
 
 
 def run(*arguments: object) -> dict:
@@ -230,23 +231,15 @@ def test_files_of_other_families_are_not_taken_for_its_own(tmp_path: Path) -> No
 
 
 def test_it_is_fused_with_proof(model: Detector, data: Path) -> None:
-    fused, report = fuse_with_proof(model, torch.from_numpy(images(data)), 1e-4)
+    fused, report = fuse_with_proof(model, torch.from_numpy(images(data, model)), 1e-4)
     assert [block.layer for block in report.blocks] == [f"body.{number}.c" for number in range(3)]
     assert fused.deploy and layer_ids(fused) == (*(row.layer for row in report.blocks), "ends")
     assert count_macs(fused, 64)["ends"] == 8 * 8 * 16 * (5 + CLASSES)
 
 
-def test_pixels_reach_the_network_in_the_form_that_it_was_trained_on() -> None:
-    toy, pixels = build("toy_columns", CLASSES).eval(), torch.rand(1, 3, *SIZE)
-    assert torch.equal(toy.features(pixels)[0], toy.maps(pixels.flip(1) * 255)[0])
-    toy = build("toy_objectness", CLASSES).eval()
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
-    torch.testing.assert_close(toy.features(pixels)[0], toy.maps((pixels - mean) / std)[0])
-
-
 def test_it_is_exported_quantized_and_suppressed_in_the_graph(model: Detector, data: Path) -> None:
-    fused, pixels = fuse(model), images(data, 1)
-    quantized = quantize(fused, [torch.from_numpy(images(data))], PtqConfig()).model
+    fused, pixels = fuse(model), images(data, model, 1)
+    quantized = quantize(fused, [torch.from_numpy(images(data, model))], PtqConfig()).model
     float_graph, int8_graph = export_float(fused, SIZE), export_quantized(quantized, SIZE)
     for network, graph in ((fused, float_graph), (quantized, int8_graph)):
         with torch.no_grad():
@@ -268,7 +261,7 @@ def test_layouts_lead_to_the_same_boxes(data: Path) -> None:
     torch.manual_seed(0)
     weights, pixels = build("toy_corners", CLASSES).state_dict(), torch.rand(1, 3, *SIZE)
     found = []
-    for name, given in (("toy_corners", pixels), ("toy_columns", pixels.flip(1) / 255)):
+    for name, given in (("toy_corners", pixels), ("toy_columns", pixels)):
         toy = build(name, CLASSES).eval()
         toy.load_state_dict(weights)
         with torch.no_grad():
@@ -284,7 +277,7 @@ def test_the_command_line_takes_it(model: Detector, data: Path, tmp_path: Path) 
     with torch.no_grad():
         expected = evaluate(
             lambda pixels: model(torch.from_numpy(pixels)).numpy(), load_dataset(data, "val"), SIZE, EvalConfig(),
-            layout=model.spec.layout,
+            layout=model.spec.layout, preprocessing=model.spec.preprocessing,
         )  # fmt: skip
     assert own["ap"] == pytest.approx(expected.ap)
     run("fuse", tmp_path / "w.safetensors", *at, "-o", tmp_path / "f.safetensors", "--images", 2)

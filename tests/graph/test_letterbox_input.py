@@ -72,7 +72,7 @@ def test_the_pixels_are_those_of_opencv(size: str, dynamic: bool) -> None:
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "any size"])
 @pytest.mark.parametrize(
     "config",
-    [LetterboxConfig(border=5, inner_size=100, value=7), LetterboxConfig(upscale=False), LetterboxConfig(border=16)],
+    [LetterboxConfig(border=5, inner_size=100), LetterboxConfig(upscale=False), LetterboxConfig(border=16)],
 )
 def test_every_setting(config: LetterboxConfig, dynamic: bool) -> None:
     for size in ((50, 60), (200, 150)):
