@@ -68,6 +68,7 @@ def export_float(
         imgsz=imgsz,
         layout=plain.spec.layout,
         preprocessing=plain.spec.preprocessing,
+        target=config.target or "",
     )
     write_metadata(graph, metadata)
     _verify(graph, config)

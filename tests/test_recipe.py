@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
 from repq.recipe import load_recipe
 
@@ -44,10 +45,35 @@ def test_overrides_win_and_are_validated(tmp_path: Path) -> None:
 
 def test_the_tool_chooses_corrections_or_the_recipe_does(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    assert load_recipe(path, ["ptq.auto=true"]).ptq.auto
+    assert load_recipe(path).ptq.auto and load_recipe(path, ["ptq.calibration.images=8", "ptq.keep_float=[a]"]).ptq.auto
+    for setting in ("ptq.auto=false", "ptq.calibration.method=mse", "ptq.correct.equalize=true"):
+        assert not load_recipe(path, [setting]).ptq.auto
     assert load_recipe(path, ["ptq.correct.rounding=adaptive"]).ptq.correct.rounding == "adaptive"
     with pytest.raises(RecipeError, match="chooses the corrections itself"):
         load_recipe(path, ["ptq.auto=true", "ptq.correct.equalize=true"])
+
+
+def test_one_budget_rules_the_sections_that_do_not_say_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["max_drop=0.02", "plan={}"])
+    assert recipe.max_drop == recipe.plan.max_drop == recipe.check.max_drop == 0.02
+    assert (
+        load_recipe(path, ["plan={}"]).plan.max_drop == load_recipe(path).check.max_drop == load_recipe(path).max_drop
+    )
+    assert load_recipe(path, ["max_drop=0.02", "check.max_drop=0.1"]).check.max_drop == 0.1
+    assert load_recipe(path, ["max_drop=0.02", "plan.top=3"]).plan.max_drop is None
+
+
+@pytest.mark.parametrize("target", [entry.name for entry in ENGINES])
+def test_a_target_says_what_the_recipe_does_not(tmp_path: Path, target: str) -> None:
+    path, wanted = write(tmp_path, MINIMAL), runtime(target).settings
+    recipe = load_recipe(path, [f"target={target}"])
+    for section, settings in wanted.items():
+        values = getattr(recipe, section).model_dump()
+        assert {name: values[name] for name in settings} == settings
+    assert recipe.export.target == target
+    other = {"symmetric": "asymmetric", "asymmetric": "symmetric"}[wanted["ptq"]["scheme"]]
+    assert load_recipe(path, [f"target={target}", f"ptq.scheme={other}"]).ptq.scheme == other
 
 
 @pytest.mark.parametrize(

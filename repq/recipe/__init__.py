@@ -5,6 +5,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
+from repq.recipe.budget import Budget, for_target
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
 from repq.recipe.deployment import (
     BenchConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "Ablation",
     "ApSweep",
     "BenchConfig",
+    "Budget",
     "BuildConfig",
     "CalibrationConfig",
     "CheckConfig",
@@ -72,6 +74,7 @@ __all__ = [
     "as_overrides",
     "default_engines",
     "engine_title",
+    "for_target",
     "load_ablation",
     "load_recipe",
     "parse_recipe",

@@ -29,7 +29,7 @@ def predict_table(report: PredictReport) -> str:
         f"{report.model} ({engine_title(report.engine)}, {report.precision}) at {report.imgsz[0]}x{report.imgsz[1]}, "
         f"score above {report.confidence:g}\n"
         f"{plural(report.images, 'image')}, {count(report.boxes)} boxes{skipped}; {speed}\n"
-        f"{report.out}: {', '.join(report.files)}"
+        f"files: {', '.join(report.files)}"
     ))  # fmt: skip
     return render_text(blocks)
 

@@ -49,6 +49,7 @@ from repq.results.sensitivity import (
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
 from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Diagnosis",
     "DrawnImage",
     "EngineDescription",
+    "EngineVerdict",
     "Environment",
     "EpochRow",
     "Estimate",
@@ -108,6 +110,7 @@ __all__ = [
     "TrainReport",
     "TrialFigures",
     "Variant",
+    "Verdict",
     "Way",
     "WayName",
     "WeightsDescription",

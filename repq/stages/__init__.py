@@ -5,6 +5,7 @@ A stage is added to a run by its entry in `STAGES`; docs/design.md says how.
 
 from repq.stages import bench, build, check, data, evaluate, export, fuse, ptq, qat, report, sensitivity, train
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
+from repq.stages.budget import PtqJob, demand_budget, quantize_within
 from repq.stages.build import build_engine
 from repq.stages.check import check_models, demand_agreement
 from repq.stages.data import draw_calibration_set, read_data
@@ -41,6 +42,7 @@ STAGES: list[Stage] = [
 
 __all__ = [
     "STAGES",
+    "PtqJob",
     "QatSource",
     "Stage",
     "accuracy_of",
@@ -49,6 +51,7 @@ __all__ = [
     "build_engine",
     "check_models",
     "demand_agreement",
+    "demand_budget",
     "describe_model",
     "diagnose_checkpoint",
     "diagnose_machine",
@@ -62,6 +65,7 @@ __all__ = [
     "predict_files",
     "ptq_checkpoint",
     "qat_checkpoint",
+    "quantize_within",
     "read_data",
     "report_benches",
     "train_detector",

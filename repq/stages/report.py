@@ -80,7 +80,6 @@ def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:
     dataset = read_data(job.data, recipe.data.val)
     busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[: config.candidates]
     models = load(float_engine), load(quantized_engine)
-<<<<<<< HEAD
     dataset = fitted(dataset.subset(busiest if config.images else []), models[0].names, models[0].label)
     single = recipe.eval.model_copy(update={"multi_label": False, "confidence": config.confidence})
     before, after = (
@@ -88,11 +87,6 @@ def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:
             model.infer, dataset, recipe.imgsz, single, job.progress, layout=model.layout,
             preprocessing=model.preprocessing,
         ).boxes
-=======
-    dataset = fitted(dataset, models[0].names, models[0].label)
-    float_found, quantized_found = (
-        detect_all(model.infer, dataset, imgsz, single, layout=model.layout, preprocessing=model.preprocessing).boxes
->>>>>>> main
         for model in models
     )  # fmt: skip
     truth = [_as_found(record) for record in dataset.records]
@@ -157,6 +151,7 @@ def _report(job: Job) -> None:
         model=ptq.model,
         data=str(recipe.data.path or "drawn demo set"),
         imgsz=recipe.imgsz,
+        max_drop=recipe.max_drop,
         results={
             **results,
             "plan": plan,
@@ -172,6 +167,6 @@ def _report(job: Job) -> None:
 
 
 STAGE = Stage(
-    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data"), reads=("*",),
+    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data", "max_drop"), reads=("*",),
     splits=("val",),
 )  # fmt: skip

@@ -22,7 +22,8 @@ TINY = {
     "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
     "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
     "export": {"merge_scales": True, "float16": True},
-    "check": {"max_ap_gap": 1.0},
+    "max_drop": 1.0,
+    "min_speedup": 0,
     "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
     "report": {"images": 1},
 }
@@ -78,7 +79,7 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
     ("change", "expected"),
     [
         ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "report"]),  # type: ignore[dict-item]
-        ({"check": {"max_ap_gap": 0.9}}, ["check", "report"]),
+        ({"check": {"max_drop": 0.9}}, ["check", "report"]),
         ({"report": {"images": 0}}, ["report"]),
         ({"train": {**TINY["train"], "workers": 1, "cache_mib": 7}}, []),  # type: ignore[dict-item]
         (
@@ -162,14 +163,15 @@ def test_a_plan_from_a_measurement_is_what_ptq_keeps_in_float(first: RunOutcome,
     data = first.artifacts["data"] / "demo/data.yaml"
     fused = first.artifacts["fuse"] / "fused.safetensors"
     common = ("--data", data, "--imgsz", 64)
-    arguments = ("sensitivity", fused, *common, "--images", 2, "--calib-images", 4, "--top", 3, "-o", tmp_path / "out")
+    few = ("--images", 2, "--calib-images", 4, "--plain", "--top", 3)
+    arguments = ("sensitivity", fused, *common, *few, "-o", tmp_path / "out")
     measured = values(*arguments)
     kept = measured["plan"]["float_layers"]
     worst = sorted(measured["layers"], key=lambda row: float(row["local"]["snr_db"]))[:3]
     assert set(kept) == {row["layer"] for row in worst}
     assert values(*arguments)["layers"] == measured["layers"]
     plan = ("--plan", tmp_path / "out/plan.yaml", "-o", tmp_path / "int8.safetensors")
-    assert values("ptq", fused, *common, "--images", 4, *plan)["layers_float"] == kept
+    assert values("ptq", fused, *common, "--images", 4, "--plain", *plan)["layers_float"] == kept
 
 
 def test_a_recipe_may_find_its_plan(first: RunOutcome, work: Path) -> None:

@@ -305,7 +305,7 @@ def make_results() -> dict[str, Any]:
             for engine, accuracy in quantized.items()
         ),
         images=128,
-        max_ap_gap=0.005,
+        max_drop=0.005,
         min_snr_db=None,
         passed=False,
     )

@@ -168,6 +168,18 @@ def doctor_blocks(environment: Environment, rows: Sequence[Availability]) -> lis
     return [table("Runtimes", columns, rows), Text(machine)]
 
 
+def settings_blocks(section: str, rows: Sequence[Mapping[str, Any]], about: str) -> list[Block]:
+    """For the terminal: the settings of a section of recipes."""
+    columns: Columns[Mapping[str, Any]] = (
+        Column("Setting", lambda row: row["name"], code=True),
+        Column("Default", lambda row: "(required)" if row["required"] else json.dumps(row["default"]), wrap=True),
+        Column("Range", lambda row: row["range"], wrap=True),
+        Column("Option", lambda row: row["option"], optional=True, wide=True),
+        Column("Meaning", lambda row: row["help"], wrap=True),
+    )
+    return [Text(about), table(section, columns, rows)]
+
+
 def _card(comparison: Comparison) -> Card:
     return Card(
         title=comparison.title,
@@ -183,7 +195,7 @@ def _verdict(comparison: Comparison) -> str:
     if not comparison.level or comparison.level == "good":
         return "OK" if comparison.level else ""
     troubles = (
-        (comparison.accuracy_level, "large accuracy loss" if comparison.accuracy_level == "bad" else "accuracy loss"),
+        (comparison.accuracy_level, "accuracy loss"),
         (comparison.precision_level, "not all in INT8"),
         (comparison.speed_level, "not faster"),
     )
