@@ -29,7 +29,7 @@ ORDER = (
     ("bench",),
     ("report",),
     ("api",),
-    ("predict",),
+    ("predict", "deploy"),
     ("stages",),
     ("pipeline",),
     ("cli",),

@@ -167,6 +167,11 @@ class Model:
         )
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers where no names are known."""
+        return self.names or tuple(map(str, range(self.num_classes or 0)))
+
+    @property
     def plain(self) -> bool:
         """Whether pre- and postprocessing are left to the caller, as for a checkpoint."""
         return self.preprocess == PreprocessConfig() and self.nms is None
@@ -521,8 +526,7 @@ class Model:
 
         weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
-        classes = self.names or tuple(map(str, range(self.num_classes or 0)))
-        with as_dataset(data, split, limit=ALL, seed=seed, names=classes, log=options.log) as train_set:
+        with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             if chosen.task_weight and not train_set.objects:
                 raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
             val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)

@@ -119,7 +119,7 @@ def predict(
         finder_of(one, one.size(imgsz), confidence, config.iou, config.max_detections) for one in models
     ]  # fmt: skip
     titles = [one.label if len({each.label for each in models}) > 1 else str(one.path) for one in models]
-    names = model.names or tuple(map(str, range(model.num_classes or 0)))
+    names = model.class_names
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
              "confidence": confidence, **({"other": other.label} if other else {})}  # fmt: skip
     job = _Job(finders, config, config.batch or model.batch or 1, titles, names)

@@ -7,6 +7,7 @@ from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import Budget, for_target
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
+from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
     BuildConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "CorrectionConfig",
     "DataConfig",
     "DemoConfig",
+    "DeployConfig",
     "DistillConfig",
     "EngineName",
     "EvalConfig",

@@ -3,7 +3,7 @@
 A stage is added to a run by its entry in `STAGES`; docs/design.md says how.
 """
 
-from repq.stages import bench, build, check, data, evaluate, export, fuse, ptq, qat, report, sensitivity, train
+from repq.stages import bench, build, check, data, evaluate, export, fuse, package, ptq, qat, report, sensitivity, train
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
 from repq.stages.budget import PtqJob, demand_budget, quantize_within
 from repq.stages.build import build_engine
@@ -36,6 +36,7 @@ STAGES: list[Stage] = [
     check.STAGE,
     evaluate.STAGE,
     bench.STAGE,
+    package.STAGE,
     report.STAGE,
 ]
 """In the order of a run; a stage that reads every artifact comes last."""

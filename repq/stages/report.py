@@ -168,5 +168,5 @@ def _report(job: Job) -> None:
 
 STAGE = Stage(
     "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data", "max_drop"), reads=("*",),
-    splits=("val",),
+    splits=("val",), publish=".",
 )  # fmt: skip
