@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,32 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed already, or never made
             beside.unlink()
+
+
+@contextmanager
+def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside ``folder``; what the block writes there takes its place when the block ends well.
+
+    Args:
+        keep_others: files of the old folder stay, unless the new one has them too.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        yield new
+        if keep_others:
+            for file in sorted(path for path in new.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+            return
+        if folder.exists():
+            folder.replace(Path(scratch) / "old")
+        new.replace(folder)
 
 
 def write_text(path: Path, text: str) -> None:
