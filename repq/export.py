@@ -20,13 +20,14 @@ from torch import nn
 
 import repq
 from repq.errors import GraphError
+from repq.files import cached
 from repq.graph.files import load_onnx, save_onnx
 from repq.graph.insertion import insert_qdq
 from repq.graph.layer_join import layer_nodes
 from repq.graph.metadata import GraphMetadata, read_metadata, write_metadata
 from repq.graph.propagation import propagate_qdq
 from repq.graph.surgeon import export_graph, import_graph
-from repq.identity import hash_tensors
+from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, build, layer_ids
 from repq.quant import scale_table
@@ -35,9 +36,6 @@ from repq.recipe import ExportConfig
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_float", "export_quantized", "load_onnx", "save_onnx"]
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
-_MOST_STRUCTURES = 8
-_STRUCTURES: dict[tuple[object, ...], bytes] = {}
-"""Graphs without the values of their weights, by all else that they depend on."""
 
 
 def export_float(
@@ -131,16 +129,14 @@ def _check(model: Detector, imgsz: tuple[int, int], names: Sequence[str] | None)
 
 
 def _with_weights(model: Detector, imgsz: tuple[int, int], config: ExportConfig) -> ModelProto:
-    """The model's graph: its structure, which torch exports once per process, and the weights of its layers."""
+    """The model's graph: its structure, which torch exports once (it is kept in the cache), and its layers' weights."""
     state = model.state_dict()
     names = [f"{layer}.{part}" for layer in layer_ids(model) for part in ("weight", "bias")]
     weights = {name: state.pop(name) for name in names if name in state}
-    key = (model.spec.to_json(), imgsz, config.batch, config.opset, hash_tensors(state))
-    if key not in _STRUCTURES:
-        if len(_STRUCTURES) == _MOST_STRUCTURES:
-            del _STRUCTURES[next(iter(_STRUCTURES))]
-        _STRUCTURES[key] = _structure(model, weights, imgsz, config)
-    graph = ModelProto.FromString(_STRUCTURES[key])
+    settings = {"spec": model.spec.to_json(), "imgsz": imgsz, "batch": config.batch, "opset": config.opset}
+    key = identify("structure", settings, {"constants": state}).key
+    data = cached(f"exports/{key}", lambda: _structure(model, weights, imgsz, config))
+    graph = ModelProto.FromString(data)
     for tensor in graph.graph.initializer:
         if tensor.name in weights:
             tensor.raw_data = weights[tensor.name].numpy().tobytes()
