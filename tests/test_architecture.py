@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
     ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
     ("layers", "layout", "preprocessing"),
-    ("scales", "results", "recipe", "identity", "artifact"),
+    ("scales", "results", "recipe", "output_layouts", "identity", "artifact"),
     ("machine",),
     ("model",),
     ("data",),
@@ -29,6 +29,7 @@ ORDER = (
     ("bench",),
     ("report",),
     ("api",),
+    ("predict", "deploy"),
     ("stages",),
     ("pipeline",),
     ("cli",),
@@ -36,6 +37,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 CORE = {
+    "output_layouts",
     "machine",
     "printable",
     "reading",

@@ -14,8 +14,9 @@ from repq.errors import CheckpointError, RepqError
 from repq.model.family import Family, Recovery, Shapes, Spec
 from repq.model.onnx_graph import OnnxGraph
 from repq.model.yolov6 import YoloV6
+from repq.model.yolox import Yolox
 
-FAMILIES: list[Family] = [YoloV6(), OnnxGraph()]
+FAMILIES: list[Family] = [YoloV6(), Yolox(), OnnxGraph()]
 
 
 def family_named(name: str) -> Family:

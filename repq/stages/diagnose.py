@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import look_for_overlap
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights
-from repq.api.quantizing import CalibrationImages, fused, open_float
+from repq.api.quantizing import LABELLED, CalibrationImages, ap_on, fused, open_float
 from repq.api.running import Options
 from repq.errors import DataError
 from repq.log import Log, quiet
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from repq.data import DetectionDataset
     from repq.quant import Weights
 
-LABELLED = 32
-"""Images that presets are tried on, at most."""
+PREPARED = 32
+"""Labelled images that presets are tried on, at most."""
 
 
 def diagnose_checkpoint(
@@ -36,6 +36,7 @@ def diagnose_checkpoint(
     val_split: str | None = "val",
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
+    max_drop: float,
     graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
@@ -43,9 +44,10 @@ def diagnose_checkpoint(
 ) -> Diagnosis:
     """Say which way to INT8 a float checkpoint needs, and with labels whether its preprocessing fits.
 
-    Of the images drawn, the last third judges.
+    Of the images drawn, the last third judges by SNR, and up to 128 labelled ones that calibrated nothing by AP.
 
     Args:
+        max_drop: AP that may be lost.
         graph: what the file of ``weights`` does not say of itself.
         val_split: where accuracy is reported later, to warn of images that are in both.
 
@@ -58,8 +60,8 @@ def diagnose_checkpoint(
 
     dataset = read_data(data, split, log)
     records = calibration_set(dataset, config.calibration)
-    opened = fused(open_float(weights, log, imgsz, graph), device)
-    model = opened.model
+    start = fused(open_float(weights, log, imgsz, graph), device)
+    model = start.model
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, data, val_split, log)
@@ -70,10 +72,15 @@ def diagnose_checkpoint(
         )
         for chosen in (records[:shown], records[shown:])
     )
-    labelled = [record for record in records if len(record.labels)][:LABELLED]
-    tried = _presets(opened, dataset.subset(labelled), imgsz, eval_config, device, progress) if labelled else ()
-    found = diagnose(model, calibration, tuple(on_device_of(model, judging)), config, progress)
-    return found.model_copy(update={"presets": tried, "labelled": len(labelled)})
+    calibrating = {record.path for record in records[:shown]}
+    held_out = dataset.subset([record for record in dataset.records if record.path not in calibrating][:LABELLED])
+    ap = ap_on(start, held_out, imgsz, eval_config, progress) if held_out.objects else None
+    tried = held_out.subset([record for record in held_out.records if len(record.labels)][:PREPARED])
+    presets = _presets(start, tried, imgsz, eval_config, device, progress) if tried.objects else ()
+    found = diagnose(
+        model, calibration, tuple(on_device_of(model, judging)), config, progress, ap=ap, max_drop=max_drop
+    )
+    return found.model_copy(update={"presets": presets, "labelled": len(tried) if presets else 0})
 
 
 def _presets(
