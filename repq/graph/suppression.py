@@ -21,6 +21,8 @@ NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
@@ -28,7 +30,7 @@ from onnx import ModelProto, TensorProto
 from repq.errors import GraphError
 from repq.graph.metadata import parse_metadata, update_metadata
 from repq.graph.surgeon import Adder, export_graph, import_graph
-from repq.layout import OutputLayout
+from repq.layout import OutputLayout, cells_of
 from repq.recipe import NmsConfig
 
 BOXES = "boxes"
@@ -51,9 +53,10 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     """``nms_output`` in place."""
     metadata = parse_metadata(graph.properties)
     layout = OutputLayout() if metadata is None else metadata.layout
-    batch, count, classes = _detections(graph, layout)
     add = Adder(graph, "nms")
-    corners, size, scores = _corners_sizes_scores(add, graph.outputs[0], layout, classes)
+    detections, shape = _decoded(graph, add, layout)
+    batch, count, classes = _sizes(graph, shape, layout)
+    corners, size, scores = _corners_sizes_scores(add, detections, layout, classes)
     axis = add.ints(2)
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
@@ -74,10 +77,55 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
         corner,
         *(add.node("Unsqueeze", part, axis) for part in (score, add.node("Cast", class_id, to=TensorProto.FLOAT))),
     ]
+    if BOXES in (tensors := graph.tensors()):
+        tensors[BOXES].name = f"{BOXES}/all"
     boxes = gs.Variable(BOXES, np.dtype(np.float32), [batch, best, 6])
     add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=boxes)
     graph.outputs = [boxes]
     update_metadata(graph, lambda _: {"nms": config})
+
+
+def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tensor, list[int | str]]:
+    """The outputs as `OutputLayout.decode` makes one array of them, and its shape.
+
+    Raises:
+        GraphError: nothing is left to suppress, or the graph suppresses already.
+    """
+    outputs = graph.outputs
+    if layout.final or any(node.op == "NonMaxSuppression" for node in graph.nodes):
+        raise GraphError("the graph suppresses already", found="boxes that are final", fix="leave --nms away")
+    if layout.plain:
+        return outputs[0], list(outputs[0].shape or ())
+    if layout.apart is not None:
+        boxes, scores = (outputs[number] for number in layout.apart)
+        classes = list(scores.shape)[1 if layout.scores_first else 2]
+        scores = add.node("Transpose", scores, perm=[0, 2, 1]) if layout.scores_first else scores
+        if layout.activation == "sigmoid":
+            scores = add.node("Sigmoid", scores)
+        if layout.activation == "softmax":
+            classes -= 1
+            scores = add.node("Softmax", scores, axis=2)
+            scores = add.node("Slice", scores, add.ints(0), add.ints(classes), add.ints(2))
+        rows, shape = add.node("Concat", boxes, scores, axis=2), [*list(boxes.shape)[:2], 4 + classes]
+    else:
+        shape = list(outputs[0].shape)
+        rows = add.node("Transpose", outputs[0], perm=[0, 2, 1]) if layout.columns_first else outputs[0]
+    width = shape[1] if layout.columns_first else shape[2]
+    edges = (0, layout.boxes, layout.boxes + 2, layout.boxes + 4, width)
+    before, first, second, after = (
+        add.node("Slice", rows, add.ints(start), add.ints(end), add.ints(2)) if end > start else None
+        for start, end in pairwise(edges)
+    )
+    imgsz = tuple(graph.inputs[0].shape[2:])
+    if layout.grid:
+        cells, strides = (add.constant(values[None].astype(np.float32)) for values in cells_of(layout.grid, imgsz))
+        first = add.node("Mul", add.node("Add", first, cells), strides)
+        second = add.node("Mul", add.node("Exp", second), strides)
+    if layout.normalized:
+        size = add.constant(np.array(imgsz[::-1], np.float32))
+        first, second = add.node("Mul", first, size), add.node("Mul", second, size)
+    rows = add.node("Concat", *filter(None, (before, first, second, after)), axis=2)
+    return (add.node("Transpose", rows, perm=[0, 2, 1]) if layout.columns_first else rows), shape
 
 
 def _corners_sizes_scores(
@@ -110,7 +158,8 @@ def _best_class_only(add: Adder, scores: gs.Tensor, classes: int) -> gs.Tensor:
 
 def _has_area(add: Adder, size: gs.Tensor) -> gs.Tensor:
     """(B, N, 1): 1 for a box whose width and height are positive, else 0."""
-    least = add.node("ReduceMin", size, add.ints(2), keepdims=1)
+    sides = (add.node("Slice", size, add.ints(side), add.ints(side + 1), add.ints(2)) for side in (0, 1))
+    least = add.node("Min", *sides)
     return add.node("Cast", add.node("Greater", least, add.float(0)), to=TensorProto.FLOAT)
 
 
@@ -121,19 +170,15 @@ def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: 
     return score, rank
 
 
-def _detections(graph: gs.Graph, layout: OutputLayout) -> tuple[int | str, int, int]:
-    """Batch size, boxes and classes of the only output."""
-    if any(node.op == "NonMaxSuppression" for node in graph.nodes):
-        raise GraphError("the graph suppresses already", found="NonMaxSuppression", fix="start from a graph without it")
-    shapes = [list(tensor.shape or ()) for tensor in graph.outputs]
-    if len(shapes) == 1 and len(shapes[0]) == 3:
-        batch, *sizes = shapes[0]
+def _sizes(graph: gs.Graph, shape: list[int | str], layout: OutputLayout) -> tuple[int | str, int, int]:
+    """Batch size, boxes and classes of detections of this shape."""
+    if len(shape) == 3 and len(graph.outputs) == (1 if layout.apart is None else 2):
+        batch, *sizes = shape
         width, count = sizes if layout.columns_first else reversed(sizes)
         if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
             return batch or "batch", count, width - layout.columns_beside_scores
-    outputs = zip(graph.outputs, shapes, strict=True)
     raise GraphError(
         "the graph does not end with detections",
-        found=", ".join(f"{tensor.name} {tuple(shape)}" for tensor, shape in outputs) or "no output",
+        found=", ".join(f"{tensor.name} {tuple(tensor.shape or ())}" for tensor in graph.outputs) or "no output",
         fix="suppression needs one output of shape (batch, boxes, 5 + classes), boxes and classes fixed",
     )

@@ -13,11 +13,12 @@ from detectors import CLASSES, COUNT, DETECTORS, NAMES, SIZE, Graph, yolov5, yol
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from repq.errors import GraphError, RepqError
+from repq.evaluate import postprocess
 from repq.export import export_float, export_quantized
-from repq.graph import lint, read_metadata
+from repq.graph import lint, nms_output, read_metadata
 from repq.model import build, count_macs, layer_ids, load_graph, read_spec
 from repq.quant import quantize
-from repq.recipe import GraphConfig, PtqConfig
+from repq.recipe import EvalConfig, GraphConfig, NmsConfig, PtqConfig
 
 IMGSZ = (SIZE, SIZE)
 
@@ -269,3 +270,22 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     path.write_bytes(b"none")
     with pytest.raises(GraphError, match=r"no valid ONNX|no ONNX"):
         load_graph(path)
+
+
+@pytest.mark.parametrize("name", ["yolox-raw", "yolov5", "yolov8", "boxes-scores"])
+def test_suppression_inside_finds_what_suppression_outside_finds(name: str, tmp_path: Path) -> None:
+    opened = load_graph(saved(DETECTORS[name](), tmp_path))
+    settings = {"confidence": 0.2, "iou": 0.5, "max_detections": 30, "multi_label": False}
+    inside = nms_output(export_float(opened.model, IMGSZ, names=opened.names), NmsConfig(**settings))
+    with torch.no_grad():
+        detections = opened.model(noise(2)).numpy()
+    wanted = postprocess(detections, EvalConfig(**settings), opened.spec.layout)
+    for found, expected in zip(run(inside, noise(2))[0], wanted, strict=True):
+        assert len(expected)
+        np.testing.assert_allclose(found[found[:, 4] > 0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_final_boxes_are_not_suppressed_again(tmp_path: Path) -> None:
+    opened = load_graph(saved(DETECTORS["end2end"](), tmp_path))
+    with pytest.raises(GraphError, match="suppresses already"):
+        nms_output(export_float(opened.model, IMGSZ, names=opened.names), NmsConfig())
