@@ -1,0 +1,65 @@
+"""Commands take the ONNX file of any detector, and give one back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from detectors import SIZE, yolov8
+
+import repq
+from repq.cli import main
+from repq.data import make_demo_set
+from repq.recipe import DemoConfig
+
+COMMON = ("--imgsz", SIZE)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A float file, its data set, and what `repq ptq` made of it."""
+    folder = tmp_path_factory.mktemp("onnx")
+    data = make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=SIZE, classes=3))
+    float_, int8 = folder / "float.onnx", folder / "int8.onnx"
+    onnx.save(yolov8(), float_)
+    done = invoke("ptq", float_, "--data", data, *COMMON, "--method", "max", "--images", 4, "--max-drop", 1, "-o", int8)
+    assert done.exit_code == 0, done.output
+    return float_, data, int8
+
+
+def test_what_comes_out_is_the_graph_with_its_own_names(files: tuple[Path, Path, Path]) -> None:
+    before, after = onnx.load(files[0]), onnx.load(files[2])
+    added = {"QuantizeLinear", "DequantizeLinear"}
+    assert {n.name for n in after.graph.node if n.op_type not in added} == {n.name for n in before.graph.node}
+    assert after.graph.output[0].name == before.graph.output[0].name
+    found = {entry.key: entry.value for entry in after.metadata_props}
+    assert found.items() >= {entry.key: entry.value for entry in before.metadata_props}.items()
+
+
+def test_float_and_int8_files_are_evaluated(files: tuple[Path, Path, Path]) -> None:
+    for path in (files[0], files[2]):
+        done = invoke("eval", path, "--data", files[1], *COMMON, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["images"] == 2
+    assert invoke("lint", files[2], "--fail-on", "error").exit_code == 0
+
+
+def test_a_quantized_file_is_not_quantized_again(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "again.onnx"
+    done = invoke("ptq", files[2], "--data", files[1], *COMMON, "-o", out)
+    assert done.exit_code == 2 and "is quantized already" in done.output
+    assert not out.exists() and not list(tmp_path.iterdir())
+
+
+def test_the_same_in_python(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model = repq.load(files[0])
+    assert model.num_classes == 3 and model.names and model.layout.columns_first
+    int8 = model.quantize(files[1], imgsz=SIZE, method="max", limit=4).export(tmp_path / "int8.onnx", imgsz=SIZE)
+    assert int8.quantized and int8.layers == repq.load(files[2]).layers
