@@ -30,6 +30,9 @@ class Split:
     crossing: tuple[int, ...]
     unranked: tuple[int, ...] = ()
 
+    def __deepcopy__(self, memo: object) -> Split:
+        return self
+
 
 def split(program: Program, imgsz: tuple[int, int]) -> Split:
     """Find the head.
