@@ -22,8 +22,8 @@ def train_command(
     eval: Annotated[EvalConfig, Offer("batch")],
     imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu", seed: AnySeed = 0,
 ) -> None:  # fmt: skip
-    """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of precision
-    and recall and of confused classes, and from a hyper-search model (…_hs) scales.safetensors for the
+    """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of
+    precision and recall and of confused classes, and from a hyper-search model (…_hs) scales.safetensors for the
     RepOptimizer training of the matching …_opt model. The same command goes on where it was stopped. Under torchrun
     several processes share the work.
     """
