@@ -133,11 +133,12 @@ def _curves(
 
 
 def _draw(report: TrainReport, out: Path, log: Log) -> None:
+    from repq.report.render import write_figure
     from repq.report.sections.training import curve_figures
 
     try:
         for figure in curve_figures(report.curves):
-            write_text(out / figure.file, figure.svg)
+            write_figure(figure, out)
     except RepqError as error:  # what was trained is written all the same
         log(str(error))
 

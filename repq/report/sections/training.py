@@ -154,5 +154,14 @@ def fusion_blocks(fusion: FusionReport) -> list[Block]:
         number("Weights after", "weight_range_after", span),
     )  # fmt: skip
     if fusion.blocks:
-        blocks.append(table(f"All {len(fusion.blocks)} blocks", columns, fusion.blocks, fold=13, numbered=True))
+        blocks.append(
+            table(
+                f"All {len(fusion.blocks)} blocks",
+                columns,
+                fusion.blocks,
+                fold=13,
+                numbered=True,
+                badness=lambda block: block.max_rel_error,
+            )
+        )
     return blocks
