@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import OUT, SQUARE, Model, Target
 from repq.cli.shell import Shell
-from repq.recipe import BuildConfig, EngineName, ExportConfig
+from repq.recipe import BuildConfig, EngineName, ExportConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
 from repq.recipe.deployment import RuntimeName
 
@@ -33,7 +33,8 @@ def export_command(
     from repq.stages import export_checkpoint
 
     report = export_checkpoint(model, out, imgsz, export, maxima_from=maxima)
-    shell.finish(report.values(), lambda: export_text(report))
+    then = f"repq build {out} --engine {target or default_engines()[0]} -o {out.with_suffix('')}"
+    shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 
 
 def lint_command(

@@ -80,12 +80,14 @@ def ptq_command(
         "out": str(out),
         **report.values(),
     }
-    shell.finish(values, lambda: ptq_table(report))
-    same = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]}"
+    size = f"{imgsz[0]}x{imgsz[1]}"
+    same = f"--data {data} --imgsz {size}"
     if not ptq.auto and plan is None:
         fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
     else:
         fix = f"repq qat {out} {same} --teacher {weights} -o trained.safetensors"
+    then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}" if held.drop <= budget.max_drop else ""
+    shell.finish(values, lambda: ptq_table(report), next=then)
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 
