@@ -167,6 +167,11 @@ class Model:
         )
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers where no names are known."""
+        return self.names or tuple(map(str, range(self.num_classes or 0)))
+
+    @property
     def plain(self) -> bool:
         """Whether pre- and postprocessing are left to the caller, as for a checkpoint."""
         return self.preprocess == PreprocessConfig() and self.nms is None
@@ -210,26 +215,15 @@ class Model:
             DataError: an image cannot be read, or an array is no RGB image.
             RepqError: another size, or other settings, than the graph has inside.
         """
-        from repq.api.service import as_exported, service_of
+        from repq.api.service import finder_of
 
         alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
         listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
-        given = {"iou": iou, "max_detections": max_detections}
-        wanted = {key: value for key, value in given.items() if value is not None}
-        least = settings_of(EvalConfig, None, {"confidence": conf}, "detection").confidence
-        if self.nms is None:
-            wanted |= {"confidence": conf, "multi_label": False}
-        elif least < self.nms.confidence:
-            raise RepqError(
-                f"{self.label} suppresses by itself, from a score of {self.nms.confidence} on", found=f"conf={conf}",
-                fix="ask for that score or a higher one, or export again",
-            )  # fmt: skip
-        service = service_of(self, self.size(imgsz), as_exported(self, clip=True, **wanted))
+        finder = finder_of(self, self.size(imgsz), conf, iou, max_detections)
         found: list[Boxes] = []
         for begin in range(0, len(listed), max(1, batch)):
-            found += service.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
-        kept = [boxes[(boxes[:, 4] > least) & (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)] for boxes in found]
-        return kept[0] if alone else kept
+            found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
+        return found[0] if alone else found
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
@@ -532,8 +526,7 @@ class Model:
 
         weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
-        classes = self.names or tuple(map(str, range(self.num_classes or 0)))
-        with as_dataset(data, split, limit=ALL, seed=seed, names=classes, log=options.log) as train_set:
+        with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             if chosen.task_weight and not train_set.objects:
                 raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
             val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)

@@ -23,6 +23,7 @@ COMMANDS = {
     "estimate": ("deployment", "Estimate how fast an ONNX graph runs on a device that is not here."),
     "build": ("deployment", "Build an engine from an ONNX file."),
     "describe": ("deployment", "List the layers of a model."),
+    "predict": ("prediction", "Find objects with MODEL in images, videos or a camera, and draw them."),
     "eval": ("measurement", "COCO AP of a model on a data set."),
     "check": ("measurement", "Compare a model with its engines on images."),
     "bench": ("measurement", "Time models side by side in one run."),

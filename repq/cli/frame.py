@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from repq.errors import RepqError
-from repq.printable import printable, printable_lines
+from repq.printable import SPELLED, printable, printable_lines
 from repq.stopping import ending_on_signals
 
 FAULT, CLOSED_PIPE = 70, 128 + 13
@@ -123,6 +124,9 @@ class Framed(click.Group):
                 return end.exit_code
             return 0
 
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # of any encoding: what it lacks is spelled out
+                stream.reconfigure(errors=SPELLED)
         with ending_on_signals():
             sys.exit(run_framed(run, as_json=_given(arguments, "--json"), verbose=_given(arguments, "-v", "--verbose")))
 

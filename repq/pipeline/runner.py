@@ -14,12 +14,13 @@ from repq.errors import RecipeError, ToleranceError
 from repq.files import replacing, write_text
 from repq.identity import counts, describe
 from repq.log import Log, quiet
-from repq.pipeline.budget import judged, lost, ways
+from repq.pipeline.budget import lost, ways
 from repq.progress import Progress, silent
 from repq.recipe.whole import Recipe, stages
 from repq.report.verdict import sentences
 from repq.results import Accuracies, BenchReport, CheckReport, Verdict
 from repq.stages.stage import Job, Stage
+from repq.stages.verdict import judged
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,17 @@ def _paths(value: Any, name: str) -> list[tuple[str, Path]]:
 
 
 def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Path:
-    """Copy the report to the top of the run folder and list the artifacts that belong to it."""
-    for source in sorted(artifacts["report"].folder.iterdir()):
-        if source.name.startswith("report.") or source.suffix == ".svg":
-            _copy_if_new(source, work / source.name)
+    """Copy what stages publish into the run folder, and list the artifacts that belong to it."""
+    for stage in stages():
+        if stage.publish is None or stage.name not in artifacts:
+            continue
+        artifact, target = artifacts[stage.name], work / stage.publish
+        for name in artifact.manifest.files:
+            _copy_if_new(artifact / name, target / name)
+        if stage.publish != ".":  # files of a run before, of another engine
+            for file in sorted(target.rglob("*"), reverse=True):
+                if file.is_file() and file.relative_to(target).as_posix() not in artifact.manifest.files:
+                    file.unlink()
     lines = [f"{name}: {artifact.folder.relative_to(work)}" for name, artifact in artifacts.items()]
     text = "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""])
     listing = work / "artifacts.yaml"

@@ -7,6 +7,7 @@ from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import Budget, for_target
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
+from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
     BuildConfig,
@@ -21,6 +22,7 @@ from repq.recipe.deployment import (
     default_engines,
     engine_title,
 )
+from repq.recipe.prediction import PredictConfig
 from repq.recipe.quantization import (
     ApSweep,
     CalibrationConfig,
@@ -48,6 +50,7 @@ __all__ = [
     "CorrectionConfig",
     "DataConfig",
     "DemoConfig",
+    "DeployConfig",
     "DistillConfig",
     "EngineName",
     "EvalConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "Measure",
     "NmsConfig",
     "PlanConfig",
+    "PredictConfig",
     "PreprocessConfig",
     "Provider",
     "PtqConfig",

@@ -181,5 +181,6 @@ class ReportConfig(Config):
     """What the report of a run shows beside its figures."""
 
     images: int = setting(4, ge=0, le=1000, help="Images with the detections before and after.")
+    candidates: Count = setting(64, help="Of so many images, those with most objects, the most changed are shown.")
     title: str | None = setting(None, max_length=300, help="Title of the report.")
     confidence: Share = setting(0.3, help="Score from which boxes are drawn.")

@@ -241,11 +241,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PicturePair:
+class PictureRow:
+    """Pictures beside each other."""
+
     kind: ClassVar = "pictures"
     title: str
-    left: Picture
-    right: Picture
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -257,4 +258,4 @@ class Listing:
     text: str
 
 
-Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PicturePair | Listing
+Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PictureRow | Listing

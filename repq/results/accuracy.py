@@ -56,22 +56,29 @@ class Accuracies(Result):
     models: dict[str, Accuracy]
 
 
-class DrawnImage(Result):
-    """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""
+class Panel(Result):
+    """An image with the boxes of one model, as JPEG bytes; so many of them are marked, as ``lost``, ``new`` …"""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
+    title: str
+    boxes: int
+    marked: int
+    mark: str
+    jpeg: bytes
+
+
+class DrawnImage(Result):
+    """One image, once for each of what is compared."""
+
     name: str
-    float_jpeg: bytes
-    quantized_jpeg: bytes
-    float_boxes: int
-    quantized_boxes: int
-    matched: int | None = None
+    panels: tuple[Panel, ...]
 
 
 class Pictures(Result):
-    """Images with the boxes that an engine found, those of at least this score."""
+    """Images with the boxes that an engine found, those of at least this score, of so many that were looked at."""
 
     engine: str
     confidence: float
     images: tuple[DrawnImage, ...]
+    looked_at: int

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repq.bench import capture_environment
-from repq.pipeline.budget import judged, lost, ways
+from repq.pipeline.budget import lost, ways
 from repq.recipe import Recipe, engine_title, parse_recipe
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
+from repq.stages.verdict import judged
 
 ENVIRONMENT = capture_environment()
 ENGINES = ("onnxruntime", "openvino")

@@ -14,6 +14,7 @@ from repq.cli import main
 from repq.errors import RecipeError
 from repq.pipeline import RunOutcome, run_recipe
 from repq.recipe import Recipe, parse_recipe
+from repq.results import BenchReport
 
 TINY = {
     "name": "tiny",
@@ -62,7 +63,7 @@ def values(*arguments: object) -> dict:
 
 
 def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOutcome, work: Path) -> None:
-    stages = ["data", "train", "fuse", "ptq", "export", "build", "check", "eval", "bench", "report"]
+    stages = ["data", "train", "fuse", "ptq", "export", "build", "check", "eval", "bench", "package", "report"]
     assert list(first.artifacts) == stages
     page = (work / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
@@ -79,6 +80,21 @@ def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOu
     assert exported == {"float32.onnx", "int8.onnx", "float16.onnx", "int8_float16.onnx"}
 
 
+def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -> None:
+    from repq.api.opening import load
+
+    deploy = work / "deploy"
+    about = json.loads((deploy / "model.json").read_text())
+    shipped = load((deploy / about["engine"]["file"]).parent)
+    assert (shipped.engine.name, shipped.names) == (about["engine"]["runtime"], tuple(about["classes"]))
+    assert about["precision"] in (first.verdict.ship and "int8", "float32")
+    card = (deploy / "README.md").read_text()
+    assert "AP50" in card and "GPL-3.0" in card and first.artifacts["bench"].result(BenchReport).environment.cpu in card
+    (deploy / "engine" / "of a run before").write_text("x")
+    run_recipe(recipe(), work)
+    assert not (deploy / "engine" / "of a run before").exists()
+
+
 def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
     assert remade(run_recipe(recipe(), work)) == []
 
@@ -86,13 +102,13 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "report"]),  # type: ignore[dict-item]
+        ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "package", "report"]),  # type: ignore[dict-item]
         ({"check": {"max_drop": 0.9}}, ["check", "report"]),
         ({"report": {"images": 0}}, ["report"]),
         ({"train": {**TINY["train"], "workers": 1, "cache_mib": 7}}, []),  # type: ignore[dict-item]
         (
             {"ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}},  # type: ignore[dict-item]
-            ["ptq", "export", "build", "check", "eval", "bench", "report"],
+            ["ptq", "export", "build", "check", "eval", "bench", "package", "report"],
         ),
     ],
 )
@@ -104,7 +120,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(
 
 def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, work: Path) -> None:
     outcome = run_recipe(recipe(qat={"epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0}), work)
-    assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "report"]
+    assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "package", "report"]
     trained = json.loads((outcome.artifacts["qat"] / "qat.json").read_text())
     before = json.loads((outcome.artifacts["ptq"] / "ptq.json").read_text())
     assert trained["accuracy_calibrated"] == before["accuracy_quantized"]
@@ -115,7 +131,7 @@ def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, wo
 
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(first: RunOutcome, work: Path, tmp_path: Path) -> None:
     shutil.copytree(work, tmp_path / "run")
-    for stage in ("build", "check", "eval", "bench", "report"):
+    for stage in ("build", "check", "eval", "bench", "package", "report"):
         shutil.rmtree(tmp_path / "run" / stage)
     outcome = run_recipe(recipe(), tmp_path / "run")
     assert remade(outcome)[0] == "build"
