@@ -82,7 +82,7 @@ def bench_command(
         setting(flag="--engine", needs="MODEL checkpoint|onnx", help="Repeat for several."),
     ] = (),
     data: Annotated[
-        AnyPath | None, setting(flag="--data", excludes="--infer-only", help="data.yaml (YOLO) or a COCO .json.")
+        AnyPath | None, setting(flag="--data", excludes="--infer-only", help="data.yaml, COCO .json, or folder of images.")
     ] = None,
     split: Annotated[Split, setting(flag="--split", needs="--data", help="Split of the data set.")] = "val",
     images: Annotated[Count, setting(flag="--images", needs="--data", help="How many of --data.")] = 64,
