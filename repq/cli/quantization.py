@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import (
     OUT,
-    SQUARE,
     AnyData,
     AnySeed,
     CheckpointOut,
     Data,
     Evaluated,
-    Imgsz,
+    OwnSize,
     Target,
     TorchDevice,
     ValSplit,
@@ -47,14 +46,16 @@ def sensitivity_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
+    split: TrainSplit = "train", imgsz: OwnSize = None, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """The folder OUT gets sensitivity.json, report.html and plan.yaml, which a person can edit and `repq ptq --plan`
     reads. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import sensitivity_table
     from repq.stages import demand_budget, measure_sensitivity
 
+    imgsz = size_for(weights, imgsz, shell.log)
     measured, found = measure_sensitivity(
         weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
         progress=shell.progress, log=shell.log,
@@ -71,16 +72,18 @@ def sensitivity_command(
 def ptq_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData, ptq: PtqConfig,
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE, plan: PlanFile = None, target: Target = None,
+    split: ValSplit = "val", imgsz: OwnSize = None, plan: PlanFile = None, target: Target = None,
     device: TorchDevice = "cpu", evaluate: Evaluated = True,
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
     --max-drop, the layers are measured, and those that cost most stay in float (OUT.sensitivity shows which and why).
     """
+    from repq.api.sizes import size_for
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, quantize_within
 
+    imgsz = size_for(weights, imgsz, shell.log)
     job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate)
     held = quantize_within(job, out, budget.max_drop, progress=shell.progress, log=shell.log)
     report = held.report
@@ -118,7 +121,7 @@ def qat_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    split: ValSplit = "val", imgsz: OwnSize = None,
     teacher: Annotated[
         AnyPath | None,
         setting(flag="--teacher", help="Float checkpoint to imitate.  [default: the float weights of WEIGHTS]"),
@@ -132,9 +135,11 @@ def qat_command(
     """WEIGHTS is what `repq ptq` wrote, or a float checkpoint, which is calibrated first. OUT has the form of what
     `repq ptq` writes. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import qat_table
     from repq.stages import QatSource, demand_budget, qat_checkpoint
 
+    imgsz = size_for(weights, imgsz, shell.log)
     source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
@@ -164,14 +169,16 @@ def diagnose_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
+    split: TrainSplit = "train", imgsz: OwnSize = None, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
     corrections, some layers in float, retraining with RepOptimizer, or QAT.
     """
+    from repq.api.sizes import size_for
     from repq.report.diagnosis import ADVICE, diagnosis_table
     from repq.stages import diagnose_checkpoint
 
+    imgsz = size_for(weights, imgsz, shell.log)
     diagnosis = diagnose_checkpoint(
         weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, max_drop=budget.max_drop, device=device,
         progress=shell.progress, log=shell.log,

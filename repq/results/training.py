@@ -37,7 +37,7 @@ class ScaleChange(Result):
 
 
 class QatReport(Result):
-    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not evaluated."""
+    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not measured."""
 
     model: str
     scheme: str

@@ -83,7 +83,7 @@ def ptq_checkpoint(
         apply_scales(outcome.model, outcome.own_scales)
         own = accuracy(made.weights)
         apply_scales(outcome.model, shared)
-    save_weights(out, made.weights)
+    save_weights(out, made.weights, imgsz)
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,

@@ -107,15 +107,16 @@ def qat_checkpoint(
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
-                start.model, teacher, train_set, val_set or train_set, imgsz, config, groups=start.groups, device=str(own_device),
-                seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
+                start.model, teacher, train_set, train_set if val_set is None else val_set, imgsz, config,
+                groups=start.groups, device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
+                board=board, progress=progress,
             )  # fmt: skip
         finally:
             if board is not None:
                 board.close()
         after = accuracy(outcome.model, "trained")
         if processes.is_first:
-            save_weights(out, replace(start, model=outcome.model))
+            save_weights(out, replace(start, model=outcome.model), imgsz)
             state.unlink(missing_ok=True)
     plan = start.plan
     assert start.config is not None
@@ -137,7 +138,7 @@ def qat_checkpoint(
 
 def _demand_labels(config: QatConfig, train_set: DetectionDataset, val_set: DetectionDataset | None) -> None:
     if config.task_weight and not train_set.objects:
-        raise DataError("there are no labels to learn from", fix="give a labelled data set, or leave --task-weight away")
+        raise DataError("there are no labels to learn from", fix="give a labelled data set, or no --task-weight")
     if config.eval_interval is not None and val_set is None:
         raise DataError("AP cannot be measured on the way", found="no labels, or --no-eval",
                         fix="leave eval_interval away, or give a labelled data set")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import splits_to_train_on
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
+from repq.api.sizes import as_metadata
 from repq.errors import RecipeError
 from repq.files import write_text
 from repq.log import Log, quiet
@@ -78,7 +79,7 @@ def train_detector(
             if board is not None:
                 board.close()
         if processes.is_first:
-            save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names)
+            save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names, metadata=as_metadata(imgsz))
             if has_scales(outcome.model):
                 save_scales(out / SCALES, extract_scales(outcome.model))
             write_text(out / REPORT, outcome.report.model_dump_json(indent=1))
