@@ -8,7 +8,7 @@ import pytest
 
 from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
-from repq.recipe import load_recipe
+from repq.recipe import load_ablation, load_recipe
 
 MINIMAL = "name: small\ndata: {path: data.yaml}\nweights: ../weights.pt\nimgsz: 320\n"
 
@@ -101,3 +101,31 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
 def test_a_recipe_reads_back_from_its_own_json(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL))
     assert type(recipe).model_validate_json(recipe.model_dump_json()) == recipe
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_shipped_recipe_is_known_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads is looked for in the working folder; a file or folder of that name changes nothing but that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    recipe, of_file = load_recipe(Path(name)), load_recipe(RECIPES / f"{name}.yaml")
+    without_paths = [
+        one.model_copy(update={"weights": None, "data": one.data.model_copy(update={"path": None})})
+        for one in (recipe, of_file)
+    ]
+    assert without_paths[0] == without_paths[1]
+    for path in (recipe.weights, recipe.data.path):
+        assert path is None or path.parent == tmp_path
+
+
+def test_ablations_are_shipped_too_and_other_names_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (RECIPES / "ablations").glob("*.yaml"):
+        assert load_ablation(Path(path.stem))[0] == load_ablation(path)[0]
+    with pytest.raises(RecipeError, match="ptq, qat"):
+        load_recipe(Path("pqt"))
+    (tmp_path / "pqt").write_text(MINIMAL)
+    assert load_recipe(Path("pqt")).name == "small"

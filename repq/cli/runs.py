@@ -10,8 +10,8 @@ from repq.recipe import as_overrides, load_ablation
 from repq.recipe.base import AnyPath, Device, ImageSize, Seed, Share, setting
 from repq.recipe.deployment import EngineName
 
-RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file.")]
-AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file.")]
+RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file, or the name of one that repq ships.")]
+AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file, or the name of one that repq ships.")]
 Work = Annotated[AnyPath | None, setting(flag="--work", writes=("*",), help="Run folder.  [default: runs/NAME]")]
 OwnWeights = Annotated[AnyPath | None, setting(flag="--weights", help="Checkpoint instead of the recipe's.")]
 OwnData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml instead of the recipe's.")]
