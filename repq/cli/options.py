@@ -21,9 +21,7 @@ AnyData = Annotated[
 MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
 ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
-OwnSize = Annotated[
-    ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")
-]
+OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")]
 TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: auto, cpu, cuda, cuda:1 …")]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors", help=OUT)]
