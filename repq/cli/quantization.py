@@ -103,7 +103,11 @@ def ptq_command(
         fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
     else:
         fix = f"repq qat {out} {same} --teacher {weights} -o trained.safetensors"
-    then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}" if held.drop <= budget.max_drop else ""
+    then = (
+        f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
+        if (held.drop or 0.0) <= budget.max_drop
+        else ""
+    )
     shell.finish(values, lambda: ptq_table(report), next=then)
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 

@@ -40,7 +40,9 @@ def test_quantizing_and_training(form: str, material: Material, images: Path, fo
     report = run("ptq", weights, "--data", data, *common, "--plain", "--images", 2, "-o", "int8.safetensors")
     assert report["ap_float"] is report["ap_quantized"] is report["accuracy_float"] is None
     assert report["images"] == 2 and report["layers_int8"]
-    tuned = run("qat", "int8.safetensors", "--data", data, *common, "--epochs", 1, "--batch", 2, "-o", "qat.safetensors")
+    tuned = run(
+        "qat", "int8.safetensors", "--data", data, *common, "--epochs", 1, "--batch", 2, "-o", "qat.safetensors"
+    )
     assert tuned["ap_trained"] is None and tuned["images"] == 2
     shown = invoke("ptq", weights, "--data", data, *common, "--plain", "--images", 2, "-o", "again.safetensors").output
     assert "no AP is known" in shown
