@@ -8,7 +8,7 @@ from repq.lazy import lazy_names
 if TYPE_CHECKING:
     from repq.graph.anchors import anchor_maxima
     from repq.graph.extra_kernels import ExtraKernel, count_qdq, predict_extra_kernels
-    from repq.graph.files import image_size, load_onnx, save_onnx
+    from repq.graph.files import load_onnx, save_onnx
     from repq.graph.first_layers import bgr_input, uint8_input
     from repq.graph.fp16 import Fp16Report, nodes_beyond_fp16, to_fp16
     from repq.graph.grouping import layer_groups, scale_groups
@@ -30,7 +30,7 @@ _HOMES = {
     "anchors": ("anchor_maxima",),
     "integer_concat": ("concat_integers",),
     "extra_kernels": ("ExtraKernel", "count_qdq", "predict_extra_kernels"),
-    "files": ("image_size", "load_onnx", "save_onnx"),
+    "files": ("load_onnx", "save_onnx"),
     "first_layers": ("bgr_input", "uint8_input"),
     "fp16": ("Fp16Report", "nodes_beyond_fp16", "to_fp16"),
     "insertion": ("insert_qdq",),

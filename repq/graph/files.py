@@ -26,22 +26,6 @@ def save_onnx(path: Path, model: ModelProto) -> None:
         raise GraphError(f"cannot write {path}", found=error.strerror or str(error), fix="check the folder") from None
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Height and width that an ONNX file fixes for its first input, images (B, 3, H, W); None: it takes any.
-
-    Raises:
-        GraphError: the file cannot be read.
-    """
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise GraphError(f"cannot read {path}", found=str(error), fix="check the path") from None
-    stored = {tensor.name for tensor in graph.initializer}
-    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in stored]
-    sizes = [axis.dim_value for axis in shapes[0]] if shapes else []
-    return (sizes[2], sizes[3]) if len(sizes) == 4 and sizes[2] and sizes[3] else None
-
-
 def load_onnx(path: Path) -> ModelProto:
     """Read and check an ONNX file that holds its weights itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq.api.sizes import own_size
 from repq.log import Log, quiet
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
@@ -50,7 +51,5 @@ def run(
     )  # fmt: skip
     loaded = load_recipe(Path(recipe), [*overrides, *given])
     if "imgsz" not in loaded.model_fields_set and loaded.weights is not None and loaded.weights.suffix == ".onnx":
-        from repq.graph import image_size
-
-        loaded = loaded.model_copy(update={"imgsz": image_size(loaded.weights) or loaded.imgsz})
+        loaded = loaded.model_copy(update={"imgsz": own_size(loaded.weights) or loaded.imgsz})
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)
