@@ -65,9 +65,9 @@ class Spec:
         return {"classes": self.num_classes, "strides": self.strides, "preprocessing": self.preprocessing}
 
     @property
-    def smallest_size(self) -> tuple[int, int]:
-        """Height and width of the smallest image that the network takes."""
-        return max(self.strides), max(self.strides)
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width of the only images that the network takes; None: any that its levels divide."""
+        return None
 
     def description(self) -> str:
         """What a file that holds the network itself says of it, as JSON."""

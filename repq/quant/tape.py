@@ -142,7 +142,8 @@ def record_small(model: Detector) -> Tape:
         detections = model(images)
         return (detections,) if isinstance(detections, Tensor) else ()
 
-    images = torch.zeros(1, 3, *model.spec.smallest_size, device=next(model.parameters()).device)
+    size = model.spec.only_size or (max(model.spec.strides), max(model.spec.strides))
+    images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     return record(run, images, {layer: model.get_submodule(layer) for layer in layer_ids(model)}, ())
 
 

@@ -34,7 +34,7 @@ class GraphSpec(Spec):
     graph: str = ""
 
     @property
-    def smallest_size(self) -> tuple[int, int]:
+    def only_size(self) -> tuple[int, int]:
         return self.imgsz
 
     def description(self) -> str:
