@@ -63,7 +63,7 @@ class Detector(nn.Module, ABC):
     def complete(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Detections, and boxes and scores that two models can be compared by: in the same order, whatever they are."""
         detections = self.predict(features)
-        return detections, tuple(self.spec.layout.parts(detections).values())  # type: ignore[return-value]
+        return detections, tuple(self.spec.layout.parts(detections).values())
 
     def forward(self, x: Tensor) -> Tensor | TrainOutput:
         features = self.features(x)

@@ -252,10 +252,10 @@ class _Tracer:
             return
         plain = [slot for slot, name in enumerate(node.input) if slot not in entry.host and name]  # tensors at run time
         tensors = sorted({*computed, *plain})
-        host = frozenset(slot for slot in computed if slot in entry.host)
-        if host or tensors != list(range(len(node.input))):
+        read_as_numbers = frozenset(slot for slot in computed if slot in entry.host)
+        if read_as_numbers or tensors != list(range(len(node.input))):
             template = [None if slot in tensors else value for slot, value in enumerate(arguments)]
-            run = partial(_fill, run, template, tuple(tensors), host)
+            run = partial(_fill, run, template, tuple(tensors), read_as_numbers)
         reads = [node.input[slot] for slot in tensors]
         self._run(node, run, reads)
 
@@ -270,7 +270,7 @@ class _Tracer:
                 singles = [[self.values[r][i] if r in self.values else self.constants[r] for r in reads]
                            for i in range(images)]  # fmt: skip
                 results = [_as_tuple(run(*tensors), count) for tensors in singles]
-                shape = tuple(results[0][0].shape)
+                shape: tuple[int, ...] = tuple(results[0][0].shape)
                 if images > 1 and node.op_type in _RESHAPES and shape and prod(shape) and singles[0][0].ndim:
                     run, reads = partial(_reshaped, rest=shape[1:]), reads[:1]
                 elif images > 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repq.model.onnx_graph.operators.table import TORCH_TYPES, add, operator
 
-for _name, _function in {
+_PLAIN: dict[str, Any] = {
     "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Add": torch.add, "And": torch.logical_and,
     "Asin": torch.asin, "Asinh": torch.asinh, "Atan": torch.atan, "Atanh": torch.atanh, "Ceil": torch.ceil,
     "Cos": torch.cos, "Cosh": torch.cosh, "Equal": torch.eq, "Erf": torch.erf, "Exp": torch.exp,
@@ -19,7 +19,8 @@ for _name, _function in {
     "Or": torch.logical_or, "Reciprocal": torch.reciprocal, "Round": torch.round, "Sign": torch.sign,
     "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt, "Sub": torch.sub, "Tan": torch.tan,
     "Tanh": torch.tanh, "Where": torch.where, "Xor": torch.logical_xor,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _PLAIN.items():
     add(_function, _name)
 
 

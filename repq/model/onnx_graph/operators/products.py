@@ -25,8 +25,8 @@ def conv(
 ) -> Tensor:  # fmt: skip
     space = weight.ndim - 2
     strides, dilations = strides or (1,) * space, dilations or (1,) * space
-    pads = window_pads(x.shape[2:], weight.shape[2:], strides, dilations, pads, auto_pad)
-    return _CONVOLUTIONS[space](padded(x, pads), weight, bias, strides, 0, dilations, group)
+    edges = window_pads(x.shape[2:], weight.shape[2:], strides, dilations, pads, auto_pad)
+    return _CONVOLUTIONS[space](padded(x, edges), weight, bias, strides, 0, dilations, group)
 
 
 @operator("ConvTranspose")

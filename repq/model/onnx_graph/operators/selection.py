@@ -37,7 +37,8 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
         view = [1] * (indices.ndim - 1)
         view[axis] = length
         places.append(torch.arange(length, device=x.device).view(view))
-    return x[(*places, *(indices[..., column] for column in range(depth)))]
+    places += [indices[..., column] for column in range(depth)]
+    return x[tuple(places)]
 
 
 @operator("ScatterElements", "Scatter")

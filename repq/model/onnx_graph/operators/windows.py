@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from repq.model.onnx_graph.operators.table import operator
 
-_MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
 def window_pads(
