@@ -102,13 +102,13 @@ def ptq_command(
     if not ptq.auto and plan is None:
         fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
     else:
-        fix = f"repq qat {out} {same} --teacher {weights} -o trained.safetensors"
-    then = (
-        f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
-        if (held.drop or 0.0) <= budget.max_drop
-        else ""
-    )
-    shell.finish(values, lambda: ptq_table(report), next=then)
+        start = f"{weights} {same}" if out.suffix == ".onnx" else f"{out} {same} --teacher {weights}"
+        fix = f"repq qat {start} -o trained{out.suffix}"
+    if out.suffix == ".onnx":
+        then = f"repq build {out} --engine {target or 'openvino'} -o {out.with_suffix('.engine')}"
+    else:
+        then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
+    shell.finish(values, lambda: ptq_table(report), next=then if (held.drop or 0.0) <= budget.max_drop else "")
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 

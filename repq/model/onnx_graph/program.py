@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any, Literal
 
 import torch
@@ -271,7 +270,7 @@ class _Tracer:
                            for i in range(images)]  # fmt: skip
                 results = [_as_tuple(run(*tensors), count) for tensors in singles]
                 shape: tuple[int, ...] = tuple(results[0][0].shape)
-                if images > 1 and node.op_type in _RESHAPES and shape and prod(shape) and singles[0][0].ndim:
+                if images > 1 and node.op_type in _RESHAPES and shape and 0 not in shape and singles[0][0].ndim:
                     run, reads = partial(_reshaped, rest=shape[1:]), reads[:1]
                 elif images > 1:
                     joined = [torch.cat(self.values[r]) if r in self.values and self.values[r][0].ndim
