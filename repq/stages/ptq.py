@@ -52,14 +52,16 @@ def ptq_checkpoint(
     from repq.quant import apply_scales, extra_macs_share, scale_table
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
+    from repq.quant.plan_file import read_plan
 
     train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
-    start = fused(open_float(weights, log, imgsz), device)
-    if plan is not None:
-        config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
-    train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
     demand_objects(val_set)
     warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
+    listed = None if plan is None else read_plan(plan)
+    start = fused(open_float(weights, log, imgsz), device)
+    if listed is not None:
+        config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(listed, start.model))})
+    train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome, graph = made.outcome, made.graph
 
