@@ -63,11 +63,13 @@ TOKENS = [
     b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r", b"  ", b"-", b"- ", b": ", b"[", b"]", b"{", b"}", b'"',
     b"'", b",", b"&a ", b"*a", b"<<: *a", b"!!int ", b"!!python/name:os.abort", b"|", b">", b"#", b"nan", b"inf",
     b"1e999", b"-1", b"9" * 400, b"0x", b"null", b"true", b"~", b"\\ud800", b"\xe2\x80\xae", b"\x1b[2J", b"..",
-    b"/dev/zero", b"~x/", b"[" * 200, b"{" * 200, b"\x80\x02", b"(", b"R", b"i", b"c", b"q\0", b"X\xff\xff\xff\x7f", b"\x85", b"PK\x03\x04",
+    b"/dev/zero", b"~x/", b"[" * 200, b"{" * 200, b"\x80\x02", b"(", b"R", b"i", b"c", b"q\0",
+    b"X\xff\xff\xff\x7f", b"\x85", b"PK\x03\x04",
 ]  # fmt: skip
 ODD: list[Any] = [
     None, True, -1, 0, 1, 3, 2**31, 2**63, 10**40, 0.5, -1e308, float("nan"), float("inf"), "", "no", "1", "a\0b",
-    "\ud800", "\u202e\x1b[2J", "../..", "/dev/zero", "~nosuchuser", "a" * 5000, [], {}, [[]], [None], {"": None}, [1, "a", {}],
+    "\ud800", "\u202e\x1b[2J", "../..", "/dev/zero", "~nosuchuser", "a" * 5000, [], {}, [[]], [None], {"": None},
+    [1, "a", {}],
 ]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def toy() -> Iterator[ToyRuntime]:
 def graph(tiny: Path, repq: Callable[..., dict]) -> Path:
     """A quantized model as ONNX, and the engine of it."""
     data = ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 2, "--scheme", "asymmetric", "--method", "max")
-    repq("ptq", tiny / "weights.safetensors", *data, "-o", tiny / "int8.safetensors")
+    repq("ptq", tiny / "weights.safetensors", *data, "--plain", "-o", tiny / "int8.safetensors")
     repq("export", tiny / "int8.safetensors", "--imgsz", 64, "-o", tiny / "int8.onnx")
     return tiny / "int8.onnx"
 
@@ -91,7 +91,7 @@ def test_it_goes_through_every_command(tiny: Path, graph: Path, tmp_path: Path, 
     of_file = repq("eval", graph, *data, "--engine", "toy")
     of_folder = repq("eval", tmp_path / "engine", *data)
     assert of_file["engine"] == of_folder["engine"] == "toy" and of_file["ap"] == of_folder["ap"]
-    checked = repq("check", tiny / "int8.safetensors", graph, *data, "--engine", "toy", "--max-ap-gap", 1)
+    checked = repq("check", tiny / "int8.safetensors", graph, *data, "--engine", "toy", "--max-drop", 1)
     assert checked["engines"][0]["engine"] == "toy"
     quick = ("--infer-only", "--rounds", 1, "--runs", 1, "--warmup", 0, "--threads", 1, "-o", tmp_path / "bench")
     timed = repq("bench", graph, "--imgsz", 64, "--engine", "toy", "--engine", "onnxruntime", *quick)

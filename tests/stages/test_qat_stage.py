@@ -25,7 +25,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
     save_checkpoint(folder / "float.safetensors", detector(), names=NAMES)
     common = ("--imgsz", "64", "--images", "2", "--method", "max", "--keep-float", "detect.*_preds.*")
-    values("ptq", folder / "float.safetensors", *data(folder), *common, "-o", folder / "ptq.safetensors")
+    values("ptq", folder / "float.safetensors", *data(folder), *common, "--plain", "-o", folder / "ptq.safetensors")
     return folder
 
 
@@ -66,7 +66,7 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     assert len(scale_table(after.model)) == len(after.plan.int8)
     assert [path.name for path in tmp_path.iterdir()] == ["qat.safetensors"]  # no state is left
     # Both engines take it as they take what `repq ptq` wrote.
-    values("check", out, *data(files), "--imgsz", "64", "--max-ap-gap", "1")
+    values("check", out, *data(files), "--imgsz", "64", "--max-drop", "1")
 
 
 def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:
