@@ -66,8 +66,8 @@ def recipes() -> Iterator[str]:
     yield (
         "A recipe is a short YAML file; unknown keys fail and name the closest valid one. `repq run NAME` runs one of "
         "those below: `best.pt` and `data.yaml` are looked for in the working folder, and `--weights`, `--data`, "
-        "`--imgsz` and `--set KEY=VALUE` take the place of what the recipe says. This page is made from the recipes and "
-        "the settings classes; `repq config SECTION` prints the same tables.\n"
+        "`--imgsz` and `--set KEY=VALUE` take the place of what the recipe says. This page is made from the recipes "
+        "and the settings classes; `repq config SECTION` prints the same tables.\n"
     )
     for folder, command in ((SHIPPED, "run"), (SHIPPED / "ablations", "ablation")):
         for path in sorted(folder.glob("*.yaml")):

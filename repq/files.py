@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -67,3 +68,19 @@ def cache_folder() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"
+
+
+def cached(name: str, make: Callable[[], bytes]) -> bytes:
+    """Bytes that are kept in the cache folder between runs; made where they are missing, or damaged.
+
+    A cache that cannot be read or written is no failure.
+    """
+    path = cache_folder() / name
+    with suppress(OSError):
+        kept = path.read_bytes()
+        if sha256(kept[32:]).digest() == kept[:32]:
+            return kept[32:]
+    data = make()
+    with suppress(OSError), replacing(path) as beside:
+        beside.write_bytes(sha256(data).digest() + data)
+    return data

@@ -108,6 +108,6 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 def main() -> None:
     """From a trained re-parameterized detector to a measured INT8 engine.
 
-    MODEL is a checkpoint (.pt, .safetensors), an ONNX file or the folder of a built engine. Every command takes --json, -q, -v
-    and --log-file.
+    MODEL is a checkpoint (.pt, .safetensors), an ONNX file or the folder of a built engine. Every command takes --json,
+    -q, -v and --log-file.
     """

@@ -22,11 +22,13 @@ class TrainOutput(NamedTuple):
         features: the maps that the head reads (B, C, H, W), finest first.
         scores: (B, N, classes) in 0..1.
         distances: (B, N, any) raw boxes, in the form that the family's objective takes; see `Detector.answer`.
+        raw: (B, N, any) what the head writes, for an objective to which scores and boxes say too little.
     """
 
     features: tuple[Tensor, ...]
     scores: Tensor
     distances: Tensor
+    raw: Tensor | None = None
 
 
 class Detector(nn.Module, ABC):

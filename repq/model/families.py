@@ -13,8 +13,9 @@ from typing import Any
 from repq.errors import CheckpointError, RepqError
 from repq.model.family import Family, Recovery, Shapes, Spec
 from repq.model.yolov6 import YoloV6
+from repq.model.yolox import Yolox
 
-FAMILIES: list[Family] = [YoloV6()]
+FAMILIES: list[Family] = [YoloV6(), Yolox()]
 
 
 def family_named(name: str) -> Family:

@@ -34,6 +34,27 @@ class Accuracy(Result):
         return found if self.objects else None
 
 
+def metric_of(found: Accuracy | None, metric: str = "ap") -> float | None:
+    """A metric by its name; None where it was not measured, or there is no object to measure it with."""
+    return None if found is None else found.defined(metric)
+
+
+class Curves(Result):
+    """Precision over recall, and the confusion of classes, at one IoU.
+
+    Attributes:
+        precision: per class, at the recalls 0, 0.01 … 1; empty: the data has no such object.
+        confusion: counts of objects (rows) by what they were found as (columns); the last of each is nothing.
+        confidence: score from which detections are in the confusion.
+    """
+
+    names: tuple[str, ...]
+    precision: tuple[tuple[float, ...], ...]
+    confusion: tuple[tuple[int, ...], ...]
+    confidence: float
+    iou: float
+
+
 class Accuracies(Result):
     """COCO metrics of the engines of a run, by name: ``openvino-int8`` …"""
 

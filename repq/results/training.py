@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from repq.results.accuracy import Accuracy
+from repq.results.accuracy import Accuracy, Curves
 from repq.results.base import Range, Result, measured_time
 
 
@@ -25,6 +25,7 @@ class TrainReport(Result):
     best_epoch: int
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
+    curves: Curves | None = None  # of the same
 
 
 class ScaleChange(Result):
@@ -37,7 +38,7 @@ class ScaleChange(Result):
 
 
 class QatReport(Result):
-    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from."""
+    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not measured."""
 
     model: str
     scheme: str
@@ -48,9 +49,9 @@ class QatReport(Result):
     int8_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
     changes: tuple[ScaleChange, ...]
-    accuracy_float: Accuracy
-    accuracy_calibrated: Accuracy
-    accuracy_trained: Accuracy
+    accuracy_float: Accuracy | None
+    accuracy_calibrated: Accuracy | None
+    accuracy_trained: Accuracy | None
 
 
 class BlockFusion(Result):

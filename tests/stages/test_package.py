@@ -41,6 +41,8 @@ def detector(preprocessing: str, folder: Path) -> repq.Model:
             assert module.bias is not None
             nn.init.normal_(module.bias, 0, 0.1)
     form = next(entry.preprocessing for entry in PRESETS if entry.name == preprocessing)
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    stem.weight.data *= form.divisor / 255
     model.spec = replace(model.spec, preprocessing=form)
     return of_weights("noise", Weights(model, NAMES)).export(folder / "model.onnx", imgsz=SIZE)
 
@@ -74,15 +76,21 @@ def demand_same(text: str, model: repq.Model, image: Path, letterbox: LetterboxC
     expected = service_of(model, SIZE, as_exported(model, **settings)).detect([read_image(image)])[0]
     names, found = printed(text)
     assert 3 < len(expected) == len(found)
-    assert names == [NAMES[int(row[5])] for row in expected]
-    np.testing.assert_allclose(found[:, :4], expected[:, :4], atol=0.1)
-    np.testing.assert_allclose(found[:, 4], expected[:, 4], atol=2e-3)
+    places = []
+    for row in expected:  # scores that differ in the last digit change places
+        others = np.array([name != NAMES[int(row[5])] for name in names])
+        far = np.abs(found[:, :4] - row[:4]).max(axis=1) + 100 * others
+        places.append(int(far.argmin()))
+        assert far.min() < 0.1 and abs(found[places[-1], 4] - row[4]) < 2e-3
+    assert sorted(places) == list(range(len(found)))
+    assert (np.diff(found[:, 4]) <= 0).all()
 
 
+SMALL = LetterboxConfig(border=4, inner_size=48)
 CASES = [
     ("yolov6", "onnxruntime", LetterboxConfig()),
     ("yolox", "openvino", LetterboxConfig()),
-    ("yolox-legacy", None, LetterboxConfig(border=4, inner_size=48)),
+    ("yolox-legacy", None, SMALL),
 ]
 
 
@@ -100,7 +108,7 @@ def test_python(tmp_path: Path, preprocessing: str, runtime: str | None, letterb
                "runpy.run_path(sys.argv[0], run_name='__main__')", "detect.py", str(image)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=clean)
     assert done.returncode == 0, done.stderr
-    demand_same(done.stdout, onnx, image, letterbox)
+    demand_same(done.stdout, load(folder / "engine") if runtime else onnx, image, letterbox)
 
 
 def compiler() -> list[str]:
@@ -119,17 +127,18 @@ def compiler() -> list[str]:
 
 @pytest.mark.parametrize(("preprocessing", "runtime", "letterbox"), CASES, ids=[case[0] for case in CASES])
 def test_cpp(tmp_path: Path, preprocessing: str, runtime: str | None, letterbox: LetterboxConfig) -> None:
-    """Images that shrink by area and linearly, that grow, and that fit."""
+    """Images that fit, and those of blocks of one colour, which shrink by whole factors without rounding."""
     command = compiler()
     onnx = detector(preprocessing, tmp_path)
     folder = packed(tmp_path, onnx, runtime, letterbox)
+    same = onnx.build("openvino")  # another runtime rounds otherwise, and scores lie close together
     built = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert built.returncode == 0, built.stderr
-    for height, width in ((128, 192), SIZE, (64, 40)):
+    for height, width in ((128, 192), (96, 64)) if letterbox is SMALL else ((128, 192), SIZE, (64, 40)):
         image = picture(height, width, tmp_path / "a.ppm")
         done = subprocess.run(["./detect", str(image)], capture_output=True, encoding="utf-8", cwd=folder)
         assert done.returncode == 0, done.stderr
-        demand_same(done.stdout, onnx, image, letterbox)
+        demand_same(done.stdout, same, image, letterbox)
     refused = subprocess.run(["./detect", "model.json"], capture_output=True, text=True, cwd=folder)
     assert refused.returncode == 1 and "PPM" in refused.stderr
 

@@ -163,8 +163,9 @@ int main(int count, char** words) {
         if (!(score > model::CONFIDENCE)) continue;
         const float a = value(row, model::BOXES), b = value(row, model::BOXES + 1);
         const float c = value(row, model::BOXES + 2), d = value(row, model::BOXES + 3);
-        boxes.push_back(model::CORNERS ? Box{a, b, c, d, score, label}
-                                       : Box{a - c / 2, b - d / 2, a + c / 2, b + d / 2, score, label});
+        const Box box = model::CORNERS ? Box{a, b, c, d, score, label}
+                                       : Box{a - c / 2, b - d / 2, a + c / 2, b + d / 2, score, label};
+        if (box.x2 > box.x1 && box.y2 > box.y1) boxes.push_back(box);
     }
     std::stable_sort(boxes.begin(), boxes.end(), [](const Box& a, const Box& b) { return a.score > b.score; });
     std::vector<Box> kept;

@@ -80,14 +80,15 @@ def boxes_of(output, about):
     corners = rows[:, form["boxes"] : form["boxes"] + 4].astype(np.float64)
     if form["box_form"] == "centre":
         corners = np.hstack([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2])
+    likely = (score > limits["confidence"]) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
     kept = []
-    for number in np.unique(label[score > limits["confidence"]]):
-        mine = np.flatnonzero((label == number) & (score > limits["confidence"]))
+    for number in np.unique(label[likely]):
+        mine = np.flatnonzero((label == number) & likely)
         mine = mine[np.argsort(-score[mine], kind="stable")]
         rectangles = np.hstack([corners[mine, :2], corners[mine, 2:] - corners[mine, :2]])
         ranks = np.arange(len(mine), 0, -1, dtype=np.float32)  # equal scores stay in order
         kept += list(mine[np.array(cv2.dnn.NMSBoxes(rectangles, ranks, 0.0, limits["iou"]), int).reshape(-1)])
-    kept = sorted(kept, key=lambda row: -score[row])[: limits["max_detections"]]
+    kept = sorted(kept, key=lambda row: (-score[row], row))[: limits["max_detections"]]
     return np.column_stack([corners[kept], score[kept], label[kept]])
 
 

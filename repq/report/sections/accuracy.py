@@ -79,7 +79,10 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
         f"{plural(accuracy.images, 'image')}, {plural(accuracy.objects, 'object')}, {accuracy.detections} detections"
     )
     metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
-    return [table("By class", columns, rows, badness=lambda row: -row.ap), Text(f"{title}: {counts}\n{metrics}")]
+    return [
+        table("By class", columns, rows, badness=lambda row: -(row.ap or 0.0)),
+        Text(f"{title}: {counts}\n{metrics}"),
+    ]
 
 
 def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
@@ -132,8 +135,8 @@ def _changes_table(compared: Sequence[Comparison]) -> Table:
     columns: Columns[Comparison] = [
         Column("Engine", "title"),
         *(
-            _change_column(name, partial(Comparison.metric_change, metric=metric), bounds.get(metric, _PART_DROPS))
-            for name, metric, _ in _METRICS
+            _change_column(title, partial(Comparison.metric_change, metric=metric), bounds.get(metric, _PART_DROPS))
+            for title, metric, _ in _METRICS
         ),
     ]
     return table("Change from FP32 to INT8, overall and by object size", columns, compared)

@@ -8,9 +8,25 @@ from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
 from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
-from repq.report.plots import training_accuracy, training_losses, weight_growth
+from repq.report.plots import (
+    confusion_matrix,
+    precision_recall,
+    training_accuracy,
+    training_losses,
+    weight_growth,
+)
 from repq.report.summary import FUSE, QAT, TRAIN, Section
-from repq.results import Accuracy, BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results import (
+    Accuracy,
+    BlockFusion,
+    Curves,
+    EpochRow,
+    FusionReport,
+    QatReport,
+    ScaleChange,
+    TrainReport,
+    metric_of,
+)
 
 TRAINING = Section("training", "Training", lambda summary: train_blocks(summary[TRAIN]), needs=(TRAIN,))
 TRAINED_QUANTIZED = Section(
@@ -23,8 +39,8 @@ class _Stage(NamedTuple):
     """A model on its way through quantization-aware training."""
 
     title: str
-    accuracy: Accuracy
-    float_accuracy: Accuracy
+    accuracy: Accuracy | None
+    float_accuracy: Accuracy | None
 
 
 def train_blocks(training: TrainReport) -> list[Block]:
@@ -40,7 +56,19 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
     ]
-    return [*_epoch_blocks(training.epochs, "training", Facts(facts))]
+    return [*_epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
+
+
+def curve_figures(curves: Curves | None) -> list[Figure]:
+    """Precision over recall and the confusion of classes, which are files as well."""
+    if curves is None or not any(curves.precision):
+        return []
+    return [
+        Figure("Precision and recall", partial(precision_recall, curves), "precision over recall by class",
+               file="pr_curve.svg"),
+        Figure("Confusion of classes", partial(confusion_matrix, curves), "what objects were found as, by class",
+               file="confusion.svg"),
+    ]  # fmt: skip
 
 
 def qat_blocks(training: QatReport) -> list[Block]:
@@ -53,9 +81,9 @@ def qat_blocks(training: QatReport) -> list[Block]:
     stages = [_Stage(name, found, training.accuracy_float) for name, found in accuracies.items()]
     columns: Columns[_Stage] = (
         Column("Model", "title"),
-        number("AP", lambda stage: stage.accuracy.defined(), fraction),
-        number("AP50", lambda stage: stage.accuracy.defined("ap50"), fraction),
-        number("AP change", lambda s: difference(s.float_accuracy.defined(), s.accuracy.defined()), change),
+        number("AP", lambda stage: metric_of(stage.accuracy), fraction),
+        number("AP50", lambda stage: metric_of(stage.accuracy, "ap50"), fraction),
+        number("AP change", lambda s: difference(metric_of(s.float_accuracy), metric_of(s.accuracy)), change),
     )
     facts = [
         ("Layers INT8", f"{len(training.int8_layers)} of {len(training.int8_layers) + len(training.float_layers)}"),
@@ -136,5 +164,14 @@ def fusion_blocks(fusion: FusionReport) -> list[Block]:
         number("Weights after", "weight_range_after", span),
     )  # fmt: skip
     if fusion.blocks:
-        blocks.append(table(f"All {len(fusion.blocks)} blocks", columns, fusion.blocks, fold=13, numbered=True))
+        blocks.append(
+            table(
+                f"All {len(fusion.blocks)} blocks",
+                columns,
+                fusion.blocks,
+                fold=13,
+                numbered=True,
+                badness=lambda block: block.max_rel_error,
+            )
+        )
     return blocks
