@@ -20,13 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
-import shutil, torch, repq
+import repq
 from pathlib import Path
 from repq.data import make_demo_set
 from repq.recipe import DemoConfig
-assert "site-packages" in repq.__file__ and Path.cwd() not in Path(repq.__file__).parents, repq.__file__
+assert Path.cwd() / "bare" in Path(repq.__file__).parents, repq.__file__
 make_demo_set(Path("set"), DemoConfig(train_images=4, val_images=2, size=64))
-repq.build_model("yolov6lite_s", 3).save("best.safetensors")
+repq.build_model("yolov6n_v2", 3).save("best.safetensors")
 """
 SMALL = ("ptq.auto=false", "ptq.calibration.images=2", "build.engines=[onnxruntime]", "check.max_drop=1", "max_drop=1",
          "bench.rounds=1", "bench.runs_per_round=1", "min_speedup=0")  # fmt: skip

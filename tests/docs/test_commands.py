@@ -1,7 +1,7 @@
 """What README and the pages tell one to type is there.
 
-Every command is read by the real command line, and runs here if it takes a second. What cannot run on any machine says so
-beside it.
+Every command is read by the real command line, and runs here if it takes a second. What cannot run on any machine says
+so beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pages import PAGES, ROOT, Shown, blocks, commands, spans
 from repq.cli import ALIASES, COMMANDS, main
 from repq.recipe import as_overrides, load_ablation, load_recipe
 
-QUICK = "doctor eval fuse export build describe lint estimate predict config completion".split()
+QUICK = ("doctor", "eval", "fuse", "export", "build", "describe", "lint", "estimate", "predict", "config")
 """Commands that run here; the others take minutes, and their work has tests of its own."""
 OUTSIDE_BOUNDS = ("lint", "check")
 SHOWN = list(dict.fromkeys(commands()))
