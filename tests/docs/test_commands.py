@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -134,3 +135,12 @@ def test_the_readme_is_short_and_its_links_are_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file() or target in ("commands.md", "recipes.md"), f"{page}: {target}"
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    (path,) = (ROOT / "examples").glob("*.ipynb")
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        assert not cell["outputs"] and cell["execution_count"] is None
+        compile("".join(cell["source"]), path.name, "exec")
+    assert len(cells) >= 5
