@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-SIZE = 64
+from pages import SIZE
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +18,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from repq.data import make_demo_set
     from repq.model import build
     from repq.recipe import DemoConfig
+    from repq.recipe.reader import SHIPPED
 
     desk = tmp_path_factory.mktemp("desk")
     make_demo_set(desk, DemoConfig(train_images=4, val_images=2, size=SIZE))
@@ -28,6 +28,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         detector(torch.rand(4, 3, SIZE, SIZE))
     torch.save(detector.state_dict(), desk / "best.pt")
     shutil.copy(desk / "data.yaml", desk / "other.yaml")
+    (desk / "recipes").symlink_to(SHIPPED)
     shutil.copy(desk / "images" / "val" / "00000.jpg", desk / "image.jpg")
     float_ = repq.load(desk / "best.pt").fuse()
     float_.save(desk / "fused.safetensors")

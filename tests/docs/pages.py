@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+SIZE = 64
+"""Of the images at the desk, in pixels."""
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -32,6 +34,11 @@ class Shown:
         return f"{self.page}: {' '.join(self.words)}"
 
     @property
+    def at_the_desk(self) -> bool:
+        """Whether it can run on what the tests have: no models that a reader has to bring, no other machine."""
+        return not self.needs and not any(word.startswith(("yolox_", "yolov8", "coco.")) for word in self.words)
+
+    @property
     def repq(self) -> tuple[str, ...]:
         """What follows ``repq``, also where torchrun starts it; empty for other programs."""
         if self.words[0] == "repq":
@@ -46,7 +53,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands() -> Iterator[Shown]:
     for page in PAGES:
-        for block in blocks(page, "sh"):
+        plain = [f"repq {rest}" for rest in re.findall(r"^repq (.*)$", "\n".join(blocks(page, "")), re.MULTILINE)]
+        for block in (*blocks(page, "sh"), *plain):
             for line in block.replace("\\\n", " ").splitlines():
                 lexer = shlex.split(line, comments=True)
                 words = [word for word in lexer if not re.fullmatch(r"[A-Z_]+=.*", word)]
