@@ -29,6 +29,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(detector.state_dict(), desk / "best.pt")
     shutil.copy(desk / "data.yaml", desk / "other.yaml")
     (desk / "recipes").symlink_to(SHIPPED)
+    shutil.copytree(desk / "images", desk / "runs" / "quickstart" / "data" / "0" / "demo" / "images")
     shutil.copy(desk / "images" / "val" / "00000.jpg", desk / "image.jpg")
     float_ = repq.load(desk / "best.pt").fuse()
     float_.save(desk / "fused.safetensors")
