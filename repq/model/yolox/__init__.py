@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from repq.model.family import Family, PublishedSpeed, Recovery, Shapes
-from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options
+from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options, training_settings
 
 if TYPE_CHECKING:
     from repq.model.detector import Detector
@@ -34,6 +34,9 @@ class Yolox(Family):
         from repq.model.yolox.recover import recover
 
         return recover(shapes, name)
+
+    def training(self, name: str) -> dict[str, Any]:
+        return training_settings(name)
 
     def objective(self, model: Detector, config: TrainConfig) -> Any:
         from repq.model.yolox.training import YoloxObjective

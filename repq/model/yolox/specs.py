@@ -115,3 +115,18 @@ def split_options(name: str) -> tuple[str, frozenset[str]]:
         if last not in _OPTIONS or last in options:
             return name, frozenset(options)
         name, options = stem, options | {last}
+
+
+def training_settings(name: str) -> dict[str, object]:
+    """The published training (section 2.1 and table 5): 300 epochs, the last 15 without mosaic and mixup."""
+    small = split_options(name)[0] in ("yolox_nano", "yolox_tiny")
+    return {
+        "epochs": 300, "batch": 64, "rate_batch": 64, "learning_rate": 0.01, "final_learning_rate_factor": 0.05,
+        "momentum": 0.9, "warmup_momentum": 0.9, "warmup_epochs": 5, "warmup_shape": "quadratic", "flat_epochs": 15,
+        "warmup_bias_learning_rate": 0.0, "ema_decay": 0.9998, "assigner": "simota", "iou_loss": "iou",
+        "iou_weight": 5.0, "l1_weight": 1.0, "l1_epochs": 15, "mosaic_off_epochs": 15,
+        "hsv": (0.0, 0.0, 0.0), "hsv_shift": (5.0, 30.0, 30.0), "affine": "mosaic", "rotate": 10.0, "shear": 2.0,
+        "mosaic": 0.5 if name.startswith("yolox_nano") else 1.0, "scale": (0.5, 1.5) if small else (0.1, 2.0),
+        "mixup": 0.0 if small else 1.0, "mixup_scale": (0.5, 1.5), "multi_scale_batches": 10,
+        "multi_scale": (320 / 416, 640 / 416) if small else (0.75, 1.25),
+    }  # fmt: skip
