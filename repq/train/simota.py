@@ -31,7 +31,7 @@ def assign_simota(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorG
         scores: (B, N, C) in 0..1, as they are compared with the class.
         boxes: (B, N, 4) predicted, in pixels.
     """
-    near = _near_centre(objects, grid, CENTRE_CELLS)
+    near = near_centre(objects, grid, CENTRE_CELLS)
     candidates = near.any(1, keepdim=True)
     valid = objects.valid.unsqueeze(-1)
     overlaps = pairwise_iou(objects.boxes, boxes) * (candidates & valid)
@@ -64,7 +64,7 @@ def _assign_by_centre(scores: Tensor, boxes: Tensor, objects: Objects, grid: Anc
     strides = grid.strides.squeeze(-1)
     high = torch.where(strides == strides.max(), torch.inf, FIRST_RANGE * strides)
     low = torch.where(strides == strides.min(), 0.0, FIRST_RANGE * strides / 2)
-    wanted = _near_centre(objects, grid, cells) & (side >= low) & (side < high)
+    wanted = near_centre(objects, grid, cells) & (side >= low) & (side < high)
     area = (objects.boxes[..., 2:] - objects.boxes[..., :2]).prod(-1, keepdim=True)
     overlaps = pairwise_iou(objects.boxes, boxes)
     return _with_best_owner(wanted, -area.expand_as(overlaps), overlaps, objects, scores.shape[-1])
@@ -78,7 +78,8 @@ def _with_best_owner(wanted: Tensor, worth: Tensor, overlaps: Tensor, objects: O
     return assignment_of(owner, with_owner(overlaps, owner), objects, num_classes)
 
 
-def _near_centre(objects: Objects, grid: AnchorGrid, cells: float) -> Tensor:
+def near_centre(objects: Objects, grid: AnchorGrid, cells: float) -> Tensor:
+    """Whether each of the N points is nearer than ``cells`` cells to each object's centre, on each axis: (B, M, N)."""
     centres = (objects.boxes[..., :2] + objects.boxes[..., 2:]).unsqueeze(-2) / 2
     return ((grid.points - centres).abs() < cells * grid.strides).all(-1) & objects.valid.unsqueeze(-1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from repq.layout import OutputLayout
 from repq.model.family import Spec
 from repq.preprocessing import Preprocessing, preset
 
@@ -44,6 +45,10 @@ class YoloxSpec(Spec):
     activation: Activation = "silu"
     coupled: bool = False
     one_to_one: bool = False
+
+    @property
+    def layout(self) -> OutputLayout:
+        return OutputLayout(one_per_object=self.one_to_one)
 
     @property
     def neck_channels(self) -> tuple[int, ...]:
