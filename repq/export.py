@@ -7,7 +7,6 @@ named ``<LayerId>``.
 
 from __future__ import annotations
 
-import ast
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +15,19 @@ from dataclasses import replace as with_changes
 
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto
 from torch import nn
 
 import repq
 from repq.errors import GraphError
+from repq.files import cached
 from repq.graph.files import load_onnx, save_onnx
 from repq.graph.insertion import insert_qdq
-from repq.graph.layer_join import LAYER_OPS, layer_nodes
+from repq.graph.layer_join import layer_nodes
 from repq.graph.metadata import GraphMetadata, read_metadata, write_metadata
 from repq.graph.propagation import propagate_qdq
 from repq.graph.surgeon import export_graph, import_graph
+from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, build, layer_ids
 from repq.quant import scale_table
@@ -35,7 +36,6 @@ from repq.recipe import ExportConfig
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_float", "export_quantized", "load_onnx", "save_onnx"]
 
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def export_float(
@@ -58,8 +58,7 @@ def export_float(
     config = config or ExportConfig()
     _check(model, imgsz, names)
     plain = float_copy(model)
-    graph = _clean(_torch_export(plain, imgsz, config), plain.spec.name)
-    _name_layers(graph, layer_ids(plain))
+    graph = _with_weights(plain, imgsz, config)
     metadata = GraphMetadata(
         version=repq.__version__,
         spec=plain.spec.to_json(),
@@ -67,6 +66,7 @@ def export_float(
         names=None if names is None else tuple(names),
         imgsz=imgsz,
         layout=plain.spec.layout,
+        target=config.target or "",
         preprocessing=plain.spec.preprocessing,
     )
     write_metadata(graph, metadata)
@@ -128,6 +128,39 @@ def _check(model: Detector, imgsz: tuple[int, int], names: Sequence[str] | None)
         )
 
 
+def _with_weights(model: Detector, imgsz: tuple[int, int], config: ExportConfig) -> ModelProto:
+    """The model's graph: its structure, which torch exports once (it is kept in the cache), and its layers' weights."""
+    state = model.state_dict()
+    names = [f"{layer}.{part}" for layer in layer_ids(model) for part in ("weight", "bias")]
+    weights = {name: state.pop(name) for name in names if name in state}
+    settings = {"spec": model.spec.to_json(), "imgsz": imgsz, "batch": config.batch, "opset": config.opset}
+    key = identify("structure", settings, {"constants": state}).key
+    data = cached(f"exports/{key}", lambda: _structure(model, weights, imgsz, config))
+    graph = ModelProto.FromString(data)
+    for tensor in graph.graph.initializer:
+        if tensor.name in weights:
+            tensor.raw_data = weights[tensor.name].numpy().tobytes()
+    return graph
+
+
+def _structure(
+    model: Detector, weights: Mapping[str, torch.Tensor], imgsz: tuple[int, int], config: ExportConfig
+) -> bytes:
+    """A model's graph without the values of its weights, which are random for the exporter: it merges equal ones."""
+    filled = float_copy(model)
+    draw = torch.Generator().manual_seed(0)
+    random = {name: torch.rand(value.shape, generator=draw) for name, value in weights.items()}
+    filled.load_state_dict({**filled.state_dict(), **random}, assign=True)
+    graph = _clean(_torch_export(filled, imgsz, config), model.spec.name)
+    _name_layers(graph, layer_ids(model))
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for name, value in weights.items():
+        if name not in stored or tuple(stored[name].dims) != tuple(value.shape):
+            raise GraphError("the exporter changed a weight", found=name, fix="update torch and onnxscript")
+        stored[name].ClearField("raw_data")
+    return graph.SerializeToString()
+
+
 def _torch_export(model: nn.Module, imgsz: tuple[int, int], config: ExportConfig) -> ModelProto:
     # torch.export takes a batch of 1 for a constant, so a dynamic axis is shown with 2
     images = torch.zeros(config.batch or 2, 3, *imgsz)
@@ -162,32 +195,11 @@ def _silent() -> Iterator[None]:
 
 
 def _clean(model: ModelProto, name: str) -> ModelProto:
-    """Name the graph, separate shared weights, and drop what holds paths of this machine or is not used."""
+    """Name the graph, and drop what holds paths of this machine or is not used."""
     model.graph.name = name
     model.producer_name, model.producer_version = "repq", repq.__version__
-    _separate_weights(model)
     del model.metadata_props[:]
     return export_graph(import_graph(model))  # onnx-graphsurgeon keeps no notes on nodes and tensors
-
-
-def _separate_weights(model: ModelProto) -> None:
-    """Undo the exporter's merging of equal weights: every convolution reads its own ``<LayerId>.weight``."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        weight = f"{_scope(node)}.weight"
-        if node.op_type in LAYER_OPS and node.input[1] != weight and weight not in stored:
-            copy = TensorProto()
-            copy.CopyFrom(stored[node.input[1]])
-            copy.name = weight
-            model.graph.initializer.append(copy)
-            node.input[1] = weight
-
-
-def _scope(node: NodeProto) -> str:
-    """Path of the module that a node comes from, as the exporter notes it: ``['', 'neck', 'neck.conv', 'conv2d']``."""
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
-    modules = ast.literal_eval(scopes)
-    return modules[-2] if len(modules) > 1 else ""
 
 
 def _name_layers(model: ModelProto, layers: Sequence[LayerId]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -28,6 +30,32 @@ def replacing(path: Path) -> Iterator[Path]:
             beside.unlink()
 
 
+@contextmanager
+def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside ``folder``; what the block writes there takes its place when the block ends well.
+
+    Args:
+        keep_others: files of the old folder stay, unless the new one has them too.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        yield new
+        if keep_others:
+            for file in sorted(path for path in new.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+            return
+        if folder.exists():
+            folder.replace(Path(scratch) / "old")
+        new.replace(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole."""
     with replacing(path) as beside:
@@ -40,3 +68,19 @@ def cache_folder() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"
+
+
+def cached(name: str, make: Callable[[], bytes]) -> bytes:
+    """Bytes that are kept in the cache folder between runs; made where they are missing, or damaged.
+
+    A cache that cannot be read or written is no failure.
+    """
+    path = cache_folder() / name
+    with suppress(OSError):
+        kept = path.read_bytes()
+        if sha256(kept[32:]).digest() == kept[:32]:
+            return kept[32:]
+    data = make()
+    with suppress(OSError), replacing(path) as beside:
+        beside.write_bytes(sha256(data).digest() + data)
+    return data

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import unicodedata
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # letters of Persian and emoji are written with them; they join and move nothing
+
+SPELLED = "repq.spelled"
+"""An error handler for encoding: signs of tables and sentences become their like in ASCII, other letters an escape."""
+_LIKE = {
+    "…": "...", "→": "->", "−": "-", "–": "-", "—": "-", "─": "-", "│": "|", "·": ".", "×": "x", "²": "^2", "≥": ">=",
+    "≤": "<=", "ß": "ss", "’": "'", "±": "+-",
+}  # fmt: skip
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_LIKE.get(one) or one.encode("ascii", "backslashreplace").decode() for one in missing), error.end
+
+
+codecs.register_error(SPELLED, _spell)
 
 
 def printable(text: object, limit: int = 500) -> str:

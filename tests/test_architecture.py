@@ -29,6 +29,7 @@ ORDER = (
     ("bench",),
     ("report",),
     ("api",),
+    ("predict", "deploy"),
     ("stages",),
     ("pipeline",),
     ("cli",),

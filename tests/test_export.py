@@ -112,8 +112,9 @@ def test_inputs_outputs_and_names(exported: ModelProto, fused: Detector) -> None
 
 
 def test_the_same_model_gives_the_same_bytes(
-    exported: ModelProto, fused: Detector, tmp_path: Path, fresh_exports: None
+    exported: ModelProto, fused: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("REPQ_CACHE", str(tmp_path / "cache"))
     again = export_float(fused, SIZE, names=("a", "b", "c"))
     for name, model in (("one", exported), ("two", again)):
         save_onnx(tmp_path / name, model)
@@ -151,6 +152,19 @@ def test_exporting_is_quiet_and_leaves_the_model_alone(
     assert all(torch.equal(before[name], value) for name, value in fused.state_dict().items())
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+def test_the_cache_holds_no_weights(exported: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model of the same structure, and a damaged cache."""
+    monkeypatch.setenv("REPQ_CACHE", str(tmp_path))
+    for _ in range(2):
+        other = filled("yolov6n_v2")
+        other.load_state_dict({name: value * 0.9 for name, value in other.state_dict().items()})
+        expected = compute(other, images())
+        found = run(export_float(other, SIZE), images())
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        (kept,) = (tmp_path / "exports").iterdir()
+        kept.write_bytes(kept.read_bytes()[:-1])
 
 
 def test_equal_weights_stay_apart() -> None:

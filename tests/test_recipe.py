@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
-from repq.recipe import load_recipe
+from repq.recipe import load_ablation, load_recipe
 
 MINIMAL = "name: small\ndata: {path: data.yaml}\nweights: ../weights.pt\nimgsz: 320\n"
 
@@ -44,10 +45,35 @@ def test_overrides_win_and_are_validated(tmp_path: Path) -> None:
 
 def test_the_tool_chooses_corrections_or_the_recipe_does(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
-    assert load_recipe(path, ["ptq.auto=true"]).ptq.auto
+    assert load_recipe(path).ptq.auto and load_recipe(path, ["ptq.calibration.images=8", "ptq.keep_float=[a]"]).ptq.auto
+    for setting in ("ptq.auto=false", "ptq.calibration.method=mse", "ptq.correct.equalize=true"):
+        assert not load_recipe(path, [setting]).ptq.auto
     assert load_recipe(path, ["ptq.correct.rounding=adaptive"]).ptq.correct.rounding == "adaptive"
     with pytest.raises(RecipeError, match="chooses the corrections itself"):
         load_recipe(path, ["ptq.auto=true", "ptq.correct.equalize=true"])
+
+
+def test_one_budget_rules_the_sections_that_do_not_say_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["max_drop=0.02", "plan={}"])
+    assert recipe.max_drop == recipe.plan.max_drop == recipe.check.max_drop == 0.02
+    assert (
+        load_recipe(path, ["plan={}"]).plan.max_drop == load_recipe(path).check.max_drop == load_recipe(path).max_drop
+    )
+    assert load_recipe(path, ["max_drop=0.02", "check.max_drop=0.1"]).check.max_drop == 0.1
+    assert load_recipe(path, ["max_drop=0.02", "plan.top=3"]).plan.max_drop is None
+
+
+@pytest.mark.parametrize("target", [entry.name for entry in ENGINES])
+def test_a_target_says_what_the_recipe_does_not(tmp_path: Path, target: str) -> None:
+    path, wanted = write(tmp_path, MINIMAL), runtime(target).settings
+    recipe = load_recipe(path, [f"target={target}"])
+    for section, settings in wanted.items():
+        values = getattr(recipe, section).model_dump()
+        assert {name: values[name] for name in settings} == settings
+    assert recipe.export.target == target
+    other = {"symmetric": "asymmetric", "asymmetric": "symmetric"}[wanted["ptq"]["scheme"]]
+    assert load_recipe(path, [f"target={target}", f"ptq.scheme={other}"]).ptq.scheme == other
 
 
 @pytest.mark.parametrize(
@@ -75,3 +101,31 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
 def test_a_recipe_reads_back_from_its_own_json(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL))
     assert type(recipe).model_validate_json(recipe.model_dump_json()) == recipe
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_shipped_recipe_is_known_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads is looked for in the working folder; a file or folder of that name changes nothing but that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    recipe, of_file = load_recipe(Path(name)), load_recipe(RECIPES / f"{name}.yaml")
+    without_paths = [
+        one.model_copy(update={"weights": None, "data": one.data.model_copy(update={"path": None})})
+        for one in (recipe, of_file)
+    ]
+    assert without_paths[0] == without_paths[1]
+    for path in (recipe.weights, recipe.data.path):
+        assert path is None or path.parent == tmp_path
+
+
+def test_ablations_are_shipped_too_and_other_names_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (RECIPES / "ablations").glob("*.yaml"):
+        assert load_ablation(Path(path.stem))[0] == load_ablation(path)[0]
+    with pytest.raises(RecipeError, match="ptq, qat"):
+        load_recipe(Path("pqt"))
+    (tmp_path / "pqt").write_text(MINIMAL)
+    assert load_recipe(Path("pqt")).name == "small"

@@ -167,6 +167,11 @@ class Model:
         )
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers where no names are known."""
+        return self.names or tuple(map(str, range(self.num_classes or 0)))
+
+    @property
     def plain(self) -> bool:
         """Whether pre- and postprocessing are left to the caller, as for a checkpoint."""
         return self.preprocess == PreprocessConfig() and self.nms is None
@@ -210,26 +215,15 @@ class Model:
             DataError: an image cannot be read, or an array is no RGB image.
             RepqError: another size, or other settings, than the graph has inside.
         """
-        from repq.api.service import as_exported, service_of
+        from repq.api.service import finder_of
 
         alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
         listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
-        given = {"iou": iou, "max_detections": max_detections}
-        wanted = {key: value for key, value in given.items() if value is not None}
-        least = settings_of(EvalConfig, None, {"confidence": conf}, "detection").confidence
-        if self.nms is None:
-            wanted |= {"confidence": conf, "multi_label": False}
-        elif least < self.nms.confidence:
-            raise RepqError(
-                f"{self.label} suppresses by itself, from a score of {self.nms.confidence} on", found=f"conf={conf}",
-                fix="ask for that score or a higher one, or export again",
-            )  # fmt: skip
-        service = service_of(self, self.size(imgsz), as_exported(self, clip=True, **wanted))
+        finder = finder_of(self, self.size(imgsz), conf, iou, max_detections)
         found: list[Boxes] = []
         for begin in range(0, len(listed), max(1, batch)):
-            found += service.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
-        kept = [boxes[(boxes[:, 4] > least) & (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)] for boxes in found]
-        return kept[0] if alone else kept
+            found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
+        return found[0] if alone else found
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +257,7 @@ class Model:
 
         Args:
             others: what is compared. Default: a checkpoint, built for each of ``engines`` (default: those on the CPU).
-            settings: fields of `repq.CheckConfig`: ``images``, ``max_ap_gap``, ``min_snr_db``.
+            settings: fields of `repq.CheckConfig`: ``images``, ``max_drop``, ``min_snr_db``.
 
         Raises:
             RepqError: there is nothing to compare with, or models and data do not fit each other.
@@ -366,15 +360,15 @@ class Model:
 
         Args:
             images, imgsz, ptq, journal, config: see `sensitivity`.
-            top: so many layers, the most sensitive ones; 12 without ``max_drop``.
-            max_drop: the fewest that keep the loss of AP within this fraction; needs labelled images.
+            top: so many layers, the most sensitive ones.
+            max_drop: the fewest that keep the loss of AP within this fraction, 0.005 without ``top``; needs labels.
             keep_float: ids or globs that stay in float in any case.
             settings: further fields of `repq.PlanConfig`: ``measure``, ``min_int8``, ``latency`` …
 
         Raises:
             RepqError: as `sensitivity`; or both ``top`` and ``max_drop`` are given.
         """
-        aim = {"top": 12} if top is None and max_drop is None else {"top": top, "max_drop": max_drop}
+        aim = _without_none({"top": top, "max_drop": max_drop})
         wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
         given = (ptq or PtqConfig()).model_copy(update={"keep_float": tuple(keep_float)})
         _, report = self._measured(images, imgsz, given, config or SensitivityConfig(), wanted, journal, split)
@@ -442,7 +436,7 @@ class Model:
 
     def quantize(
         self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] = "symmetric",
-        method: str = "mse", keep_float: Sequence[str] = (), auto: bool = False,
+        method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
         plan: str | Path | QuantPlan | PlanReport | None = None,
         share_scales: Literal["none", "largest", "joint"] = "none", correct: Any = None, limit: int = 128,
         batch: int = 16, seed: int = 0, percentile: float | None = None, split: str = "train",
@@ -454,10 +448,12 @@ class Model:
             images: what activation ranges are measured on: a folder, a list file (.txt), a list of paths or of RGB
                 arrays (h, w, 3) uint8, or a data set (data.yaml, COCO .json). Labels are not needed.
             scheme: ``symmetric``: INT8 for TensorRT; ``asymmetric``: UINT8 activations for CPU engines.
-            method: how ranges are chosen: ``max``, ``percentile`` (with ``percentile``), ``mse``, ``entropy``.
+            method: how ranges are chosen: ``max``, ``percentile`` (with ``percentile``), ``mse`` (the default without
+                ``auto``), ``entropy``.
             keep_float: ids or globs of ``layers`` that stay in float.
             plan: of `plan`, or a plan.yaml: its float layers stay in float too.
-            auto: choose the method and all corrections by what they gain on ``images``; slower.
+            auto: choose the method and all corrections by what they gain on ``images``; slower. By default it does
+                so unless ``method``, ``percentile`` or ``correct`` is given.
             share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
             correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
             limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
@@ -476,11 +472,11 @@ class Model:
 
         weights, size, options = fused(self.floats("be quantized"), self.options.device), self.size(imgsz), self.options
         if config is None:
-            calibration = {"method": method, "images": limit, "batch": batch, "seed": seed}
-            calibration |= {} if percentile is None else {"percentile": percentile}
+            named = {"method": method, "percentile": percentile}
+            calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
             values = {
-                "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales, "auto": auto,
-                "calibration": calibration, **({} if correct is None else {"correct": correct}),
+                "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales,
+                "calibration": calibration, **_without_none({"auto": auto, "correct": correct}),
             }  # fmt: skip
             config = settings_of(PtqConfig, None, values, "quantization")
         if plan is not None:
@@ -530,8 +526,7 @@ class Model:
 
         weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
-        classes = self.names or tuple(map(str, range(self.num_classes or 0)))
-        with as_dataset(data, split, limit=ALL, seed=seed, names=classes, log=options.log) as train_set:
+        with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             if chosen.task_weight and not train_set.objects:
                 raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
             val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)
@@ -712,6 +707,10 @@ def suffixed(path: str | Path, suffix: str) -> Path:
             f"this is written as {suffix}", found=str(path), fix=f"give it the name {path.with_suffix(suffix).name}"
         )
     return path
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: str) -> C:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from repq.model import Detector
     from repq.quant import QuantizedModel, Weights
 
-_LABELLED = 128
+LABELLED = 128
 """Images of the train split that the AP of trials is measured on."""
 
 
@@ -139,25 +139,15 @@ def quantized(
             chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress
         )
 
-    def ap_on_train(trial: nn.Module) -> float:
-        from repq.api.measuring import accuracy_of
-        from repq.api.opening import of_weights
-        from repq.api.running import Options
-
-        labelled = fitted(dataset.subset(dataset.records[:_LABELLED]), weights.names, "the model")
-        device = str(next(model.parameters()).device)
-        opened = of_weights(
-            "trial", replace(weights, model=cast("Detector", trial), names=None), Options(device=device)
-        )
-        return accuracy_of(opened, labelled, imgsz, eval_config, progress).ap
-
-    if config.auto:
-        shown = len(records) - len(records) // 4
+    if config.auto and len(records) < 2:
+        log("one image is too few to choose settings on: calibrated plainly")
+    if config.auto and len(records) >= 2:
+        shown = len(records) - max(1, len(records) // 4)
         held_out = tuple(on_device_of(model, images(records[shown:])))
-        has_labels = any(len(record.labels) for record in dataset.records[:_LABELLED])
+        labelled = dataset.subset(dataset.records[:LABELLED])
+        ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress) if labelled.objects else None
         outcome = quantize_at_best(
-            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train if has_labels else None,
-            progress=progress, groups=groups,
+            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train, progress=progress, groups=groups,
         )  # fmt: skip
     elif corrected(config):
         outcome = quantize_in_steps(model, images(records), config, progress, groups=groups)
@@ -169,6 +159,31 @@ def quantized(
     shared = tuple(map(tuple, outcome.groups))
     made = replace(weights, model=outcome.model, config=outcome.config, maxima=maxima, groups=shared)
     return Quantization(made, outcome, graph)
+
+
+def ap_on(
+    weights: Weights, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig, progress: Progress = silent
+) -> Callable[[nn.Module], float]:
+    """A function that gives the AP of a form of a model on labelled images, such as of a quantized one.
+
+    Args:
+        weights: the model, on its device.
+
+    Raises:
+        DataError: the data set has other classes.
+    """
+    from repq.api.measuring import accuracy_of
+    from repq.api.opening import of_weights
+    from repq.api.running import Options
+
+    labelled = fitted(dataset, weights.names, "the model")
+    options = Options(device=str(next(weights.model.parameters()).device))
+
+    def ap(trial: nn.Module) -> float:
+        opened = of_weights("trial", replace(weights, model=cast("Detector", trial), names=None), options)
+        return accuracy_of(opened, labelled, imgsz, config, progress).ap
+
+    return ap
 
 
 def partly_float(weights: Weights, kept: Sequence[str]) -> Weights:

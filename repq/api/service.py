@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,10 +52,13 @@ class Service:
     finish: Callable[[Sequence[NDArray[Any]], Prepared], list[Boxes]]
     bgr: bool
 
+    def take(self, images: Sequence[Image]) -> Prepared:
+        """RGB images of any sizes to network input."""
+        return self.prepare([np.ascontiguousarray(image[..., ::-1]) for image in images] if self.bgr else images)
+
     def detect(self, images: Sequence[Image]) -> list[Boxes]:
         """RGB images of any sizes to their boxes."""
-        ordered = [np.ascontiguousarray(image[..., ::-1]) for image in images] if self.bgr else images
-        prepared = self.prepare(ordered)
+        prepared = self.take(images)
         return self.finish(self.infer(prepared), prepared)
 
 
@@ -97,6 +100,37 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         finish=finish,
         bgr=form.bgr,
     )
+
+
+def finder_of(
+    model: Model, imgsz: tuple[int, int], conf: float, iou: float | None = None, max_detections: int | None = None
+) -> Service:
+    """A service for users: one class a place, boxes of an area that lie inside the image, of at least some score.
+
+    Args:
+        conf: scores are above it.
+        iou, max_detections: default: those inside the graph, else the usual ones.
+
+    Raises:
+        RepqError: other settings than the graph has inside.
+    """
+    given = {"iou": iou, "max_detections": max_detections}
+    wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    least = parse_settings(EvalConfig, {"confidence": conf}, what="detection").confidence
+    if model.nms is None:
+        wanted |= {"confidence": conf, "multi_label": False}
+    elif least < model.nms.confidence:
+        raise RepqError(
+            f"{model.label} suppresses by itself, from a score of {model.nms.confidence} on", found=f"conf={conf}",
+            fix="ask for that score or a higher one, or export again",
+        )  # fmt: skip
+    service = service_of(model, imgsz, as_exported(model, clip=True, **wanted))
+
+    def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
+        found = service.finish(outputs, prepared)
+        return [rows[(rows[:, 4] > least) & (rows[:, 2:4] > rows[:, :2]).all(axis=1)] for rows in found]
+
+    return replace(service, finish=finish)
 
 
 def as_exported(model: Model, **changes: Any) -> EvalConfig:

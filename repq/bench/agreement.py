@@ -64,7 +64,7 @@ def check_agreement(
         candidates: what each model is, and how to run it, as the reference.
         layout: of the detections of all; boxes and scores are compared.
         preprocessing: of all.
-        config: the bounds; ``max_ap_gap`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
+        config: the bounds; ``max_drop`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
         DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
@@ -101,7 +101,7 @@ def check_agreement(
         reference=reference_accuracy,
         engines=tuple(rows),
         images=len(dataset),
-        max_ap_gap=config.max_ap_gap,
+        max_drop=config.max_drop,
         min_snr_db=config.min_snr_db,
         passed=all(_within(row, config) for row in rows),
     )
@@ -109,4 +109,4 @@ def check_agreement(
 
 def _within(row: Agreement, config: CheckConfig) -> bool:
     loud_enough = config.min_snr_db is None or min(row.snr_db.values()) >= config.min_snr_db
-    return abs(row.ap_gap) <= config.max_ap_gap and loud_enough
+    return abs(row.ap_gap) <= config.max_drop and loud_enough

@@ -7,7 +7,7 @@ import importlib
 import click
 
 from repq import __version__
-from repq.cli.frame import Framed
+from repq.cli.frame import EXIT_CODES, Framed
 
 COMMANDS = {
     "run": ("runs", "Run a whole recipe, from weights or data to a report."),
@@ -23,14 +23,38 @@ COMMANDS = {
     "estimate": ("deployment", "Estimate how fast an ONNX graph runs on a device that is not here."),
     "build": ("deployment", "Build an engine from an ONNX file."),
     "describe": ("deployment", "List the layers of a model."),
+    "predict": ("prediction", "Find objects with MODEL in images, videos or a camera, and draw them."),
     "eval": ("measurement", "COCO AP of a model on a data set."),
     "check": ("measurement", "Compare a model with its engines on images."),
     "bench": ("measurement", "Time models side by side in one run."),
     "report": ("measurement", "Join timings of several machines into one report."),
     "calib": ("quantization", "Draw calibration images and write a manifest."),
     "doctor": ("measurement", "Say which engines work here, and why others do not."),
+    "config": ("about", "List the settings of a section of recipes."),
+    "completion": ("about", "Print what makes a shell complete commands and options."),
 }
 """Name to the module of its function, ``NAME_command``, and one line; in the order of the work."""
+
+GROUPS = {
+    "runs": "The whole job",
+    "training": "Float models",
+    "quantization": "To INT8",
+    "deployment": "Graphs and engines",
+    "prediction": "Use",
+    "measurement": "Measure",
+    "about": "About repq",
+}
+"""What the help calls the commands of each module."""
+
+ALIASES = {"val": "eval", "detect": "predict", "quantize": "ptq"}
+"""Names that other tools have for the same."""
+
+EXAMPLES = (
+    ("repq run recipes/ptq.yaml --weights best.pt --data data.yaml --imgsz 640", "all of it, with a report"),
+    ("repq ptq best.pt --data data.yaml --imgsz 640 --target openvino -o int8.safetensors", ""),
+    ("repq export int8.safetensors --imgsz 640 --target openvino -o int8.onnx", ""),
+    ("repq config ptq", "every setting with its range, default and meaning"),
+)
 
 
 class Commands(Framed):
@@ -40,6 +64,7 @@ class Commands(Framed):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         from repq.cli.generated import command
@@ -49,17 +74,40 @@ class Commands(Framed):
         return command(function, cmd_name, line)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        others = {name: [f" [also: {alias}]" for alias, of in ALIASES.items() if of == name] for name in COMMANDS}
+        for module, title in GROUPS.items():
+            named = [(name, line) for name, (home, line) in COMMANDS.items() if home == module]
+            rows = [(name, " ".join([line, *others[name]])) for name, line in named]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        with formatter.section("Examples"):
+            for example, meaning in EXAMPLES:
+                formatter.write_text(f"{example}   # {meaning}" if meaning else example)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Print the version and those of the engines, and end."""
+    if not asked or context.resilient_parsing:
+        return
+    from repq.engine import ENGINES
+    from repq.identity import library_versions
+
+    found = library_versions()
+    click.echo(f"repq {__version__}")
+    for entry in ENGINES:
+        click.echo(f"{entry.title} {found.get(entry.name, 'is not installed')}")
+    context.exit()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="repq")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version,
+              help="Show the version and those of the engines.")  # fmt: skip
 def main() -> None:
     """From a trained re-parameterized detector to a measured INT8 engine.
 
-    MODEL is a checkpoint (.pt, .safetensors), an ONNX file or the folder of a built engine. Every command takes --json.
-
-    Exit codes: 0 done; 1 a result is outside a bound; 2 what was given cannot be used, with what to do about it; 70 a
-    fault of repq, with a traceback; 130 and 143 stopped by Ctrl-C or SIGTERM; 141 the output was closed.
+    MODEL is a checkpoint (.pt, .safetensors), an ONNX file or the folder of a built engine. Every command takes --json,
+    -q, -v and --log-file.
     """

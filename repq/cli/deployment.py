@@ -6,7 +6,7 @@ import sys
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import OUT, SQUARE, Model
+from repq.cli.options import OUT, SQUARE, Model, Target
 from repq.cli.shell import Shell
 from repq.recipe import BuildConfig, EngineName, ExportConfig
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
@@ -24,6 +24,7 @@ def export_command(
         setting(flag="--maxima", metavar="INT8", needs="--fp16",
                 help="Quantized checkpoint that knows where a float one overflows."),
     ] = None,
+    target: Target = None,
 ) -> None:  # fmt: skip
     """A quantized MODEL gets Q/DQ nodes; any other is fused and stays float. Pre- and postprocessing can go into the
     graph; the file says what is inside, and `repq eval` and `repq bench` act by it.
@@ -40,12 +41,18 @@ def lint_command(
     fail_on: Annotated[
         Literal["error", "warning", "info"], setting(flag="--fail-on", help="Exit with 1 from this severity on.")
     ] = "warning",
+    target: Annotated[
+        EngineName | None,
+        setting(flag="--target", help="Runtime whose rules count.  [default: what MODEL was exported for, or all]"),
+    ] = None,
 ) -> None:  # fmt: skip
-    """Says without a GPU which layers run in INT8, which Q/DQ the parser refuses and which cost extra kernels."""
+    """Says without a GPU which layers run in INT8, which Q/DQ TensorRT's parser refuses and which cost extra kernels.
+    A graph for another runtime is not measured by TensorRT's rules.
+    """
     from repq.report.text import lint_table
     from repq.stages import lint_graph
 
-    report = lint_graph(model)
+    report = lint_graph(model, target)
     values = report.values()
     shell.finish(values, lambda: lint_table(values))
     sys.exit(report.exit_code(fail_on))

@@ -8,15 +8,29 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from repq.errors import RepqError
-from repq.printable import printable, printable_lines
+from repq.printable import SPELLED, printable, printable_lines
 from repq.stopping import ending_on_signals
 
 FAULT, CLOSED_PIPE = 70, 128 + 13
+EXIT_CODES = {
+    0: "done",
+    1: "a result is outside a bound; the message says what to try next",
+    2: "what was given cannot be used; the message says what was found and what to do",
+    FAULT: "a fault of repq, with a traceback",
+    130: "stopped by Ctrl-C; the same command goes on where it stopped",
+    CLOSED_PIPE: "the output was closed",
+    143: "stopped by SIGTERM; the same command goes on where it stopped",
+}
+FORMAT = 1
+"""Of JSON output: it grows where a field goes or changes its meaning, not where one is added."""
+
 _FIXES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
@@ -28,8 +42,13 @@ _FIXES = {
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def run_framed(run: Callable[[], int]) -> int:
-    """Run a command and return its exit code; what a user can correct is a message, our own faults a traceback."""
+def run_framed(run: Callable[[], int], *, as_json: bool = False, verbose: bool = False) -> int:
+    """Run a command and return its exit code; what a user can correct is a message, our own faults a traceback.
+
+    Args:
+        as_json: what went wrong is a JSON object on standard output as well.
+        verbose: what a user can correct has its traceback too.
+    """
     try:
         code = run()
         sys.stdout.flush()
@@ -37,7 +56,7 @@ def run_framed(run: Callable[[], int]) -> int:
         context = getattr(error, "ctx", None)
         if context is not None:
             click.echo(printable_lines(context.get_usage()), err=True)
-        _complain(error.format_message(), color=None)
+        _complain(RepqError(error.format_message()), error.exit_code, as_json, color=None)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
@@ -46,15 +65,22 @@ def run_framed(run: Callable[[], int]) -> int:
         expected = explained(error)
         if expected is None:
             traceback.print_exc()
-            click.echo("this is a fault of repq, not of what it was given: please report it", err=True)
+            fault = RepqError("this is a fault of repq, not of what it was given: please report it", found=repr(error))
+            _complain(fault, FAULT, as_json)
             return FAULT
-        _complain(str(expected))
+        if verbose:
+            traceback.print_exc()
+        _complain(expected, expected.exit_code, as_json)
         return expected.exit_code
     return code
 
 
-def _complain(text: str, color: str | None = "red") -> None:
-    click.secho(f"error: {printable_lines(text)}", fg=color, err=True)
+def _complain(error: RepqError, code: int, as_json: bool, color: str | None = "red") -> None:
+    if as_json:
+        values = {"what": error.what, "found": error.found, "fix": error.fix, "exit_code": code}
+        with suppress(OSError):  # the message is on standard error in any case
+            click.echo(json.dumps({"format": FORMAT, "error": values}, indent=1))
+    click.secho(f"error: {printable_lines(str(error))}", fg=color, err=True)
 
 
 def explained(error: BaseException) -> RepqError | None:
@@ -98,5 +124,14 @@ class Framed(click.Group):
                 return end.exit_code
             return 0
 
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # of any encoding: what it lacks is spelled out
+                stream.reconfigure(errors=SPELLED)
         with ending_on_signals():
-            sys.exit(run_framed(run))
+            sys.exit(run_framed(run, as_json=_given(arguments, "--json"), verbose=_given(arguments, "-v", "--verbose")))
+
+
+def _given(arguments: list[str], *names: str) -> bool:
+    """Whether a switch is given, which counts also where the command line cannot be parsed."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return bool(set(names) & set(words))

@@ -8,6 +8,7 @@ fields of the settings are reached by ``--set KEY=VALUE``.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from repq.cli.places import demand_places
 from repq.cli.relations import demand_relations
 from repq.cli.shell import Shell
 from repq.printable import printable
-from repq.recipe import parse_settings, set_value
+from repq.recipe import for_target, parse_settings, set_value
 from repq.recipe.base import Config, OneOf, marks, settings_in
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -250,7 +251,10 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
     options = options_of(model)
     settings = [key for key, info in model.model_fields.items() if settings_in(info)]
 
-    def call(as_json: bool, other_settings: tuple[str, ...] = (), **values: Any) -> None:
+    def call(
+        as_json: bool, everything: bool, quiet: bool, verbose: bool, log_file: Path | None,
+        other_settings: tuple[str, ...] = (), **values: Any,
+    ) -> None:  # fmt: skip
         context = click.get_current_context()
         given = {
             option.name: values[option.ident]
@@ -258,11 +262,22 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
             if context.get_parameter_source(option.ident) is ParameterSource.COMMANDLINE
         }
         demand_relations(options, given, as_json=as_json)
-        parsed = parse_settings(model, _nested(options, given, settings, other_settings), what=name)
+        nested = _nested(options, given, settings, other_settings)
+        if "target" in nested:
+            wanted = for_target(nested["target"], nested)
+            nested |= {key: wanted[key] for key in settings if key in wanted}
+        parsed = parse_settings(model, nested, what=name)
         demand_places(options, parsed)
-        function(Shell(as_json), **{key: getattr(parsed, key) for key in model.model_fields})
+        shell = Shell(as_json, everything=everything, quiet=quiet, verbose=verbose, log_file=log_file)
+        function(shell, **{key: getattr(parsed, key) for key in model.model_fields})
 
-    more = [click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output.")]
+    more = [
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output."),
+        click.Option(["--all", "everything"], is_flag=True, help="Show long tables whole, not their worst rows."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Show nothing but results and errors."),
+        click.Option(["-v", "--verbose"], is_flag=True, help="Show times, and where errors come from."),
+        click.Option(["--log-file"], type=click.Path(dir_okay=False, path_type=Path), help="Append all that is said."),
+    ]
     taken = {path for option in options for path in option.targets}
     example = next((text for text in _others(model, "", taken) if text), None)
     if example is not None:
@@ -280,7 +295,12 @@ def _others(kind: type[Config], prefix: str, taken: set[str]) -> Iterator[str]:
         if nested is not None and not any(isinstance(part, Offer) and not part.others for part in info.metadata):
             yield from _others(nested, f"{path}.", taken)
         elif prefix and path not in taken:
-            yield f"{path}={TypeAdapter(Any).dump_json(info.get_default(call_default_factory=True)).decode()}"
+            yield f"{path}={json.dumps(default_of(info))}"
+
+
+def default_of(info: FieldInfo) -> Any:
+    """The default of a field as a plain JSON value."""
+    return TypeAdapter(Any).dump_python(info.get_default(call_default_factory=True), mode="json")
 
 
 def _nested(

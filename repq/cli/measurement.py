@@ -13,7 +13,7 @@ from repq.recipe.base import AnyPath, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
 
-WHERE = "Where torch runs: cpu, cuda, cuda:1 …"
+WHERE = "Where torch runs: auto, cpu, cuda, cuda:1 …"
 TIMED = ("bench.json", "report.*", "*.svg")
 
 

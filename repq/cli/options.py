@@ -6,6 +6,7 @@ from typing import Annotated
 
 from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
 from repq.recipe.data import Split
+from repq.recipe.deployment import EngineName
 
 MODEL_FILE = "checkpoint, ONNX file or folder of a built engine"
 OUT = "Where the result is written."
@@ -17,7 +18,11 @@ Data = Annotated[AnyPath, setting(flag="--data", help="data.yaml (YOLO) or a COC
 MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
 ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
-TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: cpu, cuda, cuda:1 …")]
+TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: auto, cpu, cuda, cuda:1 …")]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors", help=OUT)]
+Target = Annotated[
+    EngineName | None,
+    setting(flag="--target", help="The runtime to ship: scheme, scales and types follow it where they are not given."),
+]
 SQUARE = (640, 640)

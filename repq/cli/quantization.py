@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import OUT, SQUARE, AnySeed, CheckpointOut, Data, Imgsz, TorchDevice, ValSplit, Weights
+from repq.cli.options import OUT, SQUARE, AnySeed, CheckpointOut, Data, Imgsz, Target, TorchDevice, ValSplit, Weights
 from repq.cli.shell import Shell
-from repq.recipe import EvalConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
+from repq.recipe import Budget, EvalConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
 
@@ -23,7 +23,7 @@ SensitivityOut = Annotated[
 
 def sensitivity_command(
     shell: Shell, weights: Weights, data: Data, out: SensitivityOut, sensitivity: SensitivityConfig,
-    plan: Annotated[PlanConfig, Offer(changes={"top": {"default": 12}})],
+    plan: PlanConfig,
     ptq: Annotated[
         PtqConfig,
         Offer(
@@ -33,13 +33,13 @@ def sensitivity_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
+    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """The folder OUT gets sensitivity.json, report.html and plan.yaml, which a person can edit and `repq ptq --plan`
     reads. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
     from repq.report.text import sensitivity_table
-    from repq.stages import measure_sensitivity
+    from repq.stages import demand_budget, measure_sensitivity
 
     measured, found = measure_sensitivity(
         weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
@@ -48,32 +48,45 @@ def sensitivity_command(
     assert found is not None
     values = {**measured.values(), "plan": found.values(), "out": str(out)}
     shell.finish(values, lambda: sensitivity_table(measured, found))
+    if found.holds is False and found.drop is not None and found.max_drop is not None:
+        train = f"repq qat {weights} --plan {out / 'plan.yaml'} …"
+        fix = f"allow more float (--min-int8 {plan.min_int8 / 2:g}), or train: {train}"
+        demand_budget(found.drop, found.max_drop, "the best plan that was tried", fix)
 
 
 def ptq_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: Data, ptq: PtqConfig,
-    eval: Annotated[EvalConfig, Offer("batch")],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE, plan: PlanFile = None, device: TorchDevice = "cpu",
+    eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
+    split: ValSplit = "val", imgsz: Imgsz = SQUARE, plan: PlanFile = None, target: Target = None,
+    device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
-    """Calibrates on the train split, evaluates before and after on --split. With --auto the images of the last quarter
-    of the calibration set judge instead of calibrating.
+    """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
+    images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
+    --max-drop, the layers are measured, and those that cost most stay in float (OUT.sensitivity shows which and why).
     """
     from repq.report.text import ptq_table
-    from repq.stages import ptq_checkpoint
+    from repq.stages import PtqJob, demand_budget, quantize_within
 
-    report = ptq_checkpoint(
-        weights, out, ptq, data=data, val_split=split, imgsz=imgsz, eval_config=eval, plan=plan, device=device,
-        progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target)
+    held = quantize_within(job, out, budget.max_drop, progress=shell.progress, log=shell.log)
+    report = held.report
     values = {
         "ap_float": report.accuracy_float.ap,
         "ap_quantized": report.accuracy_quantized.ap,
+        "ap_drop": held.drop,
+        "measured_in": held.where,
         "layers_int8": [row.layer for row in report.layers if row.precision == "int8"],
         "layers_float": [row.layer for row in report.layers if row.precision == "float"],
         "out": str(out),
         **report.values(),
     }
     shell.finish(values, lambda: ptq_table(report))
+    same = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]}"
+    if not ptq.auto and plan is None:
+        fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
+    else:
+        fix = f"repq qat {out} {same} --teacher {weights} -o trained.safetensors"
+    demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 
 _FLOAT = {"needs": "WEIGHTS float"}
@@ -90,7 +103,7 @@ def qat_command(
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("batch")],
+    eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
     split: ValSplit = "val", imgsz: Imgsz = SQUARE,
     teacher: Annotated[
         AnyPath | None,
@@ -106,7 +119,7 @@ def qat_command(
     `repq ptq` writes. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
     from repq.report.text import qat_table
-    from repq.stages import QatSource, qat_checkpoint
+    from repq.stages import QatSource, demand_budget, qat_checkpoint
 
     source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration)
     report = qat_checkpoint(
@@ -121,6 +134,9 @@ def qat_command(
         **report.values(),
     }
     shell.finish(values, lambda: qat_table(report))
+    drop = report.accuracy_float.ap - report.accuracy_trained.ap
+    fix = f"train longer: --epochs {2 * qat.epochs} and another OUT, or learn from the labels too: --task-weight 1"
+    demand_budget(drop, budget.max_drop, "the simulation", fix)
 
 
 def diagnose_command(
@@ -132,8 +148,8 @@ def diagnose_command(
             changes={"calibration.images": {"default": 48, "excludes": (), "help": "Two thirds calibrate."}},
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("batch")],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
+    eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
+    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
     corrections, some layers in float, retraining with RepOptimizer, or QAT.
@@ -142,7 +158,7 @@ def diagnose_command(
     from repq.stages import diagnose_checkpoint
 
     diagnosis = diagnose_checkpoint(
-        weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
+        weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, max_drop=budget.max_drop, device=device,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {**diagnosis.values(), "says": ADVICE[diagnosis.advice]}

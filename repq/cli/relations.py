@@ -28,7 +28,7 @@ def demand_relations(options: list[Option], given: Mapping[str, Any], *, as_json
         for need in several(option.marks["needs"]):
             if not any(_holds(one, by_name, given) for one in need.split(" or ")):
                 raise click.UsageError(f"{shown} has no effect without {_readable(need)}")
-        for other in _excluded(option, options):
+        for other in _excluded(option, options) if given[option.name] is not False else ():
             if (other == "--json" and as_json) or (other != "--json" and _holds(other, by_name, given)):
                 raise click.UsageError(f"{shown} has no effect beside {_readable(other)}: give one of them")
 

@@ -7,16 +7,26 @@ from typing import Annotated
 
 from repq.cli.shell import Shell
 from repq.recipe import as_overrides, load_ablation
-from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
+from repq.recipe.base import AnyPath, Device, ImageSize, Seed, Share, setting
+from repq.recipe.deployment import EngineName
 
-RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file.")]
-AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file.")]
+RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file, or the name of one that repq ships.")]
+AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file, or the name of one that repq ships.")]
 Work = Annotated[AnyPath | None, setting(flag="--work", writes=("*",), help="Run folder.  [default: runs/NAME]")]
 OwnWeights = Annotated[AnyPath | None, setting(flag="--weights", help="Checkpoint instead of the recipe's.")]
 OwnData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml instead of the recipe's.")]
 OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH instead of the recipe's.")]
-OwnDevice = Annotated[Device | None, setting(flag="--device", help="Instead of the recipe's: cpu, cuda …")]
+OwnDevice = Annotated[Device | None, setting(flag="--device", help="Instead of the recipe's: auto, cpu, cuda …")]
 OwnSeed = Annotated[Seed | None, setting(flag="--seed", help="Instead of the recipe's.")]
+OwnTarget = Annotated[
+    EngineName | None, setting(flag="--target", help="The runtime to ship: all that is not given follows it.")
+]
+OwnDrop = Annotated[
+    Share | None, setting(flag="--max-drop", help="AP that INT8 may lose, instead of the recipe's.  [default: 0.005]")
+]
+OwnQat = Annotated[
+    bool, setting(flag="--allow-qat", help="Train (QAT) where neither corrections nor a plan hold --max-drop.")
+]
 Seeds = Annotated[tuple[Seed, ...], setting(flag="--seeds", help="Instead of the file's; repeat for several.")]
 Overrides = Annotated[
     tuple[str, ...], setting(flag="--set", metavar="KEY=VALUE", help="Override: ptq.calibration.images=256")
@@ -25,25 +35,29 @@ Overrides = Annotated[
 
 def run_command(
     shell: Shell, recipe: RecipeFile, work: Work = None, weights: OwnWeights = None, data: OwnData = None,
-    imgsz: OwnSize = None, overrides: Overrides = (), device: OwnDevice = None, seed: OwnSeed = None,
+    imgsz: OwnSize = None, target: OwnTarget = None, max_drop: OwnDrop = None, allow_qat: OwnQat = False,
+    overrides: Overrides = (), device: OwnDevice = None, seed: OwnSeed = None,
 ) -> None:  # fmt: skip
     """Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
-    What is already there is reused; a killed run goes on where it stopped.
+    What is already there is reused; a killed run goes on where it stopped. Where an engine loses more than --max-drop,
+    what is left is tried: a plan of layers in float, then training. Ends with 1 if no engine is good enough to ship.
     """
     from repq.pipeline.whole_run import run
     from repq.report.text import run_table
 
     outcome = run(
-        recipe, work=work, weights=weights, data=data, imgsz=imgsz, device=device, seed=seed, overrides=overrides,
-        progress=shell.progress, log=shell.log,
+        recipe, work=work, weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop,
+        allow_qat=allow_qat or None, device=device, seed=seed, overrides=overrides, progress=shell.progress,
+        log=shell.log,
     )  # fmt: skip
     values = {
         **outcome.headline,
+        "verdict": outcome.verdict.values(),
         "report": str(outcome.report),
         "artifacts": {name: str(artifact.folder) for name, artifact in outcome.artifacts.items()},
         "reused": [name for name, artifact in outcome.artifacts.items() if artifact.reused],
     }
-    shell.finish(values, lambda: run_table(outcome.headline) + f"\nreport: {outcome.report}")
+    shell.finish(values, lambda: run_table(outcome.headline, outcome.verdict) + f"\nreport: {outcome.report}")
 
 
 def ablation_command(

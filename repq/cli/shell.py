@@ -4,35 +4,71 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from repq.cli.frame import FORMAT
 from repq.printable import printable_lines
 
 
 class Shell:
-    """Results as a text or as one JSON object."""
+    """Results as a text or as one JSON object.
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
+    Args:
+        everything: long tables are shown whole.
+        quiet: nothing but results and errors is shown.
+        verbose: lines say when they were written.
+        log_file: gets every line with its time, whatever is shown.
+    """
+
+    def __init__(
+        self, as_json: bool = False, *, everything: bool = False, quiet: bool = False, verbose: bool = False,
+        log_file: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.as_json, self.everything, self.quiet, self.verbose = as_json, everything, quiet, verbose
+        self._log = None if log_file is None else log_file.open("a", encoding="utf-8")
 
     def log(self, line: str) -> None:
-        click.echo(printable_lines(line), err=True)
+        line, moment = printable_lines(line), time.strftime("%Y-%m-%d %H:%M:%S")
+        if self._log is not None:
+            self._log.write(f"{moment} {line}\n")
+            self._log.flush()
+        if not self.quiet:
+            click.echo(f"{moment[-8:]} {line}" if self.verbose else line, err=True)
 
     @property
     def progress(self) -> Any:
         from repq.progress import on_terminal, silent
 
-        return on_terminal if sys.stderr.isatty() else silent
+        return on_terminal if sys.stderr.isatty() and not self.quiet else silent
 
-    def finish(self, values: dict[str, Any], text: Callable[[], str] | str) -> None:
-        """Print one JSON object, or the text; under ``torchrun`` the first process does."""
+    def print_json(self, values: dict[str, Any]) -> None:
+        """Print one JSON object that has a form of its own."""
+        click.echo(json.dumps(values, indent=1, allow_nan=False))
+
+    def finish(self, values: dict[str, Any], text: Callable[[], str] | str, *, next: str = "") -> None:
+        """Print one JSON object, or the text; under ``torchrun`` the first process does.
+
+        Args:
+            values: with ``out`` where something was written.
+            next: the command that one gives now.
+        """
         if os.environ.get("RANK", "0") != "0":
             return
         if self.as_json:
-            click.echo(json.dumps(values, indent=1, allow_nan=False))
+            self.print_json({"format": FORMAT, **values})
         else:
-            click.echo(printable_lines(text if isinstance(text, str) else text()))
+            from repq.report.text import shown_on
+
+            with shown_on(shutil.get_terminal_size((120, 24)).columns, everything=self.everything):
+                click.echo(printable_lines(text if isinstance(text, str) else text()))
+            ends = {"written": str(values.get("out", "")), "next": next}
+            for name, line in ends.items():
+                if line:
+                    click.echo(printable_lines(f"{name}: {line}"))

@@ -11,7 +11,8 @@ from repq.recipe import EvalConfig, FuseConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
 from repq.recipe.data import Split
 
-TRAINED = ("weights.safetensors", "train.json", "scales.safetensors", "state*", "board")
+TRAINED = ("weights.safetensors", "last.safetensors", "results.csv", "train.json", "scales.safetensors", "*.svg",
+           "state*", "board")  # fmt: skip
 TrainOut = Annotated[AnyPath, setting(flag="-o --out", writes=TRAINED, help="Folder for the weights and the report.")]
 
 
@@ -21,9 +22,10 @@ def train_command(
     eval: Annotated[EvalConfig, Offer("batch")],
     imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu", seed: AnySeed = 0,
 ) -> None:  # fmt: skip
-    """The folder OUT gets weights.safetensors, train.json and, from a hyper-search model (…_hs), scales.safetensors for
-    the RepOptimizer training of the matching …_opt model. The same command goes on where it was stopped. Under
-    torchrun several processes share the work.
+    """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of precision
+    and recall and of confused classes, and from a hyper-search model (…_hs) scales.safetensors for the
+    RepOptimizer training of the matching …_opt model. The same command goes on where it was stopped. Under torchrun
+    several processes share the work.
     """
     from repq.report.text import train_table
     from repq.stages import train_detector
@@ -32,7 +34,9 @@ def train_command(
         out, out / "state", train, data=data, imgsz=imgsz, eval_config=eval, device=device, seed=seed,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
-    shell.finish({**report.values(), "out": str(out)}, lambda: train_table(report))
+    size = f"--imgsz {imgsz[0]}x{imgsz[1]}"
+    then = f"repq run recipes/ptq.yaml --weights {out / 'weights.safetensors'} --data {data} {size}"
+    shell.finish({**report.values(), "out": str(out)}, lambda: train_table(report), next=then)
 
 
 def fuse_command(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 _SEARCHED = 1 << 16  # bytes in which the boxes and lines of a header are looked for
 _MAX_SEGMENTS = 20_000  # of a JPEG; cameras write some dozens
-_MARKER = re.compile(rb"\xff+[^\x00\xff]")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")  # of a run of fill bytes the last, so that a search stays linear
 _TOKEN = re.compile(rb"(?:\s|#[^\n]*\n)*(\d{1,12})")
 _PAM = re.compile(rb"^(WIDTH|HEIGHT)\s+(\d{1,12})\s*$", re.MULTILINE)
 _RADIANCE = re.compile(rb"\n[+-]([XY]) (\d{1,12}) [+-][XY] (\d{1,12})\n")

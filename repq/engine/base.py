@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -151,6 +151,8 @@ class Runtime(ABC):
         by_default: whether engines are built for it if nobody says which.
         variants: what it can be built as.
         lints: whether what ``repq lint`` expects of a graph is what it will run.
+        settings: what a recipe for it has unless it says otherwise, by section; see ``repq.recipe.for_target``.
+        nms: the same of a suppression inside the graph, which serves and is not measured.
     """
 
     name: ClassVar[EngineName]
@@ -159,6 +161,8 @@ class Runtime(ABC):
     by_default: ClassVar[bool] = False
     variants: ClassVar[tuple[Variant, ...]] = ("float32", "int8")
     lints: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Any]] = {"ptq": {"scheme": "asymmetric"}}
+    nms: ClassVar[Mapping[str, Any]] = {"confidence": 0.25}
 
     @abstractmethod
     def version(self) -> str:

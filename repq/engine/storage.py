@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from repq.engine.base import EngineManifest
 from repq.errors import EngineError
+from repq.files import replacing_folder
 from repq.identity import hash_file
 from repq.results import Result
 
@@ -36,19 +36,13 @@ def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable
     if folder.exists() and not is_engine(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise EngineError(f"cannot save an engine as {folder}", found="other files there", fix="name another folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
+        with replacing_folder(folder) as new:
             write_payload(new)
             saved = _SavedEngine(
                 manifest=manifest,
                 payload_sha256={file.name: hash_file(file) for file in sorted(new.iterdir())},
             )
             (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.replace(Path(scratch) / "old")
-            new.replace(folder)
     except OSError as error:
         raise EngineError(f"cannot write {folder}", found=error.strerror or str(error), fix="check the path") from None
 

@@ -6,9 +6,9 @@ differ. Building works wherever TensorRT has a builder; running, and asking whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ _PLAN = "model.plan"
 class TensorRt(Runtime):
     name, title, on_gpu, lints = "tensorrt", "TensorRT", True, True
     variants = ("float32", "float16", "int8")
+    settings: ClassVar[Mapping[str, Any]] = {
+        "ptq": {"scheme": "symmetric", "share_scales": "largest"},
+        "export": {"merge_scales": True, "float16": True},
+    }
 
     def version(self) -> str:
         try:

@@ -1,6 +1,7 @@
 """From network output to boxes, and from boxes to COCO average precision."""
 
 from repq.evaluate.coco_metrics import coco_accuracy, evaluate
+from repq.evaluate.curves import detection_curves
 from repq.evaluate.detections import Detect, Detections, Predict, boxes_in_images, detect_all, detect_images
 from repq.evaluate.matches import ApDrop, Matcher, Matches, bootstrap_drop, resample_weights
 from repq.evaluate.postprocess import postprocess
@@ -17,6 +18,7 @@ __all__ = [
     "coco_accuracy",
     "detect_all",
     "detect_images",
+    "detection_curves",
     "evaluate",
     "postprocess",
     "resample_weights",

@@ -39,7 +39,7 @@ def coco_accuracy(detections: Detections, dataset: DetectionDataset) -> Accuracy
         DataError: the detections are of other images.
     """
     detections.demand_images_of(dataset)
-    precision = _precision(dataset.records, detections.boxes, dataset.num_classes)
+    precision = precision_of(dataset.records, detections.boxes, dataset.num_classes)
     counts = np.bincount(
         np.concatenate([record.labels[:, 0] for record in dataset.records]).astype(int), minlength=dataset.num_classes
     )
@@ -98,10 +98,13 @@ def _mean(precision: NDArray[np.floating]) -> float | None:
     return float(defined.mean()) if len(defined) else None
 
 
-def _precision(
+def precision_of(
     records: Sequence[ImageRecord], boxes: Sequence[NDArray[np.float32]], num_classes: int
 ) -> NDArray[np.float64]:
-    """Return precision over (IoU threshold, recall point, class, object size)."""
+    """Precision over (IoU threshold, recall point, class, object size); -1 where there is no object.
+
+    Thresholds are 0.50, 0.55 … 0.95, recalls 0, 0.01 … 1, sizes all, small, medium and large.
+    """
     from pycocotools.cocoeval import COCOeval
 
     # pycocotools reports on standard output, which belongs to the caller.

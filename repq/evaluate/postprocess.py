@@ -26,6 +26,8 @@ def postprocess(
 
 def _one_image(output: NDArray[np.floating], config: EvalConfig, layout: OutputLayout) -> NDArray[np.float32]:
     scores, boxes = layout.scores_of(output), layout.boxes_of(output)
+    shown = np.flatnonzero((scores > config.confidence).any(axis=1))  # few of all points
+    scores, boxes = scores[shown], boxes[shown]
     if config.multi_label:
         row, class_id = np.nonzero(scores > config.confidence)
     else:

@@ -83,13 +83,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: its id, severity, what it says, where that comes from, and the check."""
+    """A rule: its id, severity, what it says, where that comes from, the check, and the runtime that it is about."""
 
     id: str
     severity: Severity
     title: str
     source: str
     check: Callable[[Scan], Iterator[Hit]]
+    runtime: str = "tensorrt"
 
     def findings(self, scan: Scan) -> Iterator[GraphFinding]:
         for hit in self.check(scan):
@@ -338,5 +339,6 @@ RULES: tuple[Rule, ...] = (
         "A Concat that OpenVINO computes wrongly",
         "tried with OpenVINO 2026.4",
         _signed_concats,
+        runtime="openvino",
     ),
 )

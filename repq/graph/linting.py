@@ -17,14 +17,21 @@ from onnx import ModelProto, TensorProto
 from repq.graph.extra_kernels import counts_of
 from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer
 from repq.graph.lint_rules import RULES, Scan, layer_name
+from repq.graph.metadata import read_metadata
 from repq.graph.surgeon import element_type, producer
 from repq.results import LintedLayer, LintReport
 
 
-def lint(model: ModelProto) -> LintReport:
-    """Look at a float, FP16 or Q/DQ graph of any origin through TensorRT's eyes. Nothing is run or changed."""
-    scan = Scan.of(model)
-    findings = tuple(finding for rule in RULES for finding in rule.findings(scan))
+def lint(model: ModelProto, target: str | None = None) -> LintReport:
+    """Look at a float, FP16 or Q/DQ graph of any origin. Nothing is run or changed.
+
+    Args:
+        target: the runtime whose rules count. Default: what the graph says that it is for; all of them if it does not.
+    """
+    scan, metadata = Scan.of(model), read_metadata(model)
+    chosen = target or (metadata.target if metadata is not None else "")
+    rules = [rule for rule in RULES if chosen in ("", rule.runtime)]
+    findings = tuple(finding for rule in rules for finding in rule.findings(scan))
     layers = tuple(_row(node) for node in scan.graph.nodes if node.op in WEIGHTED_OPS)
     return LintReport(layers=layers, findings=findings, counts=counts_of(scan.graph))
 

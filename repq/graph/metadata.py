@@ -36,6 +36,7 @@ class GraphMetadata:
         preprocessing: how images become its input.
         preprocess: what the graph does of that before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
+        target: the runtime that the graph is for; empty: nobody said.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
 
@@ -50,6 +51,7 @@ class GraphMetadata:
     preprocessing: Preprocessing = Preprocessing()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
+    target: str = ""
     maxima: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -88,6 +90,8 @@ def _entries(metadata: GraphMetadata) -> dict[str, str]:
     }
     if metadata.preprocess != PreprocessConfig():
         entries["preprocess"] = metadata.preprocess.model_dump_json()
+    if metadata.target:
+        entries["target"] = metadata.target
     if metadata.nms is not None:
         entries["nms"] = metadata.nms.model_dump_json()
     return {_PREFIX + key: value for key, value in entries.items()}
@@ -141,5 +145,6 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         preprocessing=Preprocessing.from_json(entries.get("preprocessing", before.to_json())),
         preprocess=preprocess,
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
+        target=entries.get("target", ""),
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )

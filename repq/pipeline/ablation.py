@@ -31,7 +31,7 @@ def run_ablation(
     measured = []
     for number, trial in enumerate(trials):
         log(f"{trial.variant}, seed {trial.seed} ({number + 1} of {len(trials)})")
-        outcome = run_recipe(trial.recipe, work, progress=progress, log=log)
+        outcome = run_recipe(trial.recipe, work, as_it_is=True, progress=progress, log=log)
         _keep_report(outcome, work / "reports" / f"{_file_name(trial.variant)}-seed-{trial.seed}.html")
         measured.append(TrialFigures(variant=trial.variant, seed=trial.seed, figures=figures_of(outcome.artifacts)))
     report = AblationReport(name=name, trials=tuple(measured))

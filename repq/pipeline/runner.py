@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from repq.artifact import Artifact, RunFolder
-from repq.errors import RecipeError
+from repq.errors import RecipeError, ToleranceError
 from repq.files import replacing, write_text
 from repq.identity import counts, describe
 from repq.log import Log, quiet
+from repq.pipeline.budget import lost, ways
 from repq.progress import Progress, silent
 from repq.recipe.whole import Recipe, stages
-from repq.results import Accuracies, BenchReport, CheckReport
+from repq.report.verdict import sentences
+from repq.results import Accuracies, BenchReport, CheckReport, Verdict
 from repq.stages.stage import Job, Stage
+from repq.stages.verdict import judged
 
 
 @dataclass(frozen=True)
@@ -27,24 +30,64 @@ class RunOutcome:
     artifacts: Mapping[str, Artifact]
     report: Path
     headline: Mapping[str, Any]
+    verdict: Verdict
 
 
-def run_recipe(recipe: Recipe, work: Path, *, progress: Progress = silent, log: Log = quiet) -> RunOutcome:
+def run_recipe(
+    recipe: Recipe, work: Path, *, as_it_is: bool = False, progress: Progress = silent, log: Log = quiet
+) -> RunOutcome:
     """Run every stage of a recipe, reusing each artifact whose identity is unchanged.
+
+    While INT8 loses more AP than the recipe's ``max_drop``, what is left is tried (`repq.pipeline.budget`).
+
+    Args:
+        as_it_is: the recipe is measured, whatever it loses: nothing else is tried, nothing is demanded of the engines.
 
     Raises:
         RepqError: a stage failed in a way that the user can correct; what was complete before stays.
-        ToleranceError: an engine is outside the bounds of the check; the report is written all the same.
+        ToleranceError: an engine is outside the bounds of the check, or no engine is good enough to ship; the report
+            is written all the same.
     """
     from repq.stages.check import demand_agreement
 
+    found, tried = list[tuple[float, Recipe, dict[str, Artifact]]](), list[tuple[str, float]]()
+    for name, attempt in ways(recipe):
+        if tried:
+            log(f"INT8 loses {tried[-1][1]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
+        artifacts = _make(attempt, work, "eval", progress, log)
+        tried.append((name, lost(attempt, artifacts)))
+        found.append((tried[-1][1], attempt, artifacts))
+        if as_it_is or tried[-1][1] <= recipe.max_drop:
+            break
+    _, recipe, artifacts = min(found, key=lambda one: one[0])
+    artifacts = _make(recipe, work, "bench", progress, log, artifacts)
+    verdict = judged(recipe, artifacts, tuple(tried))
+    for line in sentences(verdict):
+        log(line)
+    artifacts = _make(recipe, work, "", progress, log, artifacts)
+    report = _publish(work, recipe, artifacts)
+    # Last, so that the report of a run that fails its check is there to show why.
+    demand_agreement(artifacts["check"].result(CheckReport))
+    if verdict.next is not None and not as_it_is:
+        raise ToleranceError(
+            "no engine in INT8 is good enough to ship", found="\n".join(sentences(verdict)), fix=verdict.next
+        )
+    return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
+
+
+def _make(
+    recipe: Recipe, work: Path, last: str, progress: Progress, log: Log, made: Mapping[str, Artifact] | None = None
+) -> dict[str, Artifact]:
+    """The artifacts of a recipe up to the stage ``last``, or all, beside those that are ``made`` already."""
     wanted = [stage for stage in stages() if stage.is_wanted(recipe)]
     _demand_files(recipe, wanted)
-    folder = RunFolder(work)
-
-    split = splits_of(recipe)
-    artifacts: dict[str, Artifact] = {}
+    names = [stage.name for stage in wanted]
+    wanted = wanted[: names.index(last) + 1] if last in names else wanted
+    folder, split = RunFolder(work), splits_of(recipe)
+    artifacts = dict(made or {})
     for stage in wanted:
+        if stage.name in artifacts:
+            continue
         log(f"{stage.name} …")
         started = time.monotonic()
         artifacts[stage.name] = artifact = folder.make(
@@ -55,10 +98,7 @@ def run_recipe(recipe: Recipe, work: Path, *, progress: Progress = silent, log: 
         )
         took = "reused" if artifact.reused else f"{time.monotonic() - started:.1f} s"
         log(f"{stage.name}: {took}, {artifact.folder}")
-    report = _publish(work, recipe, artifacts)
-    # Last, so that the report of a run that fails its check is there to show why.
-    demand_agreement(artifacts["check"].result(CheckReport))
-    return RunOutcome(artifacts, report, _headline(recipe, artifacts))
+    return artifacts
 
 
 def splits_of(recipe: Recipe) -> Callable[[str], Any]:
@@ -108,10 +148,17 @@ def _paths(value: Any, name: str) -> list[tuple[str, Path]]:
 
 
 def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Path:
-    """Copy the report to the top of the run folder and list the artifacts that belong to it."""
-    for source in sorted(artifacts["report"].folder.iterdir()):
-        if source.name.startswith("report.") or source.suffix == ".svg":
-            _copy_if_new(source, work / source.name)
+    """Copy what stages publish into the run folder, and list the artifacts that belong to it."""
+    for stage in stages():
+        if stage.publish is None or stage.name not in artifacts:
+            continue
+        artifact, target = artifacts[stage.name], work / stage.publish
+        for name in artifact.manifest.files:
+            _copy_if_new(artifact / name, target / name)
+        if stage.publish != ".":  # files of a run before, of another engine
+            for file in sorted(target.rglob("*"), reverse=True):
+                if file.is_file() and file.relative_to(target).as_posix() not in artifact.manifest.files:
+                    file.unlink()
     lines = [f"{name}: {artifact.folder.relative_to(work)}" for name, artifact in artifacts.items()]
     text = "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""])
     listing = work / "artifacts.yaml"

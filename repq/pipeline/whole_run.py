@@ -8,7 +8,7 @@ from pathlib import Path
 from repq.log import Log, quiet
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
-from repq.recipe import as_overrides, load_recipe
+from repq.recipe import EngineName, as_overrides, load_recipe
 
 
 def run(
@@ -18,6 +18,9 @@ def run(
     weights: str | Path | None = None,
     data: str | Path | None = None,
     imgsz: int | tuple[int, int] | None = None,
+    target: EngineName | None = None,
+    max_drop: float | None = None,
+    allow_qat: bool | None = None,
     device: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
@@ -29,16 +32,20 @@ def run(
     Args:
         recipe: a YAML file.
         work: run folder. Default: ``runs/NAME``.
-        weights, data, imgsz, device, seed: in place of the recipe's own.
+        weights, data, imgsz, target, max_drop, allow_qat, device, seed: in place of the recipe's own.
         overrides: further entries, such as ``ptq.calibration.images=256``.
 
     Returns:
-        The artifacts by stage, the path of the report, and the figures that matter most.
+        The artifacts by stage, the path of the report, the figures that matter most, and which engine to ship.
 
     Raises:
         RepqError: the recipe is not valid, or a stage failed; what was complete before stays.
-        ToleranceError: an engine is outside the bounds of the check; the report is written all the same.
+        ToleranceError: an engine is outside the bounds of the check, or none is good enough to ship; the report is
+            written all the same.
     """
-    given = as_overrides(weights=weights, data=data, imgsz=imgsz, device=device, seed=seed)
+    given = as_overrides(
+        weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop, allow_qat=allow_qat, device=device,
+        seed=seed,
+    )  # fmt: skip
     loaded = load_recipe(Path(recipe), [*overrides, *given])
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)

@@ -1,18 +1,18 @@
 """Which way to INT8 a checkpoint needs: plain PTQ, corrections, some layers in float, or training.
 
-Each way that needs no training is tried, the cheapest first, and judged by the SNR of the head's output on images that
-were not calibrated on. Where none is enough, the cause decides: weights that INT8 cannot hold, in blocks whose branches
+Each way that needs no training is tried, the cheapest first, and judged on images that were not calibrated on: by the
+AP that it loses, and by the SNR of the head's output, which can refuse a way and never approve of one. Where none is
+enough, the cause decides: weights that INT8 cannot hold, in blocks whose branches
 were fused, call for RepOptimizer, which trains the fused form itself (Ding et al., "Re-parameterizing your optimizers
 rather than architectures", 2023, section 4.3); anything else for QAT.
 
-``ENOUGH_DB`` comes from the reference checkpoints (``benchmarks/results/2026-11-21-ptq-auto.md``, AP on images of the
-train split): from 20 dB on, PTQ cost 1 to 4 % of the float model's AP; below 10 dB it cost a quarter and more. It is a
-guide, not a promise: how much AP a decibel is worth differs between models.
+``TOO_LITTLE_DB`` comes from the reference checkpoints (``benchmarks/results/2026-11-21-ptq-auto.md``, AP on images of
+the train split): below 10 dB, PTQ cost a quarter of the float model's AP and more; from 20 dB on still 1 to 4 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ from repq.quant.state import quantized_layers, quantizing, switched
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
 
-ENOUGH_DB = 20.0
+TOO_LITTLE_DB = 10.0
 PARTIAL_SHARE = 0.1  # of the layers, the ones of most noise, stay in float in the partial trial
 
 LOW_SNR_DB = 20.0
@@ -51,6 +51,9 @@ def diagnose(
     held_out: Sequence[Tensor],
     config: PtqConfig,
     progress: Progress = silent,
+    *,
+    ap: Callable[[Detector], float] | None = None,
+    max_drop: float = 0.0,
 ) -> Diagnosis:
     """Look at ranges and errors of every layer and try the ways that need no training.
 
@@ -59,11 +62,13 @@ def diagnose(
         batches: images to calibrate on.
         held_out: images to judge on, network inputs on the model's device.
         config: scheme and calibration of the plain trial.
+        ap: AP of a model on labelled images to judge on; None: there are none, and no way is approved of.
+        max_drop: AP that may be lost.
 
     Raises:
         QuantizationError: as ``quantize``.
     """
-    plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": ()})
+    plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": (), "auto": False})
     tried = {entry.name: entry.diagnosed for entry in CORRECTIONS if entry.diagnosed is not None}
     corrected = plain.model_copy(update={"correct": CorrectionConfig(**tried)})
     observed = observe_model(fused, batches, corrected, progress, for_all=True)
@@ -74,15 +79,23 @@ def diagnose(
         weights_only = head_snr_db(quantized.model, held_out, wanted)
     with _only(quantized.model, "input"):
         activations_only = head_snr_db(quantized.model, held_out, wanted)
-    snrs: dict[WayName, float] = {"ptq": head_snr_db(quantized.model, held_out, wanted)}
-    snrs["corrected"] = head_snr_db(apply(observed, corrected).model, held_out, wanted)
+    ap_float = None if ap is None else ap(fused)
+
+    def measured(model: Detector) -> tuple[float, float | None]:
+        drop = None if ap is None or ap_float is None else ap_float - ap(model)
+        return head_snr_db(model, held_out, wanted), drop
+
+    found: dict[WayName, tuple[float, float | None]] = {
+        "ptq": measured(quantized.model),
+        "corrected": measured(apply(observed, corrected).model),
+    }
     worst = _worst(layers)
     rest = [layer for layer in quantized_layers(quantized.model) if layer not in worst]
     with quantizing(quantized.model, rest):
-        snrs["partial"] = head_snr_db(quantized.model, held_out, wanted)
+        found["partial"] = measured(quantized.model)
     merged = [row for row in layers if row.layer in fused.merged_layers()]
     titles = [entry.titled(value) for entry, value in asked_for(corrected.correct)]
-    ways, advice = _judge(snrs, layers, merged, worst, weights_only, activations_only, config.scheme, titles)
+    ways, advice = _judge(found, max_drop, layers, merged, worst, weights_only, activations_only, config.scheme, titles)
     return Diagnosis(
         model=fused.spec.name,
         scheme=config.scheme,
@@ -92,7 +105,9 @@ def diagnose(
         activations_only_snr_db=activations_only,
         ways=ways,
         advice=advice,
-        threshold_db=ENOUGH_DB,
+        threshold_db=TOO_LITTLE_DB,
+        max_drop=max_drop,
+        ap_float=ap_float,
     )
 
 
@@ -217,7 +232,8 @@ def _worst(layers: Sequence[LayerDiagnosis]) -> set[LayerId]:
 
 
 def _judge(
-    snrs: Mapping[WayName, float],
+    found: Mapping[WayName, tuple[float, float | None]],
+    max_drop: float,
     layers: Sequence[LayerDiagnosis],
     branches: Sequence[LayerDiagnosis],
     worst: set[LayerId],
@@ -229,20 +245,27 @@ def _judge(
     total = sum(row.macs for row in layers)
     kept = sum(row.macs for row in layers if row.layer in worst) / total
     evidence: dict[WayName, str] = {
-        "ptq": f"head SNR {snrs['ptq']:.1f} dB with every layer in INT8",
-        "corrected": f"{snrs['corrected']:.1f} dB with {_listed(corrections)}",
-        "partial": f"{snrs['partial']:.1f} dB with the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
+        "ptq": "every layer in INT8",
+        "corrected": _listed(corrections),
+        "partial": f"the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
     }
     commands: dict[WayName, str] = {
-        "ptq": f"repq ptq --scheme {scheme}",
-        "corrected": f"repq ptq --scheme {scheme} --auto",
-        "partial": f"repq sensitivity --scheme {scheme} --max-drop 0.005, then repq ptq --plan",
+        "ptq": f"repq ptq --scheme {scheme} --plain",
+        "corrected": f"repq ptq --scheme {scheme}",
+        "partial": f"repq sensitivity --scheme {scheme} --max-drop {max_drop:g}, then repq ptq --plan",
         "repopt": "repq train with RepOptimizer (a hyper-search, then its plain model), then repq ptq",
-        "qat": "quantization-aware training from the PTQ model",
+        "qat": "repq qat, from the PTQ model",
     }
     ways = [
-        Way(name=name, command=commands[name], head_snr_db=snr, sufficient=snr >= ENOUGH_DB, evidence=evidence[name])
-        for name, snr in snrs.items()
+        Way(
+            name=name,
+            command=commands[name],
+            head_snr_db=snr,
+            ap_drop=drop,
+            sufficient=_sufficient(snr, drop, max_drop),
+            evidence=evidence[name],
+        )
+        for name, (snr, drop) in found.items()
     ]
     lost = [row for row in branches if row.weight_snr_db is not None and row.weight_snr_db < LOW_SNR_DB + 5]
     weights_to_blame = bool(branches) and (weights_only < activations_only or len(lost) > len(branches) / 4)
@@ -255,8 +278,13 @@ def _judge(
     for name in untried:
         why = causes if name == training else "the other training fits the cause better"
         ways.append(Way(name=name, command=commands[name], head_snr_db=None, sufficient=None, evidence=why))
-    advice = next((way.name for way in ways if way.sufficient), training)
-    return tuple(ways), advice
+    approved = [way.name for way in ways if way.sufficient]
+    unknown = [way.name for way in ways if way.name != "ptq" and way.sufficient is None and way.head_snr_db is not None]
+    return tuple(ways), next(iter([*approved, *unknown]), training)
+
+
+def _sufficient(snr: float, drop: float | None, max_drop: float) -> bool | None:
+    return False if snr < TOO_LITTLE_DB else None if drop is None else drop <= max_drop
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -5,7 +5,9 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
+from repq.recipe.budget import Budget, for_target
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, LetterboxConfig
+from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
     BuildConfig,
@@ -20,6 +22,7 @@ from repq.recipe.deployment import (
     default_engines,
     engine_title,
 )
+from repq.recipe.prediction import PredictConfig
 from repq.recipe.quantization import (
     ApSweep,
     CalibrationConfig,
@@ -39,6 +42,7 @@ __all__ = [
     "Ablation",
     "ApSweep",
     "BenchConfig",
+    "Budget",
     "BuildConfig",
     "CalibrationConfig",
     "CheckConfig",
@@ -46,6 +50,7 @@ __all__ = [
     "CorrectionConfig",
     "DataConfig",
     "DemoConfig",
+    "DeployConfig",
     "DistillConfig",
     "EngineName",
     "EvalConfig",
@@ -57,6 +62,7 @@ __all__ = [
     "Measure",
     "NmsConfig",
     "PlanConfig",
+    "PredictConfig",
     "PreprocessConfig",
     "Provider",
     "PtqConfig",
@@ -70,6 +76,7 @@ __all__ = [
     "as_overrides",
     "default_engines",
     "engine_title",
+    "for_target",
     "load_ablation",
     "load_recipe",
     "parse_recipe",

@@ -11,7 +11,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -95,6 +103,14 @@ def _as_path(path: Path) -> Path:
     return path
 
 
+def _chosen_device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
@@ -107,8 +123,8 @@ Pixels = Annotated[int, Field(ge=1, le=8192)]
 ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_size)]
 """Height and width in pixels; a single integer means a square; ``480x640`` is read as well."""
 AnyPath = Annotated[Path, AfterValidator(_as_path)]
-Device = Annotated[str, Field(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$")]
-"""Where torch runs: ``cpu``, ``cuda``, ``cuda:1`` …"""
+Device = Annotated[str, Field(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$"), AfterValidator(_chosen_device)]
+"""Where torch runs: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` is ``cuda`` where torch finds a GPU, else ``cpu``."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 
 
@@ -133,6 +149,9 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.names())}
 
     def _check(self, value: str) -> str:
         names = self.names()
@@ -162,6 +181,9 @@ class Assembled:
         return core_schema.no_info_plain_validator_function(
             self._parse, serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
         )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(self.settings_class().__pydantic_core_schema__)
 
     def _parse(self, value: Any) -> Config:
         wanted = self.settings_class()

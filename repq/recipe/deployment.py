@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from repq.recipe.base import AnyPath, Batch, Config, Count, Decibels, ImageSize, OneOf, Share, Threads, resolve, setting
+from repq.recipe.budget import max_drop
 from repq.recipe.data import Detections, LetterboxConfig
 
 EngineName = Annotated[str, OneOf("repq.engine:ENGINES")]
@@ -88,6 +89,9 @@ class ExportConfig(Config):
         False, flag="--fp16-io", needs="--fp16",
         help="Input and outputs become FP16 too; boxes then lose digits from 512 pixels on.",
     )  # fmt: skip
+    target: EngineName | None = setting(
+        None, help="The runtime that the graph is for: the file says so, and lint looks at it with its eyes."
+    )
     preprocess: PreprocessConfig = setting(PreprocessConfig(), help="What the graph does before its first layer.")
     nms: NmsConfig | None = setting(
         None, flag="--nms", help="The graph ends with boxes (B, K, 6): x1, y1, x2, y2, score, class."
@@ -158,7 +162,7 @@ class CheckConfig(Config):
     images: Count | None = setting(
         None, flag="--images", help="Use only the first images of the split.  [default: the whole split]"
     )
-    max_ap_gap: Share = setting(0.005, flag="--max-ap-gap", help="Largest |AP - AP of the reference|.")
+    max_drop: Share = max_drop("Largest |AP - AP of the reference|.")
     min_snr_db: Decibels | None = setting(None, flag="--min-snr", help="Smallest SNR of an output, dB.")
 
 
@@ -177,5 +181,6 @@ class ReportConfig(Config):
     """What the report of a run shows beside its figures."""
 
     images: int = setting(4, ge=0, le=1000, help="Images with the detections before and after.")
+    candidates: Count = setting(64, help="Of so many images, those with most objects, the most changed are shown.")
     title: str | None = setting(None, max_length=300, help="Title of the report.")
     confidence: Share = setting(0.3, help="Score from which boxes are drawn.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -20,6 +21,7 @@ from repq.recipe.base import (
     resolve,
     setting,
 )
+from repq.recipe.budget import max_drop
 from repq.recipe.deployment import EngineName
 from repq.recipe.training import Epochs, Factors, LoopConfig, Rate
 
@@ -117,15 +119,32 @@ class PtqConfig(Config):
         default_factory=dict, help="What is done beside choosing ranges."
     )
     auto: bool = setting(
-        False, flag="--auto", excludes=("--method", "correct"),
-        help="Choose --method and all corrections by what they gain on train images.",
+        True, flag="--auto/--plain", excludes=("--method", "correct"),
+        help="Choose --method and all corrections by what they gain on train images, unless one of them is given; or "
+        "calibrate alone.",
     )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_given_is_not_chosen(cls, values: Any) -> Any:
+        return {"auto": not _names_settings(values), **values} if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _one_chooser(self) -> PtqConfig:
         if self.auto and self.correct != CorrectionConfig(images=self.correct.images):
             raise ValueError("auto chooses the corrections itself: give either auto or corrections")
         return self
+
+
+def _names_settings(values: Mapping[str, Any]) -> bool:
+    """Whether the values of a ``PtqConfig`` say how ranges are chosen or what is corrected."""
+    calibration, correct = (_given(values.get(name)) for name in ("calibration", "correct"))
+    of_methods = {name for entry in resolve("repq.quant.calibration:CALIBRATORS") for name in entry.fields}
+    return bool({"method", *of_methods} & calibration or correct - {"images"})
+
+
+def _given(settings: Any) -> set[str]:
+    return set(settings.model_fields_set if isinstance(settings, Config) else settings or ())
 
 
 class QatConfig(LoopConfig):
@@ -202,9 +221,7 @@ class SensitivityConfig(Config):
     ap: tuple[ApSweep, ...] = setting(
         (), flag="--ap", help="AP sweeps (slow): only one layer in INT8, only one in float; repeat for both."
     )
-    ap_images: Count | None = setting(
-        None, flag="--ap-images", needs="--ap or --max-drop", help="Images for AP.  [default: the whole split]"
-    )
+    ap_images: Count | None = setting(None, flag="--ap-images", help="Images for AP.  [default: the whole split]")
     batch: Batch = setting(8, help="Images in memory with all activations of the model.")
     group: Count = setting(16, help="Layers that share a recorded forward pass; a killed sweep loses at most so many.")
 
@@ -214,22 +231,20 @@ class PlanConfig(Config):
 
     measure: Measure | None = setting(
         None, flag="--measure", metavar="NAME", help="Rank the layers by local.snr, head.mse, ap.only_int8 … "
-        "[default: local.snr; with --max-drop the best of the SNRs and AP sweeps that were taken]",
+        "[default: the best of the SNRs and AP sweeps that were taken; with --top local.snr]",
     )  # fmt: skip
     top: int | None = setting(
         None, ge=0, le=100_000, flag="--top", excludes="--max-drop",
-        help="Keep so many layers in float.  [default: 12, without --max-drop]",
+        help="Keep so many layers in float, whatever that costs.  [default: as many as --max-drop needs]",
     )  # fmt: skip
-    max_drop: Share | None = setting(
-        None, flag="--max-drop", help="Keep the fewest in float that hold this AP budget on train images."
-    )
+    max_drop: Share | None = max_drop("Keep the fewest in float that hold this AP budget on train images.")
     min_int8: Share = setting(
-        0.9, flag="--min-int8", needs="--max-drop", help="Share of the multiply-adds (with --latency of the time that "
+        0.9, flag="--min-int8", excludes="--top", help="Share of the multiply-adds (with --latency of the time that "
         "INT8 saves) that stays in INT8 in any case. If no plan holds the budget with it, the report says so.",
     )  # fmt: skip
     latency: EngineName | None = setting(
-        None, flag="--latency", needs="--max-drop",
-        help="Weigh by milliseconds in this engine instead of multiply-adds; needs --max-drop.",
+        None, flag="--latency", excludes="--top",
+        help="Weigh by milliseconds in this engine instead of multiply-adds.",
     )  # fmt: skip
     risk: float = setting(
         0.4, gt=0, lt=1, help="How probable it may be that the drop exceeds max_drop, by a bootstrap over the images; "
@@ -240,10 +255,14 @@ class PlanConfig(Config):
         8, ge=0, le=100_000, help="Layers at most that are offered INT8 again, first those that cost most in float."
     )
     resamples: int = setting(1000, ge=100, le=1_000_000, help="Resamples of that bootstrap.")
-    images: Count | None = setting(
-        None, flag="--ap-images", needs="--ap or --max-drop", help="Images for AP in the search; null: the whole split."
-    )
+    images: Count | None = setting(None, flag="--ap-images", help="Images for AP in the search; null: the whole split.")
     seed: Seed = setting(0, flag="--seed", help="Seed of that bootstrap.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_instead_of_a_budget(cls, values: Any) -> Any:
+        counted = isinstance(values, Mapping) and values.get("top") is not None
+        return {"max_drop": None, **values} if counted else values
 
     @model_validator(mode="after")
     def _one_aim(self) -> PlanConfig:

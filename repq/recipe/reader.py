@@ -20,18 +20,41 @@ from repq.recipe.base import C, Config, settings_in
 from repq.recipe.whole import Recipe, recipe_class
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
+SHIPPED = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with repq, ``NAME.yaml``, and in ``ablations`` the ablations."""
 
-    Paths inside the recipe are relative to the recipe's folder; environment variables and ``~`` are expanded.
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key.path=value`` overrides (values are YAML).
+
+    Paths inside the recipe are relative to the recipe's folder, those of a shipped one to the working folder;
+    environment variables and ``~`` are expanded.
+
+    Args:
+        path: a file, or the bare name of a recipe that repq ships, such as ``ptq``.
 
     Raises:
         RecipeError: the file is missing or no mapping, a key is unknown, or a value is invalid.
     """
+    path, base = _found(path, SHIPPED)
     values = read_yaml(path, error=RecipeError)
     for override in overrides:
         set_value(values, override)
-    return parse_recipe(values, source=str(path), base=path.resolve().parent)
+    return parse_recipe(values, source=str(path), base=base)
+
+
+def _found(path: Path, shipped: Path) -> tuple[Path, Path]:
+    """The file that a path or a bare name means, and the folder that its own paths are relative to."""
+    bare = path.name == str(path) and not path.suffix
+    if not bare or path.is_file():
+        return path, path.resolve().parent
+    names = sorted(entry.stem for entry in shipped.glob("*.yaml"))
+    if path.name not in names:
+        raise RecipeError(
+            f"there is no recipe {printable(path)}", found="neither a file nor a recipe that repq ships",
+            fix=f"give a YAML file, or one of {', '.join(names)}",
+        )  # fmt: skip
+    return shipped / f"{path.name}.yaml", Path.cwd()
 
 
 def as_overrides(weights: str | Path | None = None, data: str | Path | None = None, **others: Any) -> list[str]:
@@ -54,11 +77,13 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
     """Read an ablation and make the recipe of each variant and seed; ``overrides`` go into all of them.
 
     Args:
+        path: as for `load_recipe`.
         seeds: instead of the file's.
 
     Raises:
         RecipeError: the file is missing or no mapping, a key is unknown, or a value is invalid, in any of the recipes.
     """
+    path, base = _found(path, SHIPPED / "ablations")
     values = read_yaml(path, error=RecipeError)
     if seeds:
         values["seeds"] = list(seeds)
@@ -70,7 +95,7 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
             for override in overrides:
                 set_value(recipe, override)
             source = f"variant {variant!r} of {path}"
-            trials.append(Trial(variant, seed, parse_recipe(recipe, source=source, base=path.resolve().parent)))
+            trials.append(Trial(variant, seed, parse_recipe(recipe, source=source, base=base)))
     return ablation, trials
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import Field, create_model, model_validator
 
 from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
+from repq.recipe.budget import Budget, follow_budget, for_target
 from repq.recipe.data import DataConfig, EvalConfig
+from repq.recipe.deployment import EngineName
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Listed(Protocol):
     def check(self) -> Callable[[Recipe], None]: ...
 
 
-class Recipe(Config):
+class Recipe(Budget):
     """The whole job: what concerns all stages. `recipe_class` adds the sections of the stages.
 
     ``weights`` starts from a checkpoint, ``train`` trains first; one of the two is needed.
@@ -42,9 +44,19 @@ class Recipe(Config):
     data: DataConfig = setting(help="The data set.")
     imgsz: ImageSize = setting((640, 640), help="Height and width of the network input; one number for a square.")
     weights: AnyPath | None = setting(None, help="Checkpoint to start from.")
-    device: Device = setting("cpu", help="Where torch runs: cpu, cuda, cuda:1 …")
+    target: EngineName | None = setting(
+        None, help="The runtime to ship: scheme, scales, types and lint's rules follow it where they are not given."
+    )
+    device: Device = setting("cpu", help="Where torch runs: auto, cpu, cuda, cuda:1 …")
     seed: Seed = setting(0, help="Seed of everything random.")
     eval: EvalConfig = setting(EvalConfig(), help="How accuracy is measured, in every stage.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_target_wants(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return follow_budget(for_target(values.get("target"), values), ("plan", "check"))
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -1,7 +1,6 @@
 """What a run measured, as one HTML page that stands alone, as Markdown and as JSON."""
 
-from repq.report.boxes import draw_boxes, draw_pair
 from repq.report.render import headline, render_report
 from repq.report.summary import Key, ReportSummary, Section
 
-__all__ = ["Key", "ReportSummary", "Section", "draw_boxes", "draw_pair", "headline", "render_report"]
+__all__ = ["Key", "ReportSummary", "Section", "headline", "render_report"]

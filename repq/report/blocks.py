@@ -39,6 +39,7 @@ class Column(Generic[Row]):
         level: how good the value of a row is.
         note: what is to be said of a row's value; of None, why it is not there.
         detail: left out in the terminal, where width is scarce.
+        wide: left out in a terminal that is too narrow for all.
         optional: left out where every row has None.
     """
 
@@ -52,6 +53,7 @@ class Column(Generic[Row]):
     level: Callable[[Row], Level] | None = None
     note: Callable[[Row], str] | None = None
     detail: bool = False
+    wide: bool = False
     optional: bool = False
 
     def cell(self, row: Row) -> Cell:
@@ -87,6 +89,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     collapsed: bool = False  # long: folded away until it is opened
+    worst: Sequence[int] = ()  # places of the rows, the worst first; none: they have no such order
 
     @property
     def key(self) -> int:
@@ -105,12 +108,14 @@ def table(
     *,
     fold: int | None = None,
     numbered: bool = False,
+    badness: Callable[[Row], float] | None = None,
 ) -> Table:
     """A table of one row per object.
 
     Args:
         fold: folded away from this many rows on.
         numbered: whether the first column is the row's number, from 1.
+        badness: what makes a row worth looking at; the terminal shows a long table's largest.
     """
     chosen, objects = columns, list(rows)
     cells = [[column.cell(row) for row in objects] for column in chosen]
@@ -120,7 +125,8 @@ def table(
     if numbered:
         heads.insert(0, number("#", str, str, detail=True))
         lines = [[Cell(str(place), place), *line] for place, line in enumerate(lines, start=1)]
-    return Table(title, heads, lines, note, collapsed=fold is not None and len(objects) >= fold)
+    worst = [] if badness is None else sorted(range(len(objects)), key=lambda place: -badness(objects[place]))
+    return Table(title, heads, lines, note, collapsed=fold is not None and len(objects) >= fold, worst=worst)
 
 
 @dataclass(frozen=True)
@@ -235,11 +241,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PicturePair:
+class PictureRow:
+    """Pictures beside each other."""
+
     kind: ClassVar = "pictures"
     title: str
-    left: Picture
-    right: Picture
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -251,4 +258,4 @@ class Listing:
     text: str
 
 
-Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PicturePair | Listing
+Block = Table | Text | Facts | Figure | Cards | Findings | LayerMap | PictureRow | Listing

@@ -12,8 +12,6 @@ from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
 from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision
 
-AP_DROP_WARN = 0.01
-AP_DROP_BAD = 0.03
 NOT_INT8_BAD_SHARE = 0.25
 
 TORCH = "torch"
@@ -45,6 +43,7 @@ class Comparison:
     """FP32 and INT8 of one engine.
 
     Attributes:
+        max_drop: AP that INT8 may lose.
         float_engine: where the FP32 accuracy was measured: this engine, or torch where the engine has none.
         float_latency, int8_latency: rows of one and the same setting, inference only.
         not_int8: layers that the plan has in INT8 and the engine executed otherwise.
@@ -61,6 +60,7 @@ class Comparison:
     int8_size_bytes: int | None
     int8_layers: int | None
     layers: int | None
+    max_drop: float
     not_int8: tuple[LayerPrecision, ...] = ()
     unreported: tuple[str, ...] = ()
 
@@ -98,8 +98,7 @@ class Comparison:
     def accuracy_level(self) -> Level:
         if self.ap_change is None:
             return ""
-        drop = -self.ap_change
-        return "bad" if drop > AP_DROP_BAD else "warn" if drop > AP_DROP_WARN else "good"
+        return "bad" if -self.ap_change > self.max_drop else "good"
 
     @property
     def speed_level(self) -> Level:
@@ -184,6 +183,7 @@ def _compare(summary: ReportSummary, engine: str) -> Comparison:
         int8_size_bytes=int8_engine.size_bytes if int8_engine else int8_row.size_bytes if int8_row else None,
         int8_layers=int8_engine.precision_counts().get("int8", 0) if int8_engine else None,
         layers=len(int8_engine.layers) if int8_engine else None,
+        max_drop=summary.max_drop,
         not_int8=not_int8,
         unreported=unreported,
     )

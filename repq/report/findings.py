@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repq.report.blocks import Finding, Level
-from repq.report.comparison import AP_DROP_BAD, AP_DROP_WARN, Comparison, engine_title
+from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BUILD, CHECK, FUSE, ReportSummary
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
     """State what the figures give cause to say, the worst first; what is well comes last."""
-    found = [finding for comparison in comparisons for finding in _engine_findings(comparison)]
+    faster = [item.title for item in comparisons if item.speed_level == "good" and item.accuracy_level == "good"]
+    found = [finding for comparison in comparisons for finding in _engine_findings(comparison, faster)]
     found += _baseline_findings(summary) + _check_findings(summary) + _fusion_findings(summary)
     return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
 
 
-def _engine_findings(comparison: Comparison) -> list[Finding]:
+def _engine_findings(comparison: Comparison, faster: Sequence[str]) -> list[Finding]:
     title, found = comparison.title, list[Finding]()
 
     def say(level: Level, text: str) -> None:
         found.append(Finding(level, f"{title}: {text}."))
 
-    if comparison.ap_change is not None and comparison.accuracy_level in ("warn", "bad"):
-        bound = AP_DROP_BAD if comparison.accuracy_level == "bad" else AP_DROP_WARN
-        say(
-            comparison.accuracy_level, f"INT8 changes AP by {change(comparison.ap_change)}, a loss of more than {bound}"
-        )
+    if comparison.ap_change is not None and comparison.accuracy_level == "bad":
+        bound = compact(comparison.max_drop)
+        say("bad", f"INT8 changes AP by {change(comparison.ap_change)}, a loss of more than the {bound} allowed")
     if comparison.speedup is not None and comparison.speed_level == "warn":
-        say("warn", f"INT8 is not faster than FP32 here ({times(comparison.speedup)})")
+        where = f"; ship it in {' or '.join(faster)}" if faster else ""
+        say("warn", f"INT8 does not pay here: it is {times(comparison.speedup)} as fast as FP32{where}")
     if comparison.not_int8:
         precisions = " and ".join(sorted({layer.precision for layer in comparison.not_int8}))
         number = f"{count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')}"
@@ -63,10 +63,10 @@ def _check_findings(summary: ReportSummary) -> list[Finding]:
     if check is None or not check.engines:
         return []
     widest = max(check.engines, key=lambda engine: abs(engine.ap_gap))
-    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed ±{compact(check.max_ap_gap)})"
+    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed ±{compact(check.max_drop)})"
     if check.passed:
         return [Finding("good", f"The engines agree with torch's simulation; the widest gap is {gap}.")]
-    reasons = [] if abs(widest.ap_gap) <= check.max_ap_gap else [f"the widest gap is {gap}"]
+    reasons = [] if abs(widest.ap_gap) <= check.max_drop else [f"the widest gap is {gap}"]
     lowest = min(snr for engine in check.engines for snr in engine.snr_db.values())
     if check.min_snr_db is not None and lowest < check.min_snr_db:
         reasons.append(f"the lowest SNR is {lowest:.1f} dB (demanded: {check.min_snr_db:.1f} dB)")

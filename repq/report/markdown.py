@@ -15,7 +15,7 @@ from repq.report.blocks import (
     LayerMap,
     Level,
     Listing,
-    PicturePair,
+    PictureRow,
     Table,
     Text,
 )
@@ -57,8 +57,8 @@ def _block(block: Block) -> str:
             return _table(block.as_table())
         case Findings():
             return "\n".join(f"- {_MARKS.get(item.level, '')} {escape(item.text)}" for item in block.items)
-        case PicturePair():
-            return f"- {escape(block.title)}: {escape(block.left.caption)}, {escape(block.right.caption)}"
+        case PictureRow():
+            return f"- {escape(block.title)}: {escape('; '.join(picture.caption for picture in block.pictures))}"
         case Listing():
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", block.text)), default=0))
             return _folded(block.title, f"{fence}json\n{block.text}\n{fence}")

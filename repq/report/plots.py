@@ -25,7 +25,7 @@ from repq.report.drawing import (
     svg_text,
 )
 from repq.report.numbers import largest, significant
-from repq.results import BenchRow, EpochRow, LayerQuantization, ServiceRow
+from repq.results import BenchRow, Curves, EpochRow, LayerQuantization, ServiceRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,6 +174,44 @@ def training_accuracy(epochs: Sequence[EpochRow], name: str = "accuracy") -> str
         "AP50": [(epoch.epoch, epoch.ap50) for epoch in epochs if epoch.ap50 is not None],
     }
     return _curves(curves, name, "AP on the validation images")
+
+
+def precision_recall(curves: Curves) -> str:
+    """Precision over recall of the classes that the data holds, and their mean; names where there are few."""
+    found = {name: values for name, values in zip(curves.names, curves.precision, strict=True) if values}
+    with drawing(4.9, 3.4) as (figure, axes):
+        recalls = [point / 100 for point in range(101)]
+        for name, values in found.items():
+            axes.plot(recalls, values, linewidth=0.9, alpha=0.7, label=_shortened(name) if len(found) <= 8 else None)
+        mean = [sum(column) / len(found) for column in zip(*found.values(), strict=True)]
+        axes.plot(recalls, mean, color=INK, linewidth=2, label="mean")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel(f"recall at IoU {curves.iou:g}")
+        axes.set_ylabel("precision")
+        axes.grid()
+        legend(axes, columns=3)
+        return svg_text(figure, "precision-recall")
+
+
+def confusion_matrix(curves: Curves) -> str:
+    """Shares of the objects of each class by what they were found as; the last row is what was found of nothing."""
+    names = [*map(_shortened, curves.names), "nothing"]
+    shares = [[value / max(sum(row), 1) for value in row] for row in curves.confusion]
+    side = min(9.6, 2.2 + 0.38 * len(names))
+    with drawing(side, side) as (figure, axes):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if len(names) <= 12:
+            for line, row in enumerate(curves.confusion):
+                for place, value in enumerate(row):
+                    ink = "white" if shares[line][place] > 0.5 else INK
+                    axes.text(place, line, str(value), ha="center", va="center", fontsize=7.5, color=ink)
+        size = 8 if len(names) <= 24 else 4.5
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        axes.set_xlabel(f"found as (score {curves.confidence:g} and more)")
+        axes.set_ylabel("object")
+        return svg_text(figure, "confusion")
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, label: str) -> str:

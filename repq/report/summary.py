@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from repq.recipe import Budget
 from repq.report.blocks import Block
 from repq.results import (
     Accuracy,
@@ -69,6 +70,7 @@ class ReportSummary(Result):
     """What a report is made of. All but the title, the date and the environment may be absent.
 
     Attributes:
+        max_drop: AP that INT8 may lose.
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
         results: by stage; those that sections know are checked for their type, None is left out.
         manifests: the manifests of the run's artifacts, as they are on disk.
@@ -81,6 +83,7 @@ class ReportSummary(Result):
     model: str | None = None
     data: str | None = None
     imgsz: tuple[int, int] | None = None
+    max_drop: float = Budget().max_drop
     results: Mapping[str, Any] = Field(default_factory=dict)
     manifests: tuple[dict[str, Any], ...] = ()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import StringIO
 from textwrap import fill
 from typing import Any, Literal
@@ -12,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from repq.report.blocks import Block, Cards, Facts, Findings, Table, Text
+from repq.report.blocks import Block, Cards, Cell, Facts, Findings, Table, Text
 from repq.report.sections import accuracy, engines, graph, overview, quantization, sensitivity, timing, training
+from repq.report.verdict import sentences
 from repq.results import (
     Accuracy,
     Availability,
@@ -29,14 +32,30 @@ from repq.results import (
     QatReport,
     Sensitivity,
     TrainReport,
+    Verdict,
 )
 
-WIDTH = 140
+WIDTH = 120
+SHOWN = 10
+"""Rows of a long table whose rows have an order of badness."""
+
+_screen: ContextVar[tuple[int, bool]] = ContextVar("screen", default=(WIDTH, True))
 _MARKS = {"good": "+ ", "warn": "! ", "bad": "x "}
 
 
-def render_text(blocks: Sequence[Block], width: int = WIDTH) -> str:
+@contextmanager
+def shown_on(width: int, *, everything: bool) -> Iterator[None]:
+    """Within the block, texts are for a terminal of so many columns, with long tables whole or their worst rows."""
+    token = _screen.set((max(width, 40), everything))
+    try:
+        yield
+    finally:
+        _screen.reset(token)
+
+
+def render_text(blocks: Sequence[Block], width: int | None = None) -> str:
     """Print blocks as plain text of so many columns; drawings, pictures and listings are left out."""
+    width = _screen.get()[0] if width is None else width
     return "\n".join(text for block in blocks if (text := _block(block, width)))
 
 
@@ -62,21 +81,35 @@ def _block(block: Block, width: int) -> str:
 
 
 def _table(block: Table, width: int) -> str:
+    rows, note = block.rows, block.note
+    if len(rows) > SHOWN and block.worst and not _screen.get()[1]:
+        rows = [rows[place] for place in block.worst[:SHOWN]]
+        note = "\n".join(filter(None, [f"the worst {SHOWN} of {len(block.rows)} rows; --all shows all", note]))
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
+    if sum(_needed(block, place, rows) + 1 for place in shown) > width:
+        shown = [place for place in shown if not block.columns[place].wide]
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for place in shown:
         column = block.columns[place]
         justify: Literal["left", "right"] = "right" if column.numeric else "left"
-        least = max((len(row[place].text) for row in block.rows), default=1) if column.numeric else None
-        drawn.add_column(escape(column.title), justify=justify, overflow="fold", no_wrap=column.code, min_width=least)
-    for row in block.rows:
+        longest = max((len(row[place].text) for row in rows), default=1)
+        least = longest if column.numeric else min(longest, width // 3) if column.code else None
+        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least)
+    for row in rows:
         drawn.add_row(*(escape(row[place].text) for place in shown))
     with StringIO() as buffer:
         Console(file=buffer, width=width, color_system=None).print(drawn)
         lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join([*lines, block.note] if block.note else lines)
+    return "\n".join([*lines, *(fill(line, width, break_on_hyphens=False) for line in note.splitlines())])
+
+
+def _needed(block: Table, place: int, rows: Sequence[Sequence[Cell]]) -> int:
+    """Columns of the terminal that a column takes without breaking a cell."""
+    column = block.columns[place]
+    words = [len(word) for word in column.title.split()]
+    return max([0 if column.wrap else len(row[place].text) for row in rows] + words, default=1)
 
 
 def accuracy_table(report: Accuracy, title: str) -> str:
@@ -135,5 +168,9 @@ def qat_table(report: QatReport) -> str:
     return render_text(_verdict_last(training.qat_blocks(report)))
 
 
-def run_table(headline: Mapping[str, Any]) -> str:
-    return render_text([overview.run_table(headline)])
+def settings_table(section: str, rows: Sequence[Mapping[str, Any]], about: str) -> str:
+    return render_text(overview.settings_blocks(section, rows, about))
+
+
+def run_table(headline: Mapping[str, Any], verdict: Verdict) -> str:
+    return render_text([overview.run_table(headline), Text("\n".join(sentences(verdict)))])

@@ -4,7 +4,7 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, DrawnImage, Pictures
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures
 from repq.results.base import Range, Result
 from repq.results.engines import (
     Agreement,
@@ -27,6 +27,7 @@ from repq.results.graphs import (
     PassReport,
     QdqCount,
 )
+from repq.results.prediction import Comparison, PredictReport
 from repq.results.quantization import (
     AppliedCorrection,
     Diagnosis,
@@ -48,6 +49,7 @@ from repq.results.sensitivity import (
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
 from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
@@ -63,9 +65,12 @@ __all__ = [
     "BuiltEngines",
     "CheckReport",
     "ClassAccuracy",
+    "Comparison",
+    "Curves",
     "Diagnosis",
     "DrawnImage",
     "EngineDescription",
+    "EngineVerdict",
     "Environment",
     "EpochRow",
     "Estimate",
@@ -86,10 +91,12 @@ __all__ = [
     "LintReport",
     "LintedLayer",
     "ModelInfo",
+    "Panel",
     "PassReport",
     "Pictures",
     "PlanReport",
     "PlanTrial",
+    "PredictReport",
     "PtqReport",
     "PtqTrial",
     "QatReport",
@@ -104,6 +111,7 @@ __all__ = [
     "TrainReport",
     "TrialFigures",
     "Variant",
+    "Verdict",
     "Way",
     "WayName",
     "WeightsDescription",

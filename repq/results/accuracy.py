@@ -34,28 +34,51 @@ class Accuracy(Result):
         return found if self.objects else None
 
 
+class Curves(Result):
+    """Precision over recall, and the confusion of classes, at one IoU.
+
+    Attributes:
+        precision: per class, at the recalls 0, 0.01 … 1; empty: the data has no such object.
+        confusion: counts of objects (rows) by what they were found as (columns); the last of each is nothing.
+        confidence: score from which detections are in the confusion.
+    """
+
+    names: tuple[str, ...]
+    precision: tuple[tuple[float, ...], ...]
+    confusion: tuple[tuple[int, ...], ...]
+    confidence: float
+    iou: float
+
+
 class Accuracies(Result):
     """COCO metrics of the engines of a run, by name: ``openvino-int8`` …"""
 
     models: dict[str, Accuracy]
 
 
-class DrawnImage(Result):
-    """One image with the boxes of both models, as JPEG bytes. ``matched``: boxes that both models found."""
+class Panel(Result):
+    """An image with the boxes of one model, as JPEG bytes; so many of them are marked, as ``lost``, ``new`` …"""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
+    title: str
+    boxes: int
+    marked: int
+    mark: str
+    jpeg: bytes
+
+
+class DrawnImage(Result):
+    """One image, once for each of what is compared."""
+
     name: str
-    float_jpeg: bytes
-    quantized_jpeg: bytes
-    float_boxes: int
-    quantized_boxes: int
-    matched: int | None = None
+    panels: tuple[Panel, ...]
 
 
 class Pictures(Result):
-    """Images with the boxes that an engine found, those of at least this score."""
+    """Images with the boxes that an engine found, those of at least this score, of so many that were looked at."""
 
     engine: str
     confidence: float
     images: tuple[DrawnImage, ...]
+    looked_at: int

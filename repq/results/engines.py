@@ -100,7 +100,7 @@ class CheckReport(Result):
     reference: Accuracy
     engines: tuple[Agreement, ...]
     images: int
-    max_ap_gap: float
+    max_drop: float
     min_snr_db: float | None
     passed: bool
     typed: Agreement | None = None  # the file with FP16 types that TensorRT gets, against the one without them

@@ -90,11 +90,18 @@ class LayerDiagnosis(Result):
 
 
 class Way(Result):
-    """A way to INT8 and what was measured of it; ``head_snr_db`` is None for ways that take training."""
+    """A way to INT8 and what was measured of it; figures are None for ways that take training.
+
+    Attributes:
+        ap_drop: AP that it loses on labelled images that calibrated nothing; None: there are none.
+        sufficient: whether it loses no more AP than allowed, nor too much of the head's signal; None: not measured,
+            or by SNR alone, which cannot approve of a way.
+    """
 
     name: WayName
     command: str
     head_snr_db: float | None
+    ap_drop: float | None = None
     sufficient: bool | None
     evidence: str
 
@@ -109,3 +116,5 @@ class Diagnosis(Result):
     ways: tuple[Way, ...]
     advice: WayName
     threshold_db: float
+    max_drop: float = 0.0
+    ap_float: float | None = None  # on the images that judge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from repq.results.accuracy import Accuracy
+from repq.results.accuracy import Accuracy, Curves
 from repq.results.base import Range, Result, measured_time
 
 
@@ -25,6 +25,7 @@ class TrainReport(Result):
     best_epoch: int
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
+    curves: Curves | None = None  # of the same
 
 
 class ScaleChange(Result):

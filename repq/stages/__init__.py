@@ -3,8 +3,9 @@
 A stage is added to a run by its entry in `STAGES`; docs/design.md says how.
 """
 
-from repq.stages import bench, build, check, data, evaluate, export, fuse, ptq, qat, report, sensitivity, train
+from repq.stages import bench, build, check, data, evaluate, export, fuse, package, ptq, qat, report, sensitivity, train
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
+from repq.stages.budget import PtqJob, demand_budget, quantize_within
 from repq.stages.build import build_engine
 from repq.stages.check import check_models, demand_agreement
 from repq.stages.data import draw_calibration_set, read_data
@@ -13,6 +14,7 @@ from repq.stages.evaluate import accuracy_of, evaluate_model
 from repq.stages.export import export_checkpoint
 from repq.stages.fuse import fuse_checkpoint
 from repq.stages.inspect import describe_model, estimate_graph, lint_graph
+from repq.stages.predict import predict_files
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.qat import QatSource, qat_checkpoint
 from repq.stages.report import report_benches
@@ -34,12 +36,14 @@ STAGES: list[Stage] = [
     check.STAGE,
     evaluate.STAGE,
     bench.STAGE,
+    package.STAGE,
     report.STAGE,
 ]
 """In the order of a run; a stage that reads every artifact comes last."""
 
 __all__ = [
     "STAGES",
+    "PtqJob",
     "QatSource",
     "Stage",
     "accuracy_of",
@@ -48,6 +52,7 @@ __all__ = [
     "build_engine",
     "check_models",
     "demand_agreement",
+    "demand_budget",
     "describe_model",
     "diagnose_checkpoint",
     "diagnose_machine",
@@ -58,8 +63,10 @@ __all__ = [
     "fuse_checkpoint",
     "lint_graph",
     "measure_sensitivity",
+    "predict_files",
     "ptq_checkpoint",
     "qat_checkpoint",
+    "quantize_within",
     "read_data",
     "report_benches",
     "train_detector",

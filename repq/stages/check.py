@@ -68,7 +68,7 @@ def demand_agreement(report: CheckReport) -> None:
     bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
     raise ToleranceError(
         "the engines do not compute what the reference computes",
-        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_ap_gap}{bound}",
+        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_drop}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
 

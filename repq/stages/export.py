@@ -11,6 +11,7 @@ from repq.results import ExportedGraphs, ExportReport
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
+    from repq.quant import Weights
     from repq.recipe import Recipe
 
 
@@ -33,8 +34,20 @@ def export_checkpoint(
     """
     from repq.quant import load_weights
 
+    weights = load_weights(model)
     maxima = None if maxima_from is None else load_weights(maxima_from).maxima
-    return write_onnx(load_weights(model), out, imgsz, config, maxima)
+    return write_onnx(weights, out, imgsz, _with_target(config, weights), maxima)
+
+
+def _with_target(config: ExportConfig, weights: Weights) -> ExportConfig:
+    """The settings; where no target is named and no runtime with rules of lint takes the scheme, with one that does."""
+    from repq.engine import ENGINES
+
+    if config.target is not None or weights.config is None:
+        return config
+    suited = [entry for entry in ENGINES if entry.settings["ptq"]["scheme"] == weights.config.scheme]
+    named = suited[0].name if suited and not any(entry.lints for entry in suited) else None
+    return config.model_copy(update={"target": named})
 
 
 def _export(job: Job) -> ExportedGraphs:
@@ -42,9 +55,9 @@ def _export(job: Job) -> ExportedGraphs:
     from repq.quant import load_weights
     from repq.report.text import export_text
 
-    config, imgsz = job.section("export", ExportConfig), job.recipe.imgsz
+    imgsz, quantized = job.recipe.imgsz, load_weights(job.quantized)
+    config = _with_target(job.section("export", ExportConfig), quantized)
     plain = config.model_copy(update={"float16": False, "float16_io": False})
-    quantized = load_weights(job.quantized)
     found: dict[str, ExportReport] = {}
     for opened, names in ((load_weights(job.fused), ("float32", "float16")), (quantized, ("int8", "int8_float16"))):
         graph = merged(to_onnx(opened, imgsz, plain), plain)

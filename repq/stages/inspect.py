@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repq.api.opening import load
+from repq.recipe import EngineName
 from repq.results import Estimate, LintReport, WeightsDescription
 
 
@@ -30,15 +31,15 @@ def estimate_graph(onnx: Path, devices: Sequence[str], batches: Sequence[int], *
     return [estimate(model, device, batch=batch) for device in found for batch in batches]
 
 
-def lint_graph(onnx: Path) -> LintReport:
-    """Look at an ONNX file, repq's or another tool's, through TensorRT's eyes.
+def lint_graph(onnx: Path, target: EngineName | None = None) -> LintReport:
+    """Look at an ONNX file, repq's or another tool's, with the rules of the runtime that it is for, or of ``target``.
 
     Raises:
         GraphError: the file is no ONNX model.
     """
     from repq.graph import lint, load_onnx
 
-    return lint(load_onnx(onnx))
+    return lint(load_onnx(onnx), target)
 
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:

@@ -71,7 +71,7 @@ def qat_checkpoint(
     from repq.data import demand_objects, warn_of_overlap
     from repq.distributed import evaluate_together
     from repq.quant.qat import train_quantized
-    from repq.train import Board, joined_processes
+    from repq.train import Board, epoch_line, joined_processes
 
     resolve_device(device)
     with joined_processes(device) as (processes, own_device):
@@ -99,6 +99,7 @@ def qat_checkpoint(
             outcome = train_quantized(
                 start.model, teacher, train_set, val_set, imgsz, config, groups=start.groups, device=str(own_device),
                 seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
+                after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], config.epochs)),
             )  # fmt: skip
         finally:
             if board is not None:

@@ -6,19 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from repq.api.fitting import fitted
 from repq.api.opening import load
 from repq.errors import DataError
-from repq.recipe import EvalConfig, ReportConfig
+from repq.recipe import ReportConfig
 from repq.recipe.whole import stages
-from repq.results import BenchReport, DrawnImage, Pictures, PlanReport
+from repq.results import BenchReport, Pictures, PlanReport
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
+
+if TYPE_CHECKING:
+    from repq.data import ImageRecord
 
 
 def report_benches(paths: Sequence[Path], out: Path, title: str) -> dict[str, Path]:
@@ -65,37 +70,56 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(plain, 1)]
 
 
-def _draw(
-    float_engine: Path,
-    quantized_engine: Path,
-    data: Path,
-    split: str,
-    imgsz: tuple[int, int],
-    config: ReportConfig,
-    eval_config: EvalConfig,
-) -> tuple[DrawnImage, ...]:
-    """Run both engines on the images of a split with most objects, up to ``config.images``, and draw what they find."""
+def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:
+    """Run both engines on images of the split, and draw those on which INT8 lost most against the ground truth."""
     from repq.data import read_image
     from repq.evaluate import detect_all
-    from repq.report import draw_pair
+    from repq.report.boxes import Found, compared, draw_panels
 
-    dataset = read_data(data, split)
-    busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[: config.images]
-    dataset = dataset.subset(busiest)
-    if not busiest:
-        return ()
-    single = eval_config.model_copy(update={"multi_label": False})
+    recipe, config = job.recipe, job.recipe.report
+    dataset = read_data(job.data, recipe.data.val)
+    busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[: config.candidates]
     models = load(float_engine), load(quantized_engine)
-    dataset = fitted(dataset, models[0].names, models[0].label)
-    float_found, quantized_found = (
-        detect_all(model.infer, dataset, imgsz, single, layout=model.layout, preprocessing=model.preprocessing).boxes
+    dataset = fitted(dataset.subset(busiest if config.images else []), models[0].names, models[0].label)
+    single = recipe.eval.model_copy(update={"multi_label": False, "confidence": config.confidence})
+    before, after = (
+        detect_all(
+            model.infer, dataset, recipe.imgsz, single, job.progress, layout=model.layout,
+            preprocessing=model.preprocessing,
+        ).boxes
         for model in models
-    )
-    return tuple(
-        draw_pair(record.name, read_image(record.path)[..., ::-1], before, after, dataset.names,
-                  confidence=config.confidence)
-        for record, before, after in zip(busiest, float_found, quantized_found, strict=True)
     )  # fmt: skip
+    truth = [_as_found(record) for record in dataset.records]
+    loss = [_lost(*rows) for rows in zip(truth, before, after, strict=True)]
+    drawn = []
+    for index in sorted(range(len(dataset)), key=lambda index: loss[index], reverse=True)[: config.images]:
+        record = dataset.records[index]
+        found = (
+            Found("ground truth", truth[index]), *compared(("FP32", before[index]), ("INT8", after[index])),
+        )  # fmt: skip
+        drawn.append(draw_panels(record.name, read_image(record.path)[..., ::-1], found, dataset.names))
+    return Pictures(
+        engine=models[1].running.engine, confidence=config.confidence, images=tuple(drawn),
+        looked_at=len(dataset),
+    )  # fmt: skip
+
+
+def _as_found(record: ImageRecord) -> NDArray[Any]:
+    """The objects of an image as rows of a box, no score, and the class."""
+    from repq.data import pixel_boxes
+
+    boxes = pixel_boxes(record.labels, record.width, record.height)
+    return np.column_stack([boxes, np.full(len(boxes), np.nan), record.labels[:, 0]])
+
+
+def _lost(truth: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int]:
+    """How much worse the second boxes are: objects lost and false boxes added; then boxes that changed at all."""
+    from repq.report.boxes import match_boxes
+
+    hits = [int((match_boxes(boxes, truth) >= 0).sum()) for boxes in (before, after)]
+    false = len(before) - hits[0], len(after) - hits[1]
+    same = int((match_boxes(before, after) >= 0).sum())
+    return hits[0] - hits[1] + false[1] - false[0], len(before) + len(after) - 2 * same
 
 
 def _report(job: Job) -> None:
@@ -119,7 +143,6 @@ def _report(job: Job) -> None:
         "float ONNX": artifacts["export"] / "float32.onnx",
         "INT8 ONNX": artifacts["export"] / "int8.onnx",
     }
-    images = _draw(engines[float_], engines[int8], job.data, recipe.data.val, recipe.imgsz, recipe.report, recipe.eval)
     summary = ReportSummary(
         title=recipe.report.title or f"{recipe.name}: {ptq.model} in INT8",
         created=date.today().isoformat(),
@@ -128,6 +151,7 @@ def _report(job: Job) -> None:
         model=ptq.model,
         data=str(recipe.data.path or "drawn demo set"),
         imgsz=recipe.imgsz,
+        max_drop=recipe.max_drop,
         results={
             **results,
             "plan": plan,
@@ -135,7 +159,7 @@ def _report(job: Job) -> None:
             "build": results["build"].engines,
             "eval": results["eval"].models,
             "sizes": {name: path.stat().st_size for name, path in files.items()},
-            "pictures": Pictures(engine=int8.rpartition("-")[0], confidence=recipe.report.confidence, images=images),
+            "pictures": _draw(engines[float_], engines[int8], job),
         },
         manifests=tuple(artifact.manifest.model_dump(mode="json") for artifact in artifacts.values()),
     )
@@ -143,6 +167,6 @@ def _report(job: Job) -> None:
 
 
 STAGE = Stage(
-    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data"), reads=("*",),
-    splits=("val",),
+    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data", "max_drop"), reads=("*",),
+    splits=("val",), publish=".",
 )  # fmt: skip

@@ -81,6 +81,7 @@ class Stage:
         files: types of further results that it writes itself, by file name.
         ignored: globs of files that no other result depends on.
         on_machine: whether the result depends on the machine.
+        publish: where in the run folder a copy of its files is kept: ``.``, or a folder; None: nowhere.
         wanted: whether a run of this recipe has the stage; by default if the first of its sections is given.
         check: raises ValueError for recipes that contradict themselves.
     """
@@ -95,6 +96,7 @@ class Stage:
     files: Mapping[str, type[Result]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     on_machine: bool | Callable[[Recipe], bool] = False
+    publish: str | None = None
     wanted: Callable[[Recipe], bool] | None = None
     check: Callable[[Recipe], None] = lambda recipe: None
 

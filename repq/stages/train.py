@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.api.fitting import splits_to_train_on
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
-from repq.errors import RecipeError
+from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
-from repq.results import TrainReport
+from repq.results import Curves, TrainReport
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
+    from repq.data import DetectionDataset
     from repq.model import Detector
     from repq.quant import Weights
     from repq.recipe import Recipe
+    from repq.train import Trainer
 
-WEIGHTS, SCALES, BOARD = "weights.safetensors", "scales.safetensors", "board"
+WEIGHTS, LAST, SCALES, BOARD = "weights.safetensors", "last.safetensors", "scales.safetensors", "board"
+EPOCHS = "results.csv"
 REPORT = "train.json"
 
 
@@ -41,8 +45,10 @@ def train_detector(
 ) -> TrainReport:
     """Train a detector, alone or as one of torchrun's processes, of which the first writes.
 
-    The folder ``out`` gets the averaged weights of the best evaluation (``weights.safetensors``), the report
-    (``train.json``) and, from a hyper-search model, RepOptimizer's scales (``scales.safetensors``).
+    The folder ``out`` gets, at every evaluation, the averaged weights (``last.safetensors``) and those of the best one
+    (``weights.safetensors``); after every epoch its row (``results.csv``); at the end the report (``train.json``),
+    precision over recall and the confusion of classes (``pr_curve.svg``, ``confusion.svg``) and, from a hyper-search
+    model, RepOptimizer's scales (``scales.safetensors``).
 
     Args:
         state: file that lets a killed training continue; remove it to start again.
@@ -66,23 +72,74 @@ def train_detector(
         model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
+
+        def after_epoch(trainer: Trainer) -> None:
+            _note_epoch(trainer, out, train_set.names, log)
+
         try:
             outcome = train(
                 model, train_set, val_set, imgsz, config,
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=teacher.model if teacher else None,
-                board=board, progress=progress,
+                board=board, after_epoch=after_epoch, progress=progress,
             )  # fmt: skip
         finally:
             if board is not None:
                 board.close()
+        report = outcome.report
         if processes.is_first:
             save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names)
             if has_scales(outcome.model):
                 save_scales(out / SCALES, extract_scales(outcome.model))
-            write_text(out / REPORT, outcome.report.model_dump_json(indent=1))
-    return outcome.report
+            curves = _curves(outcome.model, str(own_device), val_set, imgsz, eval_config, progress)
+            report = report.model_copy(update={"curves": curves})
+            write_text(out / REPORT, report.model_dump_json(indent=1))
+            _draw(report, out, log)
+    return report
+
+
+def _note_epoch(trainer: Trainer, out: Path, names: tuple[str, ...], log: Log) -> None:
+    """A line and a row of an epoch; where it was evaluated, its weights, and the best so far."""
+    from repq.model import save_checkpoint
+    from repq.train import epoch_line, epochs_csv
+    from repq.train.trainer import handed_back
+
+    rows, best = trainer.position.epochs, trainer.position.best
+    log(epoch_line(rows[-1], trainer.config.epochs))
+    write_text(out / EPOCHS, epochs_csv(rows))
+    if rows[-1].ap is not None:
+        model = handed_back(copy.deepcopy(trainer.average.model))
+        save_checkpoint(out / LAST, model, names=names)
+        if best is not None and best.epoch == rows[-1].epoch:
+            save_checkpoint(out / WEIGHTS, model, names=names)
+
+
+def _curves(
+    model: Detector, device: str, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig,
+    progress: Progress,
+) -> Curves:  # fmt: skip
+    from repq.api.opening import of_weights
+    from repq.api.running import Options
+    from repq.evaluate import detect_all, detection_curves
+    from repq.quant import Weights
+
+    opened = of_weights("trained", Weights(copy.deepcopy(model).to(device)), Options(device=device))
+    found = detect_all(
+        opened.infer, dataset, imgsz, config, progress, label="curves", layout=opened.layout,
+        preprocessing=opened.preprocessing,
+    )  # fmt: skip
+    return detection_curves(found, dataset)
+
+
+def _draw(report: TrainReport, out: Path, log: Log) -> None:
+    from repq.report.sections.training import curve_figures
+
+    try:
+        for figure in curve_figures(report.curves):
+            write_text(out / figure.file, figure.svg)
+    except RepqError as error:  # what was trained is written all the same
+        log(str(error))
 
 
 def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: int, seed: int, log: Log) -> Detector:
@@ -142,7 +199,7 @@ SEARCH, STAGE = (
     Stage(
         name, run, {name: Section(TrainConfig, optional=True)}, ("imgsz", "eval", "device"),
         reads=(f"search/{SCALES}",), splits=("train", "val"), result=TrainReport,
-        files={REPORT: TrainReport}, ignored=(f"{BOARD}/*",), check=_one_origin,
+        files={REPORT: TrainReport}, ignored=(f"{BOARD}/*", LAST, EPOCHS, "*.svg"), check=_one_origin,
     )
     for name, run in (("search", _search), ("train", _target))
 )  # fmt: skip

@@ -5,10 +5,12 @@ from repq.train.assigner import Assignment, Objects, assign_task_aligned, pad_ob
 from repq.train.board import Board
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
+from repq.train.epochs import epoch_line, epochs_csv
 from repq.train.loader import image_weights
 from repq.train.loop import TrainOutcome, fine_tuned, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
+from repq.train.trainer import Trainer
 from repq.train.update import Updater
 
 __all__ = [
@@ -22,9 +24,12 @@ __all__ = [
     "Rates",
     "Teacher",
     "TrainOutcome",
+    "Trainer",
     "Updater",
     "anchor_grid",
     "assign_task_aligned",
+    "epoch_line",
+    "epochs_csv",
     "fine_tuned",
     "image_weights",
     "joined_processes",

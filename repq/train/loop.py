@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def train(
     scales: RepScales | None = None,
     teacher: Detector | None = None,
     board: Board | None = None,
+    after_epoch: Callable[[Trainer], None] | None = None,
     progress: Progress = silent,
 ) -> TrainOutcome:
     """Train ``model`` and give it back with the averaged weights that had the best AP on ``val_set``.
@@ -59,6 +61,7 @@ def train(
             unless it comes with trained weights (``config.weights``).
         teacher: the detector that ``config.distill`` names.
         board: where to show scalars and a batch while training.
+        after_epoch: is called after every epoch, in the first process.
 
     Raises:
         TrainingError: nothing to train on; labels, size, scales or teacher that do not fit the model; a loss that is
@@ -78,8 +81,8 @@ def train(
             imitated = Teacher(moved(teacher, own_device), model, config.distill)
         trainer = Trainer(
             Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
-            state_path=state_path, board=board, eval_interval=config.eval_interval, patience=config.patience,
-            warm_up_epochs=config.atss_epochs,
+            state_path=state_path, board=board, after_epoch=after_epoch, eval_interval=config.eval_interval,
+            patience=config.patience, warm_up_epochs=config.atss_epochs,
         )  # fmt: skip
         trainer.run(progress)
         return _outcome(trainer)

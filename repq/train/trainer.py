@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -75,6 +75,7 @@ class Trainer:
         updater: holds the model, in place on its device.
         identity: what the trained weights depend on; a saved state must have the same.
         eval_interval: epochs between evaluations, the last epoch is one; None for none.
+        after_epoch: is called with this trainer after every epoch, in the first process, before the state is saved.
         patience: stop when the AP has been below its best for so many epochs.
         warm_up_epochs: the first epochs, in which ATSS assigns.
     """
@@ -87,6 +88,7 @@ class Trainer:
         *,
         state_path: Path | None = None,
         board: Board | None = None,
+        after_epoch: Callable[[Trainer], None] | None = None,
         eval_interval: int | None = None,
         patience: int | None = None,
         warm_up_epochs: int = 0,
@@ -95,6 +97,7 @@ class Trainer:
         self.updater, self.job, self.config, self.state_path = updater, job, config, state_path
         self.eval_interval, self.patience, self.warm_up_epochs = eval_interval, patience, warm_up_epochs
         self.processes = current_processes()
+        self.after_epoch = after_epoch if self.processes.is_first else None
         self.board = board if self.processes.is_first else None
         self.position = Position(identity=identity.values())
         self.model, self.device = updater.model, updater.device
@@ -117,6 +120,8 @@ class Trainer:
             self.resume()
             while not self.is_done:
                 self.run_epoch(self.position.epochs_done, progress)
+                if self.after_epoch is not None:
+                    self.after_epoch(self)
                 self.save()
 
     @property

@@ -31,6 +31,6 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
     save_checkpoint(root / "float.safetensors", detector, names=NAMES)
     data = make_demo_set(root / "set", DemoConfig(train_images=6, val_images=3, size=SIZE))
     float_ = repq.load(root / "float.safetensors")
-    quantized = float_.quantize(data, imgsz=SIZE, limit=4, scheme="asymmetric")
+    quantized = float_.quantize(data, imgsz=SIZE, limit=4, scheme="asymmetric", auto=False)
     onnx = float_.export(root / "float.onnx", imgsz=SIZE, batch=None)
     return Forms(root, data, float_, quantized, onnx, onnx.build("onnxruntime", out=root / "engine"))

@@ -237,7 +237,7 @@ def test_quantizing_is_what_the_command_does_and_leaves_the_float_handle_alone(f
     forms.quantized.save(tmp_path / "api.safetensors")
     assert (tmp_path / "api.safetensors").read_bytes() == (tmp_path / "ptq.safetensors").read_bytes()
     assert not forms.float_.quantized and same(forms.float_.detect(image, imgsz=SIZE), before)
-    again = forms.float_.quantize(forms.data, imgsz=SIZE, limit=4, scheme="asymmetric")
+    again = forms.float_.quantize(forms.data, imgsz=SIZE, limit=4, scheme="asymmetric", auto=False)
     assert again.report.images == 4 and same(again.detect(image), forms.quantized.detect(image))
     assert same(repq.load(tmp_path / "ptq.safetensors").detect(image, imgsz=SIZE), again.detect(image))
 
@@ -258,7 +258,7 @@ def test_images_in_every_form_calibrate_alike(forms: Forms, tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
     as_folder, as_list = quantized(tmp_path / "some", limit=3), quantized(tmp_path / "list.txt", limit=3)
     assert len(as_folder) == len(as_list) == len(listed)
-    one = forms.float_.quantize(paths[0], imgsz=SIZE, scheme="asymmetric")
+    one = forms.float_.quantize(paths[0], imgsz=SIZE, scheme="asymmetric", auto=False)
     assert one.report.images == 1
     for nothing in ([], tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
@@ -274,11 +274,11 @@ def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
         arrays, imgsz=SIZE, top=2, keep_float=["detect.stems.0*"], config=repq.SensitivityConfig(end_to_end=False)
     )
     assert {"detect.stems.0.block.conv"} < set(plan.float_layers) and len(plan.float_layers) <= 3
-    quantized = forms.float_.quantize(arrays, imgsz=SIZE, plan=plan, keep_float=["backbone.stem*"])
+    quantized = forms.float_.quantize(arrays, imgsz=SIZE, plan=plan, keep_float=["backbone.stem*"], auto=False)
     assert set(quantized.weights.plan.float_) == {*plan.float_layers, "backbone.stem.rbr_reparam"}  # type: ignore[union-attr]
     file = tmp_path / "plan.yaml"
     file.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
-    kept = forms.float_.quantize(arrays, imgsz=SIZE, plan=file).weights.plan.float_  # type: ignore[union-attr]
+    kept = forms.float_.quantize(arrays, imgsz=SIZE, plan=file, auto=False).weights.plan.float_  # type: ignore[union-attr]
     assert kept and all(layer.startswith("neck.") for layer in kept)
     with pytest.raises(repq.RepqError, match="not both"):
         forms.float_.plan(arrays, top=2, max_drop=0.1)
@@ -319,7 +319,7 @@ def test_from_a_checkpoint_to_engines_that_agree(forms: Forms, tmp_path: Path) -
     image = forms.images[0]
     assert same(repq.load(tmp_path / "engine").detect(image), engine.detect(image))
     assert same(repq.load(engine.save(tmp_path / "copy")).detect(image), engine.detect(image))
-    report = forms.quantized.check(forms.data, engines=("openvino",), max_ap_gap=1.0, images=2)
+    report = forms.quantized.check(forms.data, engines=("openvino",), max_drop=1.0, images=2)
     assert report.passed and report.images == 2 and report.engines[0].int8_layers > 30
     assert forms.float_.check(forms.data, forms.onnx, imgsz=SIZE).engines[0].ap_gap == pytest.approx(0, abs=1e-3)
     scores = [model.evaluate(forms.data, imgsz=SIZE).ap for model in (forms.float_, forms.onnx, forms.engine)]

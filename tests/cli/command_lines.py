@@ -59,7 +59,7 @@ class Material:
         """Values for an option that fit it."""
         item, count = items_of(option.annotation)
         plain, _ = bare(item)
-        if plain is Path:
+        if plain is Path or option.name in self.files:
             return [str(self.path(command, option))]
         choices = choices_of(item)
         if choices:

@@ -168,7 +168,8 @@ def test_an_option_beside_what_it_excludes(command: str, option, other: str, mat
     words = [name] if beside is None else [name, value] if value else given(material, command, beside)
     replaced = {"engine": [value]} if name == "--engine" else {}
     line, needed = material.line(command, **replaced), material.needed(command, option, replaced)
-    message = refused(invoke(*line, *needed, *([] if replaced else words), *given(material, command, option)))
+    switched_on = [option.name] if bare(option.annotation)[0] is bool else given(material, command, option)
+    message = refused(invoke(*line, *needed, *([] if replaced else words), *switched_on))
     assert "has no effect" in message
 
 
@@ -204,7 +205,7 @@ def test_settings_reach_every_part_of_a_stage(material: Material, folder: Path) 
 
 @pytest.mark.parametrize(
     "override",
-    ["bench.batches=[]", "bench.threads=[1000000]", "seed=-1", "seed=4294967296", "check.max_ap_gap=-1", "imgsz=0",
+    ["bench.batches=[]", "bench.threads=[1000000]", "seed=-1", "seed=4294967296", "check.max_drop=-1", "imgsz=0",
      "device=../x", "name=a/b", "train.learning_rate=1e30", "ptq.calibration.percentile=10", "imgsz=[32]"],
 )  # fmt: skip
 def test_a_recipe_fails_before_its_first_stage(override: str, material: Material, folder: Path) -> None:

@@ -79,7 +79,7 @@ def toy() -> Iterator[ToyRuntime]:
 def graph(tiny: Path, repq: Callable[..., dict]) -> Path:
     """A quantized model as ONNX, and the engine of it."""
     data = ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 2, "--scheme", "asymmetric", "--method", "max")
-    repq("ptq", tiny / "weights.safetensors", *data, "-o", tiny / "int8.safetensors")
+    repq("ptq", tiny / "weights.safetensors", *data, "--plain", "-o", tiny / "int8.safetensors")
     repq("export", tiny / "int8.safetensors", "--imgsz", 64, "-o", tiny / "int8.onnx")
     return tiny / "int8.onnx"
 

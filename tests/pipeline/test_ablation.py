@@ -25,7 +25,7 @@ TINY = {
         "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
         "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
         "build": {"engines": ["onnxruntime"]},
-        "check": {"max_ap_gap": 1.0},
+        "check": {"max_drop": 1.0},
         "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
         "report": {"images": 0},
     },

@@ -14,6 +14,7 @@ from repq.cli import main
 from repq.errors import RecipeError
 from repq.pipeline import RunOutcome, run_recipe
 from repq.recipe import Recipe, parse_recipe
+from repq.results import BenchReport
 
 TINY = {
     "name": "tiny",
@@ -22,7 +23,8 @@ TINY = {
     "train": {"model": "yolov6n_v2", "epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0},
     "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
     "export": {"merge_scales": True, "float16": True},
-    "check": {"max_ap_gap": 1.0},
+    "max_drop": 1.0,
+    "min_speedup": 0,
     "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
     "report": {"images": 1},
 }
@@ -57,7 +59,7 @@ def values(*arguments: object) -> dict:
 
 
 def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOutcome, work: Path) -> None:
-    stages = ["data", "train", "fuse", "ptq", "export", "build", "check", "eval", "bench", "report"]
+    stages = ["data", "train", "fuse", "ptq", "export", "build", "check", "eval", "bench", "package", "report"]
     assert list(first.artifacts) == stages
     page = (work / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
@@ -70,6 +72,21 @@ def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOu
     assert exported == {"float32.onnx", "int8.onnx", "float16.onnx", "int8_float16.onnx"}
 
 
+def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -> None:
+    from repq.api.opening import load
+
+    deploy = work / "deploy"
+    about = json.loads((deploy / "model.json").read_text())
+    shipped = load((deploy / about["engine"]["file"]).parent)
+    assert (shipped.engine.name, shipped.names) == (about["engine"]["runtime"], tuple(about["classes"]))
+    assert about["precision"] in (first.verdict.ship and "int8", "float32")
+    card = (deploy / "README.md").read_text()
+    assert "AP50" in card and "GPL-3.0" in card and first.artifacts["bench"].result(BenchReport).environment.cpu in card
+    (deploy / "engine" / "of a run before").write_text("x")
+    run_recipe(recipe(), work)
+    assert not (deploy / "engine" / "of a run before").exists()
+
+
 def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
     assert remade(run_recipe(recipe(), work)) == []
 
@@ -77,13 +94,13 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "report"]),  # type: ignore[dict-item]
-        ({"check": {"max_ap_gap": 0.9}}, ["check", "report"]),
+        ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "package", "report"]),  # type: ignore[dict-item]
+        ({"check": {"max_drop": 0.9}}, ["check", "report"]),
         ({"report": {"images": 0}}, ["report"]),
         ({"train": {**TINY["train"], "workers": 1, "cache_mib": 7}}, []),  # type: ignore[dict-item]
         (
             {"ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}},  # type: ignore[dict-item]
-            ["ptq", "export", "build", "check", "eval", "bench", "report"],
+            ["ptq", "export", "build", "check", "eval", "bench", "package", "report"],
         ),
     ],
 )
@@ -95,7 +112,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(
 
 def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, work: Path) -> None:
     outcome = run_recipe(recipe(qat={"epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0}), work)
-    assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "report"]
+    assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "package", "report"]
     trained = json.loads((outcome.artifacts["qat"] / "qat.json").read_text())
     before = json.loads((outcome.artifacts["ptq"] / "ptq.json").read_text())
     assert trained["accuracy_calibrated"] == before["accuracy_quantized"]
@@ -106,7 +123,7 @@ def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, wo
 
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(first: RunOutcome, work: Path, tmp_path: Path) -> None:
     shutil.copytree(work, tmp_path / "run")
-    for stage in ("build", "check", "eval", "bench", "report"):
+    for stage in ("build", "check", "eval", "bench", "package", "report"):
         shutil.rmtree(tmp_path / "run" / stage)
     outcome = run_recipe(recipe(), tmp_path / "run")
     assert remade(outcome)[0] == "build"
@@ -162,14 +179,15 @@ def test_a_plan_from_a_measurement_is_what_ptq_keeps_in_float(first: RunOutcome,
     data = first.artifacts["data"] / "demo/data.yaml"
     fused = first.artifacts["fuse"] / "fused.safetensors"
     common = ("--data", data, "--imgsz", 64)
-    arguments = ("sensitivity", fused, *common, "--images", 2, "--calib-images", 4, "--top", 3, "-o", tmp_path / "out")
+    few = ("--images", 2, "--calib-images", 4, "--plain", "--top", 3)
+    arguments = ("sensitivity", fused, *common, *few, "-o", tmp_path / "out")
     measured = values(*arguments)
     kept = measured["plan"]["float_layers"]
     worst = sorted(measured["layers"], key=lambda row: float(row["local"]["snr_db"]))[:3]
     assert set(kept) == {row["layer"] for row in worst}
     assert values(*arguments)["layers"] == measured["layers"]
     plan = ("--plan", tmp_path / "out/plan.yaml", "-o", tmp_path / "int8.safetensors")
-    assert values("ptq", fused, *common, "--images", 4, *plan)["layers_float"] == kept
+    assert values("ptq", fused, *common, "--images", 4, "--plain", *plan)["layers_float"] == kept
 
 
 def test_a_recipe_may_find_its_plan(first: RunOutcome, work: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from repq.layers import LayerId
 from repq.model import Detector
-from repq.quant.diagnosis import ENOUGH_DB, diagnose, local_snrs, weight_crest
+from repq.quant.diagnosis import TOO_LITTLE_DB, diagnose, local_snrs, weight_crest
 from repq.quant.ptq import quantize
 from repq.quant.sensitivity import local_errors
 from repq.quant.similarity import similarity
@@ -55,14 +55,26 @@ def test_a_blown_up_weight_is_found_and_named(diagnosis: Diagnosis, healthy: Det
 def test_the_advice_is_the_first_way_that_is_enough(diagnosis: Diagnosis) -> None:
     tried = [way for way in diagnosis.ways if way.head_snr_db is not None]
     assert [way.name for way in tried] == ["ptq", "corrected", "partial"]
-    assert all(way.sufficient == (way.head_snr_db >= ENOUGH_DB) for way in tried if way.head_snr_db is not None)
-    enough = [way.name for way in tried if way.sufficient]
-    assert diagnosis.advice == (enough[0] if enough else diagnosis.advice)
-    assert enough or diagnosis.advice in ("repopt", "qat")
+    assert not any(way.sufficient for way in tried), "SNR alone approves of nothing"
+    assert all((way.sufficient is False) == (way.head_snr_db < TOO_LITTLE_DB) for way in tried)  # type: ignore[operator]
+    left = [way.name for way in tried[1:] if way.sufficient is None]
+    assert diagnosis.advice in (left[:1] or ("repopt", "qat"))
     assert Diagnosis.model_validate_json(diagnosis.model_dump_json()) == diagnosis
     text = diagnosis_table(diagnosis)
     assert ADVICE[diagnosis.advice] in text
     assert BLOWN in text
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.004, 0.006])
+def test_a_way_is_enough_by_the_ap_that_it_loses(healthy: Detector, lost: float) -> None:
+    aps = iter([0.5, 0.5 - 0.02, 0.5 - lost, 0.5])  # float, plain, corrected, partial
+    found = diagnose(
+        healthy, [images()], [images(1, seed=5)], CONFIG, ap=lambda model: next(aps), max_drop=0.005
+    )  # fmt: skip
+    ways = {way.name: way for way in found.ways}
+    assert ways["ptq"].ap_drop == pytest.approx(0.02) and ways["ptq"].sufficient is False
+    assert ways["corrected"].sufficient == (lost <= 0.005)
+    assert found.advice == ("corrected" if lost <= 0.005 else "partial")
 
 
 def test_the_crest_predicts_the_weight_error() -> None:

@@ -25,7 +25,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
     save_checkpoint(folder / "float.safetensors", detector(), names=NAMES)
     common = ("--imgsz", "64", "--images", "2", "--method", "max", "--keep-float", "detect.*_preds.*")
-    values("ptq", folder / "float.safetensors", *data(folder), *common, "-o", folder / "ptq.safetensors")
+    values("ptq", folder / "float.safetensors", *data(folder), *common, "--plain", "-o", folder / "ptq.safetensors")
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def train_quantized(
     state_path: Path | None = None,
     eval_config: EvalConfig = EvalConfig(),
     board: Board | None = None,
+    after_epoch: Callable[[Trainer], None] | None = None,
     progress: Progress = silent,
 ) -> QatOutcome:
     """Train a calibrated model to answer as its float model does, and give back the average of its weights.
@@ -103,6 +105,7 @@ def train_quantized(
         groups: layers whose inputs were declared to share one scale; they go on sharing it.
         seed: of order and augmentation.
         state_path: where the state is saved after every epoch, and gone on from.
+        after_epoch: is called after every epoch, in the first process.
 
     Raises:
         QuantizationError: no layer quantizes, or a layer has no scale.
@@ -125,7 +128,13 @@ def train_quantized(
             learn_scales(student, groups, weights=config.learn_weight_scales)
         updater = QatUpdater(student, imitated, config, own_device)
         trainer = Trainer(
-            updater, job, identity, state_path=state_path, board=board, eval_interval=config.eval_interval
+            updater,
+            job,
+            identity,
+            state_path=state_path,
+            board=board,
+            after_epoch=after_epoch,
+            eval_interval=config.eval_interval,
         )
         trainer.run(progress)
         trained = handed_back(copy.deepcopy(trainer.average.model))

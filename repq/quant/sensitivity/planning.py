@@ -48,7 +48,9 @@ def make_plan(
         plan = QuantPlan.keeping_float(layers, kept)
         return plan, _report(sensitivity, plan, measure, fixed)
     if assess is None:
-        raise DataError("max_drop needs labelled images to measure AP on", fix="give a data set, or use top")
+        raise DataError(
+            "max_drop needs labelled images to measure AP on", fix="give a data set, or say how many layers: top"
+        )
     cost = _costs(sensitivity, milliseconds)
     found = search(
         [

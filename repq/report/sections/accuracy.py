@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Figure, Level, Row, Table, Text, number, table
 from repq.report.comparison import (
-    AP_DROP_BAD,
-    AP_DROP_WARN,
     TORCH,
     Comparison,
     accuracy_of,
@@ -31,7 +29,8 @@ _METRICS = (
     ("AP medium", "ap_medium", "objects of 32² to 96² pixels"),
     ("AP large", "ap_large", "objects over 96² pixels"),
 )
-_CLASS_DROPS = (0.05, 0.15)  # one class varies more than the mean over classes
+_PART_DROPS = (0.02, 0.05)  # objects of one size vary more than all
+_CLASS_DROPS = (0.05, 0.15)  # and one class more still
 
 
 class _Measured(NamedTuple):
@@ -80,7 +79,10 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
         f"{plural(accuracy.images, 'image')}, {plural(accuracy.objects, 'object')}, {accuracy.detections} detections"
     )
     metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
-    return [table("By class", columns, rows), Text(f"{title}: {counts}\n{metrics}")]
+    return [
+        table("By class", columns, rows, badness=lambda row: -(row.ap or 0.0)),
+        Text(f"{title}: {counts}\n{metrics}"),
+    ]
 
 
 def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
@@ -118,9 +120,7 @@ def _measured(summary: ReportSummary) -> list[_Measured]:
     ]
 
 
-def _change_column(
-    title: str, value: Callable[[Row], float | None], bounds: tuple[float, float] = (AP_DROP_WARN, AP_DROP_BAD)
-) -> Column[Row]:
+def _change_column(title: str, value: Callable[[Row], float | None], bounds: tuple[float, float]) -> Column[Row]:
     """Changes of AP, marked where the loss is above the first bound, or above the second."""
 
     def level(row: Row) -> Level:
@@ -131,9 +131,13 @@ def _change_column(
 
 
 def _changes_table(compared: Sequence[Comparison]) -> Table:
+    bounds = {"ap": (compared[0].max_drop, compared[0].max_drop)}
     columns: Columns[Comparison] = [
         Column("Engine", "title"),
-        *(_change_column(name, partial(Comparison.metric_change, metric=metric)) for name, metric, _ in _METRICS),
+        *(
+            _change_column(title, partial(Comparison.metric_change, metric=metric), bounds.get(metric, _PART_DROPS))
+            for title, metric, _ in _METRICS
+        ),
     ]
     return table("Change from FP32 to INT8, overall and by object size", columns, compared)
 

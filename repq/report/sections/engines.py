@@ -106,14 +106,14 @@ def check_blocks(check: CheckReport) -> list[Block]:
         *(number(f"Max error, {name}", partial(_error, name), compact) for name in outputs),
         number("AP", lambda row: row.accuracy.defined(), fraction),
         number("AP gap", "ap_gap", change, hint="engine minus simulation",
-               level=lambda row: "good" if abs(row.ap_gap) <= check.max_ap_gap else "bad"),
+               level=lambda row: "good" if abs(row.ap_gap) <= check.max_drop else "bad"),
         number("INT8 layers", "int8_layers", count, note=_untold),
         number("Float layers", "float_layers", count, note=_untold),
     ]  # fmt: skip
     demanded = f", SNR of at least {check.min_snr_db:.1f} dB" if check.min_snr_db is not None else ""
     lead = (
         f"{'Passed' if check.passed else 'Failed'} on {plural(check.images, 'image')}: torch's fake quantization has "
-        f"AP {fraction(check.reference.defined())}; allowed gap ±{compact(check.max_ap_gap)} AP{demanded}."
+        f"AP {fraction(check.reference.defined())}; allowed gap ±{compact(check.max_drop)} AP{demanded}."
     )
     blocks: list[Block] = [Text(lead), table("Agreement", columns, check.engines)]
     if check.typed is not None:

@@ -22,7 +22,7 @@ from repq.report.blocks import (
     Listing,
     Metric,
     Picture,
-    PicturePair,
+    PictureRow,
     Table,
     Text,
     number,
@@ -104,12 +104,15 @@ def _measured(summary: ReportSummary) -> list[Block]:
 
 
 def _pictures(summary: ReportSummary) -> list[Block]:
-    """The same images with the boxes of both models: FP32 on the left, INT8 on the right."""
+    """What there is to find beside what both models found, the worst changes first."""
     shown = summary[PICTURES]
     if not shown.images:
         return []
-    lead = f"Boxes of {engine_title(shown.engine)}; score at least {shown.confidence:.2f}."
-    return [Text(lead), *map(_pair, shown.images)]
+    lead = (
+        f"Boxes of {engine_title(shown.engine)}; score at least {shown.confidence:.2f}. Of {shown.looked_at} images "
+        "those that INT8 changed most for the worse come first; boxes with a white rim were lost, or are new."
+    )
+    return [Text(lead), *map(_row, shown.images)]
 
 
 def _environment(summary: ReportSummary) -> list[Block]:
@@ -165,6 +168,18 @@ def doctor_blocks(environment: Environment, rows: Sequence[Availability]) -> lis
     return [table("Runtimes", columns, rows), Text(machine)]
 
 
+def settings_blocks(section: str, rows: Sequence[Mapping[str, Any]], about: str) -> list[Block]:
+    """For the terminal: the settings of a section of recipes."""
+    columns: Columns[Mapping[str, Any]] = (
+        Column("Setting", lambda row: row["name"], code=True),
+        Column("Default", lambda row: "(required)" if row["required"] else json.dumps(row["default"]), wrap=True),
+        Column("Range", lambda row: row["range"], wrap=True),
+        Column("Option", lambda row: row["option"], optional=True, wide=True),
+        Column("Meaning", lambda row: row["help"], wrap=True),
+    )
+    return [Text(about), table(section, columns, rows)]
+
+
 def _card(comparison: Comparison) -> Card:
     return Card(
         title=comparison.title,
@@ -180,7 +195,7 @@ def _verdict(comparison: Comparison) -> str:
     if not comparison.level or comparison.level == "good":
         return "OK" if comparison.level else ""
     troubles = (
-        (comparison.accuracy_level, "large accuracy loss" if comparison.accuracy_level == "bad" else "accuracy loss"),
+        (comparison.accuracy_level, "accuracy loss"),
         (comparison.precision_level, "not all in INT8"),
         (comparison.speed_level, "not faster"),
     )
@@ -262,17 +277,17 @@ def _bars(shown: Sequence[Comparison]) -> list[Figure]:
     return [figure for measure in _MEASURES for figure in measure.figure(shown, setting)]
 
 
-def _pair(image: DrawnImage) -> PicturePair:
-    both = f"; {image.matched} found by both" if image.matched is not None else ""
-    pictures = (
-        ("FP32", image.float_boxes, image.float_jpeg),
-        ("INT8", image.quantized_boxes, image.quantized_jpeg),
-    )
-    left, right = (
-        Picture(f"{title}: {boxes} box{'' if boxes == 1 else 'es'}", base64.b64encode(jpeg).decode())
-        for title, boxes, jpeg in pictures
-    )
-    return PicturePair(f"{image.name}{both}", left, right)
+def _boxes(found: int) -> str:
+    return f"{count(found)} box{'' if found == 1 else 'es'}"
+
+
+def _row(image: DrawnImage) -> PictureRow:
+    pictures = []
+    for panel in image.panels:
+        marked = f", {panel.marked} {panel.mark}" if panel.marked else ""
+        caption = f"{panel.title}: {_boxes(panel.boxes)}{marked}"
+        pictures.append(Picture(caption, base64.b64encode(panel.jpeg).decode()))
+    return PictureRow(image.name, tuple(pictures))
 
 
 def _machine_blocks(environment: Environment) -> tuple[Facts, Table]:

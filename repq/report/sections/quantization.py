@@ -25,7 +25,7 @@ from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport
 _LOW_SNR_DB = 20.0
 ADVICE = {
     "ptq": "plain post-training quantization is enough",
-    "corrected": "post-training quantization with corrections is enough",
+    "corrected": "post-training quantization with corrections, as `repq ptq` does it",
     "partial": "keep a few layers in float",
     "repopt": "retrain with RepOptimizer: the fused weights are to blame",
     "qat": "quantization-aware training: the loss is spread over weights and activations",
@@ -109,17 +109,23 @@ def _layer_table(layers: Sequence[LayerQuantization]) -> Table:
                level=lambda row: "" if row.precision == "int8" else "muted"),
         number("MACs, M", lambda row: row.macs / 1e6, significant, hint="million multiply-adds for one image",
                detail=True),
-        number("Weights", "weight_range", span, hint="smallest and largest; sorted by the larger magnitude"),
+        number("Weights", "weight_range", span, hint="smallest and largest; sorted by the larger magnitude", wide=True),
         number("Channel ratio", "weight_channel_ratio", significant,
                hint="largest over smallest per-channel weight maximum"),
         _snr("Weight SNR, dB", "weight_snr_db"),
-        number("Input", "activation_range", span, hint="smallest and largest; sorted by the larger magnitude"),
+        number("Input", "activation_range", span, hint="smallest and largest; sorted by the larger magnitude",
+               wide=True),
         number("Input scale", "activation_scale", compact, detail=True),
         number("Zero point", "activation_zero_point", str, detail=True),
         _snr("Input SNR, dB", "activation_snr_db"),
     )  # fmt: skip
     note = f"SNR under {_LOW_SNR_DB:.0f} dB is marked: such a layer is worth keeping in float or calibrating otherwise."
-    return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True)
+    return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True, badness=_noise)
+
+
+def _noise(row: LayerQuantization | LayerDiagnosis) -> float:
+    """Noise over signal of a layer's output, by its weight and its input."""
+    return sum(10 ** (-value / 10) for value in (row.weight_snr_db, row.activation_snr_db) if value is not None)
 
 
 def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
@@ -129,7 +135,7 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
         number("W ratio", "weight_channel_ratio", "{:.1f}".format),
         number("W crest", "weight_crest", "{:.1f}".format),
         number("W dB", "weight_snr_db", decibels),
-        number("Input", "activation_range", span),
+        number("Input", "activation_range", span, wide=True),
         number("Tail", "activation_tail", "{:.1f}".format),
         number("Channels", "activation_channel_ratio", "{:.1f}".format),
         number("Input dB", "activation_snr_db", decibels),
@@ -138,16 +144,29 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
     ways: Columns[Way] = (
         Column("", lambda way: "*" if way.name == diagnosis.advice else ""),
         Column("Way", "name"),
+        number("AP lost", "ap_drop", fraction, optional=True),
         number("Head dB", "head_snr_db", decibels),
-        Column("Enough", lambda way: {True: "yes", False: "no", None: "not tried"}[way.sufficient]),
+        Column("Enough", _enough),
         Column("Evidence", "evidence", wrap=True),
         Column("How", "command", code=True),
     )
     title = f"{diagnosis.model}, {diagnosis.scheme}, {plural(diagnosis.images, 'image')}"
-    enough = f"Ways to INT8; enough is a head SNR of {diagnosis.threshold_db:.0f} dB"
+    enough = (
+        f"Ways to INT8; enough is a loss of at most {compact(diagnosis.max_drop)} AP on images that calibrated "
+        f"nothing, and a head SNR of {diagnosis.threshold_db:.0f} dB"
+    )
+    advice = f"advice: {ADVICE[diagnosis.advice]}"
+    if diagnosis.ap_float is None:
+        advice += ". No labels, no AP: what that loses is not known"
     return [
-        table(title, layers, diagnosis.layers),
+        table(title, layers, diagnosis.layers, badness=_noise),
         table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
         table(enough, ways, diagnosis.ways),
-        Text(f"advice: {ADVICE[diagnosis.advice]}"),
+        Text(advice),
     ]
+
+
+def _enough(way: Way) -> str:
+    if way.sufficient is None:
+        return "not tried" if way.head_snr_db is None else "not known"
+    return "yes" if way.sufficient else "no"

@@ -8,9 +8,15 @@ from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
 from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
-from repq.report.plots import training_accuracy, training_losses, weight_growth
+from repq.report.plots import (
+    confusion_matrix,
+    precision_recall,
+    training_accuracy,
+    training_losses,
+    weight_growth,
+)
 from repq.report.summary import FUSE, QAT, TRAIN, Section
-from repq.results import Accuracy, BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results import Accuracy, BlockFusion, Curves, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
 
 TRAINING = Section("training", "Training", lambda summary: train_blocks(summary[TRAIN]), needs=(TRAIN,))
 TRAINED_QUANTIZED = Section(
@@ -40,7 +46,19 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
     ]
-    return [*_epoch_blocks(training.epochs, "training", Facts(facts))]
+    return [*_epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
+
+
+def curve_figures(curves: Curves | None) -> list[Figure]:
+    """Precision over recall and the confusion of classes, which are files as well."""
+    if curves is None or not any(curves.precision):
+        return []
+    return [
+        Figure("Precision and recall", partial(precision_recall, curves), "precision over recall by class",
+               file="pr_curve.svg"),
+        Figure("Confusion of classes", partial(confusion_matrix, curves), "what objects were found as, by class",
+               file="confusion.svg"),
+    ]  # fmt: skip
 
 
 def qat_blocks(training: QatReport) -> list[Block]:

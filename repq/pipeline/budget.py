@@ -1,0 +1,39 @@
+"""What a run does while INT8 loses too much: the ways that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from repq.artifact import Artifact
+from repq.recipe import PlanConfig, QatConfig
+from repq.recipe.whole import Recipe
+from repq.stages.verdict import drops
+
+_LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
+"""Of a training that starts from the best that corrections reach: as in recipes/qat.yaml."""
+
+
+def ways(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """The recipe, and what is left where it loses too much: corrections, a plan, and training if it is allowed.
+
+    What a recipe asks for by name it keeps; a plan of so many layers is one that somebody asked for.
+    """
+    yield _name(recipe), recipe
+    if recipe.plan is None:
+        recipe = recipe.model_copy(update={"plan": PlanConfig(max_drop=recipe.max_drop)})
+        yield _name(recipe), recipe
+    if recipe.qat is None and recipe.allow_qat:
+        yield _name(recipe := recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})), recipe
+
+
+def _name(recipe: Recipe) -> str:
+    parts = ["corrections" if recipe.ptq.auto else "as asked for"]
+    parts += ["a plan"] if recipe.plan is not None else []
+    return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
+
+
+def lost(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> float:
+    """AP that INT8 loses: in the target, or in the engine that loses most."""
+    found = drops(artifacts)
+    chosen = {recipe.target: found[recipe.target]} if recipe.target in found else found
+    return max((before - after for before, after in chosen.values()), default=0.0)

@@ -1,0 +1,23 @@
+"""The verdict of a run in sentences."""
+
+from __future__ import annotations
+
+from repq.recipe import engine_title
+from repq.results import Verdict
+
+
+def sentences(verdict: Verdict) -> list[str]:
+    """Each engine, the worst first; what was tried; what to ship."""
+    good = [engine_title(row.engine) for row in verdict.engines if row.good]
+    lines = []
+    for row in sorted(verdict.engines, key=lambda row: row.good):
+        facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({-row.drop:+.4f}; allowed -{verdict.max_drop:g})"
+        facts += "" if row.speedup is None else f", {row.speedup:.2f} times as fast as FP32"
+        why = ["INT8 loses too much"] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
+        pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""
+        lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
+    if len(verdict.ways) > 1:
+        lines.append("tried: " + "; ".join(f"{name} (loses {drop:.4f})" for name, drop in verdict.ways))
+    if verdict.ship is not None:
+        lines.append(f"to ship: {engine_title(verdict.ship)} INT8")
+    return lines

@@ -1,0 +1,107 @@
+"""The budget of single commands: what is left where quantization loses too much, and how such a command ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from repq.errors import ToleranceError
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import EngineName, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
+from repq.results import PtqReport
+from repq.stages.evaluate import evaluate_model
+from repq.stages.ptq import ptq_checkpoint
+from repq.stages.sensitivity import PLAN, measure_sensitivity
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was quantized, and what it loses: in the target where one was named, else in torch's simulation."""
+
+    report: PtqReport
+    ap: float
+    where: str
+    planned: bool
+
+    @property
+    def drop(self) -> float:
+        return self.report.accuracy_float.ap - self.ap
+
+
+@dataclass(frozen=True)
+class PtqJob:
+    """A checkpoint to quantize, and how it is judged; see `ptq_checkpoint` for the parts."""
+
+    weights: Path
+    config: PtqConfig
+    data: Path
+    val_split: str
+    imgsz: tuple[int, int]
+    eval_config: EvalConfig
+    plan: Path | None = None
+    device: str = "cpu"
+    target: EngineName | None = None
+
+    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+        """Quantize, and measure where it is to run."""
+        report = ptq_checkpoint(
+            self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
+            eval_config=self.eval_config, plan=self.plan, device=self.device, progress=progress, log=log,
+        )  # fmt: skip
+        held = Held(report, report.accuracy_quantized.ap, "the simulation", self.plan is not None)
+        if self.target is None:
+            return held
+        found, _ = evaluate_model(
+            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=self.target, progress=progress, log=log
+        )
+        return replace(held, ap=found.ap, where=self.target)
+
+
+def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
+    """Quantize; where more than ``max_drop`` AP is lost, measure the layers and keep those in float that cost most.
+
+    The plan and its report stay in ``OUT.sensitivity``. What loses less is what ``out`` holds. Nothing more is tried
+    where the settings were named (``job.config.auto`` is false) or a plan was given.
+
+    Raises:
+        RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
+    """
+    first = job.run(out, progress, log)
+    if first.drop <= max_drop or first.planned or not job.config.auto:
+        return first
+    log(f"loses {first.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
+    folder = out.with_name(f"{out.name}.sensitivity")
+    _, plan = measure_sensitivity(
+        job.weights, folder, SensitivityConfig(), PlanConfig(max_drop=max_drop), job.config, data=job.data,
+        val_split=job.val_split, imgsz=job.imgsz, eval_config=job.eval_config, device=job.device, progress=progress,
+        log=log,
+    )  # fmt: skip
+    assert plan is not None
+    if not plan.float_layers:
+        log("on images of the train split the budget holds with every layer in INT8")
+        return replace(first, planned=True)
+    beside = out.with_name(f".{out.name}")
+    try:
+        second = replace(job, plan=folder / PLAN).run(beside, progress, log)
+        if second.drop < first.drop:
+            beside.replace(out)
+            return second
+    finally:
+        beside.unlink(missing_ok=True)
+    return replace(first, planned=True)
+
+
+def demand_budget(drop: float, max_drop: float, where: str, fix: str) -> None:
+    """Fail where INT8 loses too much.
+
+    Args:
+        fix: the next command to try.
+
+    Raises:
+        ToleranceError: ``drop`` is above ``max_drop``.
+    """
+    if drop > max_drop:
+        raise ToleranceError(
+            "INT8 loses more AP than allowed", found=f"{drop:.4f} in {where}; --max-drop is {max_drop:g}", fix=fix
+        )

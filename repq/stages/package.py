@@ -1,0 +1,107 @@
+"""The folder that is deployed, as a stage: the engine to ship, what documents it, samples, and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from repq.api.opening import load
+from repq.recipe import DeployConfig, engine_title
+from repq.report.blocks import Block, Column, Columns, Facts, Text, number, table
+from repq.report.numbers import fraction, mebibytes, milliseconds
+from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, ExportedGraphs, PtqReport, Verdict
+from repq.stages.build import built
+from repq.stages.stage import Job, Section, Stage
+from repq.stages.verdict import judged
+
+
+def shipped(verdict: Verdict, names: Mapping[str, Any], timed: Mapping[str, BenchRow]) -> str | None:
+    """The engine to ship, by its name such as ``openvino-int8``; None: it cannot be built here.
+
+    Where INT8 is not good enough in any engine, it is the fastest in FP32.
+    """
+    if verdict.ship is not None:
+        name = f"{verdict.ship}-int8"
+        return name if name in names else None
+    plain = [name for name in names if name.endswith("-float32")]
+    return min(plain, key=lambda name: timed[name].latency_ms_median if name in timed else float("inf"), default=None)
+
+
+def _package(job: Job) -> None:
+    from repq.deploy import write_package
+
+    artifacts, engines = job.artifacts, built(job)
+    bench = artifacts["bench"].result(BenchReport)
+    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
+    verdict = judged(job.recipe, artifacts, ())
+    name = shipped(verdict, engines, timed)
+    graph = name.rpartition("-")[2] if name else "int8"
+    if name is None and "int8_float16" in artifacts["export"].result(ExportedGraphs).graphs:
+        graph = "int8_float16"
+    onnx = load(artifacts["export"] / f"{graph}.onnx")
+    model = onnx if name is None else load(engines[name])
+    config = job.section("deploy", DeployConfig)
+    card = model_card(job, verdict, name or f"{verdict.ship}-int8", timed, artifacts["eval"].result(Accuracies).models)
+    write_package(job.payload, model, onnx, config, job.recipe.eval.letterbox, card)
+    job.log(f"  to ship: {name or onnx.label}")
+
+
+def model_card(
+    job: Job, verdict: Verdict, name: str, timed: Mapping[str, BenchRow], measured: Mapping[str, Accuracy]
+) -> str:
+    """What is in the folder, what was measured of it and where, and what it must not be taken for."""
+    from repq.report.markdown import render_markdown
+
+    recipe, bench = job.recipe, job.artifacts["bench"].result(BenchReport)
+    ptq = job.artifacts["ptq"].result(PtqReport)
+    environment, row = bench.environment, bench.rows[0]
+    int8 = sum(layer.precision == "int8" for layer in ptq.layers)
+    columns: Columns[str] = (
+        Column("Engine", str),
+        number("AP", lambda one: measured[one].ap, fraction),
+        number("AP50", lambda one: measured[one].ap50, fraction),
+        number("Median latency (ms)", lambda one: timed[one].latency_ms_median if one in timed else None, milliseconds),
+        number("Size", lambda one: timed[one].size_bytes if one in timed else None, mebibytes),
+    )
+    why = (
+        f"INT8 loses at most {verdict.max_drop:g} AP in it and is faster than FP32."
+        if verdict.ship is not None
+        else f"INT8 is not shipped: no engine keeps the loss within {verdict.max_drop:g} AP and is faster than FP32."
+    )
+    blocks: list[Block] = [
+        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}, shipped as {name}. {why}"),
+        Facts([
+            ("Input", f"{recipe.imgsz[0]}x{recipe.imgsz[1]} (height x width); model.json says how images become it"),
+            ("Layers in INT8", f"{int8} of {len(ptq.layers)}, of the INT8 engines"),
+            ("Calibration", f"{ptq.calibration}, {ptq.images} images of the split {recipe.data.train!r}"),
+            ("Measured on", f"{environment.gpu or environment.cpu}; {row.threads} threads, batch {row.batch}"),
+            ("AP measured on", f"{next(iter(measured.values())).images} images of the split {recipe.data.val!r}"),
+            ("Made by", f"the recipe {recipe.name!r} of repq, seed {recipe.seed}"),
+        ]),
+        table("What was measured", columns, list(measured)),
+        Text(
+            "Latency holds for that machine alone, AP for images of that kind alone. The weights have the licence of "
+            "where they come from, and so has this engine: those of the official YOLOv6 are under GPL-3.0."
+        ),
+        table(
+            "Files",
+            (Column("File", lambda row: row[0], code=True), Column("What", lambda row: row[1], wrap=True)),
+            _FILES,
+        ),
+    ]  # fmt: skip
+    return f"# {recipe.name}: {engine_title(name.rpartition('-')[0])}\n\n" + render_markdown(blocks) + "\n"
+
+
+_FILES = (
+    ("engine/", "the engine, as repq loads it; the file that the runtime reads is named in model.json"),
+    ("model.onnx", "the graph that it was built from"),
+    ("model.json", "input, letterbox, output, classes and thresholds"),
+    ("detect.py", "from image files to boxes with numpy, OpenCV and the runtime: python detect.py IMAGE"),
+    ("detect.cpp, model.hpp", "the same in C++ with OpenVINO; its head says how to build it"),
+)
+
+STAGE = Stage(
+    "package", _package, {"deploy": Section(DeployConfig)},
+    ("name", "imgsz", "eval", "data", "target", "max_drop", "min_speedup"),
+    reads=("build/*", "export/*", "eval/eval.json", "bench/bench.json", "ptq/ptq.json"), publish="deploy",
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""Finding objects in files, by a model of any form, or by two that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repq.api.opening import load
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import PredictConfig
+from repq.results import PredictReport
+
+
+def predict_files(
+    model: Path,
+    places: Sequence[str],
+    out: Path,
+    config: PredictConfig,
+    *,
+    compare: Path | None = None,
+    imgsz: tuple[int, int] | None = None,
+    engine: Any = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> PredictReport:
+    """Find objects and write them into the folder ``out``; see `repq.predict.predict`.
+
+    Raises:
+        RepqError: a model or a source cannot be opened, or the folder cannot be written to.
+    """
+    from repq.predict import open_sources, predict
+
+    opened, *others = (
+        load(path, engine=engine if path.is_file() else None, imgsz=imgsz, threads=threads, device=device, log=log)
+        for path in (model, *([compare] if compare else []))
+    )
+    return predict(
+        opened, open_sources(places, log), out, config, other=others[0] if others else None, imgsz=imgsz, force=force,
+        progress=progress, log=log,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""`repq predict`: every kind of source and of output, two models side by side, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from command_lines import SIZE, Material, invoke, refused
+
+from repq.api.opening import load
+
+FRAMES = 7
+
+
+@pytest.fixture(scope="module")
+def engine(material: Material) -> Path:
+    onnx, folder = material.files["build MODEL"], material.folder / "engine"
+    assert invoke("build", onnx, "--engine", "onnxruntime", "-o", folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of several sizes and forms, one in a folder below, and one that is damaged."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "below").mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (50, 80)), ("a.png", (64, 64)), ("below/c.jpg", (120, 70)), ("000123.gif", (40, 40))):
+        assert cv2.imwrite(str(folder / name), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:600])
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for number in range(FRAMES):
+        writer.write(np.full((64, 96, 3), 30 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def run(*arguments: object) -> dict:
+    result = invoke("predict", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def written(folder: Path) -> dict:
+    return json.loads((folder / "predictions.json").read_text())
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_becomes_boxes_in_every_form(engine: Path, pictures: Path, folder: Path) -> None:
+    report = run(engine, pictures, "-o", "out", "--conf", 0.0005, "--txt", "--scores", "--coco")
+    names = {"a.jpg", "a.png", "below/c.jpg", "000123.gif"}
+    assert files(folder / "out") == {
+        "predictions.json", "coco.json", "drawn/a.jpg", "drawn/a.png", "drawn/below/c.jpg", "drawn/000123.gif.jpg",
+        "labels/a.txt", "labels/a.png.txt", "labels/below/c.txt", "labels/000123.txt",
+    }  # fmt: skip
+    assert (report["images"], report["skipped_count"]) == (4, 1) and "broken.jpg" in report["skipped"][0]
+    found = written(folder / "out")
+    assert {entry["image"] for entry in found["images"]} == names
+    assert [entry["image"] for entry in found["skipped"]] == ["broken.jpg"]
+    assert sum(len(entry["boxes"]) for entry in found["images"]) == report["boxes"] > 0
+    coco = json.loads((folder / "out/coco.json").read_text())
+    assert {image["file_name"]: image["id"] for image in coco["images"]}["000123.gif"] == 123
+    assert len(coco["annotations"]) == report["boxes"]
+    model = load(engine)
+    for entry in found["images"]:
+        path = pictures / entry["image"]
+        expected = model.detect(path, conf=0.0005)
+        boxes = np.array([[*box["box"], box["score"], box["class"]] for box in entry["boxes"]]).reshape(-1, 6)
+        np.testing.assert_allclose(boxes, expected, atol=1e-2)
+        assert all(box["name"] == ("circle", "square", "ring")[box["class"]] for box in entry["boxes"])
+    label = np.loadtxt(folder / "out/labels/a.txt", ndmin=2)
+    boxes = model.detect(pictures / "a.jpg", conf=0.0005)
+    np.testing.assert_allclose(label[:, 3] * 80, boxes[:, 2] - boxes[:, 0], atol=1e-3)
+    np.testing.assert_allclose(label[:, 5], boxes[:, 4], atol=1e-6)
+
+
+def test_every_way_to_name_images(engine: Path, pictures: Path, folder: Path) -> None:
+    listed = folder / "list.txt"
+    listed.write_text(f"{pictures}/a.jpg\n{pictures}/below/c.jpg\n")
+    for places, names in (
+        ([pictures / "a.jpg"], {"a.jpg"}),
+        ([pictures / "a.*"], {"a.jpg", "a.png"}),
+        ([f"{pictures}/**/c.jpg"], {"c.jpg"}),
+        ([listed], {"a.jpg", "below/c.jpg"}),
+        ([pictures / "below", pictures / "a.png"], {"a.png", "below/c.jpg"}),
+    ):
+        run(engine, *places, "-o", "out", "--no-draw")  # predictions of before are replaced
+        assert {entry["image"] for entry in written(folder / "out")["images"]} == names
+        assert files(folder / "out") == {"predictions.json"}
+    assert run(engine, pictures, "-o", "out", "--frames", 2)["images"] == 2
+
+
+def test_a_video_becomes_a_video(engine: Path, video: Path, folder: Path) -> None:
+    report = run(engine, video, video, "-o", "out", "--batch", 2, "--txt")
+    assert report["images"] == 2 * FRAMES
+    assert {path.name for path in (folder / "out/drawn").iterdir()} == {"clip.mp4", "clip-2.mp4"}
+    capture = cv2.VideoCapture(str(folder / "out/drawn/clip.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (FRAMES, 10)
+    names = [entry["image"] for entry in written(folder / "out")["images"]]
+    assert names == [f"{clip}/{number:06d}" for clip in ("clip", "clip-2") for number in range(FRAMES)]
+    assert (folder / "out/labels/clip/000003.txt").is_file()
+
+
+def test_damaged_frames_are_counted(engine: Path, video: Path, folder: Path) -> None:
+    data = bytearray(video.read_bytes())
+    start = data.find(b"00dc", data.find(b"00dc", data.find(b"movi")) + 4)  # the second frame: its name, size, content
+    size = int.from_bytes(data[start + 4 : start + 8], "little")
+    data[start + 8 : start + 8 + size] = bytes(size)
+    (folder / "damaged.avi").write_bytes(data)
+    report = run(engine, "damaged.avi", "-o", "out", "--no-draw")
+    assert report["skipped_count"] >= 1
+    assert report["images"] + report["skipped_count"] == FRAMES
+
+
+def test_two_models_side_by_side(material: Material, engine: Path, pictures: Path, folder: Path) -> None:
+    weights = material.files["WEIGHTS"]
+    report = run(engine, pictures / "a.jpg", "--compare", weights, "--imgsz", SIZE, "-o", "out", "--conf", 0.0005)
+    compared = report["compared"]
+    assert (compared["lost"], compared["new"], compared["same"]) == (0, 0, report["boxes"])
+    drawn = cv2.imread(str(folder / "out/drawn/a.jpg"))
+    assert drawn is not None and drawn.shape[1] > 160
+    entry = written(folder / "out")["images"][0]
+    assert entry["lost"] == entry["new"] == [] and len(entry["other"]) == len(entry["boxes"])
+    other = folder / "other.safetensors"
+    from repq.model import build, save_checkpoint
+
+    save_checkpoint(other, build("yolov6lite_s", 4).eval())
+    message = refused(invoke("predict", engine, pictures, "--compare", other, "--imgsz", SIZE))
+    assert "other classes" in message
+
+
+BAD_SOURCES = {
+    "nothing": lambda folder: "nowhere.jpg",
+    "an empty folder": lambda folder: (folder / "empty").mkdir() or "empty",
+    "a pattern of nothing": lambda folder: "*.jpeg",
+    "text": lambda folder: (folder / "a.xyz").write_text("x") and "a.xyz",
+    "no video": lambda folder: (folder / "a.mp4").write_bytes(b"x" * 999) and "a.mp4",
+    "an empty video": lambda folder: (folder / "a.mp4").touch() or "a.mp4",
+    "a camera that is not there": lambda folder: "97",
+    "a stream that does not answer": lambda folder: "rtsp://127.0.0.1:1/x",
+    "an image that is none": lambda folder: (folder / "a.png").write_bytes(b"x" * 999) and "a.png",
+    "a pipe": lambda folder: os.mkfifo(folder / "a.jpg") or "a.jpg",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SOURCES)
+def test_a_source_that_cannot_be_used(kind: str, engine: Path, folder: Path) -> None:
+    make: Callable[[Path], object] = BAD_SOURCES[kind]
+    source = make(folder)
+    before = sorted(folder.rglob("*"))
+    message = refused(invoke("predict", engine, source, "-o", "out"))
+    assert "fix:" in message
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_is_there_is_not_overwritten(engine: Path, pictures: Path, folder: Path) -> None:
+    (folder / "out/labels").mkdir(parents=True)
+    (folder / "out/labels/a.txt").write_text("mine")
+    line = ("predict", engine, pictures / "a.jpg", "-o", "out", "--txt")
+    assert "--force" in refused(invoke(*line))
+    assert files(folder / "out") == {"labels/a.txt"}
+    assert (folder / "out/labels/a.txt").read_text() == "mine"
+    (folder / "out/labels/other.txt").write_text("mine too")
+    assert invoke(*line, "--force").exit_code == 0
+    assert (folder / "out/labels/other.txt").read_text() == "mine too"
+    assert (folder / "out/labels/a.txt").read_text() != "mine"
+    (folder / "own").mkdir()
+    shutil.copy(pictures / "a.jpg", folder / "own/a.jpg")
+    assert "lies in the folder" in refused(invoke("predict", engine, folder / "own", "-o", "own", "--force"))
+    assert "is a folder" in refused(invoke("predict", engine, pictures, "-o", "own/a.jpg"))
+
+
+def test_a_terminal_of_few_letters(material: Material, folder: Path) -> None:
+    """Class names of any script are printed where the terminal's encoding has none of their letters."""
+    import subprocess
+    import sys
+
+    from repq.model import build, save_checkpoint
+
+    save_checkpoint(folder / "w.safetensors", build("yolov6lite_s", 1).eval(), names=("猫 → Füße",))
+    cv2.imwrite(str(folder / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    command = [sys.executable, "-m", "repq", "predict", "w.safetensors", "a.png", "--imgsz", "64", "--conf", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("latin-1")
+    assert "\\u732b -> Füße" in text
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, cwd=folder)
+    assert done.returncode == 2 and b"space" in done.stderr and b"Traceback" not in done.stderr

@@ -1,0 +1,148 @@
+"""The samples of the folder that is deployed find what repq finds, without repq."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import repq
+from repq.api.opening import load, of_weights
+from repq.deploy import header, write_package
+from repq.model import build
+from repq.preprocessing import PRESETS
+from repq.quant import Weights
+from repq.recipe import DeployConfig, LetterboxConfig
+
+SIZE = (64, 96)
+NAMES = ("plain", 'with "quotes" and a \\', "Füße 猫?")
+CONFIG = DeployConfig(confidence=0.4, max_detections=40)
+
+
+def detector(preprocessing: str, folder: Path) -> repq.Model:
+    """A network that finds many things in noise, of this preprocessing, as an ONNX file."""
+    torch.manual_seed(0)
+    model = build("yolov6n_v2", len(NAMES), deploy=True).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
+            nn.init.normal_(module.weight, 0, (2 / inputs) ** 0.5)
+            assert module.bias is not None
+            nn.init.normal_(module.bias, 0, 0.1)
+    form = next(entry.preprocessing for entry in PRESETS if entry.name == preprocessing)
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    stem.weight.data *= form.divisor / 255
+    model.spec = replace(model.spec, preprocessing=form)
+    return of_weights("noise", Weights(model, NAMES)).export(folder / "model.onnx", imgsz=SIZE)
+
+
+def packed(folder: Path, onnx: repq.Model, runtime: str | None, letterbox: LetterboxConfig) -> Path:
+    model = onnx if runtime is None else onnx.build(runtime, out=folder / "built")
+    out = folder / "deploy"
+    out.mkdir()
+    write_package(out, model, onnx, CONFIG, letterbox, "# a card\n")
+    return out
+
+
+def picture(height: int, width: int, path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(noise, (width, height), interpolation=cv2.INTER_NEAREST))
+    return path
+
+
+def printed(text: str) -> tuple[list[str], NDArray[np.float64]]:
+    rows = [line.split("\t") for line in text.splitlines()]
+    names, numbers = [row[-6] for row in rows], [row[-4:] + row[-5:-4] for row in rows]
+    return names, np.array(numbers, np.float64).reshape(-1, 5)
+
+
+def demand_same(text: str, model: repq.Model, image: Path, letterbox: LetterboxConfig) -> None:
+    from repq.api.service import as_exported, service_of
+    from repq.data import read_image
+
+    settings = {**CONFIG.model_dump(), "multi_label": False, "clip": True, "letterbox": letterbox}
+    expected = service_of(model, SIZE, as_exported(model, **settings)).detect([read_image(image)])[0]
+    names, found = printed(text)
+    assert 3 < len(expected) == len(found)
+    places = []
+    for row in expected:  # scores that differ in the last digit change places
+        far = np.abs(found[:, :4] - row[:4]).max(axis=1) + 100 * np.array([name != NAMES[int(row[5])] for name in names])
+        places.append(int(far.argmin()))
+        assert far.min() < 0.1 and abs(found[places[-1], 4] - row[4]) < 2e-3
+    assert sorted(places) == list(range(len(found)))
+    assert (np.diff(found[:, 4]) <= 0).all()
+
+
+SMALL = LetterboxConfig(border=4, inner_size=48)
+CASES = [
+    ("yolov6", "onnxruntime", LetterboxConfig()), ("yolox", "openvino", LetterboxConfig()), ("yolox-legacy", None, SMALL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preprocessing", "runtime", "letterbox"), CASES, ids=[case[0] for case in CASES])
+def test_python(tmp_path: Path, preprocessing: str, runtime: str | None, letterbox: LetterboxConfig) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    onnx = detector(preprocessing, tmp_path)
+    folder = packed(tmp_path, onnx, runtime, letterbox)
+    about = json.loads((folder / "model.json").read_text())
+    assert tuple(about["classes"]) == NAMES and about["thresholds"]["confidence"] == 0.4
+    image = picture(101, 77, tmp_path / "a.png")
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import sys, runpy; sys.modules['repq'] = None; sys.argv = sys.argv[1:]; "
+               "runpy.run_path(sys.argv[0], run_name='__main__')", "detect.py", str(image)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=clean)
+    assert done.returncode == 0, done.stderr
+    demand_same(done.stdout, onnx, image, letterbox)
+
+
+def compiler() -> list[str]:
+    """A command that builds against OpenVINO's own package, or a skip with the reason."""
+    openvino = pytest.importorskip("openvino")
+    home = Path(openvino.__file__).parent
+    libraries = sorted((home / "libs").glob("libopenvino.so*"))
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    if not libraries or not (home / "include/openvino/openvino.hpp").is_file():
+        pytest.skip("this package of OpenVINO has no headers and libraries")
+    return ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-isystem{home / 'include'}", "detect.cpp",
+            "-o", "detect", str(libraries[0]), f"-Wl,-rpath,{home / 'libs'}",
+            f"-Wl,-rpath-link,{home / 'libs'}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preprocessing", "runtime", "letterbox"), CASES, ids=[case[0] for case in CASES])
+def test_cpp(tmp_path: Path, preprocessing: str, runtime: str | None, letterbox: LetterboxConfig) -> None:
+    """Images that fit, and those of blocks of one colour, which shrink by whole factors without rounding."""
+    command = compiler()
+    onnx = detector(preprocessing, tmp_path)
+    folder = packed(tmp_path, onnx, runtime, letterbox)
+    built = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    for height, width in ((128, 192), (96, 64)) if letterbox is SMALL else ((128, 192), SIZE, (64, 40)):
+        image = picture(height, width, tmp_path / "a.ppm")
+        done = subprocess.run(["./detect", str(image)], capture_output=True, encoding="utf-8", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        demand_same(done.stdout, onnx, image, letterbox)
+    refused = subprocess.run(["./detect", "model.json"], capture_output=True, text=True, cwd=folder)
+    assert refused.returncode == 1 and "PPM" in refused.stderr
+
+
+def test_every_constant_has_its_value(tmp_path: Path) -> None:
+    onnx = detector("yolox-legacy", tmp_path)
+    folder = packed(tmp_path, onnx, None, LetterboxConfig())
+    text = header(json.loads((folder / "model.json").read_text()))
+    assert text == (folder / "model.hpp").read_text() and text.isascii()
+    assert "MEAN[3] = {0.485f, 0.456f, 0.406f}" in text and "CENTRED = false" in text
+    assert load(folder / "model.onnx").names == NAMES
