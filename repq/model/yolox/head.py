@@ -53,11 +53,8 @@ class Head(nn.Module):
             stem = self.stems[level](feature)
             of_boxes = self.reg_convs[level](stem)
             of_classes = of_boxes if self.coupled else self.cls_convs[level](stem)
-            found = [
-                self.reg_preds[level](of_boxes),
-                self.obj_preds[level](of_boxes),
-                self.cls_preds[level](of_classes),
-            ]
+            found = [self.reg_preds[level](of_boxes), self.obj_preds[level](of_boxes)]
+            found.append(self.cls_preds[level](of_classes))
             if self.one_to_one:
                 found.append(self.one_preds[level](self.one_convs[level](of_boxes.detach())))
             levels.append(torch.cat(found, dim=1).flatten(2))
