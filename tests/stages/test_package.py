@@ -78,9 +78,7 @@ def demand_same(text: str, model: repq.Model, image: Path, letterbox: LetterboxC
     assert 3 < len(expected) == len(found)
     places = []
     for row in expected:  # scores that differ in the last digit change places
-        far = np.abs(found[:, :4] - row[:4]).max(axis=1) + 100 * np.array(
-            [name != NAMES[int(row[5])] for name in names]
-        )
+        far = np.abs(found[:, :4] - row[:4]).max(axis=1) + 100 * np.array([name != NAMES[int(row[5])] for name in names])
         places.append(int(far.argmin()))
         assert far.min() < 0.1 and abs(found[places[-1], 4] - row[4]) < 2e-3
     assert sorted(places) == list(range(len(found)))

@@ -6,7 +6,7 @@ A name is a model and perhaps options: ``yolox_nano``, ``yolox_s_relu``, ``yolox
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from repq.layout import OutputLayout
 from repq.model.family import Spec
@@ -88,8 +88,12 @@ def find_spec(name: str, num_classes: int) -> YoloxSpec | None:
     plain, options = split_options(name)
     if plain == _DARKNET:
         activation: Activation = "leaky_relu"
-        sizes = {"backbone": "darknet53", "channels": (64, 128, 256, 512, 1024), "repeats": (2, 8, 8, 4)}
-        sizes |= {"head_channels": 256}
+        sizes: dict[str, Any] = {
+            "backbone": "darknet53",
+            "channels": (64, 128, 256, 512, 1024),
+            "repeats": (2, 8, 8, 4),
+            "head_channels": 256,
+        }
     elif plain in _SCALES:
         activation, (depth, width) = "silu", _SCALES[plain]
         base, repeats = int(64 * width), max(round(3 * depth), 1)
@@ -108,7 +112,7 @@ def find_spec(name: str, num_classes: int) -> YoloxSpec | None:
         activation=next((option for option in _ACTIVATIONS if option in options), activation),
         coupled="coupled" in options,
         one_to_one="nmsfree" in options,
-        **sizes,  # type: ignore[arg-type]
+        **sizes,
     )
 
 
