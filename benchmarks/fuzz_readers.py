@@ -247,7 +247,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "engine": (".json", beside(folder / "engine", "engine.json", read_engine), json_of["engine"]),
         "artifact": (".json", beside(artifact, "manifest.json", read_artifact), json_of["artifact"]),
     }
-    written = {".yaml": lambda tree: yaml.dump(tree).encode("utf-8", "replace"), ".json": lambda t: json.dumps(t).encode()}
+    written = {
+        ".yaml": lambda tree: yaml.dump(tree).encode("utf-8", "replace"),
+        ".json": lambda t: json.dumps(t).encode(),
+    }
     found = {}
     for name, (suffix, read, tree) in readers.items():
         write = written[suffix]
@@ -335,7 +338,11 @@ def run_round(target: Target, number: int, path: Path, kept: Path) -> dict[str, 
             shutil.copyfile(path, kept / f"{abs(hash(key)):x}-{path.name}")
 
     bounds = settings(
-        max_examples=ROUND, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=ROUND,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     seed(number)(bounds(given(target.damaged)(check)))()
     return {"counts": counts, "failures": failures}

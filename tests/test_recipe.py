@@ -8,7 +8,7 @@ import pytest
 
 from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
-from repq.recipe import load_ablation, load_recipe
+from repq.recipe import for_target, load_ablation, load_recipe
 
 MINIMAL = "name: small\ndata: {path: data.yaml}\nweights: ../weights.pt\nimgsz: 320\n"
 
@@ -72,6 +72,10 @@ def test_a_target_says_what_the_recipe_does_not(tmp_path: Path, target: str) -> 
         values = getattr(recipe, section).model_dump()
         assert {name: values[name] for name in settings} == settings
     assert recipe.export.target == target
+    nms = for_target(target, {"export": {"nms": {}}})["export"]["nms"]
+    assert nms["confidence"] == runtime(target).nms["confidence"] == 0.25
+    assert for_target(target, {"export": {"nms": {"confidence": 0.5}}})["export"]["nms"]["confidence"] == 0.5
+    assert "nms" not in for_target(target, {})["export"]
     other = {"symmetric": "asymmetric", "asymmetric": "symmetric"}[wanted["ptq"]["scheme"]]
     assert load_recipe(path, [f"target={target}", f"ptq.scheme={other}"]).ptq.scheme == other
 

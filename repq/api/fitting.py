@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ def fitted(dataset: DetectionDataset, names: Sequence[str] | None, owner: str, l
     """
     from repq.data import fit_classes
 
+    if not dataset.names:  # images alone
+        return dataset if names is None else replace(dataset, names=tuple(names))
     dataset, notes = fit_classes(dataset, names, owner)
     for note in notes:
         log(note)
@@ -35,7 +38,7 @@ def demand_same_order(dataset: DetectionDataset, names: Sequence[str] | None, ow
     Raises:
         DataError: other classes, or the same in another order: outputs of the two cannot be compared.
     """
-    if fitted(dataset, names, owner) is not dataset:
+    if dataset.names and fitted(dataset, names, owner) is not dataset:
         raise DataError(
             f"{owner} has its classes in another order than the model that it meets",
             found=f"{', '.join(map(printable, list(names or ())[:10]))}; the other: {', '.join(dataset.names[:10])}",

@@ -80,8 +80,7 @@ def as_dataset(
     Raises:
         DataError: there are no images, or one cannot be read.
     """
-    from repq.data import DetectionDataset, ImageRecord, calibration_set
-    from repq.data.image_files import find_images
+    from repq.data import DetectionDataset, calibration_set
     from repq.recipe import CalibrationConfig
 
     if isinstance(images, DetectionDataset):
@@ -90,11 +89,8 @@ def as_dataset(
     place = Path(images) if isinstance(images, (str, Path)) else None
     if place is not None and place.suffix in _DATA_SUFFIXES:
         yield open_data(place, split, log)
-    elif place is not None and (place.is_dir() or place.suffix == ".txt"):
-        root = place if place.is_dir() else place.parent
-        found = sorted(find_images((place,), root).paths)
-        records = [ImageRecord(path.as_posix().removeprefix(f"{root.as_posix()}/"), path, 0, 0) for path in found]
-        whole = DetectionDataset(root, split, names, tuple(records))
+    elif place is not None and is_unlabelled(place):
+        whole = _unlabelled(place, split, names)
         drawn = calibration_set(whole, CalibrationConfig(images=limit, seed=seed))
         yield whole.subset(_measured(drawn, str(place)))
     else:
@@ -104,8 +100,40 @@ def as_dataset(
             yield DetectionDataset(Path(folder), split, names, tuple(_measured(records, "the list")))
 
 
+def is_unlabelled(data: Images) -> bool:
+    """Whether it is a folder or list file (.txt) of images."""
+    place = Path(data) if isinstance(data, (str, Path)) else None
+    return place is not None and (place.is_dir() or place.suffix == ".txt")
+
+
+def _unlabelled(place: Path, split: str, names: tuple[str, ...] = ()) -> DetectionDataset:
+    """The images of a folder or list file; their sizes are not known yet."""
+    from repq.data import DetectionDataset, ImageRecord
+    from repq.data.image_files import find_images, name_below
+
+    root = place if place.is_dir() else place.parent
+    found = sorted(find_images((place,), root).paths)
+    if not found:
+        raise DataError(f"there are no images in {printable(place)}", fix="give at least one image")
+    records = (ImageRecord(name_below(path, root), path, 0, 0) for path in found)
+    return DetectionDataset(root, split, names, tuple(records))
+
+
+def with_sizes(dataset: DetectionDataset) -> DetectionDataset:
+    """The data set with the sizes of all images, which training needs.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    if all(record.width for record in dataset.records):
+        return dataset
+    return dataset.subset(_measured(dataset.records, str(dataset.root)))
+
+
 def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
-    """A labelled split of a data.yaml or COCO .json; says what had to be left out or was taken in another way.
+    """A split of a data.yaml or COCO .json; says what had to be left out or was taken in another way.
+
+    A folder or list file has no labels, no class names and no splits: all of it is the split.
 
     Raises:
         DataError: it cannot be read.
@@ -116,6 +144,8 @@ def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
         return data
     if not isinstance(data, (str, Path)):
         raise DataError("this needs a labelled data set", found="images alone", fix="give a data.yaml or a COCO .json")
+    if is_unlabelled(data):
+        return _unlabelled(Path(data), split)
     dataset = load_dataset(Path(data), split)
     for line in dataset.problems.lines():
         log(f"{printable(data)} {printable(split)}: {line}")

@@ -680,7 +680,10 @@ class Model:
 
     def _with(self, weights: Weights, size: tuple[int, int] | None = None, report: Any = None) -> Model:
         from repq.api.opening import of_weights
+        from repq.api.sizes import as_metadata
 
+        if size is not None:
+            weights = replace(weights, metadata={**weights.metadata, **as_metadata(size)})
         return replace(of_weights(self.label, weights, self.options), usual=size or self.usual, report=report)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
+from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
@@ -113,6 +114,7 @@ def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path
         notes=weights.notes,
         weights=weights,
         path=path,
+        usual=from_metadata(weights.metadata) or FALLBACK,
     )
 
 
@@ -133,8 +135,11 @@ def build_model(name: str, num_classes: int = 80, *, names: Sequence[str] | None
     return of_weights(model.spec.name, Weights(model, None if names is None else tuple(names)))
 
 
-def save_weights(path: Path, weights: Weights) -> None:
+def save_weights(path: Path, weights: Weights, imgsz: tuple[int, int] | None = None) -> None:
     """Write weights as safetensors, whole or not at all.
+
+    Args:
+        imgsz: at which they work; later steps take it from the file.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -143,7 +148,8 @@ def save_weights(path: Path, weights: Weights) -> None:
     from repq.model import save_checkpoint
     from repq.quant import save_quantized
 
-    model, names, metadata = weights.model, weights.names, weights.metadata
+    model, names, metadata = weights.model, weights.names, dict(weights.metadata)
+    metadata |= {} if imgsz is None else as_metadata(imgsz)
     if weights.config is None:
         save_checkpoint(path, model, names=names, metadata=metadata)
     else:

@@ -6,9 +6,9 @@ import sys
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import OUT, SQUARE, Model, Target
+from repq.cli.options import OUT, Model, OwnSize, Target
 from repq.cli.shell import Shell
-from repq.recipe import BuildConfig, EngineName, ExportConfig
+from repq.recipe import BuildConfig, EngineName, ExportConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
 from repq.recipe.deployment import RuntimeName
 
@@ -18,7 +18,7 @@ EngineOut = Annotated[AnyPath, setting(flag="-o --out", writes=("engine.json",),
 def export_command(
     shell: Shell, model: Model, out: Annotated[AnyPath, setting(flag="-o --out", writes=".onnx", help=OUT)],
     export: ExportConfig,
-    imgsz: Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")] = SQUARE,
+    imgsz: OwnSize = None,
     maxima: Annotated[
         AnyPath | None,
         setting(flag="--maxima", metavar="INT8", needs="--fp16",
@@ -29,11 +29,14 @@ def export_command(
     """A quantized MODEL gets Q/DQ nodes; any other is fused and stays float. Pre- and postprocessing can go into the
     graph; the file says what is inside, and `repq eval` and `repq bench` act by it.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import export_text
     from repq.stages import export_checkpoint
 
+    imgsz = size_for(model, imgsz, shell.log)
     report = export_checkpoint(model, out, imgsz, export, maxima_from=maxima)
-    shell.finish(report.values(), lambda: export_text(report))
+    then = f"repq build {out} --engine {target or default_engines()[0]} -o {out.with_suffix('')}"
+    shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 
 
 def lint_command(
@@ -98,8 +101,9 @@ def describe_command(
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,
     imgsz: Annotated[
-        ImageSize, setting(flag="--imgsz", needs="MODEL checkpoint", help="640 or HEIGHTxWIDTH, of a checkpoint.")
-    ] = SQUARE,
+        ImageSize | None,
+        setting(flag="--imgsz", needs="MODEL checkpoint", help="640 or HEIGHTxWIDTH.  [default: the checkpoint's own]"),
+    ] = None,
     threads: Annotated[
         Threads | None,
         setting(flag="--threads", needs="MODEL onnx|engine or --engine onnxruntime|openvino",
@@ -107,7 +111,9 @@ def describe_command(
     ] = None,
 ) -> None:  # fmt: skip
     """Their ids and sizes, and the precision that the runtime uses."""
+    from repq.api.sizes import size_for
     from repq.stages import describe_model
 
+    imgsz = size_for(model, imgsz, shell.log)
     values, text = describe_model(model, engine, imgsz, threads)
     shell.finish(values, text)

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import SQUARE, AnySeed, Data, Imgsz, Model, Models, ValSplit
+from repq.cli.options import AnySeed, Data, Model, Models, OwnSize, ValSplit
 from repq.cli.shell import Shell
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, default_engines
 from repq.recipe.base import AnyPath, Count, Device, Threads, setting
@@ -18,7 +18,7 @@ TIMED = ("bench.json", "report.*", "*.svg")
 
 
 def eval_command(
-    shell: Shell, model: Model, data: Data, eval: EvalConfig, split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    shell: Shell, model: Model, data: Data, eval: EvalConfig, split: ValSplit = "val", imgsz: OwnSize = None,
     engine: Annotated[
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,
@@ -31,9 +31,11 @@ def eval_command(
     ] = "cpu",
 ) -> None:  # fmt: skip
     """The AP is that of pycocotools, over all classes and thresholds."""
+    from repq.api.sizes import size_for
     from repq.report.text import accuracy_table
     from repq.stages import evaluate_model
 
+    imgsz = size_for(model, imgsz, shell.log)
     accuracy, opened = evaluate_model(
         model, data, split, imgsz, eval, engine=engine, device=device, threads=threads,
         progress=shell.progress, log=shell.log,
@@ -46,7 +48,7 @@ def eval_command(
 
 def check_command(
     shell: Shell, models: Models, data: Data, check: CheckConfig, eval: Annotated[EvalConfig, Offer("batch")],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    split: ValSplit = "val", imgsz: OwnSize = None,
     engines: Annotated[
         tuple[EngineName, ...],
         setting(flag="--engine", needs="MODEL onnx|alone", help="Repeat for several.  [default: those on the CPU]"),
@@ -56,9 +58,11 @@ def check_command(
     """Gives the SNR of each output and the AP of each. The first MODEL is the reference; alone, engines are built from
     it.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import check_table
     from repq.stages import check_models, demand_agreement
 
+    imgsz = size_for(models, imgsz, shell.log)
     report = check_models(
         models, data, split, imgsz, check, eval, engines=engines or default_engines(), device=device,
         progress=shell.progress, log=shell.log,
@@ -76,13 +80,14 @@ def bench_command(
             "runs_per_round": {"default": 20},
         }),
     ],
-    imgsz: Imgsz = SQUARE,
+    imgsz: OwnSize = None,
     engines: Annotated[
         tuple[RuntimeName, ...],
         setting(flag="--engine", needs="MODEL checkpoint|onnx", help="Repeat for several."),
     ] = (),
     data: Annotated[
-        AnyPath | None, setting(flag="--data", excludes="--infer-only", help="data.yaml (YOLO) or a COCO .json.")
+        AnyPath | None,
+        setting(flag="--data", excludes="--infer-only", help="data.yaml, COCO .json, or folder of images."),
     ] = None,
     split: Annotated[Split, setting(flag="--split", needs="--data", help="Split of the data set.")] = "val",
     images: Annotated[Count, setting(flag="--images", needs="--data", help="How many of --data.")] = 64,
@@ -101,9 +106,11 @@ def bench_command(
     """The first MODEL is what the others are compared with. With --data also the whole way from JPEG files to boxes,
     step by step: which side is the bottleneck.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import bench_table
     from repq.stages import bench_models, bench_service, read_data, write_bench
 
+    imgsz = size_for(models, imgsz, shell.log)
     if data is not None:
         read_data(data, split)  # what is wrong with it is said before anything is timed
     report = bench_models(

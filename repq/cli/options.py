@@ -15,14 +15,21 @@ Weights = Annotated[AnyPath, setting(flag="WEIGHTS", help="Checkpoint.")]
 Model = Annotated[AnyPath, setting(flag="MODEL", help=MODEL_FILE)]
 Models = Annotated[tuple[AnyPath, ...], setting(flag="MODEL", min_length=1, help=MODEL_FILE)]
 Data = Annotated[AnyPath, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
+AnyData = Annotated[
+    AnyPath, setting(flag="--data", help="data.yaml (YOLO) or COCO .json; without AP also a folder or list of images.")
+]
 MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
 ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
+OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")]
 TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: auto, cpu, cuda, cuda:1 …")]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors", help=OUT)]
 Target = Annotated[
     EngineName | None,
     setting(flag="--target", help="The runtime to ship: scheme, scales and types follow it where they are not given."),
+]
+Evaluated = Annotated[
+    bool, setting(flag="--eval/--no-eval", help="Measure AP before and after; images without labels have none.")
 ]
 SQUARE = (640, 640)

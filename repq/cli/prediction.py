@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from repq.cli.options import MODEL_FILE, Model
+from repq.cli.options import MODEL_FILE, Model, OwnSize
 from repq.cli.shell import Shell
 from repq.recipe import PredictConfig
-from repq.recipe.base import AnyPath, Device, ImageSize, Threads, setting
+from repq.recipe.base import AnyPath, Device, Threads, setting
 from repq.recipe.deployment import RuntimeName
 
 
@@ -27,9 +27,7 @@ def predict_command(
         setting(flag="--compare", metavar="MODEL2",
                 help=f"Draw the boxes of a second {MODEL_FILE} beside them, with lost and new ones marked."),
     ] = None,
-    imgsz: Annotated[
-        ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")
-    ] = None,
+    imgsz: OwnSize = None,
     engine: Annotated[
         RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
     ] = None,

@@ -5,11 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import OUT, SQUARE, AnySeed, CheckpointOut, Data, Imgsz, Target, TorchDevice, ValSplit, Weights
+from repq.cli.options import (
+    OUT,
+    AnyData,
+    AnySeed,
+    CheckpointOut,
+    Data,
+    Evaluated,
+    OwnSize,
+    Target,
+    TorchDevice,
+    ValSplit,
+    Weights,
+)
 from repq.cli.shell import Shell
 from repq.recipe import Budget, EvalConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
+from repq.results import metric_of
 
 MEASURED = ("sensitivity.json", "plan.yaml", "plan.json", "journal*", "report.*", "*.svg")
 TrainSplit = Annotated[Split, setting(flag="--split", help="Split to look at and decide on; never report on it.")]
@@ -33,14 +46,16 @@ def sensitivity_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
+    split: TrainSplit = "train", imgsz: OwnSize = None, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """The folder OUT gets sensitivity.json, report.html and plan.yaml, which a person can edit and `repq ptq --plan`
     reads. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import sensitivity_table
     from repq.stages import demand_budget, measure_sensitivity
 
+    imgsz = size_for(weights, imgsz, shell.log)
     measured, found = measure_sensitivity(
         weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, device=device,
         progress=shell.progress, log=shell.log,
@@ -55,24 +70,26 @@ def sensitivity_command(
 
 
 def ptq_command(
-    shell: Shell, weights: Weights, out: CheckpointOut, data: Data, ptq: PtqConfig,
+    shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData, ptq: PtqConfig,
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE, plan: PlanFile = None, target: Target = None,
-    device: TorchDevice = "cpu",
+    split: ValSplit = "val", imgsz: OwnSize = None, plan: PlanFile = None, target: Target = None,
+    device: TorchDevice = "cpu", evaluate: Evaluated = True,
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
     --max-drop, the layers are measured, and those that cost most stay in float (OUT.sensitivity shows which and why).
     """
+    from repq.api.sizes import size_for
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, quantize_within
 
-    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target)
+    imgsz = size_for(weights, imgsz, shell.log)
+    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate)
     held = quantize_within(job, out, budget.max_drop, progress=shell.progress, log=shell.log)
     report = held.report
     values = {
-        "ap_float": report.accuracy_float.ap,
-        "ap_quantized": report.accuracy_quantized.ap,
+        "ap_float": metric_of(report.accuracy_float),
+        "ap_quantized": metric_of(report.accuracy_quantized),
         "ap_drop": held.drop,
         "measured_in": held.where,
         "layers_int8": [row.layer for row in report.layers if row.precision == "int8"],
@@ -80,12 +97,18 @@ def ptq_command(
         "out": str(out),
         **report.values(),
     }
-    shell.finish(values, lambda: ptq_table(report))
-    same = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]}"
+    size = f"{imgsz[0]}x{imgsz[1]}"
+    same = f"--data {data} --imgsz {size}"
     if not ptq.auto and plan is None:
         fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
     else:
         fix = f"repq qat {out} {same} --teacher {weights} -o trained.safetensors"
+    then = (
+        f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
+        if (held.drop or 0.0) <= budget.max_drop
+        else ""
+    )
+    shell.finish(values, lambda: ptq_table(report), next=then)
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 
@@ -93,7 +116,7 @@ _FLOAT = {"needs": "WEIGHTS float"}
 
 
 def qat_command(
-    shell: Shell, weights: Weights, out: CheckpointOut, data: Data,
+    shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData,
     qat: Annotated[QatConfig, Offer("epochs", "batch", "scales", "task_weight")],
     ptq: Annotated[
         PtqConfig,
@@ -104,7 +127,7 @@ def qat_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: ValSplit = "val", imgsz: Imgsz = SQUARE,
+    split: ValSplit = "val", imgsz: OwnSize = None,
     teacher: Annotated[
         AnyPath | None,
         setting(flag="--teacher", help="Float checkpoint to imitate.  [default: the float weights of WEIGHTS]"),
@@ -113,28 +136,31 @@ def qat_command(
         Literal["symmetric", "asymmetric"] | None,
         setting(flag="--scheme", help="To calibrate float WEIGHTS with.  [default: symmetric]"),
     ] = None,
-    plan: PlanFile = None, device: TorchDevice = "cpu", seed: AnySeed = 0,
+    plan: PlanFile = None, device: TorchDevice = "cpu", seed: AnySeed = 0, evaluate: Evaluated = True,
 ) -> None:  # fmt: skip
     """WEIGHTS is what `repq ptq` wrote, or a float checkpoint, which is calibrated first. OUT has the form of what
     `repq ptq` writes. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
+    from repq.api.sizes import size_for
     from repq.report.text import qat_table
     from repq.stages import QatSource, demand_budget, qat_checkpoint
 
+    imgsz = size_for(weights, imgsz, shell.log)
     source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
-        eval_config=eval, device=device, seed=seed, progress=shell.progress, log=shell.log,
+        eval_config=eval, device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     values = {
-        "ap_float": report.accuracy_float.ap,
-        "ap_calibrated": report.accuracy_calibrated.ap,
-        "ap_trained": report.accuracy_trained.ap,
+        "ap_float": metric_of(report.accuracy_float),
+        "ap_calibrated": metric_of(report.accuracy_calibrated),
+        "ap_trained": metric_of(report.accuracy_trained),
         "out": str(out),
         **report.values(),
     }
     shell.finish(values, lambda: qat_table(report))
-    drop = report.accuracy_float.ap - report.accuracy_trained.ap
+    before, after = metric_of(report.accuracy_float), metric_of(report.accuracy_trained)
+    drop = None if before is None or after is None else before - after
     fix = f"train longer: --epochs {2 * qat.epochs} and another OUT, or learn from the labels too: --task-weight 1"
     demand_budget(drop, budget.max_drop, "the simulation", fix)
 
@@ -149,14 +175,16 @@ def diagnose_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    split: TrainSplit = "train", imgsz: Imgsz = SQUARE, target: Target = None, device: TorchDevice = "cpu",
+    split: TrainSplit = "train", imgsz: OwnSize = None, target: Target = None, device: TorchDevice = "cpu",
 ) -> None:  # fmt: skip
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
     corrections, some layers in float, retraining with RepOptimizer, or QAT.
     """
+    from repq.api.sizes import size_for
     from repq.report.diagnosis import ADVICE, diagnosis_table
     from repq.stages import diagnose_checkpoint
 
+    imgsz = size_for(weights, imgsz, shell.log)
     diagnosis = diagnose_checkpoint(
         weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, max_drop=budget.max_drop, device=device,
         progress=shell.progress, log=shell.log,
@@ -166,7 +194,7 @@ def diagnose_command(
 
 
 def calib_command(
-    shell: Shell, data: Data,
+    shell: Shell, data: AnyData,
     out: Annotated[AnyPath, setting(flag="-o --out", writes=".txt|.sha256|.manifest|", help=OUT)],
     split: Annotated[Split, setting(flag="--split", help="Split to draw from.")] = "train",
     images: Annotated[Count, setting(flag="--images", help="Calibration images.")] = 128, seed: AnySeed = 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from repq.cli.generated import Offer
-from repq.cli.options import SQUARE, AnySeed, CheckpointOut, Data, Imgsz, MaybeData, TorchDevice, Weights
+from repq.cli.options import SQUARE, AnySeed, CheckpointOut, Data, Imgsz, MaybeData, OwnSize, TorchDevice, Weights
 from repq.cli.shell import Shell
 from repq.recipe import EvalConfig, FuseConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
@@ -22,8 +22,8 @@ def train_command(
     eval: Annotated[EvalConfig, Offer("batch")],
     imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu", seed: AnySeed = 0,
 ) -> None:  # fmt: skip
-    """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of precision
-    and recall and of confused classes, and from a hyper-search model (…_hs) scales.safetensors for the
+    """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of
+    precision and recall and of confused classes, and from a hyper-search model (…_hs) scales.safetensors for the
     RepOptimizer training of the matching …_opt model. The same command goes on where it was stopped. Under torchrun
     several processes share the work.
     """
@@ -42,13 +42,15 @@ def train_command(
 def fuse_command(
     shell: Shell, weights: Weights, out: CheckpointOut, fuse: FuseConfig, data: MaybeData = None,
     split: Annotated[Split, setting(flag="--split", needs="--data", help="Split of the data set.")] = "val",
-    imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu",
+    imgsz: OwnSize = None, device: TorchDevice = "cpu",
     seed: Annotated[Seed, setting(flag="--seed", excludes="--data", help="Seed of the drawn images.")] = 0,
 ) -> None:  # fmt: skip
     """Every block becomes one plain convolution; the error is measured on images: drawn ones without --data."""
+    from repq.api.sizes import size_for
     from repq.report.text import fusion_table
     from repq.stages import fuse_checkpoint
 
+    imgsz = size_for(weights, imgsz, shell.log)
     report = fuse_checkpoint(
         weights, out, fuse, data=data, split=split, imgsz=imgsz, device=device, seed=seed, log=shell.log
     )

@@ -44,6 +44,7 @@ def figures_of(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """What is compared of a run: AP in float, simulated and in the engines, and the ranges that explain it."""
     ptq = artifacts["ptq"].result(PtqReport)
     check = artifacts["check"].result(CheckReport)
+    assert ptq.accuracy_float is not None, "a run evaluates"
     figures = {
         "AP FP32": ptq.accuracy_float.ap,
         "AP50 FP32": ptq.accuracy_float.ap50,

@@ -1,13 +1,13 @@
-"""What a run does while INT8 loses too much: the ways that are left."""
+"""What a run does while INT8 loses too much: the ways that are left, and the verdict on the engines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from repq.artifact import Artifact
 from repq.recipe import PlanConfig, QatConfig
 from repq.recipe.whole import Recipe
-from repq.stages.verdict import drops
+from repq.results import Accuracies
+from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
 """Of a training that starts from the best that corrections reach: as in recipes/qat.yaml."""
@@ -32,8 +32,8 @@ def _name(recipe: Recipe) -> str:
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 
 
-def lost(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> float:
+def lost(recipe: Budgeted, measured: Accuracies) -> float:
     """AP that INT8 loses: in the target, or in the engine that loses most."""
-    found = drops(artifacts)
+    found = drops(measured)
     chosen = {recipe.target: found[recipe.target]} if recipe.target in found else found
     return max((before - after for before, after in chosen.values()), default=0.0)

@@ -55,13 +55,13 @@ def run_recipe(
         if tried:
             log(f"INT8 loses {tried[-1][1]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
         artifacts = _make(attempt, work, "eval", progress, log)
-        tried.append((name, lost(attempt, artifacts)))
+        tried.append((name, lost(attempt, artifacts["eval"].result(Accuracies))))
         found.append((tried[-1][1], attempt, artifacts))
         if as_it_is or tried[-1][1] <= recipe.max_drop:
             break
     _, recipe, artifacts = min(found, key=lambda one: one[0])
     artifacts = _make(recipe, work, "bench", progress, log, artifacts)
-    verdict = judged(recipe, artifacts, tuple(tried))
+    verdict = judged(recipe, artifacts["eval"].result(Accuracies), artifacts["bench"].result(BenchReport), tried)
     for line in sentences(verdict):
         log(line)
     artifacts = _make(recipe, work, "", progress, log, artifacts)

@@ -221,7 +221,7 @@ class _Job:
             lost, new = (tuple(np.flatnonzero(one.marked).tolist()) for one in shown)  # type: ignore[arg-type]
         drawn: Any = None
         if self.config.draw:
-            canvas = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+            canvas: Image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
             drawn = side_by_side(canvas, shown, self.names) if shown else draw_boxes(canvas, boxes[0], self.names)
             drawn = as_file(drawn, name) if still else drawn
         return Prediction(name, (image.shape[0], image.shape[1]), boxes, lost, new, drawn)
@@ -234,7 +234,8 @@ def _work_through(
     still, workers, before = source.kind == "images", job.config.workers, tally.images + tally.skipped_count
     frames: Iterator[Pending] = source.frames
     if not still:  # the decoder of a video is one thread beside the model's
-        frames = takewhile(bool, prefetch(lambda _: next(source.frames, None), repeat(None), workers=1, ahead=2))
+        read = prefetch(lambda _: next(source.frames, None), repeat(None), workers=1, ahead=2)
+        frames = (frame for frame in takewhile(bool, read) if frame is not None)
     frames = islice(frames, job.config.frames)
     taken = prefetch(job.take, _chunked(frames, job.batch), workers=workers, ahead=2 * workers)
     finished = prefetch(partial(job.finish, still=still), map(job.run, taken), workers=workers, ahead=workers)

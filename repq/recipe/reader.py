@@ -19,7 +19,6 @@ from repq.recipe.ablation import Ablation, merged
 from repq.recipe.base import C, Config, settings_in
 from repq.recipe.whole import Recipe, recipe_class
 
-
 SHIPPED = Path(__file__).parents[1] / "recipes"
 """The recipes that come with repq, ``NAME.yaml``, and in ``ablations`` the ablations."""
 

@@ -170,14 +170,12 @@ def encode(image: Image, suffix: str, options: Sequence[int] = ()) -> bytes:
 
     try:
         done, data = cv2.imencode(suffix, image, list(options))
-    except cv2.error as error:
-        done, data = False, np.zeros(0)
-        reason = str(error.err)
-    else:
         reason = f"shape {image.shape}, {image.dtype}"
-    if not done:
-        raise RepqError(f"cannot write an image as {suffix}", found=reason, fix="take .jpg or .png")
-    return data.tobytes()
+        if done:
+            return data.tobytes()
+    except cv2.error as error:
+        reason = str(error.err)
+    raise RepqError(f"cannot write an image as {suffix}", found=reason, fix="take .jpg or .png")
 
 
 def _font() -> int:

@@ -29,7 +29,7 @@ def render_report(summary: ReportSummary, folder: Path) -> dict[str, Path]:
         RepqError: jinja2 or matplotlib is not installed.
     """
     try:
-        from repq.report.html import colours, to_html
+        from repq.report.html import to_html
 
         sections = sections_of(summary)
         texts = {
@@ -44,8 +44,23 @@ def render_report(summary: ReportSummary, folder: Path) -> dict[str, Path]:
         write_text(path, texts[form])
     for block in (block for _, blocks in sections for block in blocks):
         if isinstance(block, Figure) and block.file:
-            write_text(folder / block.file, standalone(block.svg, colours()))
+            write_figure(block, folder)
     return paths
+
+
+def write_figure(figure: Figure, folder: Path) -> None:
+    """Write a drawing that has a file name as a file of its own.
+
+    Raises:
+        RepqError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        from repq.report.html import colours
+
+        text = standalone(figure.svg, colours())
+    except ModuleNotFoundError as error:
+        raise RepqError("drawings cannot be made", found=str(error), fix="pip install 'repq[report]'") from None
+    write_text(folder / figure.file, text)
 
 
 def headline(summary: ReportSummary) -> list[dict[str, Any]]:

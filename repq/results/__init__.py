@@ -4,7 +4,7 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures
+from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures, metric_of
 from repq.results.base import Range, Result
 from repq.results.engines import (
     Agreement,
@@ -115,4 +115,5 @@ __all__ = [
     "Way",
     "WayName",
     "WeightsDescription",
+    "metric_of",
 ]

@@ -34,6 +34,11 @@ class Accuracy(Result):
         return found if self.objects else None
 
 
+def metric_of(found: Accuracy | None, metric: str = "ap") -> float | None:
+    """A metric by its name; None where it was not measured, or there is no object to measure it with."""
+    return None if found is None else found.defined(metric)
+
+
 class Curves(Result):
     """Precision over recall, and the confusion of classes, at one IoU.
 

@@ -59,8 +59,8 @@ class PtqReport(Result):
     images: int
     layers: tuple[LayerQuantization, ...]
     int8_macs_share: float
-    accuracy_float: Accuracy
-    accuracy_quantized: Accuracy
+    accuracy_float: Accuracy | None  # None, and below: not evaluated
+    accuracy_quantized: Accuracy | None
     accuracy_own_scales: Accuracy | None = None  # where scales are shared: with one for every tensor alone
     qdq_own_scales: QdqCount | None = None  # of the graph with those
     share_scales: str = "none"

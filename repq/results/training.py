@@ -38,7 +38,7 @@ class ScaleChange(Result):
 
 
 class QatReport(Result):
-    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from."""
+    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not measured."""
 
     model: str
     scheme: str
@@ -49,9 +49,9 @@ class QatReport(Result):
     int8_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
     changes: tuple[ScaleChange, ...]
-    accuracy_float: Accuracy
-    accuracy_calibrated: Accuracy
-    accuracy_trained: Accuracy
+    accuracy_float: Accuracy | None
+    accuracy_calibrated: Accuracy | None
+    accuracy_trained: Accuracy | None
 
 
 class BlockFusion(Result):

@@ -20,13 +20,15 @@ class Held:
     """What was quantized, and what it loses: in the target where one was named, else in torch's simulation."""
 
     report: PtqReport
-    ap: float
+    ap: float | None
     where: str
     planned: bool
 
     @property
-    def drop(self) -> float:
-        return self.report.accuracy_float.ap - self.ap
+    def drop(self) -> float | None:
+        """AP that is lost; None: it was not evaluated."""
+        before = self.report.accuracy_float
+        return None if before is None or self.ap is None else before.ap - self.ap
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,18 @@ class PtqJob:
     plan: Path | None = None
     device: str = "cpu"
     target: EngineName | None = None
+    evaluate: bool = True
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
         """Quantize, and measure where it is to run."""
         report = ptq_checkpoint(
             self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
-            eval_config=self.eval_config, plan=self.plan, device=self.device, progress=progress, log=log,
+            eval_config=self.eval_config, plan=self.plan, device=self.device, evaluate=self.evaluate, progress=progress,
+            log=log,
         )  # fmt: skip
-        held = Held(report, report.accuracy_quantized.ap, "the simulation", self.plan is not None)
-        if self.target is None:
+        after = report.accuracy_quantized
+        held = Held(report, None if after is None else after.ap, "the simulation", self.plan is not None)
+        if self.target is None or after is None:
             return held
         found, _ = evaluate_model(
             out, self.data, self.val_split, self.imgsz, self.eval_config, engine=self.target, progress=progress, log=log
@@ -68,7 +73,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
     """
     first = job.run(out, progress, log)
-    if first.drop <= max_drop or first.planned or not job.config.auto:
+    if first.drop is None or first.drop <= max_drop or first.planned or not job.config.auto:
         return first
     log(f"loses {first.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
     folder = out.with_name(f"{out.name}.sensitivity")
@@ -84,7 +89,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     beside = out.with_name(f".{out.name}")
     try:
         second = replace(job, plan=folder / PLAN).run(beside, progress, log)
-        if second.drop < first.drop:
+        if second.drop is not None and second.drop < first.drop:
             beside.replace(out)
             return second
     finally:
@@ -92,16 +97,17 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     return replace(first, planned=True)
 
 
-def demand_budget(drop: float, max_drop: float, where: str, fix: str) -> None:
+def demand_budget(drop: float | None, max_drop: float, where: str, fix: str) -> None:
     """Fail where INT8 loses too much.
 
     Args:
+        drop: None: not evaluated, which is no failure.
         fix: the next command to try.
 
     Raises:
         ToleranceError: ``drop`` is above ``max_drop``.
     """
-    if drop > max_drop:
+    if drop is not None and drop > max_drop:
         raise ToleranceError(
             "INT8 loses more AP than allowed", found=f"{drop:.4f} in {where}; --max-drop is {max_drop:g}", fix=fix
         )

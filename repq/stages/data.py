@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.api.fitting import look_for_overlap
-from repq.api.images import open_data
+from repq.api.images import is_unlabelled, open_data
 from repq.log import Log, quiet
+from repq.printable import printable
 from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
     """Load a split and log what had to be skipped, and what was taken in another way than it is written."""
     return open_data(data, split, log)
+
+
+def labelled(data: Path, split: str, log: Log = quiet) -> DetectionDataset | None:
+    """A split to evaluate on; None, which is said, where there are images alone."""
+    if is_unlabelled(data):
+        log(f"{printable(data)} has no labels: AP is not measured")
+        return None
+    return read_data(data, split, log)
 
 
 def draw_calibration_set(

@@ -50,7 +50,7 @@ def fuse_checkpoint(
     model = opened.model.to(resolve_device(device))
     images = _proof_images(dataset, model.spec, imgsz, config.images, seed, log)
     fused, report = fuse_with_proof(model, torch.from_numpy(images).to(device), config.tolerance)
-    save_checkpoint(out, fused.cpu(), names=opened.names)
+    save_checkpoint(out, fused.cpu(), names=opened.names, metadata=opened.metadata)
     return report
 
 

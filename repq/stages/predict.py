@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repq.api.opening import load
+from repq.api.sizes import size_for
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import PredictConfig
@@ -36,9 +37,12 @@ def predict_files(
     from repq.predict import open_sources, predict
 
     opened, *others = (
-        load(path, engine=engine if path.is_file() else None, imgsz=imgsz, threads=threads, device=device, log=log)
+        load(
+            path, engine=engine if path.is_file() else None, imgsz=size_for(path, imgsz, log), threads=threads,
+            device=device, log=log,
+        )
         for path in (model, *([compare] if compare else []))
-    )
+    )  # fmt: skip
     return predict(
         opened, open_sources(places, log), out, config, other=others[0] if others else None, imgsz=imgsz, force=force,
         progress=progress, log=log,

@@ -15,7 +15,7 @@ from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, PtqConfig
 from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
-from repq.stages.data import read_data
+from repq.stages.data import labelled, read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ def ptq_checkpoint(
     eval_config: EvalConfig,
     plan: Path | None = None,
     device: str = "cpu",
+    evaluate: bool = True,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> PtqReport:
     """Quantize a checkpoint after training (fused on the way if it is not), evaluate before and after, write it.
 
     Args:
+        data: a data set, or a folder or list file of images, by which nothing is evaluated.
         plan: a plan file, whose float layers are added to ``config.keep_float``.
 
     Raises:
@@ -53,17 +55,22 @@ def ptq_checkpoint(
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
 
-    train_set, val_set = read_data(data, train_split, log), read_data(data, val_split, log)
+    train_set = read_data(data, train_split, log)
+    val_set = labelled(data, val_split, log) if evaluate else None
     start = fused(open_float(weights, log, imgsz), device)
     if plan is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
-    train_set, val_set = (fitted(dataset, start.names, weights.name, log) for dataset in (train_set, val_set))
-    demand_objects(val_set)
-    warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
+    train_set = fitted(train_set, start.names, weights.name, log)
+    if val_set is not None:
+        val_set = fitted(val_set, start.names, weights.name, log)
+        demand_objects(val_set)
+        warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome, graph = made.outcome, made.graph
 
-    def accuracy(found: Weights) -> Accuracy:
+    def accuracy(found: Weights) -> Accuracy | None:
+        if val_set is None:
+            return None
         opened = of_weights(weights.name, replace(found, names=None), Options(device=device))
         return accuracy_of(opened, val_set, imgsz, eval_config, progress)
 
@@ -76,7 +83,7 @@ def ptq_checkpoint(
         apply_scales(outcome.model, outcome.own_scales)
         own = accuracy(made.weights)
         apply_scales(outcome.model, shared)
-    save_weights(out, made.weights)
+    save_weights(out, made.weights, imgsz)
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,
@@ -116,6 +123,7 @@ def _ptq(job: Job) -> PtqReport:
         train_split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz, eval_config=recipe.eval,
         plan=plan, device=recipe.device, progress=job.progress, log=job.log,
     )  # fmt: skip
+    assert report.accuracy_float is not None and report.accuracy_quantized is not None
     job.log(f"  AP {report.accuracy_float.ap:.4f} -> {report.accuracy_quantized.ap:.4f}")
     return report
 

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repq.api.fitting import demand_same_order, fitted
+from repq.api.images import with_sizes
 from repq.api.measuring import demand_fit
 from repq.api.opening import of_weights, save_weights
 from repq.api.quantizing import corrected, fused, open_float, partly_float, planned, quantized
 from repq.api.running import Options, resolve_device
-from repq.errors import QuantizationError
+from repq.errors import DataError, QuantizationError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import CalibrationConfig, EvalConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
-from repq.stages.data import read_data
+from repq.stages.data import labelled, read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ def qat_checkpoint(
     eval_config: EvalConfig,
     device: str = "cpu",
     seed: int = 0,
+    evaluate: bool = True,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> QatReport:
     """Train a quantized model, alone or as one of torchrun's processes, evaluate before and after, and write it.
 
     Args:
+        data: a data set, or a folder or list file of images, by which nothing is evaluated.
         state: file that lets a killed training continue; it is removed when the checkpoint is written.
 
     Raises:
@@ -77,16 +80,23 @@ def qat_checkpoint(
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
-        train_set, val_set = (read_data(data, split, log) for split in splits)
-        demand_objects(val_set)
-        if processes.is_first:
+        train_set = with_sizes(read_data(data, splits[0], log))
+        val_set = labelled(data, splits[1], log) if evaluate else None
+        _demand_labels(config, train_set, val_set)
+        if val_set is not None:
+            demand_objects(val_set)
+        if processes.is_first and val_set is not None:
             warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
         start, taught = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
-        train_set, val_set = (fitted(part, start.names, source.weights.name, log) for part in (train_set, val_set))
-        demand_same_order(val_set, taught.names, "the teacher")
+        train_set = fitted(train_set, start.names, source.weights.name, log)
+        demand_same_order(train_set, taught.names, "the teacher")
+        if val_set is not None:
+            val_set = fitted(val_set, start.names, source.weights.name, log)
         teacher = taught.model
 
-        def accuracy(model: Detector, title: str) -> Accuracy:
+        def accuracy(model: Detector, title: str) -> Accuracy | None:
+            if val_set is None:
+                return None
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
             demand_fit(opened, val_set, imgsz)
             found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout, opened.preprocessing)
@@ -97,8 +107,9 @@ def qat_checkpoint(
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
-                start.model, teacher, train_set, val_set, imgsz, config, groups=start.groups, device=str(own_device),
-                seed=seed, state_path=state, eval_config=eval_config, board=board, progress=progress,
+                start.model, teacher, train_set, train_set if val_set is None else val_set, imgsz, config,
+                groups=start.groups, device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
+                board=board, progress=progress,
                 after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], config.epochs)),
             )  # fmt: skip
         finally:
@@ -106,7 +117,7 @@ def qat_checkpoint(
                 board.close()
         after = accuracy(outcome.model, "trained")
         if processes.is_first:
-            save_weights(out, replace(start, model=outcome.model))
+            save_weights(out, replace(start, model=outcome.model), imgsz)
             state.unlink(missing_ok=True)
     plan = start.plan
     assert start.config is not None
@@ -124,6 +135,14 @@ def qat_checkpoint(
         accuracy_calibrated=before[1],
         accuracy_trained=after,
     )
+
+
+def _demand_labels(config: QatConfig, train_set: DetectionDataset, val_set: DetectionDataset | None) -> None:
+    if config.task_weight and not train_set.objects:
+        raise DataError("there are no labels to learn from", fix="give a labelled data set, or no --task-weight")
+    if config.eval_interval is not None and val_set is None:
+        raise DataError("AP cannot be measured on the way", found="no labels, or --no-eval",
+                        fix="leave eval_interval away, or give a labelled data set")  # fmt: skip
 
 
 def _start(

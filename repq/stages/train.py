@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import splits_to_train_on
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
+from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
@@ -75,7 +76,7 @@ def train_detector(
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
 
         def after_epoch(trainer: Trainer) -> None:
-            _note_epoch(trainer, out, train_set.names, log)
+            _note_epoch(trainer, out, train_set.names, imgsz, log)
 
         try:
             outcome = train(
@@ -90,7 +91,7 @@ def train_detector(
                 board.close()
         report = outcome.report
         if processes.is_first:
-            save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names)
+            save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names, metadata=as_metadata(imgsz))
             if has_scales(outcome.model):
                 save_scales(out / SCALES, extract_scales(outcome.model))
             curves = _curves(outcome.model, str(own_device), val_set, imgsz, eval_config, progress)
@@ -100,7 +101,7 @@ def train_detector(
     return report
 
 
-def _note_epoch(trainer: Trainer, out: Path, names: tuple[str, ...], log: Log) -> None:
+def _note_epoch(trainer: Trainer, out: Path, names: tuple[str, ...], imgsz: tuple[int, int], log: Log) -> None:
     """A line and a row of an epoch; where it was evaluated, its weights, and the best so far."""
     from repq.model import save_checkpoint
     from repq.train import epoch_line, epochs_csv
@@ -111,9 +112,9 @@ def _note_epoch(trainer: Trainer, out: Path, names: tuple[str, ...], log: Log) -
     write_text(out / EPOCHS, epochs_csv(rows))
     if rows[-1].ap is not None:
         model = handed_back(copy.deepcopy(trainer.average.model))
-        save_checkpoint(out / LAST, model, names=names)
+        save_checkpoint(out / LAST, model, names=names, metadata=as_metadata(imgsz))
         if best is not None and best.epoch == rows[-1].epoch:
-            save_checkpoint(out / WEIGHTS, model, names=names)
+            save_checkpoint(out / WEIGHTS, model, names=names, metadata=as_metadata(imgsz))
 
 
 def _curves(
@@ -134,11 +135,12 @@ def _curves(
 
 
 def _draw(report: TrainReport, out: Path, log: Log) -> None:
+    from repq.report.render import write_figure
     from repq.report.sections.training import curve_figures
 
     try:
         for figure in curve_figures(report.curves):
-            write_text(out / figure.file, figure.svg)
+            write_figure(figure, out)
     except RepqError as error:  # what was trained is written all the same
         log(str(error))
 

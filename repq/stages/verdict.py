@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from repq.artifact import Artifact
-from repq.recipe.whole import Recipe
-from repq.results import Accuracies, BenchReport, EngineVerdict, Verdict
+from repq.results import Accuracies, BenchReport, BenchRow, EngineVerdict, Verdict
 
 
-def drops(artifacts: Mapping[str, Artifact]) -> dict[str, tuple[float, float]]:
+class Budgeted(Protocol):
+    """What the verdict needs to know of a recipe."""
+
+    @property
+    def target(self) -> str | None: ...
+    @property
+    def max_drop(self) -> float: ...
+    @property
+    def min_speedup(self) -> float: ...
+    @property
+    def allow_qat(self) -> bool: ...
+
+
+def drops(measured: Accuracies) -> dict[str, tuple[float, float]]:
     """AP in FP32 and in INT8 by engine, of those that were measured in both."""
-    found = artifacts["eval"].result(Accuracies).models
+    found = measured.models
     names = [name.removesuffix("-int8") for name in found if name.endswith("-int8")]
     return {
         name: (found[f"{name}-float32"].ap, found[f"{name}-int8"].ap) for name in names if f"{name}-float32" in found
     }
 
 
-def judged(recipe: Recipe, artifacts: Mapping[str, Artifact], tried: tuple[tuple[str, float], ...]) -> Verdict:
-    """Which engine to ship, by AP and latency."""
-    timed = {row.model: row for row in reversed(artifacts["bench"].result(BenchReport).rows) if row.scope == "infer"}
-    rows = []
-    for engine, (before, after) in drops(artifacts).items():
-        slow, quick = timed.get(f"{engine}-float32"), timed.get(f"{engine}-int8")
-        speedup = None
-        if slow is not None and quick is not None and quick.latency_ms_median > 0:
-            speedup = slow.latency_ms_median / quick.latency_ms_median
-        row = EngineVerdict(
-            engine=engine, ap_float=before, ap_int8=after, drop=before - after, speedup=speedup,
-            holds=before - after <= recipe.max_drop, pays=speedup is None or speedup >= recipe.min_speedup,
-        )  # fmt: skip
-        rows.append(row)
+def judged(recipe: Budgeted, measured: Accuracies, bench: BenchReport, tried: Sequence[tuple[str, float]]) -> Verdict:
+    """Which engine to ship, by AP and latency.
+
+    Args:
+        tried: what was tried to hold the budget, and what each loses.
+    """
+    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
+    rows = [_row(recipe, engine, *aps, timed) for engine, aps in drops(measured).items()]
     good = [row for row in rows if row.good and recipe.target in (None, row.engine)]
     ship = max(good, key=lambda row: row.speedup or 0.0).engine if good else None
     if recipe.target is not None and recipe.target not in {row.engine for row in rows} and all(r.holds for r in rows):
         ship = recipe.target  # it cannot be run here; the engines that can say what the graph computes
     return Verdict(
-        max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tried, ship=ship,
+        max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tuple(tried), ship=ship,
         next=None if ship is not None or not rows else _next(recipe, rows),
     )  # fmt: skip
 
 
-def _next(recipe: Recipe, rows: list[EngineVerdict]) -> str:
+def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapping[str, BenchRow]) -> EngineVerdict:
+    slow, quick, speedup = timed.get(f"{engine}-float32"), timed.get(f"{engine}-int8"), None
+    if slow is not None and quick is not None and quick.latency_ms_median > 0:
+        speedup = slow.latency_ms_median / quick.latency_ms_median
+    return EngineVerdict(
+        engine=engine, ap_float=before, ap_int8=after, drop=before - after, speedup=speedup,
+        holds=before - after <= recipe.max_drop, pays=speedup is None or speedup >= recipe.min_speedup,
+    )  # fmt: skip
+
+
+def _next(recipe: Budgeted, rows: list[EngineVerdict]) -> str:
     others = [row.engine for row in rows if row.good]
     wanted = [row for row in rows if recipe.target in (None, row.engine)]
     if others:
         return f"repq run … --target {others[0]}"
     if all(row.holds for row in wanted):
         return "ship the FP32 engine, or another runtime: repq doctor lists them"
-    if recipe.qat is None:
+    if not recipe.allow_qat:
         return "repq run … --allow-qat"
     return "repq run … --set qat.epochs=30, or a larger --max-drop"

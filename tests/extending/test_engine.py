@@ -91,7 +91,7 @@ def test_it_goes_through_every_command(tiny: Path, graph: Path, tmp_path: Path, 
     of_file = repq("eval", graph, *data, "--engine", "toy")
     of_folder = repq("eval", tmp_path / "engine", *data)
     assert of_file["engine"] == of_folder["engine"] == "toy" and of_file["ap"] == of_folder["ap"]
-    checked = repq("check", tiny / "int8.safetensors", graph, *data, "--engine", "toy", "--max-ap-gap", 1)
+    checked = repq("check", tiny / "int8.safetensors", graph, *data, "--engine", "toy", "--max-drop", 1)
     assert checked["engines"][0]["engine"] == "toy"
     quick = ("--infer-only", "--rounds", 1, "--runs", 1, "--warmup", 0, "--threads", 1, "-o", tmp_path / "bench")
     timed = repq("bench", graph, "--imgsz", 64, "--engine", "toy", "--engine", "onnxruntime", *quick)

@@ -44,6 +44,10 @@ def first(work: Path) -> RunOutcome:
     return run_recipe(recipe(), work)
 
 
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def remade(outcome: RunOutcome) -> list[str]:
     return [name for name, artifact in outcome.artifacts.items() if not artifact.reused]
 
@@ -66,6 +70,10 @@ def test_every_stage_leaves_an_artifact_and_the_report_stands_alone(first: RunOu
     for stage in stages[:-1]:  # the report cannot hold the hash of itself
         assert first.artifacts[stage].manifest.key in page
     assert json.loads((work / "report.json").read_text())["summary"]["recipe"] == "tiny"
+    trained = first.artifacts["train"].folder
+    assert {"weights.safetensors", "last.safetensors", "results.csv"} <= set(names_in(trained))
+    rows = (trained / "results.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,learning_rate,loss_") and len(rows) == 1 + TINY["train"]["epochs"]  # type: ignore[index]
     text = (work / "report.md").read_text()
     assert text.startswith("#") and "Predicted extra kernels" in text
     exported = {path.name for path in first.artifacts["export"].folder.glob("*.onnx")}

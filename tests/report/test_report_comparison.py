@@ -27,7 +27,7 @@ def test_figures_of_the_headline() -> None:
     assert openvino.speedup == pytest.approx(88.4 / 35.9)
     assert openvino.size_ratio == pytest.approx(4_934_567 / 18_823_456)
     assert (openvino.int8_layers, openvino.layers) == (len(LAYERS) - 11, len(LAYERS))
-    assert found["onnxruntime"].level == "good"
+    assert openvino.accuracy_level == "bad" and found["onnxruntime"].accuracy_level == "bad"
 
 
 def test_speedup_compares_one_setting() -> None:
@@ -77,13 +77,15 @@ def test_an_unfair_baseline_is_said() -> None:
     assert "bfloat16" in text
 
 
-@pytest.mark.parametrize(("drop", "level"), [(0.0, "good"), (0.009, "good"), (0.02, "warn"), (0.2, "bad")])
-def test_level_of_an_accuracy_loss(drop: float, level: str) -> None:
+@pytest.mark.parametrize("budget", [0.0, 0.005, 0.05])
+@pytest.mark.parametrize("drop", [-0.01, 0.004, 0.02, 0.2])
+def test_a_loss_is_bad_above_the_budget(drop: float, budget: float) -> None:
     ptq = make_ptq()
     worse = ptq.accuracy_float.model_copy(update={"ap": ptq.accuracy_float.ap - drop})
     ptq = ptq.model_copy(update={"accuracy_quantized": worse})
-    summary = part(ptq=ptq)
-    assert by_engine(summary)["torch"].accuracy_level == level
+    summary = part(ptq=ptq).model_copy(update={"max_drop": budget})
+    assert by_engine(summary)["torch"].accuracy_level == ("bad" if drop > budget else "good")
+    assert any(f"{budget:g} allowed" in text for text in texts(summary, "bad")) == (drop > budget)
 
 
 def test_a_slower_int8_is_said() -> None:
@@ -93,7 +95,23 @@ def test_a_slower_int8_is_said() -> None:
         for row in summary[BENCH].rows
     ]
     bench = summary[BENCH].model_copy(update={"rows": tuple(rows)})
-    assert any("not faster" in text for text in texts(make_summary(bench=bench), "warn"))
+    assert any("does not pay" in text for text in texts(make_summary(bench=bench), "warn"))
+
+
+def test_an_engine_where_int8_pays_is_named_beside_one_where_it_does_not() -> None:
+    summary = make_summary()
+    rows = [
+        row.model_copy(update={"latency_ms_median": 1000.0 * row.batch})
+        if (row.variant, row.engine) == ("int8", "onnxruntime") else row
+        for row in summary[BENCH].rows
+    ]  # fmt: skip
+    bench = summary[BENCH].model_copy(update={"rows": tuple(rows)})
+    (text,) = [
+        text
+        for text in texts(make_summary(bench=bench).model_copy(update={"max_drop": 0.05}), "warn")
+        if "does not pay" in text
+    ]
+    assert "ONNX Runtime" in text and "OpenVINO" in text
 
 
 def test_failed_check_and_failed_fusion_are_bad() -> None:

@@ -66,7 +66,7 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     assert len(scale_table(after.model)) == len(after.plan.int8)
     assert [path.name for path in tmp_path.iterdir()] == ["qat.safetensors"]  # no state is left
     # Both engines take it as they take what `repq ptq` wrote.
-    values("check", out, *data(files), "--imgsz", "64", "--max-ap-gap", "1")
+    values("check", out, *data(files), "--imgsz", "64", "--max-drop", "1")
 
 
 def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from repq.report.blocks import Block, Column, Columns, Facts, Level, Table, Text, number, table
 from repq.report.numbers import change, count, difference, fraction, mebibytes, plural, significant
 from repq.report.summary import EXPORT, PTQ, ReportSummary, Section
-from repq.results import Estimate, ExportReport, GraphFinding, KernelEstimate, PtqReport
+from repq.results import Estimate, ExportReport, GraphFinding, KernelEstimate, PtqReport, metric_of
 
 _LEVELS: dict[str, Level] = {"error": "bad", "warning": "warn", "info": "muted"}
 _COUNTS = {
@@ -73,7 +73,7 @@ def _counts_table(graph: ExportReport, ptq: PtqReport | None) -> Table:
 def _sharing_facts(ptq: PtqReport | None) -> list[tuple[str, str]]:
     if ptq is None or ptq.accuracy_own_scales is None:
         return []
-    own, shared = ptq.accuracy_own_scales.defined(), ptq.accuracy_quantized.defined()
+    own, shared = ptq.accuracy_own_scales.defined(), metric_of(ptq.accuracy_quantized)
     return [
         ("AP with own scales", fraction(own)),
         ("AP with shared scales", f"{fraction(shared)} ({change(difference(own, shared))})"),

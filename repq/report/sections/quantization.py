@@ -20,7 +20,7 @@ from repq.report.numbers import (
 )
 from repq.report.plots import layer_noise, layer_ranges
 from repq.report.summary import PTQ, ReportSummary, Section
-from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport, PtqTrial, Way
+from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PtqReport, PtqTrial, Way, metric_of
 
 _LOW_SNR_DB = 20.0
 ADVICE = {
@@ -48,6 +48,9 @@ def _blocks(summary: ReportSummary) -> list[Block]:
 LAYERS = Section("layers", "Ranges and scales by layer", _blocks, needs=(PTQ,), short="Layers")
 
 
+_LEADING = (("AP", "ap"), ("AP50", "ap50"))
+
+
 def ptq_blocks(ptq: PtqReport) -> list[Block]:
     """What quantization cost, what each setting gained, and ranges and errors per layer."""
     before, after = ptq.accuracy_float, ptq.accuracy_quantized
@@ -55,14 +58,17 @@ def ptq_blocks(ptq: PtqReport) -> list[Block]:
     lead = (
         f"{ptq.model}: {int8} of {plural(len(ptq.layers), 'layer')} in INT8, {percent(ptq.int8_macs_share)} of the "
         f"multiply-adds. Ranges over {plural(ptq.images, 'calibration image')} ({ptq.method}, {ptq.scheme}). "
-        f"AP {_became(before.defined(), after.defined())}, "
-        f"AP50 {_became(before.defined('ap50'), after.defined('ap50'))}."
     )
+    if before is not None or after is not None:
+        changes = (f"{title} {_became(metric_of(before, name), metric_of(after, name))}" for title, name in _LEADING)
+        lead += f"{', '.join(changes)}."
+    else:
+        lead += "Not evaluated: no AP is known."
     if ptq.accuracy_own_scales is not None:
         own = ptq.accuracy_own_scales
         lead += (
             f" {plural(ptq.shared_groups, 'group')} of layers share a scale, which changes AP by "
-            f"{change(difference(own.defined(), after.defined()))} against scales of their own."
+            f"{change(difference(own.defined(), metric_of(after)))} against scales of their own."
         )
     costs = [f"{row.title} {f'({row.cost})' if row.cost else 'at no cost in the engine'}" for row in ptq.corrections]
     lead += f" Corrections: {'; '.join(costs)}." if costs else ""

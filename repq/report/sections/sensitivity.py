@@ -232,7 +232,14 @@ def _layer_table(measured: Sensitivity, plan: PlanReport | None) -> Table:
         number("AP, only it INT8", "ap_only_int8", fraction, optional=True),
         number("AP, only it float", "ap_only_float", fraction, optional=True),
     ]
-    return table(f"All {len(measured.layers)} layers, all measures", columns, measured.layers, fold=13, numbered=True)
+    title = f"All {len(measured.layers)} layers, all measures"
+    return table(title, columns, measured.layers, fold=13, numbered=True, badness=_damage)
+
+
+def _damage(row: LayerSensitivity) -> float:
+    """What quantizing the layer does to the model, or at least to its own output, as noise over signal."""
+    found = row.head or row.local
+    return 0.0 if found is None else -found.snr_db
 
 
 def _similarity(place: str, title: str, row: LayerSensitivity) -> float | None:

@@ -16,7 +16,17 @@ from repq.report.plots import (
     weight_growth,
 )
 from repq.report.summary import FUSE, QAT, TRAIN, Section
-from repq.results import Accuracy, BlockFusion, Curves, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results import (
+    Accuracy,
+    BlockFusion,
+    Curves,
+    EpochRow,
+    FusionReport,
+    QatReport,
+    ScaleChange,
+    TrainReport,
+    metric_of,
+)
 
 TRAINING = Section("training", "Training", lambda summary: train_blocks(summary[TRAIN]), needs=(TRAIN,))
 TRAINED_QUANTIZED = Section(
@@ -29,8 +39,8 @@ class _Stage(NamedTuple):
     """A model on its way through quantization-aware training."""
 
     title: str
-    accuracy: Accuracy
-    float_accuracy: Accuracy
+    accuracy: Accuracy | None
+    float_accuracy: Accuracy | None
 
 
 def train_blocks(training: TrainReport) -> list[Block]:
@@ -71,9 +81,9 @@ def qat_blocks(training: QatReport) -> list[Block]:
     stages = [_Stage(name, found, training.accuracy_float) for name, found in accuracies.items()]
     columns: Columns[_Stage] = (
         Column("Model", "title"),
-        number("AP", lambda stage: stage.accuracy.defined(), fraction),
-        number("AP50", lambda stage: stage.accuracy.defined("ap50"), fraction),
-        number("AP change", lambda s: difference(s.float_accuracy.defined(), s.accuracy.defined()), change),
+        number("AP", lambda stage: metric_of(stage.accuracy), fraction),
+        number("AP50", lambda stage: metric_of(stage.accuracy, "ap50"), fraction),
+        number("AP change", lambda s: difference(metric_of(s.float_accuracy), metric_of(s.accuracy)), change),
     )
     facts = [
         ("Layers INT8", f"{len(training.int8_layers)} of {len(training.int8_layers) + len(training.float_layers)}"),
@@ -154,5 +164,14 @@ def fusion_blocks(fusion: FusionReport) -> list[Block]:
         number("Weights after", "weight_range_after", span),
     )  # fmt: skip
     if fusion.blocks:
-        blocks.append(table(f"All {len(fusion.blocks)} blocks", columns, fusion.blocks, fold=13, numbered=True))
+        blocks.append(
+            table(
+                f"All {len(fusion.blocks)} blocks",
+                columns,
+                fusion.blocks,
+                fold=13,
+                numbered=True,
+                badness=lambda block: block.max_rel_error,
+            )
+        )
     return blocks

@@ -1,0 +1,63 @@
+"""The size at which a model works: its own, unless another is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from repq.log import Log, quiet
+from repq.printable import printable
+
+Size = tuple[int, int]
+KEY = "imgsz"
+FALLBACK: Size = (640, 640)
+
+
+def as_metadata(imgsz: Size) -> dict[str, str]:
+    """What a checkpoint says of its size."""
+    return {KEY: json.dumps(imgsz)}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> Size | None:
+    """The size that a checkpoint says; None where it says none."""
+    with suppress(KeyError, ValueError, TypeError):
+        height, width = map(int, json.loads(metadata[KEY]))
+        return (height, width) if 0 < height <= 8192 and 0 < width <= 8192 else None
+    return None
+
+
+def size_for(paths: Path | Sequence[Path], asked_for: Size | None, log: Log = quiet) -> Size:
+    """Height and width in pixels for the models at these paths; what was not asked for is said.
+
+    A graph or engine of another size than ``asked_for`` is refused where it is opened; of a checkpoint, which can work
+    at any, both sizes are logged.
+    """
+    models = (paths,) if isinstance(paths, Path) else tuple(paths)
+    known = {path: own for path in models if (own := own_size(path)) is not None}
+    if asked_for is None:
+        if not known:
+            log(f"{printable(models[0].name)} does not say at which size it works: 640x640 is taken (--imgsz)")
+        return next(iter(known.values()), FALLBACK)
+    for path, own in known.items():
+        if own != asked_for and path.suffix == ".safetensors":
+            log(f"{printable(path.name)} works at {own[0]}x{own[1]}; {asked_for[0]}x{asked_for[1]} is asked for")
+    return asked_for
+
+
+def own_size(path: Path) -> Size | None:
+    """The size that a file says of itself, read without its weights; None: it says none, or cannot be read."""
+    from repq.errors import RepqError
+
+    with suppress(RepqError, OSError):
+        if path.suffix == ".safetensors" and path.is_file():
+            from safetensors import SafetensorError, safe_open
+
+            with suppress(SafetensorError), safe_open(path, framework="numpy") as file:
+                return from_metadata(file.metadata() or {})
+        elif path.suffix == ".onnx" or path.is_dir():
+            from repq.api.opening import load
+
+            return load(path).imgsz
+    return None

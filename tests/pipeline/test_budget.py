@@ -1,0 +1,86 @@
+"""What a run does about a loss, and which engine it says to ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repq.bench import capture_environment
+from repq.pipeline.budget import lost, ways
+from repq.recipe import Recipe, engine_title, parse_recipe
+from repq.report.verdict import sentences
+from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
+from repq.stages.verdict import judged
+
+ENVIRONMENT = capture_environment()
+ENGINES = ("onnxruntime", "openvino")
+Figures = dict[str, tuple[float, float, float]]  # AP in FP32, AP in INT8, speedup
+
+
+def recipe(**values: Any) -> Recipe:
+    fixed = {"name": "x", "data": {"path": "data.yaml"}, "weights": "w.pt"}
+    return parse_recipe({**fixed, **values}, source="test", base=Path())
+
+
+def measured(figures: Figures) -> tuple[Accuracies, BenchReport]:
+    def accuracy(ap: float) -> Accuracy:
+        none = dict.fromkeys(("ap_small", "ap_medium", "ap_large"))
+        return Accuracy(ap=ap, ap50=ap, ap75=ap, **none, per_class=(), images=1, objects=1, detections=1)
+
+    def row(engine: str, variant: Any, ms: float) -> BenchRow:
+        return BenchRow(
+            model=f"{engine}-{variant}", engine=engine, variant=variant, precision=variant, size_bytes=1, batch=1,
+            threads=1, scope="infer", latency_ms_median=ms, latency_ms_p95=ms, images_per_s=None, runs=1,
+        )  # fmt: skip
+
+    aps = {f"{name}-float32": accuracy(one) for name, (one, _, _) in figures.items()}
+    aps |= {f"{name}-int8": accuracy(two) for name, (_, two, _) in figures.items()}
+    rows = [row(name, "float32", 10.0) for name in figures]
+    rows += [row(name, "int8", 10.0 / speedup) for name, (_, _, speedup) in figures.items()]
+    return Accuracies(models=aps), BenchReport(rows=tuple(rows), environment=ENVIRONMENT, imgsz=(64, 64), rounds=1)
+
+
+ap, speed = st.sampled_from([0.3, 0.396, 0.394, 0.4]), st.sampled_from([0.5, 0.99, 1.01, 3.0])
+figures = st.fixed_dictionaries({name: st.tuples(st.just(0.4), ap, speed) for name in ENGINES})
+
+
+@settings(deadline=None)
+@given(figures, st.sampled_from([None, *ENGINES, "tensorrt"]))
+def test_what_is_to_be_shipped_holds_and_pays_and_else_there_is_a_next_step(found: Figures, target: str | None) -> None:
+    accuracies, bench = measured(found)
+    verdict = judged(recipe(target=target), accuracies, bench, [("corrections", 0.0)])
+    good = {name for name, (before, after, speedup) in found.items() if before - after <= 0.005 and speedup >= 1}
+    if target == "tensorrt":  # not measured here
+        holds = all(before - after <= 0.005 for before, after, _ in found.values())
+        assert verdict.ship == ("tensorrt" if holds else None)
+    else:
+        wanted = good if target is None else good & {target}
+        assert (verdict.ship in wanted) if wanted else verdict.ship is None
+    assert (verdict.next is None) == (verdict.ship is not None)
+    text = "\n".join(sentences(verdict))
+    for name, (before, after, speedup) in found.items():
+        line = next(line for line in text.splitlines() if line.startswith(engine_title(name)))
+        assert ("loses too much" in line) == (before - after > 0.005)
+        assert ("does not pay" in line) == (speedup < 1)
+        if speedup < 1:
+            assert all(engine_title(other) in line for other in good)
+
+
+def test_the_loss_is_that_of_the_target_or_the_largest() -> None:
+    accuracies, _ = measured({"onnxruntime": (0.4, 0.39, 1), "openvino": (0.4, 0.398, 1)})
+    assert lost(recipe(), accuracies) == lost(recipe(target="onnxruntime"), accuracies) == pytest.approx(0.01)
+    assert lost(recipe(target="openvino"), accuracies) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("allow_qat", [False, True])
+@pytest.mark.parametrize("given_plan", [False, True])
+def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(allow_qat: bool, given_plan: bool) -> None:
+    start = recipe(allow_qat=allow_qat, max_drop=0.01, **({"plan": {"top": 3}} if given_plan else {}))
+    names, recipes = zip(*ways(start), strict=True)
+    assert recipes[0] == start and len(set(names)) == len(names) == 1 + (not given_plan) + allow_qat
+    assert all(one.plan.top == 3 for one in recipes) if given_plan else recipes[1].plan.max_drop == 0.01
+    assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat
