@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from repq.model.family import Family, PublishedSpeed, Recovery, Shapes
+from repq.model.family import Family, Recovery, Shapes
 from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options, training_settings
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ class Yolox(Family):
     name = "yolox"
     spec_type = YoloxSpec
     packages = ("yolox",)
-    published: tuple[PublishedSpeed, ...] = ()
 
     def model_names(self) -> tuple[str, ...]:
         return model_names()
