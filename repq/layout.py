@@ -27,6 +27,7 @@ class OutputLayout:
         scores: first column of the class scores.
         unused: number of columns that mean nothing, such as a constant.
         columns_first: the output is (B, columns, N).
+        one_per_object: no object is found twice: nothing is to be suppressed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -37,6 +38,7 @@ class OutputLayout:
     scores: int = 5
     unused: int = 0
     columns_first: bool = False
+    one_per_object: bool = False
 
     @property
     def columns_beside_scores(self) -> int:

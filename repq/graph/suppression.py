@@ -16,7 +16,8 @@ The result is that of ``repq.evaluate.postprocess``: per class, a box falls if i
 computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. A box without area counts
 on neither side.
 
-NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
+NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer. Where the layout says that no object is found twice, there
+is none: scores above the threshold go to TopK.
 """
 
 from __future__ import annotations
@@ -58,13 +59,11 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
     scores = add.node("Mul", scores, _has_area(add, size))
-    selected = add.node(
-        "NonMaxSuppression", corners, add.node("Transpose", scores, perm=[0, 2, 1]),
-        add.int(min(config.max_detections, count)), add.float(config.iou), add.float(config.confidence),
-    )  # fmt: skip
-    places = add.node("Gather", selected, add.ints(0, 2, 1), axis=1)  # image, box, class
-    none = add.node("ConstantOfShape", add.node("Shape", scores))
-    survivors = add.node("ScatterND", none, places, add.node("GatherND", scores, places))
+    if layout.one_per_object:
+        above = add.node("Greater", scores, add.float(config.confidence))
+        survivors = add.node("Mul", scores, add.node("Cast", above, to=TensorProto.FLOAT))
+    else:
+        survivors = _survivors(add, corners, scores, config, count)
     best = min(config.max_detections, count * classes)
     score, rank = _best(graph, add, survivors, best, count * classes)
     box, class_id = add.node("Div", rank, add.int(classes)), add.node("Mod", rank, add.int(classes))
@@ -78,6 +77,17 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     add.node("Mul", add.node("Concat", *parts, axis=2), add.node("Unsqueeze", found, axis), output=boxes)
     graph.outputs = [boxes]
     update_metadata(graph, lambda _: {"nms": config})
+
+
+def _survivors(add: Adder, corners: gs.Tensor, scores: gs.Tensor, config: NmsConfig, count: int) -> gs.Tensor:
+    """Scores (B, N, C), zero where a box is suppressed."""
+    selected = add.node(
+        "NonMaxSuppression", corners, add.node("Transpose", scores, perm=[0, 2, 1]),
+        add.int(min(config.max_detections, count)), add.float(config.iou), add.float(config.confidence),
+    )  # fmt: skip
+    places = add.node("Gather", selected, add.ints(0, 2, 1), axis=1)  # image, box, class
+    none = add.node("ConstantOfShape", add.node("Shape", scores))
+    return add.node("ScatterND", none, places, add.node("GatherND", scores, places))
 
 
 def _corners_sizes_scores(
