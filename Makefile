@@ -1,6 +1,8 @@
 # make quickstart: the main job on data that repq draws by itself.   make test: linters, types, tests.
 # make test-ranges: the lowest versions that setup.cfg promises, and each extra alone, in fresh environments (nightly).
 # make test-tensorrt: the tests on TensorRT's own builder, after make tensorrt-check has put one here (no GPU needed).
+# make docs: the site of docs/, into build/site; whatever is wrong with it fails.
+# make wheel-test: builds the wheel and tries it in an environment of its own.
 # Each makes the virtual environment .venv when it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +12,7 @@ WORKERS ?= 2
 # A file of tests stays in one process, which shares its fixtures; threads that wait would take the cores from others.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: quickstart test test-ranges tensorrt-check test-tensorrt lint clean
+.PHONY: quickstart test test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: setup.cfg constraints.txt
@@ -39,6 +41,16 @@ tensorrt-check: .venv/ready
 
 test-tensorrt:
 	. ./$(CHECK_BUILD)/env.sh && $(PYTEST) -m tensorrt
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel-test: .venv/ready
+	$(BIN)/python tests/wheel.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

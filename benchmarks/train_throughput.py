@@ -84,7 +84,7 @@ def plain_mosaic(records: list[ImageRecord], imgsz: int, config: TrainConfig, rn
         canvas[top:to_y, left:to_x] = image[top - y1 : to_y - y1, left - x1 : to_x - x1]
         boxes = pixel_boxes(record.labels, width, height) + np.array([x1, y1, x1, y1])
         rows.append(np.concatenate((record.labels[:, :1], boxes), axis=1).astype(np.float32))
-    zoom = rng.uniform(1 - config.scale, 1 + config.scale)
+    zoom = rng.uniform(*config.scale)
     centre = rng.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * imgsz
     offset = centre - zoom * imgsz
     matrix = np.array([[zoom, 0, offset[0]], [0, zoom, offset[1]]])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,35 @@ def commands() -> Iterator[str]:
     """Every command with its options, as its help says them."""
     yield "# Commands\n"
     yield "This page is made from the commands themselves; `repq COMMAND --help` says the same.\n"
+    yield "## Every command\n"
     context = click.Context(main, info_name="repq")
+    doctor = main.get_command(context, "doctor")
+    assert doctor is not None
+    yield from _table(("option", "meaning"), _options(doctor, click.Context(doctor, context, "doctor"), ()))
+    yield "`repq completion bash >> ~/.bashrc` completes commands and options.\n"
+    common = {name for parameter in doctor.params for name in parameter.opts}
     for module, title in GROUPS.items():
         for name in (name for name, (home, _) in COMMANDS.items() if home == module):
             command = main.get_command(context, name)
             assert command is not None
-            yield from _command(command, click.Context(command, context, name), title)
+            yield from _command(command, click.Context(command, context, name), title, common)
     yield "## Exit codes\n"
     yield from _table(("code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
 
 
-def _command(command: click.Command, context: click.Context, group: str) -> Iterator[str]:
+def _command(command: click.Command, context: click.Context, group: str, common: Collection[str]) -> Iterator[str]:
     yield f"## repq {context.info_name}\n"
     also = ", ".join(f"`repq {alias}`" for alias, name in ALIASES.items() if name == context.info_name)
     yield f"*{group}.*" + (f" Also: {also}." if also else "") + "\n"
     yield f"{_escaped(command.help or '')}\n"
     yield f"```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
-    yield from _table(("option", "meaning"), _options(command, context))
+    yield from _table(("option", "meaning"), _options(command, context, common))
 
 
-def _options(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    for parameter in command.get_params(context):
+def _options(command: click.Command, context: click.Context, but: Collection[str]) -> Iterator[tuple[str, str]]:
+    for parameter in command.params:
         record = parameter.get_help_record(context)
-        if record is not None:
+        if isinstance(parameter, click.Option) and record is not None and not set(parameter.opts) & set(but):
             yield f"`{record[0]}`", record[1]
 
 
@@ -59,8 +66,8 @@ def recipes() -> Iterator[str]:
     yield (
         "A recipe is a short YAML file; unknown keys fail and name the closest valid one. `repq run NAME` runs one of "
         "those below: `best.pt` and `data.yaml` are looked for in the working folder, and `--weights`, `--data`, "
-        "`--imgsz` and `--set KEY=VALUE` take the place of what the recipe says. This page is made from the recipes and "
-        "the settings classes; `repq config SECTION` prints the same tables.\n"
+        "`--imgsz` and `--set KEY=VALUE` take the place of what the recipe says. This page is made from the recipes "
+        "and the settings classes; `repq config SECTION` prints the same tables.\n"
     )
     for folder, command in ((SHIPPED, "run"), (SHIPPED / "ablations", "ablation")):
         for path in sorted(folder.glob("*.yaml")):
@@ -93,10 +100,10 @@ def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    bare = text.replace("|", "\\|").replace("\n", " ")
-    return bare if bare.startswith("`") else _escaped(bare)
+    line = text.replace("\n", " ")
+    return line if line.startswith("`") else _escaped(line).replace("|", "\\|")
 
 
 def _escaped(text: str) -> str:
-    """Markdown that shows what the terminal does: names with stars or angle brackets are no markup."""
-    return text.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    """Markdown that shows what the terminal does: outside of code, stars, lines and brackets are no markup."""
+    return re.sub(r"`[^`]*`|([*_<\[])", lambda found: f"\\{found[1]}" if found[1] else found[0], text)

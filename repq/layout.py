@@ -40,7 +40,7 @@ class OutputLayout:
         activation: what makes probabilities of the scores apart; ``softmax``: the last class is that of no object.
         normalized: boxes are in 0..1 of the input.
         ranked: with this number of classes, the output is (B, K, 6): corners, score, class, which become columns.
-        final: nothing is left to suppress.
+        one_per_object: no object is found twice: nothing is to be suppressed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class OutputLayout:
     activation: Literal["none", "sigmoid", "softmax"] = "none"
     normalized: bool = False
     ranked: int | None = None
-    final: bool = False
+    one_per_object: bool = False
 
     @property
     def columns_beside_scores(self) -> int:

@@ -222,7 +222,7 @@ def _yolov8(outputs: Outputs) -> Fit | None:
 def _columns(outputs: Outputs, rows: Array, columns_first: bool = False) -> OutputLayout:
     return OutputLayout(
         objectness=None, scores=4, columns_first=columns_first, box_form=_form(rows), normalized=_normalized(rows),
-        final=not outputs.levels(len(rows)),
+        one_per_object=not outputs.levels(len(rows)),
     )  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def _end2end(outputs: Outputs) -> Fit | None:
         raise RepqError("the number of classes is not known", found=outputs.listed,
                         fix="write the class names into the file's metadata under the key `names`")  # fmt: skip
     layout = OutputLayout(
-        "corners", objectness=None, scores=4, ranked=classes, final=True, normalized=_normalized(rows)
+        "corners", objectness=None, scores=4, ranked=classes, one_per_object=True, normalized=_normalized(rows)
     )
     return layout, classes
 

@@ -43,6 +43,7 @@ CASES = {
     "train": Case(("tests/train/test_board.py",), ("train",)),
     "gpu": Case(("tests/bench/test_gpu.py",), ("gpu",)),
     "bench": Case((), ("bench",)),
+    "docs": Case((), ("docs",)),
     "dali": Case((), ("dali",)),
     "tensorrt": Case((), ("tensorrt",)),
 }

@@ -732,5 +732,6 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
     Raises:
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
-    values = {**({} if config is None else dict(config)), **changes}
+    given = {} if config is None else {name: getattr(config, name) for name in config.model_fields_set}
+    values = {**given, **changes}
     return parse_settings(kind, values, what=what)

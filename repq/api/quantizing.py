@@ -213,7 +213,7 @@ def partly_float(weights: Weights, kept: Sequence[str]) -> Weights:
 
 
 def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]:
-    """The float layers of a plan: a file, a ``QuantPlan`` or a ``PlanReport``.
+    """The float layers of a plan: a file or its path, a ``QuantPlan`` or a ``PlanReport``.
 
     Raises:
         RecipeError: the file cannot be read, or is for another model.
@@ -221,7 +221,7 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
     """
     from repq.layers import QuantPlan, select
     from repq.model import layer_ids
-    from repq.quant.plan_file import read_plan
+    from repq.quant.plan_file import PlanFile, read_plan
     from repq.results import PlanReport
 
     layers = layer_ids(model)
@@ -229,7 +229,8 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
         return select(layers, plan.float_)
     if isinstance(plan, PlanReport):
         return select(layers, plan.float_layers)
-    return read_plan(Path(plan), layers, model.spec.name).float_  # type: ignore[arg-type]
+    file = plan if isinstance(plan, PlanFile) else read_plan(Path(plan))  # type: ignore[arg-type]
+    return file.plan(layers, model.spec.name).float_
 
 
 def corrected(config: PtqConfig) -> bool:

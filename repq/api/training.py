@@ -52,14 +52,16 @@ def train_model(
     """
     from repq.quant import Weights
     from repq.reparam.repopt import load_scales
-    from repq.train import fine_tuned, train
+    from repq.train import fine_tuned, settings_for, train
 
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    chosen = settings_of(
-        TrainConfig, config, {"model": model, **settings} if isinstance(model, str) else settings, "training"
-    )
+    from_weights = not isinstance(model, str) or settings.get("weights") or (config is not None and config.weights)
+    named = settings if from_weights else {"model": model, **settings}
+    chosen = settings_of(TrainConfig, config, named, "training")
     if chosen.weights is not None:
         model = load(chosen.weights)
+    if not isinstance(model, str):
+        chosen = settings_for(chosen, model.floats("be trained").model)
     if teacher is None and chosen.distill is not None:
         teacher = load(chosen.distill.teacher)
     train_set, val_set = splits_to_train_on(
@@ -72,7 +74,7 @@ def train_model(
     if isinstance(model, str):
         detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
     else:
-        tuned = fine_tuned(model.floats("be trained").model, train_set.num_classes)
+        tuned = fine_tuned(model.floats("be trained").model, train_set.num_classes, chosen)
         for note in tuned.notes:
             log(note)
         detector = tuned.model

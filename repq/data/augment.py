@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data.cache import ImageCache
-from repq.data.letterbox import USUAL, fit_ratio
+from repq.data.letterbox import USUAL, fit_ratio, letterbox_transform
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
 
@@ -60,33 +60,83 @@ def draw_sample(
     Raises:
         DataError: an image can no longer be read, or the letterbox leaves no room in the input.
     """
-    sample = _compose(cache, index, imgsz, config, rng, preprocessing.pad)
-    if rng.random() < config.mixup:
-        other = _compose(cache, int(rng.integers(len(cache))), imgsz, config, rng, preprocessing.pad)
-        sample = mix(sample, other, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
-    sample = Sample(shift_colours(sample.image, config.hsv, rng), sample.objects)
+    is_mosaic = rng.random() < config.mosaic
+    sample = _compose(cache, index, imgsz, config, rng, preprocessing, mosaic=is_mosaic)
+    if rng.random() < config.mixup and (is_mosaic or config.mixup_scale is None):
+        other = int(rng.integers(len(cache)))
+        if config.mixup_scale is None:
+            mosaic = rng.random() < config.mosaic
+            second = _compose(cache, other, imgsz, config, rng, preprocessing, mosaic=mosaic)
+            sample = mix(sample, second, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
+        else:
+            sample = mix(sample, _jittered(cache, other, imgsz, config, rng, preprocessing), 0.5)
+    image = add_to_colours(shift_colours(sample.image, config.hsv, rng), config.hsv_shift, rng)
+    sample = Sample(image, sample.objects)
     if rng.random() < config.flip:
         sample = mirror(sample)
     return turn_over(sample) if rng.random() < config.flip_vertical else sample
 
 
 def _compose(
-    cache: ImageCache, index: int, imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator, grey: int
+    cache: ImageCache,
+    index: int,
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing,
+    *,
+    mosaic: bool,
 ) -> Sample:
     """One image, or a mosaic of it and three others, on grey."""
-    if rng.random() < config.mosaic:
+    if mosaic:
         indices = [index, *rng.integers(0, len(cache), 3).tolist()]
         sizes = [cache.image(other).shape[:2] for other in indices]
         placements = mosaic_placements(sizes, imgsz, config, rng)
     else:
-        indices = [index]
-        placements = [single_placement(cache.image(index).shape[:2], imgsz, config, rng)]
+        indices, size = [index], cache.image(index).shape[:2]
+        if config.affine == "all":
+            placements = [single_placement(size, imgsz, config, rng)]
+        else:
+            placements = [plain_placement(size, imgsz, config, preprocessing)]
+    return _drawn(cache, indices, placements, imgsz, preprocessing.pad)
+
+
+def _jittered(
+    cache: ImageCache,
+    index: int,
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing,
+) -> Sample:
+    """One image in the input, scaled by a random factor, mirrored at random, and a random part of what is too large."""
+    assert config.mixup_scale is not None
+    plain = plain_placement(cache.image(index).shape[:2], imgsz, config, preprocessing)
+    factor, size = rng.uniform(*config.mixup_scale), np.array(imgsz[::-1])
+    hidden = np.maximum(factor * size - size, 0) * rng.uniform(size=2)
+    linear, offset = factor * plain.linear, factor * plain.offset - hidden
+    sample = _drawn(cache, [index], [Placement(linear, offset, plain.region)], imgsz, preprocessing.pad)
+    return mirror(sample) if rng.random() < config.flip else sample
+
+
+def _drawn(
+    cache: ImageCache, indices: list[int], placements: list[Placement], imgsz: tuple[int, int], grey: int
+) -> Sample:
     canvas = np.full((*imgsz, 3), grey, np.uint8)
     objects = []
-    for other, placement in zip(indices, placements, strict=True):
-        paste(canvas, cache.image(other), placement, grey)
-        objects.append(place_objects(cache.objects(other), placement))
+    for index, placement in zip(indices, placements, strict=True):
+        paste(canvas, cache.image(index), placement, grey)
+        objects.append(place_objects(cache.objects(index), placement))
     return Sample(canvas, np.concatenate(objects))
+
+
+def plain_placement(
+    size: tuple[int, ...], imgsz: tuple[int, int], config: LoopConfig, preprocessing: Preprocessing
+) -> Placement:
+    """An image of ``size`` (height, width) where evaluation puts it."""
+    place = letterbox_transform(size[1], size[0], imgsz, config.letterbox, preprocessing)
+    offset = np.array([place.left, place.top], np.float64)
+    return Placement(np.diag([place.scale_x, place.scale_y]), offset, (0, 0, imgsz[1], imgsz[0]))
 
 
 def single_placement(
@@ -190,13 +240,26 @@ def shift_colours(
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
 
 
+def add_to_colours(
+    image: NDArray[np.uint8], widths: tuple[float, float, float], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Add numbers within ``± widths`` to hue (of 180), saturation and value, to each in half of the cases."""
+    if not any(widths):
+        return image
+    added = (rng.uniform(-1, 1, 3) * widths * rng.integers(0, 2, 3)).astype(int)
+    levels = np.arange(256)[:, None] + added
+    table = np.column_stack((levels[:, 0] % 180, levels[:, 1:].clip(0, 255))).astype(np.uint8)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+
+
 def _middle(size: tuple[int, ...]) -> Matrix:
     return np.array([size[1] / 2, size[0] / 2])
 
 
 def _draw_view(imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
     """A random zoom, turn and shear, (2, 2), and the point of the output where the middle goes, (2,)."""
-    zoom = rng.uniform(1 - config.scale, 1 + config.scale)
+    zoom = rng.uniform(*config.scale)
     centre = rng.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * (imgsz[1], imgsz[0])
     angle = np.radians(rng.uniform(-config.rotate, config.rotate))
     slope_x, slope_y = np.tan(np.radians(rng.uniform(-config.shear, config.shear, 2)))

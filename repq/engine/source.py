@@ -16,9 +16,6 @@ from repq.layers import LayerId
 if TYPE_CHECKING:
     import onnx
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-"""ONNX operators that are layers."""
-
 _WEIGHT = re.compile(r"(?P<layer>.+)\.weight(?:[._].*)?")
 
 
@@ -84,12 +81,13 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
         EngineError: two layers have one name.
     """
     from repq.graph.integers import quantized_value
+    from repq.graph.layer_join import LAYER_OPS
     from repq.graph.surgeon import import_graph
 
     layers: list[LayerId] = []
     int8: list[LayerId] = []
     for position, (stored, node) in enumerate(zip(model.graph.node, import_graph(model).nodes, strict=True)):
-        if node.op not in CONVOLUTIONS:
+        if node.op not in LAYER_OPS:
             continue
         match = _WEIGHT.fullmatch(quantized_value(node.inputs[1]).name)
         stored.name = LayerId(match["layer"] if match else node.name or f"{node.op}_{position}")

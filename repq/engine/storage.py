@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from repq.engine.base import EngineManifest
 from repq.errors import EngineError
 from repq.files import replacing_folder
-from repq.identity import hash_file
+from repq.identity import hash_file, hash_json
+from repq.reading import MIB, read_text
 from repq.results import Result
 
 MANIFEST = "engine.json"
@@ -19,7 +20,8 @@ MANIFEST = "engine.json"
 
 class _SavedEngine(Result):
     manifest: EngineManifest
-    payload_sha256: dict[str, str]
+    manifest_sha256: str
+    payload_sha256: dict[str, str] = Field(min_length=1)
 
 
 def is_engine(path: Path) -> bool:
@@ -40,6 +42,7 @@ def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable
             write_payload(new)
             saved = _SavedEngine(
                 manifest=manifest,
+                manifest_sha256=_hash(manifest),
                 payload_sha256={file.name: hash_file(file) for file in sorted(new.iterdir())},
             )
             (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -56,11 +59,14 @@ def read_engine(folder: Path) -> EngineManifest:
     """
     if not folder.is_dir():
         raise EngineError(f"there is no engine at {folder}", fix="build one with `repq build MODEL.onnx -o FOLDER`")
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"{folder} is no engine", found=f"{MANIFEST}: {error}", fix="build it again") from None
+    if not is_engine(folder):
+        raise EngineError(f"{folder} is no engine", found=f"no {MANIFEST} in it", fix="build it again")
+    text = read_text(folder / MANIFEST, 64 * MIB, form="JSON", error=EngineError)
     saved = _parse(folder / MANIFEST, text)
+    unnamed = sorted({file.name for file in folder.iterdir()} - {MANIFEST, *saved.payload_sha256})
+    if unnamed or not (own := _hash(saved.manifest)) or saved.manifest_sha256 != own:
+        found = f"{MANIFEST} does not name {', '.join(unnamed[:3])}" if unnamed else f"{MANIFEST} has another hash"
+        raise EngineError(f"the engine {folder} was changed after it was built", found=found, fix="build it again")
     for name, sha256 in saved.payload_sha256.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
@@ -74,6 +80,13 @@ def read_engine(folder: Path) -> EngineManifest:
     return saved.manifest
 
 
+def _hash(manifest: EngineManifest) -> str:
+    try:
+        return hash_json(manifest.values())
+    except ValueError:  # a text that is no Unicode, which no engine of ours has
+        return ""
+
+
 def folder_size(folder: Path) -> int:
     """Bytes of the files in a folder, without the manifest."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
@@ -83,7 +96,7 @@ def _parse(path: Path, text: str) -> _SavedEngine:
     try:
         values = json.loads(text)
         engine = values["manifest"]["engine"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(
             f"{path} is damaged", found=f"{type(error).__name__}: {error}", fix="build it again"
         ) from None

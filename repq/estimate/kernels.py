@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto
 from repq.errors import GraphError
 from repq.graph.extra_kernels import ELEMENTWISE, extra_kernels, writes_integers
 from repq.graph.integer_concat import restore_pairs
-from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer
+from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer, values_of
 from repq.graph.surgeon import element_type, import_graph, is_constant, is_output, producer, title
 
 Precision = Literal["int8", "float16", "float32"]
@@ -178,8 +178,7 @@ def _sources(tensor: gs.Tensor) -> list[gs.Tensor]:
     node = producer(tensor)
     if node is None or node.op not in _RENAMES | _CHANGES_TYPE:
         return [tensor]
-    values = node.inputs if node.op == "Concat" else node.inputs[:1]
-    return [source for value in values for source in _sources(value)]
+    return [source for value in values_of(node) for source in _sources(value)]
 
 
 def _count(kernel: Kernel, graph: gs.Graph) -> None:

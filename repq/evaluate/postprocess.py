@@ -18,8 +18,8 @@ def postprocess(
     """Turn B images' detections into B arrays (k, 6): x1, y1, x2, y2 in network pixels, score, class; best first.
 
     With ``config.multi_label`` a detection yields a candidate for each class above ``config.confidence``, else only for
-    its best class. A box falls if its IoU with a better one of its class exceeds
-    ``config.iou``. Detections that are not finite or whose box has no area yield nothing.
+    its best class. A box falls if its IoU with a better one of its class exceeds ``config.iou``, unless the layout has
+    one per object. Detections that are not finite or whose box has no area yield nothing.
     """
     return [_one_image(output, config, layout) for output in np.asarray(detections)]
 
@@ -40,8 +40,8 @@ def _one_image(output: NDArray[np.floating], config: EvalConfig, layout: OutputL
     candidates = candidates[np.isfinite(candidates).all(axis=1) & (layout.size(boxes) > 0).all(axis=1)]
     order = np.argsort(-candidates[:, 4], kind="stable")[:MAX_CANDIDATES]
     candidates = candidates[order]
-    kept = candidates if layout.final else candidates[suppress(candidates, config.iou)]
-    return kept[: config.max_detections]
+    kept = np.arange(len(candidates)) if layout.one_per_object else suppress(candidates, config.iou)
+    return candidates[kept[: config.max_detections]]
 
 
 def suppress(boxes: NDArray[np.float32], iou: float) -> NDArray[np.intp]:

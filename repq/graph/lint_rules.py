@@ -35,6 +35,8 @@ from repq.graph.scale_merging import unequal_groups
 from repq.graph.surgeon import array, element_type, import_graph, is_constant, producer, title
 from repq.results import GraphFinding
 
+_SMOOTH = ACTIVATIONS - {"Relu", "Clip", "LeakyRelu", "PRelu"}
+
 Severity = Literal["error", "warning", "info"]
 
 QUANTIZED_TYPES = "NVIDIA TensorRT Developer Guide, Working with Quantized Types"
@@ -304,6 +306,17 @@ def _boundaries(scan: Scan) -> Iterator[Hit]:
             yield Hit(kernel.tensor, message, 1, scan.traffic(kernel))
 
 
+def _smooth_activations(scan: Scan) -> Iterator[Hit]:
+    for node in scan.graph.nodes:
+        smooth = {reader.op for reader in node.outputs[0].outputs} & _SMOOTH if is_int8_layer(node) else set()
+        if smooth:
+            yield Hit(
+                layer_name(node),
+                f"{'SiLU' if smooth == {'Sigmoid'} else ' and '.join(sorted(smooth))} behind it: ONNX Runtime computes "
+                "that in float and the layer with it; ReLU in its place would be part of an INT8 kernel",
+            )
+
+
 def _signed_concats(scan: Scan) -> Iterator[Hit]:
     for name in scan.signed_concats:
         yield Hit(
@@ -333,6 +346,14 @@ RULES: tuple[Rule, ...] = (
     Rule("duplicate-qdq", "warning", "Equal Q/DQ on one tensor", FUSION, _duplicates),
     Rule("float-island", "info", "A float layer between INT8 layers", PLACEMENT, _islands),
     Rule("extra-kernel", "info", "A kernel at the edge of the INT8 part", FUSION, _boundaries),
+    Rule(
+        "smooth-activation",
+        "info",
+        "A smooth activation behind an INT8 layer",
+        "tried with ONNX Runtime 1.31",
+        _smooth_activations,
+        runtime="onnxruntime",
+    ),
     Rule(
         "signed-concat",
         "info",

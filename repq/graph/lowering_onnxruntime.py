@@ -114,7 +114,8 @@ class _Lowering:
             self._moves(node)
             or node.op in {"Relu", "QuantizeLinear"}
             or name in self._convs
-            or (name in self._pairs or _is_weight(node))
+            or name in self._pairs
+            or _is_weight(node)
         )
 
     def _float(self, tensor: gs.Tensor) -> gs.Tensor:

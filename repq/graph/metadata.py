@@ -117,7 +117,7 @@ def parse_metadata(properties: Mapping[str, str]) -> GraphMetadata | None:
         return None
     try:
         return _parse(entries)
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise GraphError(
             "the metadata of the ONNX model is damaged", found=repr(error), fix="export the model again"
         ) from None

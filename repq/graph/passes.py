@@ -95,8 +95,7 @@ def for_serving(model: ModelProto, preprocess: PreprocessConfig, nms: NmsConfig 
     Raises:
         GraphError: some of it is inside already, or the graph is none of a detector.
     """
-    context = PassContext(ExportConfig(preprocess=preprocess, nms=nms))
-    return run_passes(model, context, [entry for entry in PASSES if entry.name in _SERVING])[0]
+    return run_passes(model, PassContext(ExportConfig(preprocess=preprocess, nms=nms)))[0]
 
 
 def _quantize_residuals(graph: gs.Graph, _: PassContext) -> Outcome:
@@ -182,5 +181,3 @@ PASSES: list[GraphPass] = [
     GraphPass("nms_output", "Suppression inside", lambda c: c.config.nms is not None, _nms_output),
 ]
 """In the order in which they are applied."""
-
-_SERVING = ("bgr_input", "uint8_input", "letterbox_input", "nms_output")

@@ -16,7 +16,8 @@ The result is that of ``repq.evaluate.postprocess``: per class, a box falls if i
 computed in float32 here, in float64 there; and there only the best 30,000 candidates enter. A box without area counts
 on neither side.
 
-NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer.
+NonMaxSuppression is ONNX's; TensorRT makes it an INMSLayer. Where the layout says that no object is found twice, there
+is none: scores above the threshold go to TopK.
 """
 
 from __future__ import annotations
@@ -61,13 +62,11 @@ def suppress(graph: gs.Graph, config: NmsConfig) -> None:
     if not config.multi_label:
         scores = _best_class_only(add, scores, classes)
     scores = add.node("Mul", scores, _has_area(add, size))
-    selected = add.node(
-        "NonMaxSuppression", corners, add.node("Transpose", scores, perm=[0, 2, 1]),
-        add.int(min(config.max_detections, count)), add.float(config.iou), add.float(config.confidence),
-    )  # fmt: skip
-    places = add.node("Gather", selected, add.ints(0, 2, 1), axis=1)  # image, box, class
-    none = add.node("ConstantOfShape", add.node("Shape", scores))
-    survivors = add.node("ScatterND", none, places, add.node("GatherND", scores, places))
+    if layout.one_per_object:
+        above = add.node("Greater", scores, add.float(config.confidence))
+        survivors = add.node("Mul", scores, add.node("Cast", above, to=TensorProto.FLOAT))
+    else:
+        survivors = _survivors(add, corners, scores, config, count)
     best = min(config.max_detections, count * classes)
     score, rank = _best(graph, add, survivors, best, count * classes)
     box, class_id = add.node("Div", rank, add.int(classes)), add.node("Mod", rank, add.int(classes))
@@ -92,7 +91,7 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
         GraphError: nothing is left to suppress, or the graph suppresses already.
     """
     outputs = graph.outputs
-    if layout.final or any(node.op == "NonMaxSuppression" for node in graph.nodes):
+    if layout.ranked or any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="boxes that are final", fix="leave --nms away")
     if layout.plain:
         return outputs[0], list(outputs[0].shape or ())
@@ -126,6 +125,17 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
         first, second = add.node("Mul", first, size), add.node("Mul", second, size)
     rows = add.node("Concat", *filter(None, (before, first, second, after)), axis=2)
     return (add.node("Transpose", rows, perm=[0, 2, 1]) if layout.columns_first else rows), shape
+
+
+def _survivors(add: Adder, corners: gs.Tensor, scores: gs.Tensor, config: NmsConfig, count: int) -> gs.Tensor:
+    """Scores (B, N, C), zero where a box is suppressed."""
+    selected = add.node(
+        "NonMaxSuppression", corners, add.node("Transpose", scores, perm=[0, 2, 1]),
+        add.int(min(config.max_detections, count)), add.float(config.iou), add.float(config.confidence),
+    )  # fmt: skip
+    places = add.node("Gather", selected, add.ints(0, 2, 1), axis=1)  # image, box, class
+    none = add.node("ConstantOfShape", add.node("Shape", scores))
+    return add.node("ScatterND", none, places, add.node("GatherND", scores, places))
 
 
 def _corners_sizes_scores(

@@ -41,12 +41,17 @@ def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
         shapes: infer the shape and type of every tensor first.
 
     Raises:
-        GraphError: a node has an attribute that onnx-graphsurgeon cannot hold.
+        GraphError: a node has an attribute that onnx-graphsurgeon cannot hold, or one of no known type.
     """
     for node in model.graph.node:
         if lost := [attribute.name for attribute in node.attribute if attribute.type in _DROPPED]:
             raise GraphError(f"{node.op_type} {node.name} cannot be edited", found=f"attribute {lost[0]}")
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True) if shapes else model)
+    try:
+        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True) if shapes else model)
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, OnnxGraphSurgeonException) as error:
+        raise GraphError(
+            "the ONNX model cannot be imported", found=f"{type(error).__name__}: {error}", fix="export it again"
+        ) from None
     graph.head = ModelProto()
     graph.head.CopyFrom(model)
     for field in ("graph", "metadata_props"):

@@ -38,6 +38,12 @@ def search_and_target(spec: Spec) -> tuple[str, str]:
     return names or ("a hyper-search model", "a model of plain blocks")
 
 
+def training_settings(name: Any) -> dict[str, Any]:
+    """The settings of training that a named model was published with, where they are not the usual ones."""
+    families = (family for family in FAMILIES if isinstance(name, str) and family.spec(name, 1) is not None)
+    return next((family.training(name) for family in families), {})
+
+
 def model_names() -> tuple[str, ...]:
     """Every name that ``get_spec`` takes, family by family."""
     return tuple(name for family in FAMILIES for name in family.model_names())

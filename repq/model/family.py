@@ -206,6 +206,10 @@ class Family(ABC):
         """The graph that a model came from, with its weights as they are now; None: torch exports it."""
         return None
 
+    def training(self, name: str) -> dict[str, Any]:
+        """The fields of ``repq.TrainConfig`` in which a model's published training differs from the usual one."""
+        return {}
+
     def objective(self, model: Detector, config: TrainConfig) -> Any:
         """The loss and the assignment of a training, a ``repq.train.Objective``; None: no training on labels."""
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -45,36 +46,56 @@ def write_plan(
     write_text(path, "".join(lines))
 
 
-def read_plan(path: Path, layers: Sequence[LayerId], model: str | None = None) -> QuantPlan:
-    """Read a plan for a model with these layers.
+@dataclass(frozen=True)
+class PlanFile:
+    """What a plan file says, before it meets a model.
+
+    Attributes:
+        model: the model that it is for; None: any.
+        selectors: ids or globs of the layers that stay in float.
+    """
+
+    path: Path
+    model: str | None
+    selectors: tuple[str, ...]
+
+    def plan(self, layers: Sequence[LayerId], model: str | None = None) -> QuantPlan:
+        """The plan for a model with these layers.
+
+        Raises:
+            RecipeError: it is for another model than ``model``.
+            SelectorError: a layer or glob matches nothing; the message names the closest ids.
+        """
+        if None not in (self.model, model) and self.model != model:
+            raise RecipeError(
+                f"{self.path} is a plan for {self.model}", found=f"the model {model}", fix="make a plan for this model"
+            )
+        return QuantPlan.keeping_float(layers, self.selectors)
+
+
+def read_plan(path: Path) -> PlanFile:
+    """Read a plan file.
 
     Raises:
-        RecipeError: the file cannot be read, has an unknown key or a value of another kind, or is for another model
-            than ``model``.
-        SelectorError: a layer or glob matches nothing; the message names the closest ids.
+        RecipeError: it cannot be read, or has an unknown key or a value of another kind.
     """
     values = read_yaml(path, error=RecipeError)
     for key in values:
         if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.0)
+            close = difflib.get_close_matches(str(key)[:60], _KEYS, n=1, cutoff=0.0)
             raise RecipeError(
                 f"{path} is no valid plan",
                 found=f"the unknown key {str(key)!r}",
                 fix=f"the keys are {' and '.join(_KEYS)}; the closest is {close[0]!r}",
             )
-    selectors = values.get("float")
+    selectors, model = values.get("float"), values.get("model")
     if not isinstance(selectors, list) or not all(isinstance(entry, str) for entry in selectors):
         raise RecipeError(
             f"{path} is no valid plan",
             found="no list of layers under 'float'" if "float" in values else "no key 'float'",
             fix="write 'float: []', or 'float:' and one line '  - LAYER' for each layer that stays in float",
         )
-    planned = values.get("model")
-    if planned is not None and model is not None and planned != model:
-        raise RecipeError(
-            f"{path} is a plan for {planned}", found=f"the model {model}", fix="make a plan for this model"
-        )
-    return QuantPlan.keeping_float(layers, selectors)
+    return PlanFile(path, None if model is None else str(model), tuple(selectors))
 
 
 def _scalar(text: str) -> str:

@@ -23,7 +23,7 @@ from repq.recipe.base import (
 )
 from repq.recipe.budget import max_drop
 from repq.recipe.deployment import EngineName
-from repq.recipe.training import Epochs, LoopConfig, Rate
+from repq.recipe.training import Epochs, Factors, LoopConfig, Rate
 
 
 class FuseConfig(Config):
@@ -182,7 +182,7 @@ class QatConfig(LoopConfig):
     max_grad_norm: float | None = setting(10.0, gt=0, le=1e6, help="Longer gradients are shortened to this norm.")
     ema_decay: float = setting(0.99, gt=0, lt=1, help="Decay of the average of the weights.")
     ema_ramp_steps: Count = setting(50, help="Updates in which that decay rises.")
-    scale: float = setting(0.2, ge=0, lt=1, help="Half width of the change of size.")
+    scale: Factors = setting((0.8, 1.2), help="Factors of the change of size, or its half width.")
     hsv: tuple[Share, Share, Share] = setting((0.01, 0.3, 0.2), help="Half widths of the changes of colour.")
 
     @model_validator(mode="after")

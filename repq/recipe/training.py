@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from repq.recipe.base import AnyPath, Batch, Config, Count, Factor, Share, setting
+from repq.recipe.base import AnyPath, Batch, Config, Count, Factor, Share, resolve, setting
 from repq.recipe.data import LetterboxConfig
 
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+
+
+def _around_one(value: Any) -> Any:
+    """A half width h as the factors 1 - h to 1 + h."""
+    return (1 - value, 1 + value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("the least factor comes first")
+    return value
+
+
+Level = Annotated[float, Field(ge=0, le=255)]
+_Zoom = Annotated[float, Field(gt=0, le=10)]
+Factors = Annotated[tuple[_Zoom, _Zoom], BeforeValidator(_around_one), AfterValidator(_rising)]
+"""Least and largest of factors that are drawn; one number h stands for 1 - h to 1 + h."""
 
 
 class DistillConfig(Config):
@@ -33,6 +50,9 @@ class LoopConfig(Config):
     )  # fmt: skip
     optimizer: Literal["sgd", "adamw"] = setting("sgd", help="adamw wants a learning rate around 0.001.")
     learning_rate: Rate = setting(0.01, help="Learning rate after the warmup.")
+    rate_batch: Batch | None = setting(
+        None, help="Images of a batch that learning_rate is meant for; it grows with the batch.  [default: any]"
+    )
     final_learning_rate_factor: float = setting(0.01, gt=0, le=1, help="Share of it that is left at the end.")
     momentum: float = setting(0.937, ge=0, lt=1, help="Momentum of sgd, first beta of adamw.")
     weight_decay: Share = setting(5e-4, help="Decay of convolution weights.")
@@ -40,6 +60,11 @@ class LoopConfig(Config):
         60, ge=0, le=1_000_000, help="Updates in which the learning rate rises from 0 (with sgd: of biases, falls from "
         "warmup_bias_learning_rate) and, with sgd, the momentum from warmup_momentum.",
     )  # fmt: skip
+    warmup_epochs: float | None = setting(None, ge=0, le=1000, help="Epochs of warmup, in place of warmup_steps.")
+    warmup_shape: Literal["linear", "quadratic"] = setting(
+        "linear", help="How rates rise; after a quadratic warmup the cosine begins, else it began with the training."
+    )
+    flat_epochs: int = setting(0, ge=0, le=100_000, help="Last epochs, at the least learning rate.")
     warmup_bias_learning_rate: float = setting(0.1, ge=0, le=10, help="Of biases at the start, with sgd.")
     warmup_momentum: float = setting(0.8, ge=0, lt=1, help="Momentum at the start, with sgd.")
     max_grad_norm: float | None = setting(None, gt=0, le=1e6, help="Longer gradients are shortened to this norm.")
@@ -49,14 +74,25 @@ class LoopConfig(Config):
     flip: Share = setting(0.5, help="Share of samples that are mirrored left to right.")
     flip_vertical: Share = setting(0.0, help="Share of samples that are mirrored upside down.")
     hsv: tuple[Share, Share, Share] = setting((0.015, 0.7, 0.4), help="Half widths of the changes of colour.")
+    hsv_shift: tuple[Level, Level, Level] = setting(
+        (0, 0, 0), help="Half widths of what is added to hue, saturation and value (0..255), each half of the time."
+    )
+    affine: Literal["all", "mosaic"] = setting(
+        "all", help="Samples that are moved, scaled, turned and sheared; others lie in the input as for evaluation."
+    )
     translate: float = setting(0.1, ge=0, lt=1, help="Half width of the change of place.")
-    scale: float = setting(0.5, ge=0, lt=1, help="Half width of the change of size.")
+    scale: Factors = setting((0.5, 1.5), help="Factors of the change of size, or its half width.")
     rotate: float = setting(0.0, ge=0, le=180, help="Largest angle of rotation, degrees.")
     shear: float = setting(0.0, ge=0, lt=45, help="Largest angle of shear, degrees.")
     mosaic: Share = setting(0.0, help="Share of samples that are made of four images.")
     mixup: Share = setting(0.0, help="Share of samples that are blended with another.")
+    mixup_scale: Factors | None = setting(
+        None, help="Mosaics are blended half and half with one image, scaled by such a factor.  [default: samples of "
+        "any kind are, with one alike]",
+    )  # fmt: skip
     mosaic_off_epochs: int = setting(0, ge=0, le=100_000, help="Last epochs, without mosaic and mixup.")
-    multi_scale: float = setting(0.0, ge=0, lt=1, help="Half width of the change of the input size between batches.")
+    multi_scale: Factors = setting((1.0, 1.0), help="Factors of the change of the input size, or its half width.")
+    multi_scale_batches: Count = setting(1, help="Batches between changes of the input size.")
     letterbox: LetterboxConfig = setting(
         LetterboxConfig(), help="How much room an image gets in the input; best as for evaluation."
     )
@@ -68,7 +104,10 @@ class LoopConfig(Config):
 
 
 class TrainConfig(LoopConfig):
-    """Training from scratch or from ``weights`` (YOLOv6 report, sections 2.2 to 2.4)."""
+    """Training from scratch or from ``weights`` (YOLOv6 report, sections 2.2 to 2.4).
+
+    What is not given is as ``model`` was published with, see `repq.model.Family.training`.
+    """
 
     model: str = setting(
         "yolov6n_v2", max_length=100, flag="--model", metavar="NAME", help="yolov6s, yolov6n_v2_hs, yolov6n_v2_opt …"
@@ -78,14 +117,25 @@ class TrainConfig(LoopConfig):
         None, flag="--rep-scales", help="scales.safetensors of a hyper-search (…_hs) training, for …_opt models."
     )
     patience: Epochs | None = setting(None, help="Stop when the AP has been below its best for so many epochs.")
-    assigner: Literal["task_aligned", "simota"] = setting("task_aligned", help="Assigns objects to predictions.")
+    assigner: Literal["task_aligned", "simota", "centre", "centre_area"] = setting(
+        "task_aligned", help="Assigns objects to predictions; centre: to one, or to the nine around it."
+    )
     atss_epochs: int = setting(0, ge=0, le=100_000, help="First epochs, in which ATSS assigns in its place.")
     class_loss: Literal["varifocal", "focal", "quality_focal", "poly"] = setting("varifocal", help="Loss of scores.")
-    iou_loss: Literal["siou", "giou", "ciou", "diou"] = setting("siou", help="Loss of boxes.")
+    iou_loss: Literal["siou", "giou", "ciou", "diou", "iou"] = setting("siou", help="Loss of boxes; iou: 1 - IoU².")
     class_weight: Factor = setting(1.0, help="Weight of the loss of scores.")
     iou_weight: Factor = setting(2.5, help="Weight of the loss of boxes.")
     dfl_weight: Factor = setting(0.5, help="Weight of the loss of box distributions.")
     l1_weight: Factor = setting(0.0, help="Weight of the L1 loss of boxes.")
+    l1_epochs: Epochs | None = setting(None, help="Last epochs, in which it counts; null: all.")
     class_weights: tuple[Factor, ...] = setting((), help="A factor of the loss of scores for every class; none: 1.")
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        known: dict[str, Any] = resolve("repq.model.families:training_settings")(values.get("model"))
+        return {**known, **values}

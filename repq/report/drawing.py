@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from repq.printable import printable, printable_lines
 from repq.privacy import keep_matplotlib_out_of_home
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def svg_text(figure: Figure, name: str) -> str:
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, f"var({variable})")
-    return text.strip()
+    return printable_lines(text.strip())
 
 
 def standalone(svg: str, style: str) -> str:
@@ -150,5 +151,5 @@ def name_bars(axes: Axes, places: Sequence[int], names: Sequence[str]) -> None:
 
 
 def literal(text: str) -> str:
-    """Keep matplotlib from reading formulas into a text."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading formulas into a text, and from meeting what no font has."""
+    return printable(text).replace("$", r"\$")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import repq
+from repq.printable import printable_lines
 from repq.report.blocks import Block, Figure
 from repq.report.summary import FilledSection, ReportSummary
 
@@ -22,6 +24,7 @@ def to_html(summary: ReportSummary, sections: Sequence[FilledSection]) -> str:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -41,6 +44,11 @@ def to_html(summary: ReportSummary, sections: Sequence[FilledSection]) -> str:
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((_TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
+
+
+def _shown(value: Any) -> Any:
+    """A value of a template; texts that are not our own markup steer and turn nothing around."""
+    return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def colours() -> str:

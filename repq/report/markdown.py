@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from repq.printable import printable_lines
 from repq.report.blocks import (
     Block,
     Cards,
@@ -38,8 +39,8 @@ def render_markdown(blocks: Iterable[Block]) -> str:
 
 
 def escape(text: str) -> str:
-    """Keep Markdown and HTML from reading anything into a text, on one line."""
-    text = re.sub(r"([\\`*|\[\]~])", r"\\\1", " ".join(text.split()))
+    """Keep Markdown, HTML and terminals from reading anything into a text, on one line."""
+    text = re.sub(r"([\\`*|\[\]~])", r"\\\1", printable_lines(" ".join(text.split())))
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore is plain
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

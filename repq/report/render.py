@@ -76,4 +76,4 @@ def to_json(summary: ReportSummary) -> str:
         "findings": [{"level": row.level, "text": row.text} for row in findings(summary, comparisons(summary))],
         "summary": json.loads(summary.model_dump_json()),
     }
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(values, indent=2) + "\n"

@@ -56,17 +56,21 @@ def ptq_checkpoint(
     from repq.quant import apply_scales, extra_macs_share, scale_table
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
+    from repq.quant.plan_file import read_plan
 
     train_set = read_data(data, train_split, log)
     val_set = labelled(data, val_split, log) if evaluate else None
+    calibrated = calibration_set(train_set, config.calibration)
+    if val_set is not None:
+        demand_objects(val_set)
+        warn_of_overlap(calibrated, val_set.records, log)
+    listed = None if plan is None else read_plan(plan)
     start = fused(open_float(weights, log, imgsz, graph), device)
-    if plan is not None:
-        config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(plan, start.model))})
+    if listed is not None:
+        config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(listed, start.model))})
     train_set = fitted(train_set, start.names, weights.name, log)
     if val_set is not None:
         val_set = fitted(val_set, start.names, weights.name, log)
-        demand_objects(val_set)
-        warn_of_overlap(calibration_set(train_set, config.calibration), val_set.records, log)
     made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
     outcome = made.outcome
 

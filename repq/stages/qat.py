@@ -164,14 +164,17 @@ def _start(
     """
     from repq.export import float_copy
     from repq.quant import load_weights
+    from repq.quant.plan_file import read_plan
 
+    listed = None if source.plan is None else read_plan(source.plan)
+    taught = None if source.teacher is None else open_float(source.teacher, log, imgsz, source.graph)
     opened = load_weights(source.weights, imgsz, source.graph)
     opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
     kept = source.keep_float
-    if source.plan is not None:
-        kept += planned(source.plan, plain.model)
-    teacher = plain if source.teacher is None else fused(open_float(source.teacher, log, imgsz, source.graph))
+    if listed is not None:
+        kept += planned(listed, plain.model)
+    teacher = plain if taught is None else fused(taught)
     ptq = opened.config
     if ptq is None:
         for note in opened.notes:

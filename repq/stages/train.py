@@ -59,13 +59,14 @@ def train_detector(
     """
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
-    from repq.train import Board, joined_processes, train
+    from repq.train import Board, joined_processes, settings_for, train
 
     resolve_device(device)
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
         initial = open_float(config.weights, log) if config.weights else None
+        config = config if initial is None else settings_for(config, initial.model)
         teacher = open_float(config.distill.teacher, log) if config.distill else None
         train_set, val_set = splits_to_train_on(
             data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
@@ -153,7 +154,7 @@ def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: in
     if initial is None:
         torch.manual_seed(seed)
         return build(config.model, num_classes)
-    result = fine_tuned(initial.model, num_classes)
+    result = fine_tuned(initial.model, num_classes, config)
     for note in result.notes:
         log(note)
     return result.model

@@ -7,7 +7,7 @@ from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.epochs import epoch_line, epochs_csv
 from repq.train.loader import image_weights
-from repq.train.loop import TrainOutcome, fine_tuned, train
+from repq.train.loop import TrainOutcome, fine_tuned, settings_for, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
 from repq.train.trainer import Trainer
@@ -35,5 +35,6 @@ __all__ = [
     "joined_processes",
     "objective_of",
     "pad_objects",
+    "settings_for",
     "train",
 ]

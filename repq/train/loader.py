@@ -46,7 +46,7 @@ def scaled_size(imgsz: tuple[int, int], ratio: float, stride: int) -> tuple[int,
 
 def largest_size(imgsz: tuple[int, int], config: LoopConfig, stride: int) -> tuple[int, int]:
     """The largest input size that multi-scale training draws."""
-    return scaled_size(imgsz, 1 + config.multi_scale, stride)
+    return scaled_size(imgsz, config.multi_scale[1], stride)
 
 
 def smallest_batch(
@@ -54,7 +54,7 @@ def smallest_batch(
 ) -> tuple[int, tuple[int, int]]:
     """The least number of images in a process's batch, and the smallest input size that multi-scale training draws."""
     share = images // steps_per_epoch(images, config.batch) // processes
-    return max(1, share), scaled_size(imgsz, 1 - config.multi_scale, stride)
+    return max(1, share), scaled_size(imgsz, config.multi_scale[0], stride)
 
 
 def training_batches(
@@ -75,7 +75,7 @@ def training_batches(
     nothing, and processes get the shares of the batches that one process would get.
 
     Args:
-        imgsz: height and width; with ``config.multi_scale`` the middle of those that are drawn, one per batch.
+        imgsz: height and width; with ``config.multi_scale`` scaled by what is drawn for some batches.
         stride: the coarsest; divides every drawn size.
         preprocessing: of the model; samples are RGB whatever its order.
         processes: each yields its share of every batch.
@@ -85,7 +85,8 @@ def training_batches(
         config = config.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
     order = epoch_order(image_weights(cache.records, config.balance), seed, epoch)
     chunks = np.array_split(np.arange(len(order)), steps_per_epoch(len(order), config.batch))
-    sizes = [_drawn_size(imgsz, config, stride, (seed, epoch, _SIZES + number)) for number in range(len(chunks))]
+    draws = (number // config.multi_scale_batches for number in range(len(chunks)))
+    sizes = [_drawn_size(imgsz, config, stride, (seed, epoch, _SIZES + draw)) for draw in draws]
     shares = [processes.share(chunk.tolist()) for chunk in chunks]
     computed = [share or chunk[:1].tolist() for share, chunk in zip(shares, chunks, strict=True)]
 
@@ -126,9 +127,10 @@ def _fitted(config: LoopConfig, ratio: float) -> LoopConfig:
 
 
 def _drawn_size(imgsz: tuple[int, int], config: LoopConfig, stride: int, seed: tuple[int, int, int]) -> tuple[int, int]:
-    if not config.multi_scale:
+    low, high = config.multi_scale
+    if low == high == 1:
         return imgsz
-    ratio = np.random.default_rng(seed).uniform(1 - config.multi_scale, 1 + config.multi_scale)
+    ratio = np.random.default_rng(seed).uniform(low, high)
     return scaled_size(imgsz, ratio, stride)
 
 

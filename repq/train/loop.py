@@ -9,7 +9,7 @@ from pathlib import Path
 from repq.data import DetectionDataset
 from repq.distributed import joined_processes, told_by_first
 from repq.errors import TrainingError
-from repq.model import Detector, build
+from repq.model import Detector, Spec, build, get_spec, outline
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
@@ -113,18 +113,39 @@ class FineTuned:
     notes: tuple[str, ...]
 
 
-def fine_tuned(trained: Detector, num_classes: int) -> FineTuned:
+def settings_for(config: TrainConfig, trained: Detector) -> TrainConfig:
+    """The settings of a fine-tuning: those that ``trained`` was published with, where none are given.
+
+    Raises:
+        TrainingError: they name a model of another family.
+    """
+    own = trained.spec
+    if get_spec(config.model).family == own.family:
+        return config
+    if "model" in config.model_fields_set:
+        fix = "leave the model away: the weights tell it"
+        raise TrainingError(f"the weights are none of {config.model}", found=own.name, fix=fix)
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return TrainConfig.model_validate({**given, "model": own.name})
+
+
+def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None = None) -> FineTuned:
     """Build the same model for ``num_classes`` and take over every entry of ``trained`` that has its name and shape.
+
+    Settings that name another model with the same entries, such as one with another activation, get that.
 
     The class predictions keep their fresh weights when the number of classes differs; nothing is lost otherwise. The
     fresh weights of a detector's class predictions are constants, so the result does not depend on any seed.
 
     Raises:
-        TrainingError: ``trained`` is fused.
+        TrainingError: ``trained`` is fused, or of another model than the settings name.
     """
     if trained.deploy:
         raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
-    model = build(replace(trained.spec, num_classes=num_classes))
+    spec = replace(trained.spec, num_classes=num_classes)
+    if config is not None and "model" in config.model_fields_set and config.model != trained.spec.name:
+        spec = _like(trained, config.model, num_classes)
+    model = build(spec)
     own = model.state_dict()
     kept = {name: value for name, value in trained.state_dict().items() if own[name].shape == value.shape}
     model.load_state_dict({**own, **kept})
@@ -135,3 +156,18 @@ def fine_tuned(trained: Detector, num_classes: int) -> FineTuned:
         f"{num_classes} in the data set"
     )
     return FineTuned(model, (note,))
+
+
+def _like(trained: Detector, name: str, num_classes: int) -> Spec:
+    """The spec of another model with the same entries, for images prepared as for ``trained``."""
+    spec: Spec = replace(get_spec(name, trained.spec.num_classes), preprocessing=trained.spec.preprocessing)
+    own, other = (
+        {entry: value.shape for entry, value in model.state_dict().items()} for model in (trained, outline(spec, False))
+    )
+    if own != other:
+        raise TrainingError(
+            f"the weights are none of {name}",
+            found=f"{trained.spec.name}, which differs in {len(own.items() ^ other.items())} entries",
+            fix="leave the model away: the weights tell it",
+        )
+    return replace(spec, num_classes=num_classes)

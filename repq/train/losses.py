@@ -16,10 +16,10 @@ from repq.recipe import TrainConfig
 from repq.train.assigner import Assignment, Objects, assign_atss, assign_in_slices, assign_task_aligned
 from repq.train.boxes import AnchorGrid, distances_from_boxes
 from repq.train.distill import Imitation, class_divergence, side_divergence
-from repq.train.simota import assign_simota
+from repq.train.simota import assign_centre, assign_centre_area, assign_simota
 
 ClassLoss = Literal["varifocal", "focal", "quality_focal", "poly"]
-IouLoss = Literal["giou", "diou", "ciou", "siou"]
+IouLoss = Literal["giou", "diou", "ciou", "siou", "iou"]
 
 GAMMA = 2.0
 ALPHA = 0.25  # weight of positives in the focal loss
@@ -28,7 +28,12 @@ POLY_EPSILON = 1.0
 EPS = 1e-7  # keeps quotients and roots finite for boxes without extent
 
 Assign = Callable[[Tensor, Tensor, Objects, AnchorGrid], Assignment]
-ASSIGNERS: dict[str, Assign] = {"task_aligned": assign_task_aligned, "simota": assign_simota}
+ASSIGNERS: dict[str, Assign] = {
+    "task_aligned": assign_task_aligned,
+    "simota": assign_simota,
+    "centre": assign_centre,
+    "centre_area": assign_centre_area,
+}
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,7 @@ def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
 def iou_loss(predicted: Tensor, target: Tensor, kind: IouLoss) -> Tensor:
     """Loss of each pair of boxes (…, 4), x1 y1 x2 y2 in any one unit: shape (…).
 
+    - ``iou``: ``1 - IoU^2``, without a penalty.
     - ``giou``: + the share of the enclosing box that neither covers (Rezatofighi et al. 1902.09630).
     - ``diou``: + squared centre distance over squared diagonal of the enclosing box (Zheng et al. 1911.08287).
     - ``ciou``: ``diou`` + ``alpha * v``, v the difference of the aspect angles (same paper, section 4.2).
@@ -228,6 +234,8 @@ def iou_loss(predicted: Tensor, target: Tensor, kind: IouLoss) -> Tensor:
     overlap = (overlap_max - overlap_min).clamp(min=0).prod(-1)
     union = size_p.prod(-1) + size_t.prod(-1) - overlap + EPS
     iou = overlap / union
+    if kind == "iou":
+        return 1 - iou.square()
     enclosing = torch.maximum(predicted[..., 2:], target[..., 2:]) - torch.minimum(predicted[..., :2], target[..., :2])
     if kind == "giou":
         hull = enclosing.prod(-1) + EPS

@@ -82,21 +82,30 @@ class Rates:
 def rates_at(step: int, total_steps: int, config: LoopConfig) -> Rates:
     """Rates of step ``step`` of ``total_steps``, counted from 0.
 
-    The cosine falls from ``learning_rate`` to ``learning_rate * final_learning_rate_factor``. In the first
-    ``warmup_steps`` the rates go linearly from their warm-up values to those of the cosine (Loshchilov and Hutter
-    1608.03983, without restarts; Goyal et al. 1706.02677, section 2.2).
+    The cosine falls from ``learning_rate`` to ``learning_rate * final_learning_rate_factor``, and stays there for
+    ``flat_epochs``. In the warm-up the rates go from their first values to those of the cosine, linearly (Loshchilov
+    and Hutter 1608.03983, without restarts; Goyal et al. 1706.02677, section 2.2); or with the square of the step, and
+    the cosine begins when that ends (YOLOX, 2107.08430, section 2.1).
     """
-    floor = config.final_learning_rate_factor
-    wave = (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
-    rate = config.learning_rate * (floor + (1 - floor) * wave)
-    if step >= config.warmup_steps:
+    floor, per_epoch = config.final_learning_rate_factor, total_steps / config.epochs
+    warmup = config.warmup_steps if config.warmup_epochs is None else round(config.warmup_epochs * per_epoch)
+    quadratic = config.warmup_shape == "quadratic"
+    begin, end = warmup if quadratic else 0, total_steps - round(config.flat_epochs * per_epoch)
+    along = 0.0 if step < begin else 1.0 if step >= end else (step - begin) / (end - begin)
+    rate = peak_rate(config) * (floor + (1 - floor) * (1 + math.cos(math.pi * along)) / 2)
+    if step >= warmup:
         return Rates(rate, rate, config.momentum)
-    share = step / config.warmup_steps
+    share = (step / warmup) ** (2 if quadratic else 1)
     return Rates(
         learning_rate=share * rate,
         bias_learning_rate=_between(config.warmup_bias_learning_rate, rate, share),
         momentum=_between(config.warmup_momentum, config.momentum, share),
     )
+
+
+def peak_rate(config: LoopConfig) -> float:
+    """The learning rate after the warm-up, for batches of ``config.batch`` images."""
+    return config.learning_rate * (config.batch / config.rate_batch if config.rate_batch else 1.0)
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -105,6 +105,7 @@ def test_a_signal_ends_with_one_line_and_leaves_nothing(
     out = folder / "out.safetensors"
     program = (
         "import runpy, signal, sys, threading, os, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"sys.argv = ['repq', 'fuse', {str(material.files['WEIGHTS'])!r}, '-o', {str(out)!r}, '--imgsz', '640']\n"
         "def kill():\n"
         + ("    while 'click' not in sys.modules: pass\n" if moment == "import" else

@@ -137,7 +137,7 @@ def test_turn_over_twice_is_nothing() -> None:
 @pytest.mark.parametrize("changes", [{"rotate": 30.0}, {"shear": 15.0}, {"rotate": 180.0, "shear": 10.0}])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_turned_boxes_lie_around_the_turned_pixels(tmp_path: Path, changes: dict, mosaic: float) -> None:
-    config = QUIET.model_copy(update={"scale": 0.2, "mosaic": mosaic, "flip_vertical": 0.5, **changes})
+    config = QUIET.model_copy(update={"scale": (0.8, 1.2), "mosaic": mosaic, "flip_vertical": 0.5, **changes})
     cache = ImageCache(records(tmp_path, (120, 160)), (128, 128), max_bytes=1 << 24)
     checked = 0
     for index in range(60):

@@ -72,6 +72,8 @@ BAD = {
     "duplicate-qdq": (FIRST + pair("r", "e") + pair("e", "f") + "y = Conv(f, vd)", SMALL),
     "float-island": (FIRST + "o = Conv(r, vf__weight)\n" + pair("o", "e") + LAST, SMALL),
     "extra-kernel": (GOOD, SMALL),
+    "smooth-activation": (START + pair("x", "d") + "c = Conv(d, wd)\n k = Sigmoid(c)\n r = Mul(c, k)\n"
+                          + pair("r", "e") + LAST, SMALL),
     "signed-concat": (FIRST + pair("r", "e") + "j = Concat<axis=2>(e, e)\n y = Conv(j, vd)", "float[1,4,12,6] y"),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ def test_a_plan_comes_back(tmp_path: Path, kept: tuple[str, ...]) -> None:
     plan = QuantPlan.keeping_float(LAYERS, kept)
     path = tmp_path / "plan.yaml"
     write_plan(path, plan, "yolov6n", remarks=dict.fromkeys(LAYERS, "snr: 3 #1\nhere"), title="made\nby hand")
-    assert read_plan(path, LAYERS, "yolov6n") == plan
+    assert read_plan(path).plan(LAYERS, "yolov6n") == plan
     text = path.read_text()
     assert text.startswith("# made\n# by hand\n")
     assert text.count("# snr: 3 #1 here") == len(kept)
@@ -27,7 +27,7 @@ def test_a_plan_comes_back(tmp_path: Path, kept: tuple[str, ...]) -> None:
 def test_globs_may_be_written(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("float:\n  - backbone.*  # all of it\n")
-    assert read_plan(path, LAYERS).float_ == LAYERS[:2]
+    assert read_plan(path).plan(LAYERS).float_ == LAYERS[:2]
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, error: type[Exception
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(error, match=message):
-        read_plan(path, LAYERS, "yolov6n")
+        read_plan(path).plan(LAYERS, "yolov6n")

@@ -165,7 +165,7 @@ def test_a_measurement_becomes_a_plan(
     assert set(plan.float_) == set(ranking(whole, "head.snr")[:5]) == set(report.float_layers)
     remarks = {LayerId(layer): reason for layer, reason in report.reasons.items()}
     write_plan(tmp_path / "plan.yaml", plan, whole.model, remarks=remarks)
-    assert read_plan(tmp_path / "plan.yaml", job.layers, whole.model) == plan
+    assert read_plan(tmp_path / "plan.yaml").plan(job.layers, whole.model) == plan
     more, _ = make_plan(whole, config, always_float=plan.int8[:1])
     assert set(more.float_) == {*plan.float_, plan.int8[0]}
     assert make_plan(whole, PlanConfig(top=5))[1].measure == "local.snr"

@@ -165,7 +165,7 @@ def test_settings_that_diverge_end_with_the_epoch_and_what_to_do(data, changes: 
 
 @pytest.mark.parametrize("imgsz", [(32, 32), (32, 64)])
 @pytest.mark.parametrize(("images", "batch"), [(1, 4), (2, 1), (3, 2), (3, 1), (4, 2), (5, 4)])
-@pytest.mark.parametrize("multi_scale", [0.0, 0.5])
+@pytest.mark.parametrize("multi_scale", [(1.0, 1.0), (0.5, 1.5)])
 def test_batch_norm_has_more_than_one_value_or_the_training_does_not_begin(
     data, imgsz: tuple[int, int], images: int, batch: int, multi_scale: float
 ) -> None:
@@ -242,7 +242,7 @@ def test_loading_takes_the_cores_that_torch_leaves(monkeypatch) -> None:
 
 
 def test_multi_scale_draws_sizes_that_fit_and_trains(data) -> None:
-    config = QUICK.model_copy(update={"multi_scale": 0.5, "letterbox": LetterboxConfig(border=2, inner_size=60)})
+    config = QUICK.model_copy(update={"multi_scale": (0.5, 1.5), "letterbox": LetterboxConfig(border=2, inner_size=60)})
     cache = ImageCache(data[0].records, (96, 96), 1 << 24)
     sizes = set()
     for epoch in range(8):

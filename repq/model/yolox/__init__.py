@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from repq.model.family import Family, PublishedSpeed, Recovery, Shapes
-from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options
+from repq.model.family import Family, Recovery, Shapes
+from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options, training_settings
 
 if TYPE_CHECKING:
     from repq.model.detector import Detector
@@ -17,7 +17,6 @@ class Yolox(Family):
     name = "yolox"
     spec_type = YoloxSpec
     packages = ("yolox",)
-    published: tuple[PublishedSpeed, ...] = ()
 
     def model_names(self) -> tuple[str, ...]:
         return model_names()
@@ -34,6 +33,9 @@ class Yolox(Family):
         from repq.model.yolox.recover import recover
 
         return recover(shapes, name)
+
+    def training(self, name: str) -> dict[str, Any]:
+        return training_settings(name)
 
     def objective(self, model: Detector, config: TrainConfig) -> Any:
         from repq.model.yolox.training import YoloxObjective

@@ -12,6 +12,8 @@ from repq.model.yolox.blocks import BlockKit
 from repq.model.yolox.head import Head
 from repq.model.yolox.specs import YoloxSpec
 
+LARGEST = 10.0  # logarithm of a size in cells that no object has: a fresh network must not overflow
+
 
 class YoloxDetector(Detector):
     """Backbone, neck and head of one spec.
@@ -31,14 +33,23 @@ class YoloxDetector(Detector):
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
         raw = self.head(features)
         corners = torch.cat(self.spec.layout.corners(self.boxes(raw, features)), dim=-1)
-        return TrainOutput(features, raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid(), corners, raw)
+        objectness, classes = self.scores(raw)
+        return TrainOutput(features, objectness * classes, corners, raw)
 
     def predict(self, features: tuple[Tensor, ...]) -> Tensor:
         raw = self.head(features)
-        return torch.cat((self.boxes(raw, features), raw[..., 4:].sigmoid()), dim=-1)
+        return torch.cat((self.boxes(raw, features), *self.scores(raw)), dim=-1)
+
+    def scores(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness (B, N, 1) and scores (B, N, classes), both in 0..1, of what the head writes."""
+        classes = 5 + self.spec.num_classes
+        objectness = raw[..., 4:5].sigmoid()
+        if self.spec.one_to_one:
+            objectness = objectness * raw[..., classes:].sigmoid()
+        return objectness, raw[..., 5:classes].sigmoid()
 
     def boxes(self, raw: Tensor, features: tuple[Tensor, ...]) -> Tensor:
         """Centre x, y, width and height in pixels, of what the head writes."""
         points, strides = anchor_points(features, self.spec.strides)
         centre = (raw[..., :2] + (points - 0.5)) * strides
-        return torch.cat((centre, raw[..., 2:4].exp() * strides), dim=-1)
+        return torch.cat((centre, raw[..., 2:4].clamp(max=LARGEST).exp() * strides), dim=-1)

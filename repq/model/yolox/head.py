@@ -35,17 +35,27 @@ class Head(nn.Module):
         self.cls_preds = predictions(spec.num_classes)
         self.reg_preds = predictions(4)
         self.obj_preds = predictions(1)
+        if spec.one_to_one:
+            self.one_convs, self.one_preds = branches(), predictions(1)
+        self.one_to_one = spec.one_to_one
         # fresh: PRIOR_PROBABILITY of every class and of an object (RetinaNet, section 4.1)
         for layer in (*self.cls_preds, *self.obj_preds):
             nn.init.constant_(layer.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """What the head writes, (B, N, 5 + classes): x, y, w, h, objectness and classes, all raw."""
+        """What the head writes, (B, N, 5 + classes): x, y, w, h, objectness and classes, all raw.
+
+        Without suppression a last column says whether a point is the one of its object. No gradient flows from it into
+        the rest of the network.
+        """
         levels = []
         for level, feature in enumerate(features):
             stem = self.stems[level](feature)
             of_boxes = self.reg_convs[level](stem)
             of_classes = of_boxes if self.coupled else self.cls_convs[level](stem)
-            found = self.reg_preds[level](of_boxes), self.obj_preds[level](of_boxes), self.cls_preds[level](of_classes)
+            found = [self.reg_preds[level](of_boxes), self.obj_preds[level](of_boxes)]
+            found.append(self.cls_preds[level](of_classes))
+            if self.one_to_one:
+                found.append(self.one_preds[level](self.one_convs[level](of_boxes.detach())))
             levels.append(torch.cat(found, dim=1).flatten(2))
         return torch.cat(levels, dim=2).transpose(1, 2)

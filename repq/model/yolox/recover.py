@@ -20,7 +20,8 @@ def recover(shapes: Shapes, name: str | None) -> Recovery | None:
     """
     prefix = next((entry[: entry.index(_TELLING)] for entry in shapes if entry.endswith(_TELLING)), None)
     if prefix is None:
-        return _demand_head(shapes)
+        _demand_head(shapes)
+        return None
     kept = {entry.removeprefix(prefix): tuple(shape) for entry, shape in shapes.items() if entry.startswith(prefix)}
     of_classes = kept[_TELLING]
     if "head.obj_preds.0.bias" not in kept or len(of_classes) != 1 or not 1 <= of_classes[0] <= 100_000:

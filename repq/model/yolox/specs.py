@@ -6,8 +6,9 @@ A name is a model and perhaps options: ``yolox_nano``, ``yolox_s_relu``, ``yolox
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from repq.layout import OutputLayout
 from repq.model.family import Spec
 from repq.preprocessing import Preprocessing, preset
 
@@ -44,6 +45,10 @@ class YoloxSpec(Spec):
     activation: Activation = "silu"
     coupled: bool = False
     one_to_one: bool = False
+
+    @property
+    def layout(self) -> OutputLayout:
+        return OutputLayout(one_per_object=self.one_to_one)
 
     @property
     def neck_channels(self) -> tuple[int, ...]:
@@ -83,8 +88,12 @@ def find_spec(name: str, num_classes: int) -> YoloxSpec | None:
     plain, options = split_options(name)
     if plain == _DARKNET:
         activation: Activation = "leaky_relu"
-        sizes = {"backbone": "darknet53", "channels": (64, 128, 256, 512, 1024), "repeats": (2, 8, 8, 4)}
-        sizes |= {"head_channels": 256}
+        sizes: dict[str, Any] = {
+            "backbone": "darknet53",
+            "channels": (64, 128, 256, 512, 1024),
+            "repeats": (2, 8, 8, 4),
+            "head_channels": 256,
+        }
     elif plain in _SCALES:
         activation, (depth, width) = "silu", _SCALES[plain]
         base, repeats = int(64 * width), max(round(3 * depth), 1)
@@ -103,7 +112,7 @@ def find_spec(name: str, num_classes: int) -> YoloxSpec | None:
         activation=next((option for option in _ACTIVATIONS if option in options), activation),
         coupled="coupled" in options,
         one_to_one="nmsfree" in options,
-        **sizes,  # type: ignore[arg-type]
+        **sizes,
     )
 
 
@@ -115,3 +124,18 @@ def split_options(name: str) -> tuple[str, frozenset[str]]:
         if last not in _OPTIONS or last in options:
             return name, frozenset(options)
         name, options = stem, options | {last}
+
+
+def training_settings(name: str) -> dict[str, object]:
+    """The published training (section 2.1 and table 5): 300 epochs, the last 15 without mosaic and mixup."""
+    small = split_options(name)[0] in ("yolox_nano", "yolox_tiny")
+    return {
+        "epochs": 300, "batch": 64, "rate_batch": 64, "learning_rate": 0.01, "final_learning_rate_factor": 0.05,
+        "momentum": 0.9, "warmup_momentum": 0.9, "warmup_epochs": 5, "warmup_shape": "quadratic", "flat_epochs": 15,
+        "warmup_bias_learning_rate": 0.0, "ema_decay": 0.9998, "assigner": "simota", "iou_loss": "iou",
+        "iou_weight": 5.0, "l1_weight": 1.0, "l1_epochs": 15, "mosaic_off_epochs": 15,
+        "hsv": (0.0, 0.0, 0.0), "hsv_shift": (5.0, 30.0, 30.0), "affine": "mosaic", "rotate": 10.0, "shear": 2.0,
+        "mosaic": 0.5 if name.startswith("yolox_nano") else 1.0, "scale": (0.5, 1.5) if small else (0.1, 2.0),
+        "mixup": 0.0 if small else 1.0, "mixup_scale": (0.5, 1.5), "multi_scale_batches": 10,
+        "multi_scale": (320 / 416, 640 / 416) if small else (0.75, 1.25),
+    }  # fmt: skip

@@ -318,4 +318,4 @@ def _manifest_title(manifest: Mapping[str, Any]) -> str:
 
 
 def _pretty(manifest: Mapping[str, Any]) -> str:
-    return json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
+    return json.dumps(manifest, indent=2, default=str)

@@ -51,7 +51,7 @@ def test_it_comes_nearer_to_the_float_model(data, scheme: str, scales: str) -> N
         }
         apply_scales(start, too_coarse)
     before = {layer: value.clone() for layer, value in start.state_dict().items()}
-    still = {"flip": 0, "scale": 0, "translate": 0, "hsv": (0, 0, 0)}
+    still = {"flip": 0, "scale": (1.0, 1.0), "translate": 0, "hsv": (0, 0, 0)}
     config = QUICK.model_copy(update={"epochs": 10, "scales": scales, **still})
     if scales == "learned":
         config = config.model_copy(update={"learning_rate": 1e-4, "scale_rate": 300})
