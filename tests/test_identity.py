@@ -75,7 +75,7 @@ def test_what_is_marked_has_no_effect_by_its_nature() -> None:
     assert marked <= {
         *(f"{kind}.{name}" for kind in ("LoopConfig", "TrainConfig", "QatConfig")
           for name in ("workers", "cache_mib", "tensorboard")),
-        "TensorRtConfig.timing_cache",
+        "TensorRtConfig.timing_cache", "PredictConfig.workers",
     }  # fmt: skip
 
 

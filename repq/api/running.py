@@ -156,6 +156,9 @@ def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:
         outputs = engine.infer(images)
         size = (images.shape[2], images.shape[3]) if metadata is None else metadata.imgsz
         result: Images = layout.decode([outputs[name] for name in description.output_names], size)
+        if result.ndim != 3:
+            raise EngineError("the graph does not end with detections", found=f"an output of shape {result.shape}",
+                              fix="detections are (batch, boxes, columns), or give --layout")  # fmt: skip
         return result
 
     return Running(

@@ -189,17 +189,17 @@ def test_a_size_that_contradicts_the_model_or_its_levels_is_refused(forms: Forms
 
 
 def test_a_step_that_the_kind_does_not_have_says_what_to_do(forms: Forms, tmp_path: Path) -> None:
-    data, out = forms.data, tmp_path / "x.onnx"
-    for model in (forms.onnx, forms.engine):
-        for step in (
-            lambda model=model: model.fuse(),
-            lambda model=model: model.quantize(data),
-            lambda model=model: model.sensitivity(data),
-            lambda model=model: model.qat(data),
-            lambda model=model: model.export(out),
-        ):
-            with pytest.raises(CheckpointError, match="load the checkpoint"):
-                step()
+    data, engine = forms.data, forms.engine
+    for step in (
+        engine.fuse,
+        lambda: engine.quantize(data),
+        lambda: engine.sensitivity(data),
+        lambda: engine.qat(data),
+        lambda: engine.export(tmp_path / "x.onnx"),
+    ):
+        with pytest.raises(CheckpointError, match="load the checkpoint"):
+            step()
+    for model in (forms.onnx, engine):
         with pytest.raises(repq.RepqError, match="nothing to be compared with"):
             model.check(data)
     for step in (forms.quantized.fuse, lambda: forms.quantized.quantize(data), lambda: forms.quantized.plan(data)):
@@ -230,7 +230,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 def test_quantizing_is_what_the_command_does_and_leaves_the_float_handle_alone(forms: Forms, tmp_path: Path) -> None:
     image = picture(50, 70)
     before = forms.float_.detect(image, imgsz=SIZE)
-    options = ["--imgsz", str(SIZE), "--scheme", "asymmetric", "--images", "4"]
+    options = ["--imgsz", str(SIZE), "--scheme", "asymmetric", "--images", "4", "--plain"]
     command = ["ptq", str(forms.root / "float.safetensors"), "--data", str(forms.data), *options]
     result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "ptq.safetensors")])
     assert result.exit_code == 0, result.output

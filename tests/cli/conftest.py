@@ -67,3 +67,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def detector_onnx(material: Material) -> Path:
+    path = material.folder / "detector.onnx"
+    assert invoke("export", material.files["WEIGHTS"], "-o", path, "--imgsz", SIZE).exit_code == 0
+    return path

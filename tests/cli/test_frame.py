@@ -123,7 +123,7 @@ def test_a_signal_ends_with_one_line_and_leaves_nothing(
 
 
 def test_a_closed_pipe_is_no_error(material: Material) -> None:
-    process = start("describe", material.files["WEIGHTS"], "--json")
+    process = start("describe", material.files["WEIGHTS"], "--imgsz", "64", "--json")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.wait(120) == 141

@@ -19,8 +19,8 @@ FRAMES = 7
 
 
 @pytest.fixture(scope="module")
-def engine(material: Material) -> Path:
-    onnx, folder = material.files["build MODEL"], material.folder / "engine"
+def engine(material: Material, detector_onnx: Path) -> Path:
+    onnx, folder = detector_onnx, material.folder / "engine"
     assert invoke("build", onnx, "--engine", "onnxruntime", "-o", folder).exit_code == 0
     return folder
 

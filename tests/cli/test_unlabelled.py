@@ -49,10 +49,9 @@ def test_quantizing_and_training(form: str, material: Material, images: Path, fo
     assert Path("again.safetensors").read_bytes() == Path("int8.safetensors").read_bytes()
 
 
-def test_drawing_and_timing(material: Material, images: Path, folder: Path) -> None:
+def test_drawing_and_timing(detector_onnx: Path, images: Path, folder: Path) -> None:
     assert run("calib", "--data", images, "--images", 2, "-o", "calib.txt")["images"] == 2
-    onnx = material.files["build MODEL"]
-    timed = run("bench", onnx, "--data", images, "--images", 2, "--imgsz", SIZE, "--rounds", 1, "--runs", 1)
+    timed = run("bench", detector_onnx, "--data", images, "--images", 2, "--imgsz", SIZE, "--rounds", 1, "--runs", 1)
     assert timed["service"][0]["images"] == 2
 
 

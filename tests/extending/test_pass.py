@@ -44,7 +44,7 @@ def test_an_export_runs_it_where_it_is_wanted_and_the_report_shows_it(
     text = CliRunner().invoke(main, [*map(str, export), "--opset", "20"]).output
     assert "graph passes: A copy of the output" in text
     assert "the input was not copied" in text
-    report = ExportReport.model_validate(toy)
+    report = ExportReport.model_validate({key: value for key, value in toy.items() if key != "format"})
     summary = ReportSummary(
         title="t", created="2026-01-31", environment=capture_environment(), results={"export": report}
     )

@@ -254,7 +254,7 @@ def test_no_description_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "closest"),
-    [("yolov6ss", "yolov6s"), ("yolov6n_v2_qaa", "yolov6n_v2_qa"), ("yolov6lites", "yolov6lite_s"), ("", "yolov6")],
+    [("yolov6ss", "yolov6s"), ("yolov6n_v2_qaa", "yolov6n_v2_qa"), ("yolov6lites", "yolov6lite_s"), ("", "yolo")],
 )
 def test_an_unknown_name_is_refused_with_the_closest_ones(name: str, closest: str) -> None:
     with pytest.raises(RepqError, match=closest):

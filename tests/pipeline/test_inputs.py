@@ -89,7 +89,7 @@ def first(folder: Path, pattern: str) -> Path:
         ("label to train on", lambda inputs: first(inputs.folder / "demo/labels/train", "*.txt"), ON_TRAIN),
         ("image to evaluate on", lambda inputs: first(inputs.folder / "demo/images/val", "*.*"), ON_VAL),
         ("label to evaluate on", lambda inputs: first(inputs.folder / "demo/labels/val", "*.txt"), ON_VAL),
-        ("data.yaml", lambda inputs: inputs.data, ON_TRAIN | ON_VAL),
+        ("data.yaml", lambda inputs: inputs.data, ON_TRAIN | ON_VAL | {"package"}),
         ("checkpoint", lambda inputs: inputs.weights, {"fuse"}),
         ("manifest", lambda inputs: inputs.manifest, {"sensitivity", "ptq"}),
     ],

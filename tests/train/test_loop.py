@@ -167,11 +167,11 @@ def test_settings_that_diverge_end_with_the_epoch_and_what_to_do(data, changes: 
 @pytest.mark.parametrize(("images", "batch"), [(1, 4), (2, 1), (3, 2), (3, 1), (4, 2), (5, 4)])
 @pytest.mark.parametrize("multi_scale", [(1.0, 1.0), (0.5, 1.5)])
 def test_batch_norm_has_more_than_one_value_or_the_training_does_not_begin(
-    data, imgsz: tuple[int, int], images: int, batch: int, multi_scale: float
+    data, imgsz: tuple[int, int], images: int, batch: int, multi_scale: tuple[float, float]
 ) -> None:
     few = data[0].subset(data[0].records[:images])
     config = QUICK.model_copy(update={"epochs": 1, "batch": batch, "multi_scale": multi_scale})
-    one_cell = imgsz == (32, 32) or multi_scale > 0  # on the coarsest map, of stride 32
+    one_cell = imgsz == (32, 32) or multi_scale[0] < 1  # on the coarsest map, of stride 32
     if one_cell and images // -(-images // batch) == 1:
         with pytest.raises(TrainingError, match="batch norm needs more than one value"):
             train(tiny_model(), few, data[1], imgsz, config)

@@ -133,7 +133,13 @@ def test_a_graph_is_of_plain_convolutions_and_decoded(name: str) -> None:
     (boxes,) = run(with_boxes, x)
     wanted = postprocess(expected, EvalConfig(**config), model.spec.layout)[0]
     assert len(wanted)
-    np.testing.assert_allclose(boxes[0][boxes[0][:, 4] > 0], wanted, rtol=1e-3, atol=1e-3)
+    kept = boxes[0][boxes[0][:, 4] > 0]
+    np.testing.assert_allclose(by_place(kept), by_place(wanted), rtol=1e-3, atol=1e-3)
+
+
+def by_place(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes in an order that scores of one rounding do not change."""
+    return boxes[np.lexsort((boxes[:, 5], *boxes[:, 3::-1].round(1).T))]
 
 
 def run(graph: ModelProto, x: torch.Tensor) -> list[NDArray[np.float32]]:
