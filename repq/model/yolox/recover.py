@@ -73,6 +73,8 @@ def _differences(kept: Shapes, model: Shapes) -> list[str]:
 
 def _notes(spec: YoloxSpec, name: str | None, deploy: bool) -> tuple[str, ...]:
     notes = ["the weights are fused already"] if deploy else []
-    if name is None and spec.activation == "silu":
-        notes.append("taken with SiLU, as published; weights of ReLU or Hardswish look the same (name them)")
+    if name is None:
+        notes.append(
+            f"taken with {spec.activation}, as published; weights of other activations look the same (name them)"
+        )
     return (*notes, "taken for BGR in 0..255; weights from before release 0.1.1rc0 need the preset yolox-legacy")
