@@ -1,4 +1,4 @@
-"""COCO average precision of detections, computed by pycocotools from annotations that are built in memory.
+"""COCO average precision of detections, computed by faster-coco-eval from annotations that are built in memory.
 
 AP is the mean over the IoU thresholds 0.50, 0.55 … 0.95, over 101 recall points and over the classes that have objects,
 with the best 100 detections of each image (Lin et al., "Microsoft COCO", and its evaluation server). Objects are small
@@ -7,8 +7,6 @@ below 32² square pixels, large from 96² on.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +91,7 @@ def evaluate(
 
 
 def _mean(precision: NDArray[np.floating]) -> float | None:
-    """Mean of the defined entries; pycocotools marks those without objects with -1."""
+    """Mean of the defined entries; those without objects are -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if len(defined) else None
 
@@ -105,27 +103,28 @@ def precision_of(
 
     Thresholds are 0.50, 0.55 … 0.95, recalls 0, 0.01 … 1, sizes all, small, medium and large.
     """
-    from pycocotools.cocoeval import COCOeval
+    from faster_coco_eval import COCO, COCOeval_faster
 
-    # pycocotools reports on standard output, which belongs to the caller.
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_index(records, num_classes, truth_entries(records))
-        found = coco_index(records, num_classes, found_entries(boxes))
-        run = COCOeval(truth, found, iouType="bbox")
-        run.params.maxDets = _MAX_DETECTIONS
-        run.evaluate()
-        run.accumulate()
+    truth = coco_index(COCO, records, num_classes, truth_entries(records))
+    found = coco_index(COCO, records, num_classes, found_entries(boxes))
+    run = COCOeval_faster(truth, found, iouType="bbox")
+    run.params.maxDets = _MAX_DETECTIONS
+    run.evaluate()
+    run.accumulate()
     return np.asarray(run.eval["precision"])[..., -1]
 
 
-def coco_index(records: Sequence[ImageRecord], num_classes: int, annotations: list[dict[str, Any]]) -> Any:
-    """A pycocotools ``COCO`` of annotations; image ids are positions in ``records``, category ids are classes."""
-    from pycocotools.coco import COCO
+def coco_index(
+    library: type[Any], records: Sequence[ImageRecord], num_classes: int, annotations: list[dict[str, Any]]
+) -> Any:
+    """Annotations as a ``COCO`` of pycocotools or faster-coco-eval.
 
+    Image ids are positions in ``records``, category ids are classes.
+    """
     images = [{"id": index, "width": r.width, "height": r.height} for index, r in enumerate(records)]
-    for number, annotation in enumerate(annotations, start=1):  # pycocotools takes the id 0 for "no match"
+    for number, annotation in enumerate(annotations, start=1):  # both libraries take the id 0 for "no match"
         annotation["id"] = number
-    coco = COCO()
+    coco = library()
     categories = [{"id": index, "name": str(index)} for index in range(num_classes)]
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()

@@ -1,9 +1,9 @@
 """COCO AP from matches that are made once: of all images, or of any resample of them.
 
 pycocotools matches detections with objects image by image; only the last step, the precision-recall curve, joins the
-images. ``Matches`` keeps the result of the first part and does the second in numpy, for many weightings of the images
-at once. A weight of 2 says that the image is there twice. AP is that of ``coco_accuracy`` (IoU 0.50 … 0.95, all object
-sizes).
+images. (faster-coco-eval, which ``coco_metrics`` uses, does not show its matches.) ``Matches`` keeps the result of the
+first part and does the second in numpy, for many weightings of the images at once. A weight of 2 says that the image is
+there twice. AP is that of ``coco_accuracy`` (IoU 0.50 … 0.95, all object sizes).
 
 Of a curve only the true positives matter: precision is highest right at one, and recall grows nowhere else. With the
 true positives in order of score, ``t_j`` and ``f_j`` the true and false positives up to the j-th, ``P`` the objects,
@@ -102,8 +102,10 @@ class Matcher:
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self._dataset = dataset
+        from pycocotools.coco import COCO
+
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports there; the caller owns it
-            self._truth = coco_index(dataset.records, dataset.num_classes, truth_entries(dataset.records))
+            self._truth = coco_index(COCO, dataset.records, dataset.num_classes, truth_entries(dataset.records))
         # AP is a mean over the classes that have objects: detections of the others need no matching
         self._present = np.unique([label for record in dataset.records for label in record.labels[:, 0]])
 
@@ -114,6 +116,7 @@ class Matcher:
             DataError: the detections are of other images.
         """
         detections.demand_images_of(self._dataset)
+        from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
         records, images = self._dataset.records, len(self._dataset)
@@ -121,7 +124,7 @@ class Matcher:
             return Matches(images, ())
         boxes = [rows[np.isin(rows[:, 5], self._present)] for rows in detections.boxes]
         with contextlib.redirect_stdout(io.StringIO()):
-            found = coco_index(records, self._dataset.num_classes, found_entries(boxes))
+            found = coco_index(COCO, records, self._dataset.num_classes, found_entries(boxes))
             run = COCOeval(self._truth, found, iouType="bbox")
             run.params.catIds = self._present.astype(int).tolist()
             run.params.maxDets = [_MAX_DETECTIONS]

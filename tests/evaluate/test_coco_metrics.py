@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from repq.data import DetectionDataset, ImageRecord, pixel_boxes
 from repq.errors import DataError
 from repq.evaluate import Detections, coco_accuracy
+from repq.evaluate.coco_metrics import coco_index, found_entries, precision_of, truth_entries
 from repq.results import Accuracy
 
 
@@ -135,3 +137,40 @@ def test_detections_of_other_images_are_refused() -> None:
     data = random_set(2)
     with pytest.raises(DataError, match="other images"):
         coco_accuracy(perfect(data), data.subset(data.records[1:]))
+
+
+def crowded(seed: int, images: int = 12, classes: int = 4) -> tuple[list[ImageRecord], list[np.ndarray]]:
+    """Objects and crowd regions of all sizes, and detections near them: many ties, more than 100 in some images."""
+    rng = np.random.default_rng(seed)
+    records, boxes = [], []
+    for index in range(images):
+        places = rng.uniform(0.2, 0.8, (int(rng.integers(0, 30)), 2))
+        rows = np.hstack([rng.integers(0, classes, (len(places), 1)), places, rng.uniform(0.02, 0.6, (len(places), 2))])
+        entry = record(index, rows.tolist())
+        entry = replace(entry, width=640, height=480, areas=rows[:, 3] * rows[:, 4] * 640 * 480)
+        crowd = rng.random(len(rows)) < 0.1
+        entry = replace(
+            entry, labels=entry.labels[~crowd], areas=entry.areas[~crowd].astype(np.float32), crowds=rows[crowd]
+        )
+        near = np.tile(rows, (int(rng.integers(0, 9)), 1))
+        corners = pixel_boxes(near, 640, 480) + rng.normal(0, 6, (len(near), 4))
+        scores = rng.integers(1, 20, len(near)) / 20
+        boxes.append(np.column_stack([corners, scores, near[:, 0]]).astype(np.float32))
+        records.append(entry)
+    return records, boxes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_precision_is_that_of_pycocotools(seed: int) -> None:
+    """To rounding: pycocotools divides by one spacing more than the number of detections."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    records, boxes = crowded(seed)
+    truth, detected = (
+        coco_index(COCO, records, 5, entries) for entries in (truth_entries(records), found_entries(boxes))
+    )
+    reference = COCOeval(truth, detected, iouType="bbox")
+    reference.evaluate()
+    reference.accumulate()
+    np.testing.assert_array_max_ulp(precision_of(records, boxes, 5), reference.eval["precision"][..., -1], maxulp=2)
