@@ -11,6 +11,7 @@ from repq.cli.frame import EXIT_CODES, Framed
 
 COMMANDS = {
     "run": ("runs", "Run a whole recipe, from weights or data to a report."),
+    "compare": ("runs", "Every engine and precision of WEIGHTS side by side, and which one to ship."),
     "ablation": ("runs", "Run the variants of a recipe with several seeds."),
     "train": ("training", "Train a detector, plain or with RepOptimizer."),
     "fuse": ("training", "Fold the branches of WEIGHTS, with a proof per block."),

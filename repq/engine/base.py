@@ -150,6 +150,7 @@ class Runtime(ABC):
         on_gpu: whether it runs on the GPU.
         by_default: whether engines are built for it if nobody says which.
         variants: what it can be built as.
+        install: what had to be installed for it.
         lints: whether what ``repq lint`` expects of a graph is what it will run.
         settings: what a recipe for it has unless it says otherwise, by section; see ``repq.recipe.for_target``.
         nms: the same of a suppression inside the graph, which serves and is not measured.
@@ -160,6 +161,7 @@ class Runtime(ABC):
     on_gpu: ClassVar[bool] = False
     by_default: ClassVar[bool] = False
     variants: ClassVar[tuple[Variant, ...]] = ("float32", "int8")
+    install: ClassVar[str] = ""
     lints: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, Any]] = {"ptq": {"scheme": "asymmetric"}}
     nms: ClassVar[Mapping[str, Any]] = {"confidence": 0.25}

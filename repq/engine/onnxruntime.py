@@ -60,7 +60,7 @@ _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
 
 
 class OnnxRuntime(Runtime):
-    name, title, by_default = "onnxruntime", "ONNX Runtime", True
+    name, title, by_default, install = "onnxruntime", "ONNX Runtime", True, "comes with repq"
 
     def version(self) -> str:
         try:

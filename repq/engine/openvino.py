@@ -33,7 +33,7 @@ _LAYER_TYPES = ("Convolution", "Deconvolution")
 
 
 class OpenVino(Runtime):
-    name, title, by_default = "openvino", "OpenVINO", True
+    name, title, by_default, install = "openvino", "OpenVINO", True, INSTALL
 
     def version(self) -> str:
         try:

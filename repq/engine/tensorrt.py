@@ -31,7 +31,7 @@ _PLAN = "model.plan"
 
 class TensorRt(Runtime):
     name, title, on_gpu, lints = "tensorrt", "TensorRT", True, True
-    variants = ("float32", "float16", "int8")
+    variants, install = ("float32", "float16", "int8"), INSTALL
     settings: ClassVar[Mapping[str, Any]] = {
         "ptq": {"scheme": "symmetric", "share_scales": "largest"},
         "export": {"merge_scales": True, "float16": True},

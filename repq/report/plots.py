@@ -62,6 +62,20 @@ def latency_bars(rows: Sequence[BenchRow]) -> str:
         return svg_text(figure, "latency")
 
 
+def accuracy_over_latency(points: Sequence[tuple[str, float, float, str]]) -> str:
+    """AP over latency in ms: label, latency, AP and variant of each point."""
+    colours = {"int8": INT8, "float16": SERIES_B}
+    with drawing(9.6, 4.2) as (figure, axes):
+        for label, latency, ap, variant in points:
+            axes.plot([latency], [ap], "o", color=colours.get(variant, FLOAT), markersize=6)
+            axes.annotate(literal(label), (latency, ap), (7, 3), textcoords="offset points", fontsize=8)
+        axes.margins(0.12, 0.18)
+        axes.set_xlabel("median latency, ms (left is faster)")
+        axes.set_ylabel("AP")
+        axes.grid()
+        return svg_text(figure, "contest")
+
+
 def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
     places = list(range(len(rows)))[::-1]
     colours = [INT8 if row.variant == "int8" else FLOAT for row in rows]

@@ -6,6 +6,7 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 from repq.results.ablation import AblationReport, Spread, TrialFigures
 from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures, metric_of
 from repq.results.base import Range, Result
+from repq.results.contest import BatchTiming, Choice, Contender, Contest
 from repq.results.engines import (
     Agreement,
     Availability,
@@ -60,13 +61,17 @@ __all__ = [
     "Agreement",
     "AppliedCorrection",
     "Availability",
+    "BatchTiming",
     "BenchReport",
     "BenchRow",
     "BlockFusion",
     "BuiltEngines",
     "CheckReport",
+    "Choice",
     "ClassAccuracy",
     "Comparison",
+    "Contender",
+    "Contest",
     "Curves",
     "Diagnosis",
     "DrawnImage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from repq.report.sections.accuracy import ACCURACY
+from repq.report.sections.contest import SECTION as CONTEST
 from repq.report.sections.engines import AGREEMENT, EXECUTION
 from repq.report.sections.graph import GRAPH
 from repq.report.sections.machines import SECTION as MACHINES
@@ -15,6 +16,7 @@ from repq.report.summary import FilledSection, ReportSummary, Section
 
 SECTIONS: list[Section] = [
     HEADLINE,
+    CONTEST,
     MEASURED,
     ACCURACY,
     TIMING,
