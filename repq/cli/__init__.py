@@ -28,6 +28,7 @@ COMMANDS = {
     "eval": ("measurement", "COCO AP of a model on a data set."),
     "check": ("measurement", "Compare a model with its engines on images."),
     "bench": ("measurement", "Time models side by side in one run."),
+    "profile": ("measurement", "Say where a model's time goes, layer by layer."),
     "report": ("measurement", "Join timings of several machines into one report."),
     "calib": ("quantization", "Draw calibration images and write a manifest."),
     "doctor": ("measurement", "Say which engines work here, and why others do not."),

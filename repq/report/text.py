@@ -21,6 +21,7 @@ from repq.report.sections import (
     engines,
     graph,
     overview,
+    profile,
     quantization,
     sensitivity,
     timing,
@@ -39,6 +40,7 @@ from repq.results import (
     ExportReport,
     FusionReport,
     PlanReport,
+    ProfileReport,
     PtqReport,
     QatReport,
     Sensitivity,
@@ -137,6 +139,10 @@ def bench_table(report: BenchReport) -> str:
 
 def contest_table(report: Contest) -> str:
     return render_text(_verdict_last(contest.contest_blocks(report)))
+
+
+def profile_table(report: ProfileReport) -> str:
+    return render_text(_verdict_last(profile.profile_blocks(report)))
 
 
 def doctor_table(environment: Environment, rows: Sequence[Availability]) -> str:

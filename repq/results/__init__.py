@@ -29,6 +29,7 @@ from repq.results.graphs import (
     QdqCount,
 )
 from repq.results.prediction import Comparison, PredictReport
+from repq.results.profile import NodeTime, ProfileReport
 from repq.results.quantization import (
     AppliedCorrection,
     Diagnosis,
@@ -97,6 +98,7 @@ __all__ = [
     "LintReport",
     "LintedLayer",
     "ModelInfo",
+    "NodeTime",
     "Panel",
     "PassReport",
     "Pictures",
@@ -104,6 +106,7 @@ __all__ = [
     "PlanTrial",
     "PredictReport",
     "PresetTrial",
+    "ProfileReport",
     "PtqReport",
     "PtqTrial",
     "QatReport",
