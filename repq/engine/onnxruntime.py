@@ -201,8 +201,9 @@ def executed_layers(
 
 
 def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float model with what ``onnxruntime.quantization.quantize_dynamic`` does to its layers: one scale per weight,
-    and those of activations computed in every run. Its convolutions take unsigned weights alone.
+    """A float model after ``onnxruntime.quantization.quantize_dynamic``.
+
+    Weights have one scale, those of activations are computed in every run; its kernels take unsigned weights alone.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

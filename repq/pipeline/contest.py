@@ -180,7 +180,7 @@ def _usable(engines: Sequence[str]) -> tuple[dict[str, str], list[Availability]]
             continue
         rows = guarded(entry.name, entry.availability)
         if any(row.usable for row in rows):
-            found[entry.name] = f"{entry.install or entry.title} ({entry.version()})"
+            found[entry.name] = f"{entry.install or entry.title} ({entry.version().partition("-")[0]})"
         else:
             missing += rows[:1] or [_missing(entry.name, "it does not say why")]
     return found, missing
@@ -209,8 +209,8 @@ def _built(made: Mapping[str, Artifact], setup: str) -> list[_Candidate]:
 
 
 def int8_share(about: EngineDescription, macs: Mapping[str, int]) -> float | None:
-    """Share of the multiply-adds that an engine really runs in INT8; None where it does not tell."""
-    if not about.layers or any(row.precision == "unknown" for row in about.layers):
+    """Share of the multiply-adds that an engine is known to run in INT8; None where it tells of no layer."""
+    if all(row.precision == "unknown" for row in about.layers):
         return None
     int8 = sum(macs.get(row.layer, 0) for row in about.layers if row.precision == "int8")
     return int8 / max(sum(macs.get(row.layer, 0) for row in about.layers), 1)

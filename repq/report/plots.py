@@ -66,9 +66,10 @@ def accuracy_over_latency(points: Sequence[tuple[str, float, float, str]]) -> st
     """AP over latency in ms: label, latency, AP and variant of each point."""
     colours = {"int8": INT8, "float16": SERIES_B}
     with drawing(9.6, 4.2) as (figure, axes):
-        for label, latency, ap, variant in points:
+        for place, (label, latency, ap, variant) in enumerate(sorted(points, key=lambda point: point[1])):
             axes.plot([latency], [ap], "o", color=colours.get(variant, FLOAT), markersize=6)
-            axes.annotate(literal(label), (latency, ap), (7, 3), textcoords="offset points", fontsize=8)
+            beside = 5, (4, -12, 16, -24)[place % 4]  # neighbours would lie on each other
+            axes.annotate(literal(label), (latency, ap), beside, textcoords="offset points", fontsize=8)
         axes.margins(0.12, 0.18)
         axes.set_xlabel("median latency, ms (left is faster)")
         axes.set_ylabel("AP")

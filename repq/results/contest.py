@@ -32,7 +32,7 @@ class Contender(ModelInfo):
 
     Attributes:
         ap, ap50: on the validation split.
-        int8_macs_share: multiply-adds in layers that really run in INT8; None: the runtime does not tell.
+        int8_macs_share: multiply-adds in layers that are known to run in INT8; None: the runtime tells of none.
         setup: what had to be installed.
     """
 
