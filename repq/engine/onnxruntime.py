@@ -52,6 +52,7 @@ _CONVERSIONS = {
     "ReorderOutput": "reorder",
     "Cast": "convert",
 }
+_BEFORE_LAYERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
 _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
@@ -161,10 +162,7 @@ class OnnxRuntimeEngine(Engine):
         feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
         for _ in range(runs + 1):
             session.run(None, feed)
-        owner = {
-            node.name: (layer, precision)
-            for node, layer, precision in layer_nodes(graph, self.manifest.layers, result_names(self._model.graph))
-        }
+        owner = owners(graph, self.manifest.layers, result_names(self._model.graph))
         times: dict[tuple[str, str], list[float]] = {}
         for event in _events(session):
             if event["name"].endswith("_kernel_time"):
@@ -198,6 +196,24 @@ def executed_layers(
     for node, layer, precision in layer_nodes(graph, wanted, results):
         found[layer].append((precision, f"{node.domain}.{node.op_type}" if node.domain else node.op_type))
     return tuple(_executed_row(layer, found[layer]) for layer in wanted)
+
+
+def owners(
+    graph: onnx.GraphProto, layers: Iterable[LayerId], results: Mapping[str, LayerId]
+) -> dict[str, tuple[LayerId, str]]:
+    """Layer and precision by the name of a node: what computes a layer, and the conversions of its input."""
+    found = {node.name: (layer, precision) for node, layer, precision in layer_nodes(graph, layers, results)}
+    readers: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, node)
+    for node in graph.node:
+        reader: onnx.NodeProto | None = node
+        while reader is not None and reader.op_type in _BEFORE_LAYERS:
+            reader = readers.get(reader.output[0])
+        if node.op_type in _BEFORE_LAYERS and reader is not None and reader.name in found:
+            found[node.name] = found[reader.name]
+    return found
 
 
 def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:

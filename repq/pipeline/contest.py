@@ -180,7 +180,7 @@ def _usable(engines: Sequence[str]) -> tuple[dict[str, str], list[Availability]]
             continue
         rows = guarded(entry.name, entry.availability)
         if any(row.usable for row in rows):
-            found[entry.name] = f"{entry.install or entry.title} ({entry.version().partition("-")[0]})"
+            found[entry.name] = f"{entry.install or entry.title} ({entry.version().partition('-')[0]})"
         else:
             missing += rows[:1] or [_missing(entry.name, "it does not say why")]
     return found, missing

@@ -117,7 +117,7 @@ def test_what_lint_expected_is_compared_with_what_runs() -> None:
 @pytest.mark.parametrize("version", [10, 11])
 def test_times_of_kernels_belong_to_layers(version: int) -> None:
     kernels = {kernel.name: kernel for kernel in read_kernels(engine(version))}
-    times = {name: 0.5 for name in kernels} | {"not in the inspector": 1.0}
+    times = dict.fromkeys(kernels, 0.5) | {"not in the inspector": 1.0}
     rows = {row.name: row for row in node_times(times, kernels, (STEM, BODY, HEAD))}
     assert {row.layer for row in rows.values()} == {STEM, BODY, HEAD, None}
     assert [row.layer for row in rows.values() if row.kind == "Reformat"] == [None] * 4
