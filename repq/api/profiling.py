@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from repq.api.measuring import demand_size
 from repq.api.service import service_of
 from repq.files import write_text
 from repq.recipe import default_engines
@@ -36,6 +37,7 @@ def profiled(
         EngineError: the runtime is missing, or does not tell.
         RepqError: the model does not take this size or batch.
     """
+    demand_size(model, imgsz)
     on_torch = model.weights is not None and engine in (None, "torch")
     if not on_torch and model.kind != "engine":
         model = model.build(engine or default_engines()[0], imgsz=imgsz, batch=batch)

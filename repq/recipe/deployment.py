@@ -154,7 +154,7 @@ class BuildConfig(Config):
         help="What ONNX Runtime runs on; nothing else takes its place. cuda and tensorrt need onnxruntime-gpu.",
     )  # fmt: skip
     dynamic: bool = setting(
-        False, flag="--dynamic", needs="--engine onnxruntime", excludes="--provider cuda|tensorrt",
+        False, flag="--dynamic", needs="--engine onnxruntime", excludes="--provider",
         help="ONNX Runtime: a float MODEL in INT8 with scales taken anew in every run. For comparison: it is slow, and "
         "depthwise layers may collapse.",
     )  # fmt: skip
