@@ -114,13 +114,12 @@ def test_a_batch_that_fails_has_a_reason(compared: tuple[list[str], Path]) -> No
         footprint(folder, (65, 64), 1, 1)
 
 
-def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    import repq.engine
+def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path]) -> None:
+    from repq.engine import ENGINES, availability
 
-    usable = {row.runtime for row in repq.engine.availability() if row.usable}
-    absent = [entry for entry in repq.engine.ENGINES if entry.name not in usable]
+    usable = {row.runtime for row in availability() if row.usable}
+    absent = [part for entry in ENGINES if entry.name not in usable for part in ("--engines", entry.name)]
     if not absent:
         pytest.skip("every engine works here")
-    monkeypatch.setattr(repq.engine, "ENGINES", absent)
-    result = CliRunner().invoke(main, compared[0])
+    result = CliRunner().invoke(main, [*compared[0], *absent])
     assert result.exit_code == 2 and "none of the engines works here" in result.output
