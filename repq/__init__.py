@@ -1,7 +1,8 @@
 """repq: from a trained, re-parameterized detector to a measured INT8 engine.
 
 `load` opens a model of any kind as a `Model`, whose methods are the steps of the work; `build_model` makes a fresh one,
-`train_model` trains one, and `run` works through a whole recipe. Nothing heavy loads before one of them is called.
+`train_model` trains one, `run` works through a whole recipe, and `compare`
+puts every engine side by side. Nothing heavy loads before one of them is called.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from repq.errors import RepqError as RepqError
     from repq.errors import ToleranceError as ToleranceError
     from repq.layers import QuantPlan as QuantPlan
+    from repq.pipeline.contest import compare as compare
     from repq.pipeline.whole_run import run as run
     from repq.recipe import BenchConfig as BenchConfig
     from repq.recipe import BuildConfig as BuildConfig
@@ -62,6 +64,7 @@ _HOMES = {
     "Model": "repq.api.model",
     **dict.fromkeys(("build_model", "load"), "repq.api.opening"),
     "train_model": "repq.api.training",
+    "compare": "repq.pipeline.contest",
     "run": "repq.pipeline.whole_run",
     **dict.fromkeys(("RepqError", "ToleranceError"), "repq.errors"),
     "QuantPlan": "repq.layers",

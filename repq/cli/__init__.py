@@ -11,6 +11,7 @@ from repq.cli.frame import EXIT_CODES, Framed
 
 COMMANDS = {
     "run": ("runs", "Run a whole recipe, from weights or data to a report."),
+    "compare": ("runs", "Every engine and precision of WEIGHTS side by side, and which one to ship."),
     "ablation": ("runs", "Run the variants of a recipe with several seeds."),
     "train": ("training", "Train a detector, plain or with RepOptimizer."),
     "fuse": ("training", "Fold the branches of WEIGHTS, with a proof per block."),
@@ -27,6 +28,7 @@ COMMANDS = {
     "eval": ("measurement", "COCO AP of a model on a data set."),
     "check": ("measurement", "Compare a model with its engines on images."),
     "bench": ("measurement", "Time models side by side in one run."),
+    "profile": ("measurement", "Say where a model's time goes, layer by layer."),
     "report": ("measurement", "Join timings of several machines into one report."),
     "calib": ("quantization", "Draw calibration images and write a manifest."),
     "doctor": ("measurement", "Say which engines work here, and why others do not."),

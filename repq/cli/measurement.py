@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
 from repq.cli.options import AnySeed, Data, Model, Models, OwnSize, ValSplit
 from repq.cli.shell import Shell
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
-from repq.recipe.base import AnyPath, Count, Device, Threads, setting
+from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
 
 WHERE = "Where torch runs: auto, cpu, cuda, cuda:1 …"
+PROFILED = ("profile.json", "trace.json", "report.*", "*.svg")
 TIMED = ("bench.json", "report.*", "*.svg")
 
 
@@ -128,6 +130,37 @@ def bench_command(
     values = report.values()
     rows = [{key: value for key, value in row.items() if key != "samples_ms"} for row in values.pop("rows")]
     shell.finish({"models": rows, **values}, lambda: bench_table(report))
+
+
+def profile_command(
+    shell: Shell, model: Model,
+    out: Annotated[AnyPath, setting(flag="-o --out", writes=PROFILED, help="Folder for tables, plot and trace.json.")],
+    engine: Annotated[
+        RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
+    ] = None,
+    imgsz: OwnSize = None,
+    batch: Annotated[Batch, setting(flag="--batch", help="Batch size.")] = 1,
+    threads: Annotated[
+        Threads | None, setting(flag="--threads", help="CPU threads.  [default: the runtime's own]")
+    ] = None,
+    runs: Annotated[int, setting(flag="--runs", ge=1, le=10_000, help="Runs to take the mean of.")] = 20,
+    device: Annotated[
+        Device, setting(flag="--device", needs=("MODEL checkpoint", "--engine torch|"), help=WHERE)
+    ] = "cpu",
+) -> None:  # fmt: skip
+    """As the runtime itself tells it. trace.json opens in chrome://tracing and Perfetto."""
+    from repq.api.opening import load
+    from repq.api.profiling import nsight_lines, profiled, write_profile
+    from repq.api.sizes import size_for
+    from repq.report.text import profile_table
+
+    imgsz = size_for(model, imgsz, shell.log)
+    opened = load(model, device=device, threads=threads)
+    report = profiled(opened, imgsz, engine=engine, batch=batch, runs=runs)
+    again = [sys.executable, "-m", "repq", "profile", str(model), "--engine", report.engine, "-o", str(out)]
+    report = report.model_copy(update={"nsight": nsight_lines(again, out)})
+    write_profile(report, out)
+    shell.finish({**report.values(), "out": str(out)}, lambda: profile_table(report))
 
 
 def report_command(

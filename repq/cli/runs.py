@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from repq.cli.options import Data, Weights
+from repq.cli.options import OwnSize as ModelSize
 from repq.cli.shell import Shell
+from repq.errors import ToleranceError
 from repq.recipe import as_overrides, load_ablation
-from repq.recipe.base import AnyPath, Device, ImageSize, Seed, Share, setting
+from repq.recipe.base import AnyPath, Device, ImageSize, OneOf, Seed, Share, setting
 from repq.recipe.deployment import EngineName
 
 RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file, or the name of one that repq ships.")]
@@ -75,3 +78,38 @@ def ablation_command(
     folder = work or Path("runs") / loaded.name
     report = run_ablation(loaded.name, trials, folder, progress=shell.progress, log=shell.log)
     shell.finish({**report.values(), "out": str(folder)}, lambda: ablation_table(report))
+
+
+def compare_command(
+    shell: Shell, weights: Weights, data: Data,
+    out: Annotated[AnyPath, setting(flag="-o --out", writes=("*",), help="Folder for report, figures and artifacts.")],
+    engines: Annotated[
+        tuple[Annotated[str, OneOf("repq.engine:ENGINES", also=("all",))], ...],
+        setting(flag="--engines", min_length=1, help="Repeat for several; all: every engine that works here."),
+    ] = ("all",),
+    recipe: Annotated[
+        AnyPath, setting(flag="--recipe", help="YAML file, or the name of one that repq ships: what all share.")
+    ] = Path("compare"),
+    imgsz: ModelSize = None,
+    best: Annotated[bool, setting(flag="--best", help="Say only which one to ship; end with 1 if none is.")] = False,
+    max_drop: OwnDrop = None,
+    max_ms: Annotated[
+        float | None, setting(flag="--max-ms", gt=0, le=1e6, help="Largest median latency of the one to ship, ms.")
+    ] = None,
+    overrides: Overrides = (), device: OwnDevice = None, seed: OwnSeed = None,
+) -> None:  # fmt: skip
+    """AP, latency, throughput, memory of the process, size, and what really ran in INT8, all timed in one run. Engines
+    that are not here are listed with the reason. What is in the folder is reused; a killed comparison goes on.
+    """
+    from repq.pipeline.contest import compare
+    from repq.report.text import contest_table
+
+    found = compare(
+        weights, data, out, engines=engines, recipe=recipe, imgsz=imgsz, max_drop=max_drop, max_ms=max_ms,
+        device=device, seed=seed, overrides=overrides, progress=shell.progress, log=shell.log,
+    )  # fmt: skip
+    assert found.choice is not None
+    reasons = "\n".join(found.choice.reasons)
+    shell.finish({**found.values(), "out": str(out)}, lambda: reasons if best else contest_table(found))
+    if best and found.choice.ship is None:
+        raise ToleranceError("no engine is good enough to ship", found=reasons, fix="a larger --max-drop or --max-ms")

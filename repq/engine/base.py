@@ -14,7 +14,7 @@ from pydantic import Field
 from repq.errors import EngineError
 from repq.layers import LayerId
 from repq.recipe import BuildConfig, EngineName
-from repq.results import Availability, EngineDescription, Expectation, Result, Variant
+from repq.results import Availability, EngineDescription, Expectation, NodeTime, Result, Variant
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -115,8 +115,8 @@ class Engine(ABC):
 
         write_engine(folder, self.manifest, self.write)
 
-    def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
-        """Milliseconds of every layer with all that is fused into it, as means over ``runs`` runs.
+    def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
+        """The time of everything that is run, in order, as means over ``runs`` runs.
 
         Raises:
             EngineError: the runtime does not tell.
@@ -125,6 +125,19 @@ class Engine(ABC):
             f"{self.name} does not tell repq how long each of its layers takes",
             fix="weigh by the times of openvino, or by multiply-adds",
         )
+
+    def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
+        """Milliseconds of every layer with all that is fused into it, as means over ``runs`` runs.
+
+        Raises:
+            EngineError: the runtime does not tell.
+        """
+        found: dict[LayerId, float] = {}
+        for node in self.profile(images, runs):
+            if node.layer is not None:
+                layer = LayerId(node.layer)
+                found[layer] = found.get(layer, 0.0) + node.ms
+        return found
 
     def described(self, **found: Any) -> EngineDescription:
         """A description with what the manifest says, and ``layers``, ``size_bytes`` … found."""
@@ -150,6 +163,7 @@ class Runtime(ABC):
         on_gpu: whether it runs on the GPU.
         by_default: whether engines are built for it if nobody says which.
         variants: what it can be built as.
+        install: what had to be installed for it.
         lints: whether what ``repq lint`` expects of a graph is what it will run.
         settings: what a recipe for it has unless it says otherwise, by section; see ``repq.recipe.for_target``.
         nms: the same of a suppression inside the graph, which serves and is not measured.
@@ -160,6 +174,7 @@ class Runtime(ABC):
     on_gpu: ClassVar[bool] = False
     by_default: ClassVar[bool] = False
     variants: ClassVar[tuple[Variant, ...]] = ("float32", "int8")
+    install: ClassVar[str] = ""
     lints: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, Any]] = {"ptq": {"scheme": "asymmetric"}}
     nms: ClassVar[Mapping[str, Any]] = {"confidence": 0.25}

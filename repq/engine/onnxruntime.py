@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from repq.layers import LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.machine.cuda import gpu_or_none
 from repq.recipe import Provider
-from repq.results import Availability, EngineDescription, LayerPrecision
+from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     import onnx
@@ -52,6 +52,7 @@ _CONVERSIONS = {
     "ReorderOutput": "reorder",
     "Cast": "convert",
 }
+_BEFORE_LAYERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput"})
 _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
@@ -60,7 +61,7 @@ _SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
 
 
 class OnnxRuntime(Runtime):
-    name, title, by_default = "onnxruntime", "ONNX Runtime", True
+    name, title, by_default, install = "onnxruntime", "ONNX Runtime", True, "comes with repq"
 
     def version(self) -> str:
         try:
@@ -74,6 +75,12 @@ class OnnxRuntime(Runtime):
         from repq.graph.lowering_onnxruntime import lower
 
         provider = manifest.settings.provider
+        if manifest.settings.dynamic:
+            if source.int8_layers:
+                raise EngineError(f"{source.name} has scales already", fix="give --dynamic the float ONNX file")
+            return OnnxRuntimeEngine(
+                manifest.model_copy(update={"int8_layers": manifest.layers}), quantized_dynamically(source.model)
+            )
         if provider == "cpu":
             return OnnxRuntimeEngine(manifest, lower(source.model))
         return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)
@@ -129,6 +136,8 @@ class OnnxRuntimeEngine(Engine):
     def describe(self) -> EngineDescription:
         with tempfile.TemporaryDirectory() as scratch:
             layers, extra, note = self._executed(Path(scratch) / _MODEL)
+        if self.manifest.settings.dynamic:
+            note = "scales are taken anew in every run: it is slow, and depthwise layers may collapse; measure its AP"
         return self.described(layers=layers, extra_nodes=extra, note=note, size_bytes=len(self._data))
 
     def _executed(self, optimized: Path) -> tuple[tuple[LayerPrecision, ...], dict[str, int], str | None]:
@@ -136,12 +145,36 @@ class OnnxRuntimeEngine(Engine):
         if self._provider == "tensorrt":  # its nodes are engines of their own, which ONNX Runtime cannot write down
             unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
             return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
-        import onnx
-
         open_session(self._data, self.manifest.threads, self._provider, optimized=optimized)
-        graph = onnx.load(str(optimized)).graph
+        graph = _graph_of(optimized)
         layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph))
         return layers, conversions(graph.node), None if self._provider == "cpu" else self._placement()
+
+    def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
+        """By ONNX Runtime's own profiling, of a second session: it costs time as well."""
+        check_images(images, self.manifest.input)
+        with tempfile.TemporaryDirectory() as scratch:
+            optimized = Path(scratch) / _MODEL
+            session = open_session(
+                self._data, self.manifest.threads, self._provider, optimized=optimized, profiled=True
+            )
+            graph = _graph_of(optimized)
+        feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
+        for _ in range(runs + 1):
+            session.run(None, feed)
+        owner = owners(graph, self.manifest.layers, result_names(self._model.graph))
+        times: dict[tuple[str, str], list[float]] = {}
+        for event in _events(session):
+            if event["name"].endswith("_kernel_time"):
+                key = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
+                times.setdefault(key, []).append(event["dur"] / 1e3)
+        return tuple(
+            NodeTime(
+                name=name, kind=kind, layer=owner.get(name, (None, ""))[0], precision=owner.get(name, (None, ""))[1],
+                ms=sum(found[len(found) // (runs + 1) :]) / runs,
+            )
+            for (name, kind), found in times.items()
+        )  # fmt: skip
 
     def _placement(self) -> str:
         shape = [size if isinstance(size, int) else 1 for size in self.manifest.input.shape]
@@ -156,25 +189,67 @@ def executed_layers(
 ) -> tuple[LayerPrecision, ...]:
     """Look up every layer among the nodes of the optimized graph; one that is not found is ``unknown``.
 
+    A layer that runs twice shows the precision of both.
+    """
+    wanted = tuple(layers)
+    found: dict[LayerId, list[tuple[str, str]]] = {layer: [] for layer in wanted}
+    for node, layer, precision in layer_nodes(graph, wanted, results):
+        found[layer].append((precision, f"{node.domain}.{node.op_type}" if node.domain else node.op_type))
+    return tuple(_executed_row(layer, found[layer]) for layer in wanted)
+
+
+def owners(
+    graph: onnx.GraphProto, layers: Iterable[LayerId], results: Mapping[str, LayerId]
+) -> dict[str, tuple[LayerId, str]]:
+    """Layer and precision by the name of a node: what computes a layer, and the conversions of its input."""
+    found = {node.name: (layer, precision) for node, layer, precision in layer_nodes(graph, layers, results)}
+    readers: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, node)
+    for node in graph.node:
+        reader: onnx.NodeProto | None = node
+        while reader is not None and reader.op_type in _BEFORE_LAYERS:
+            reader = readers.get(reader.output[0])
+        if node.op_type in _BEFORE_LAYERS and reader is not None and reader.name in found:
+            found[node.name] = found[reader.name]
+    return found
+
+
+def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float model after ``onnxruntime.quantization.quantize_dynamic``.
+
+    Weights have one scale, those of activations are computed in every run; its kernels take unsigned weights alone.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / _MODEL
+        quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
+        return onnx.load(str(path))
+
+
+def layer_nodes(
+    graph: onnx.GraphProto, layers: Iterable[LayerId], results: Mapping[str, LayerId]
+) -> Iterator[tuple[onnx.NodeProto, LayerId, str]]:
+    """The nodes of an optimized graph that compute a layer, with the layer and the precision.
+
     A node is known by its name, by the name of its weight, or by the tensor that it computes (``results``): ONNX
-    Runtime names a blocked convolution after its output. A layer that runs twice shows the precision of both.
+    Runtime names a blocked convolution after its output.
     """
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
-    wanted = tuple(layers)
-    found: dict[LayerId, list[tuple[str, str]]] = {layer: [] for layer in wanted}
+    wanted = frozenset(layers)
     for node in graph.node:
         if node.op_type not in _INTEGER_KINDS | _FLOAT_KINDS:
             continue
         name = _SUFFIX.sub("", node.name)
         weight = _constant_behind(node.input[_weight_input(node)], producers)
         candidates = (node.name, name, weight.partition(".weight")[0] if ".weight" in weight else "", results.get(name))
-        layer = next((c for c in candidates if c in found), None)
-        if layer is None:
-            continue
-        kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        found[LayerId(layer)].append((_precision(node, weight, initializers, producers), kind))
-    return tuple(_executed_row(layer, found[layer]) for layer in wanted)
+        layer = next((c for c in candidates if c in wanted), None)
+        if layer is not None:
+            yield node, LayerId(layer), _precision(node, weight, initializers, producers)
 
 
 def result_names(graph: onnx.GraphProto) -> dict[str, LayerId]:
@@ -261,13 +336,25 @@ def demand_provider(provider: Provider) -> None:
 def nodes_by_provider(session: Any, feed: Mapping[str, Any]) -> dict[str, int]:
     """Run a session that was opened with profiling once, and count the nodes by the provider that ran them."""
     session.run(None, dict(feed))
-    profile = Path(session.end_profiling())
-    try:
-        events = json.loads(profile.read_text(encoding="utf-8"))
-    finally:
-        profile.unlink()
+    events = _events(session)
     ran = {event["name"]: event["args"]["provider"] for event in events if event.get("args", {}).get("provider")}
     return dict(sorted(Counter(ran.values()).items()))
+
+
+def _events(session: Any) -> list[dict[str, Any]]:
+    """What ONNX Runtime noted of the runs of a session that was opened with profiling."""
+    profile = Path(session.end_profiling())
+    try:
+        events: list[dict[str, Any]] = json.loads(profile.read_text(encoding="utf-8"))
+    finally:
+        profile.unlink()
+    return events
+
+
+def _graph_of(path: Path) -> onnx.GraphProto:
+    import onnx
+
+    return onnx.load(str(path)).graph
 
 
 def _weight_input(node: onnx.NodeProto) -> int:

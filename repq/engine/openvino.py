@@ -20,7 +20,7 @@ from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_im
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.results import Availability, EngineDescription, LayerPrecision
+from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -33,7 +33,7 @@ _LAYER_TYPES = ("Convolution", "Deconvolution")
 
 
 class OpenVino(Runtime):
-    name, title, by_default = "openvino", "OpenVINO", True
+    name, title, by_default, install = "openvino", "OpenVINO", True, INSTALL
 
     def version(self) -> str:
         try:
@@ -98,17 +98,14 @@ class OpenVinoEngine(Engine):
         # The runtime reuses its output buffers in the next run, so each result is a copy.
         return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
 
-    def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:
+    def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
         """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time."""
         check_images(images, self.manifest.input)
         compiled = self._compile({"PERF_COUNT": True})
         request = compiled.create_infer_request()
         for _ in range(runs):
             request.infer([as_input(images, self.manifest.input)], share_inputs=True)
-        found = _nodes_of_layers(executed_nodes(compiled))
-        return {
-            layer: float(found[layer]["execTimeMcs"] or 0) / 1e3 for layer in self.manifest.layers if layer in found
-        }
+        return node_times(executed_nodes(compiled), self.manifest.layers)
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         import openvino
@@ -141,6 +138,24 @@ def executed_nodes(compiled: Any) -> list[dict[str, str]]:
     keys = ("layerType", "runtimePrecision", "outputPrecisions", "primitiveType", "originalLayersNames", "execTimeMcs")
     notes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return [{key: note[key].astype(str) if key in note else "" for key in keys} for note in notes]
+
+
+def node_times(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId]) -> tuple[NodeTime, ...]:
+    """The times of the nodes that were run, each with the layer that it computes."""
+    listed = list(nodes)
+    found = _nodes_of_layers(listed)
+    owner = {id(found[layer]): layer for layer in layers if layer in found}
+    return tuple(
+        NodeTime(
+            name=node["originalLayersNames"] or node["layerType"],
+            kind=node["layerType"],
+            layer=owner.get(id(node)),
+            ms=float(node["execTimeMcs"]) / 1e3,
+            precision=_PRECISIONS.get(node["runtimePrecision"], node["runtimePrecision"]),
+        )
+        for node in listed
+        if node["execTimeMcs"].isdecimal()
+    )
 
 
 def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId]) -> tuple[LayerPrecision, ...]:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from repq.engine.availability import GPU_FIX, installed, no_gpu, row
 from repq.engine.base import Engine, EngineManifest, Runtime, check_images
 from repq.engine.tensorrt_building import INSTALL, build_plan, profile_shapes, trtexec_line
-from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, read_kernels
+from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, node_times, read_kernels
 from repq.engine.tensorrt_running import PlanRunner, open_plan
 from repq.errors import EngineError
 from repq.machine.cuda import find_gpu, gpu_or_none
-from repq.results import Availability, EngineDescription, LayerPrecision
+from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -31,7 +31,7 @@ _PLAN = "model.plan"
 
 class TensorRt(Runtime):
     name, title, on_gpu, lints = "tensorrt", "TensorRT", True, True
-    variants = ("float32", "float16", "int8")
+    variants, install = ("float32", "float16", "int8"), INSTALL
     settings: ClassVar[Mapping[str, Any]] = {
         "ptq": {"scheme": "symmetric", "share_scales": "largest"},
         "export": {"merge_scales": True, "float16": True},
@@ -121,6 +121,13 @@ class TensorRtEngine(Engine):
         self._check_shape(shape)
         return self._ready().launcher(shape)
 
+    def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
+        """By TensorRT's profiler, which waits after every kernel."""
+        self.infer(images)
+        runner = PlanRunner(self._engine(), self.manifest.input, self.manifest.outputs)
+        kernels = {kernel.name: kernel for kernel in self._kernels()}
+        return node_times(runner.kernel_times(images, runs), kernels, self.manifest.layers)
+
     def _ready(self) -> PlanRunner:
         if self._runner is None:
             self._runner = PlanRunner(self._engine(), self.manifest.input, self.manifest.outputs)
@@ -138,15 +145,18 @@ class TensorRtEngine(Engine):
         except EngineError as error:
             note = f"{error.what}; which kernels were chosen can be asked on the GPU only"
         else:
-            import tensorrt as trt
-
-            inspector = self._engine().create_engine_inspector()
-            kernels = read_kernels(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+            kernels = self._kernels()
         layers = executed_layers(kernels, self.manifest.layers)
         unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
         return self.described(
             layers=layers or unknown, extra_nodes=conversions(kernels), note=note, size_bytes=len(self._plan)
         )
+
+    def _kernels(self) -> tuple[Kernel, ...]:
+        import tensorrt as trt
+
+        inspector = self._engine().create_engine_inspector()
+        return read_kernels(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def _engine(self) -> Any:
         if self._opened is None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.results import LayerPrecision
+from repq.results import LayerPrecision, NodeTime
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _REFORMAT = "Reformat"
@@ -92,6 +92,21 @@ def conversions(kernels: Iterable[Kernel]) -> dict[str, int]:
     """
     counts = Counter(_conversion(kernel) for kernel in kernels if _only_converts(kernel))
     return dict(sorted(counts.items()))
+
+
+def node_times(
+    times: Mapping[str, float], kernels: Mapping[str, Kernel], layers: Iterable[LayerId]
+) -> tuple[NodeTime, ...]:
+    """Milliseconds by the name of a kernel, with the layer that it computes."""
+    known, rows = set(layers), []
+    for name, ms in times.items():
+        kernel = kernels.get(name)
+        owner = None
+        if kernel is not None and not _only_converts(kernel):
+            owner = next((node for node in kernel.nodes if node in known), None)
+        precision = _precision(kernel) if kernel is not None and owner else ""
+        rows.append(NodeTime(name=name, kind=kernel.kind if kernel else "", layer=owner, ms=ms, precision=precision))
+    return tuple(rows)
 
 
 def _kernel(layer: Mapping[str, Any]) -> Kernel:

@@ -77,6 +77,25 @@ class PlanRunner:
         self._stream.synchronize()
         return {name: host.astype(np.float32) for name, host in results.items()}
 
+    def kernel_times(self, images: NDArray[np.float32], runs: int) -> dict[str, float]:
+        """Milliseconds of every kernel by its name, in order, as means over the runs; every later run is slower."""
+        import tensorrt as trt
+
+        found: dict[str, float] = {}
+
+        class Times(trt.IProfiler):
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, name: str, ms: float) -> None:
+                found[name] = found.get(name, 0.0) + ms / runs
+
+        times = Times()
+        self._context.profiler = times
+        for _ in range(runs):
+            self(images)
+        return found
+
     def launcher(self, shape: tuple[int, ...]) -> tuple[Callable[[], object], int]:
         """What starts one run on the images that lie on the GPU, and the stream's handle; it copies nothing."""
         if shape != self._shape:

@@ -54,17 +54,17 @@ def run_recipe(
     for name, attempt in ways(recipe):
         if tried:
             log(f"INT8 loses {tried[-1][1]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
-        artifacts = _make(attempt, work, "eval", progress, log)
+        artifacts = make_artifacts(attempt, work, "eval", progress, log)
         tried.append((name, lost(attempt, artifacts["eval"].result(Accuracies))))
         found.append((tried[-1][1], attempt, artifacts))
         if as_it_is or tried[-1][1] <= recipe.max_drop:
             break
     _, recipe, artifacts = min(found, key=lambda one: one[0])
-    artifacts = _make(recipe, work, "bench", progress, log, artifacts)
+    artifacts = make_artifacts(recipe, work, "bench", progress, log, artifacts)
     verdict = judged(recipe, artifacts["eval"].result(Accuracies), artifacts["bench"].result(BenchReport), tried)
     for line in sentences(verdict):
         log(line)
-    artifacts = _make(recipe, work, "", progress, log, artifacts)
+    artifacts = make_artifacts(recipe, work, "", progress, log, artifacts)
     report = _publish(work, recipe, artifacts)
     # Last, so that the report of a run that fails its check is there to show why.
     demand_agreement(artifacts["check"].result(CheckReport))
@@ -75,7 +75,7 @@ def run_recipe(
     return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
 
 
-def _make(
+def make_artifacts(
     recipe: Recipe, work: Path, last: str, progress: Progress, log: Log, made: Mapping[str, Artifact] | None = None
 ) -> dict[str, Artifact]:
     """The artifacts of a recipe up to the stage ``last``, or all, beside those that are ``made`` already."""

@@ -153,6 +153,11 @@ class BuildConfig(Config):
         "cpu", flag="--provider", needs="--engine onnxruntime",
         help="What ONNX Runtime runs on; nothing else takes its place. cuda and tensorrt need onnxruntime-gpu.",
     )  # fmt: skip
+    dynamic: bool = setting(
+        False, flag="--dynamic", needs="--engine onnxruntime", excludes="--provider",
+        help="ONNX Runtime: a float MODEL in INT8 with scales taken anew in every run. For comparison: it is slow, and "
+        "depthwise layers may collapse.",
+    )  # fmt: skip
     tensorrt: TensorRtConfig = setting(TensorRtConfig(), help="Settings of the engine tensorrt.")
 
 

@@ -62,6 +62,36 @@ def latency_bars(rows: Sequence[BenchRow]) -> str:
         return svg_text(figure, "latency")
 
 
+def accuracy_over_latency(points: Sequence[tuple[str, float, float, str]]) -> str:
+    """AP over latency in ms: label, latency, AP and variant of each point."""
+    colours = {"int8": INT8, "float16": SERIES_B}
+    with drawing(9.6, 4.2) as (figure, axes):
+        for place, (label, latency, ap, variant) in enumerate(sorted(points, key=lambda point: point[1])):
+            axes.plot([latency], [ap], "o", color=colours.get(variant, FLOAT), markersize=6)
+            beside = 5, (4, -12, 16, -24)[place % 4]  # neighbours would lie on each other
+            axes.annotate(literal(label), (latency, ap), beside, textcoords="offset points", fontsize=8)
+        axes.margins(0.12, 0.18)
+        axes.set_xlabel("median latency, ms (left is faster)")
+        axes.set_ylabel("AP")
+        axes.grid()
+        return svg_text(figure, "contest")
+
+
+def shares(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Milliseconds of layers, the slowest first: name, time and precision of each."""
+    places = list(range(len(rows)))[::-1]
+    with drawing(9.6, 0.8 + 0.24 * len(rows)) as (figure, axes):
+        colours = [INT8 if precision == "int8" else FLOAT for _, _, precision in rows]
+        axes.barh(places, [ms for _, ms, _ in rows], height=0.7, color=colours)
+        for place, (_, ms, _) in zip(places, rows, strict=True):
+            _at_the_end(axes, ms, place, significant(ms))
+        name_bars(axes, places, [name for name, _, _ in rows])
+        axes.set_xlim(0, 1.12 * max((ms for _, ms, _ in rows), default=1) or 1)
+        axes.set_xlabel("ms per run; coloured: INT8")
+        axes.grid(axis="x")
+        return svg_text(figure, "profile")
+
+
 def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
     places = list(range(len(rows)))[::-1]
     colours = [INT8 if row.variant == "int8" else FLOAT for row in rows]

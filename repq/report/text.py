@@ -15,19 +15,32 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from repq.report.blocks import Block, Cards, Cell, Facts, Findings, Table, Text
-from repq.report.sections import accuracy, engines, graph, overview, quantization, sensitivity, timing, training
+from repq.report.sections import (
+    accuracy,
+    contest,
+    engines,
+    graph,
+    overview,
+    profile,
+    quantization,
+    sensitivity,
+    timing,
+    training,
+)
 from repq.report.verdict import sentences
 from repq.results import (
     Accuracy,
     Availability,
     BenchReport,
     CheckReport,
+    Contest,
     EngineDescription,
     Environment,
     Estimate,
     ExportReport,
     FusionReport,
     PlanReport,
+    ProfileReport,
     PtqReport,
     QatReport,
     Sensitivity,
@@ -122,6 +135,14 @@ def check_table(report: CheckReport) -> str:
 
 def bench_table(report: BenchReport) -> str:
     return render_text(_verdict_last(timing.bench_blocks(report)))
+
+
+def contest_table(report: Contest) -> str:
+    return render_text(_verdict_last(contest.contest_blocks(report)))
+
+
+def profile_table(report: ProfileReport) -> str:
+    return render_text(_verdict_last(profile.profile_blocks(report)))
 
 
 def doctor_table(environment: Environment, rows: Sequence[Availability]) -> str:

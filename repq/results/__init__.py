@@ -6,6 +6,7 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 from repq.results.ablation import AblationReport, Spread, TrialFigures
 from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures, metric_of
 from repq.results.base import Range, Result
+from repq.results.contest import BatchTiming, Choice, Contender, Contest
 from repq.results.engines import (
     Agreement,
     Availability,
@@ -28,6 +29,7 @@ from repq.results.graphs import (
     QdqCount,
 )
 from repq.results.prediction import Comparison, PredictReport
+from repq.results.profile import NodeTime, ProfileReport
 from repq.results.quantization import (
     AppliedCorrection,
     Diagnosis,
@@ -60,13 +62,17 @@ __all__ = [
     "Agreement",
     "AppliedCorrection",
     "Availability",
+    "BatchTiming",
     "BenchReport",
     "BenchRow",
     "BlockFusion",
     "BuiltEngines",
     "CheckReport",
+    "Choice",
     "ClassAccuracy",
     "Comparison",
+    "Contender",
+    "Contest",
     "Curves",
     "Diagnosis",
     "DrawnImage",
@@ -92,6 +98,7 @@ __all__ = [
     "LintReport",
     "LintedLayer",
     "ModelInfo",
+    "NodeTime",
     "Panel",
     "PassReport",
     "Pictures",
@@ -99,6 +106,7 @@ __all__ = [
     "PlanTrial",
     "PredictReport",
     "PresetTrial",
+    "ProfileReport",
     "PtqReport",
     "PtqTrial",
     "QatReport",

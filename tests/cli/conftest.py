@@ -57,7 +57,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         "WEIGHTS": weights, "--weights": weights, "--teacher": weights, "MODEL": weights, "--maxima": weights,
         "--compare": weights, "SOURCE": next((folder / "set").rglob("*.jpg")),
         "--rep-scales": weights, "--data": data, "--calib": manifest, "--plan": plan, "BENCH": bench,
-        "RECIPE": recipe, "ABLATION": ablation, "lint MODEL": onnx, "estimate MODEL": onnx, "build MODEL": onnx,
+        "RECIPE": recipe, "--recipe": recipe, "ABLATION": ablation, "lint MODEL": onnx, "estimate MODEL": onnx,
+        "build MODEL": onnx,
     }  # fmt: skip
     return Material(folder, files)
 

@@ -250,3 +250,40 @@ def test_an_fp16_graph_takes_and_gives_float32(name, onnx_file):
     found = engine.infer(IMAGES)["detections"]
     assert found.dtype == np.float32
     assert snr_db(reference(detector(), IMAGES), found) > 40
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_profile_has_every_layer_in_the_precision_that_runs(name, onnx_file):
+    engine = build(name, onnx_file(quantized(asymmetric=True)), BuildConfig(threads=1))
+    rows = engine.profile(IMAGES, 3)
+    running = {row.layer: row.precision for row in engine.describe().layers if row.precision != "unknown"}
+    found = {}
+    for row in rows:
+        if row.layer is not None and row.precision:
+            found.setdefault(row.layer, set()).add(row.precision)
+    assert set(found) >= set(running)
+    assert all(running[layer] in precisions for layer, precisions in found.items() if layer in running)
+    times = engine.layer_times(IMAGES, 3)
+    assert set(times) == {row.layer for row in rows} - {None} and all(ms >= 0 for ms in times.values())
+
+
+def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(onnx_file):
+    engine = build("onnxruntime", onnx_file(quantized(asymmetric=True)), BuildConfig(threads=1))
+    rows = {(row.kind, row.layer) for row in engine.profile(IMAGES, 2)}
+    assert {("QuantizeLinear", "stem.conv"), ("DequantizeLinear", "head.pred")} <= rows  # the first and the last
+
+
+def test_dynamic_int8_is_near_float_and_says_what_it_is(onnx_file, tmp_path):
+    engine = build("onnxruntime", onnx_file(detector()), BuildConfig(threads=1, dynamic=True))
+    description = engine.describe()
+    assert {row.precision for row in description.layers if row.layer not in ORT_FLOAT} == {"int8"}
+    assert "slow" in description.note
+    found = engine.infer(IMAGES)["detections"]
+    assert 20 < snr_db(reference(detector(), IMAGES), found) < 60
+    engine.save(tmp_path / "engine")
+    np.testing.assert_array_equal(load(tmp_path / "engine").infer(IMAGES)["detections"], found)
+
+
+def test_dynamic_int8_refuses_a_graph_that_has_scales(onnx_file):
+    with pytest.raises(EngineError, match="has scales already"):
+        build("onnxruntime", onnx_file(quantized()), BuildConfig(dynamic=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from repq.engine.tensorrt_inspection import conversions, executed_layers, read_kernels
+from repq.engine.tensorrt_inspection import conversions, executed_layers, node_times, read_kernels
 from repq.errors import EngineError
 from repq.layers import LayerId
 from repq.results import EngineDescription, Expectation
@@ -112,3 +112,13 @@ def test_what_lint_expected_is_compared_with_what_runs() -> None:
         expected=Expectation(layers={STEM: "int8", BODY: "float16", HEAD: "float16"}, extra_kernels=1),
     )  # fmt: skip
     assert description.surprises() == ((BODY, "float16", "int8"),)
+
+
+@pytest.mark.parametrize("version", [10, 11])
+def test_times_of_kernels_belong_to_layers(version: int) -> None:
+    kernels = {kernel.name: kernel for kernel in read_kernels(engine(version))}
+    times = dict.fromkeys(kernels, 0.5) | {"not in the inspector": 1.0}
+    rows = {row.name: row for row in node_times(times, kernels, (STEM, BODY, HEAD))}
+    assert {row.layer for row in rows.values()} == {STEM, BODY, HEAD, None}
+    assert [row.layer for row in rows.values() if row.kind == "Reformat"] == [None] * 4
+    assert rows[f"w + {BODY} + relu"].precision == "int8" and sum(row.ms for row in rows.values()) == 1 + 0.5 * 8

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from repq.report.sections.accuracy import ACCURACY
+from repq.report.sections.contest import SECTION as CONTEST
 from repq.report.sections.engines import AGREEMENT, EXECUTION
 from repq.report.sections.graph import GRAPH
 from repq.report.sections.machines import SECTION as MACHINES
 from repq.report.sections.overview import BOXES, ENVIRONMENT, HEADLINE, MANIFESTS, MEASURED
+from repq.report.sections.profile import SECTION as PROFILE
 from repq.report.sections.quantization import LAYERS
 from repq.report.sections.sensitivity import PLAN_SECTION, SENSITIVITY_SECTION
 from repq.report.sections.timing import SIZE, TIMING
@@ -15,9 +17,11 @@ from repq.report.summary import FilledSection, ReportSummary, Section
 
 SECTIONS: list[Section] = [
     HEADLINE,
+    CONTEST,
     MEASURED,
     ACCURACY,
     TIMING,
+    PROFILE,
     MACHINES,
     SIZE,
     BOXES,

@@ -1,0 +1,61 @@
+"""Profiles name the model's own layers, in every runtime that tells."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from repq import build_model
+from repq.api.profiling import chrome_trace, nsight_lines, profiled
+from repq.cli import main
+from repq.engine import ENGINES, availability
+from repq.results import ProfileReport
+
+SIZE = (64, 64)
+MODEL = build_model("yolov6n_v2", 3)
+ON_CPU = [entry.name for entry in ENGINES if not entry.on_gpu and entry.by_default]
+
+
+@pytest.mark.parametrize("engine", ["torch", *ON_CPU])
+def test_layers_of_the_profile_are_the_models(engine: str) -> None:
+    if engine not in {row.runtime for row in availability() if row.usable}:
+        pytest.skip(f"{engine} is not here")
+    model = MODEL.fuse() if engine == "torch" else MODEL
+    report = profiled(model, SIZE, engine=engine, runs=2)
+    named = {node.layer for node in report.nodes} - {None}
+    assert named <= set(MODEL.layers)
+    assert len(named) >= 0.9 * len(MODEL.layers)  # a runtime may take a layer and its neighbour as one
+    assert all(node.ms >= 0 for node in report.nodes)
+    assert any(node.layer is None for node in report.nodes)  # pooling, resizing
+    events = [event for event in chrome_trace(report)["traceEvents"] if event["ph"] == "X"]
+    assert sum(event["dur"] for event in events) == pytest.approx(1e3 * report.nodes_ms)
+    assert all(before["ts"] <= after["ts"] for before, after in pairwise(events))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_command_writes_tables_plot_and_trace(tmp_path: Path, batch: int) -> None:
+    path = MODEL.export(tmp_path / "tiny.onnx", imgsz=64, batch=batch).path
+    out = tmp_path / "profile"
+    result = CliRunner().invoke(
+        main, ["profile", str(path), "--batch", str(batch), "--runs", "2", "--threads", "1", "-o", str(out), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = ProfileReport.model_validate_json((out / "profile.json").read_text())
+    assert (report.engine, report.batch, report.runs) == ("onnxruntime", batch, 2)
+    assert json.loads((out / "trace.json").read_text())["traceEvents"]
+    page = (out / "report.html").read_text()
+    assert "Slowest layers" in page and MODEL.layers[0] in page
+
+
+def test_nsight_is_named_only_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nsight_lines(["python", "-m", "repq"], tmp_path) == ()
+    (tmp_path / "nsys").write_text("#!/bin/sh\n")
+    (tmp_path / "nsys").chmod(0o755)
+    trace, stats = nsight_lines(["python", "-m", "repq"], tmp_path / "a b")
+    assert trace.startswith(str(tmp_path / "nsys")) and trace.endswith("python -m repq") and "'" in trace
+    assert stats.endswith(".nsys-rep'")

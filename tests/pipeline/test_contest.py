@@ -1,0 +1,125 @@
+"""Engines side by side: real engines of a tiny model, and which of made-up figures is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repq import build_model
+from repq.cli import main
+from repq.pipeline.contest import RESULT, chosen
+from repq.results import BatchTiming, Contender, Contest
+
+QUICK = [
+    "bench.batches=[1, 2]", "bench.rounds=2", "bench.runs_per_round=2", "bench.warmup=1", "bench.threads=[1]",
+    "ptq.calibration={method: max, images: 4, batch: 2}",
+]  # fmt: skip
+
+
+def contender(name: str, ap: float, ms: float | None, variant: str = "float32") -> Contender:
+    timing = BatchTiming(batch=1, p50_ms=ms, reason=None if ms else "too large")
+    return Contender(
+        model=name, engine=name, variant=variant, precision=variant, size_bytes=1, ap=ap, ap50=ap,
+        timings=(timing,), int8_macs_share=None, setup="",
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+@st.composite
+def fields(draw: st.DrawFn) -> list[Contender]:
+    share, ms = st.floats(0, 1), st.one_of(st.none(), st.floats(0.1, 100))
+    kinds = st.sampled_from(["float32", "float16", "int8"])
+    rows = draw(st.lists(st.tuples(share, ms, kinds), min_size=1, max_size=6))
+    return [contender("torch", 0.5, 50.0), *(contender(f"e{n}", *row) for n, row in enumerate(rows))]
+
+
+@given(fields(), st.floats(0, 0.5), st.one_of(st.none(), st.floats(1, 100)))
+def test_the_choice_is_the_fastest_within_the_bounds(
+    rows: list[Contender], max_drop: float, max_ms: float | None
+) -> None:
+    choice = chosen(rows, max_drop, max_ms)
+    good = {
+        row.model: row.first.p50_ms for row in rows
+        if row.first.p50_ms is not None and 0.5 - row.ap <= max_drop and (max_ms is None or row.first.p50_ms <= max_ms)
+    }  # fmt: skip
+    assert (choice.ship is None) == (not good)
+    if choice.ship is not None:
+        assert good[choice.ship] == min(good.values())
+    assert choice.reasons
+
+
+def test_int8_has_to_earn_its_place() -> None:
+    rows = [contender("torch", 0.5, 50.0), contender("a", 0.5, 10.0), contender("b", 0.499, 9.0, "int8")]
+    assert chosen(rows, 0.005).ship == "b"
+    kept = chosen(rows, 0.005, min_speedup=1.2)
+    assert (kept.ship, kept.int8_pays) == ("a", False) and "not worth it" in kept.reasons[-1]
+    assert "outside the bounds" in chosen(rows, 0.0005).reasons[-1]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    from repq.data.demo import make_demo_set
+    from repq.recipe.data import DemoConfig
+
+    folder = tmp_path_factory.mktemp("contest")
+    make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=4, size=64))
+    build_model("yolov6n_v2", 3).save(folder / "tiny.safetensors")
+    arguments = [
+        "compare", str(folder / "tiny.safetensors"), "--data", str(folder / "set/data.yaml"), "--imgsz", "64",
+        "-o", str(folder / "out"), *(part for text in QUICK for part in ("--set", text)),
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    return arguments, folder / "out"
+
+
+def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Path]) -> None:
+    from repq.engine import ENGINES, availability
+
+    found = Contest.model_validate_json((compared[1] / RESULT).read_text())
+    usable = {row.runtime for row in availability() if row.usable}
+    assert {row.engine for row in found.contenders} == {"torch"} | (usable & {entry.name for entry in ENGINES})
+    assert {row.runtime for row in found.missing} == {entry.name for entry in ENGINES} - usable
+    assert all(row.detail for row in found.missing)
+    for row in found.contenders:
+        assert [timing.batch for timing in row.timings] == [1, 2]
+        for timing in row.timings:
+            assert timing.reason or (timing.p50_ms and timing.p50_ms <= timing.p95_ms <= timing.p99_ms)  # type: ignore[operator]
+            assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
+        assert row.variant == "int8" or not row.int8_macs_share
+    assert found.choice is not None
+    page = (compared[1] / "report.html").read_text()
+    assert "AP against latency" in page and all(row.detail[:20] in page for row in found.missing)
+
+
+def test_what_was_measured_is_reused_and_the_bounds_are_anew(compared: tuple[list[str], Path]) -> None:
+    arguments, out = compared
+    before = Contest.model_validate_json((out / RESULT).read_text())
+    result = CliRunner().invoke(main, [*arguments, "--best", "--max-ms", "0.000001"])
+    assert result.exit_code == 1 and "none loses" in result.output, result.output
+    after = Contest.model_validate_json((out / RESULT).read_text())
+    assert after.contenders == before.contenders
+    assert after.choice is not None and after.choice.ship is None
+
+
+def test_a_batch_that_fails_has_a_reason(compared: tuple[list[str], Path]) -> None:
+    from repq.api.footprint import footprint
+    from repq.errors import EngineError
+
+    folder = next((compared[1] / "build").glob("*/onnxruntime-int8"))
+    with pytest.raises(EngineError, match="images of shape"):
+        footprint(folder, (65, 64), 1, 1)
+
+
+def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path]) -> None:
+    from repq.engine import ENGINES, availability
+
+    usable = {row.runtime for row in availability() if row.usable}
+    absent = [part for entry in ENGINES if entry.name not in usable for part in ("--engines", entry.name)]
+    if not absent:
+        pytest.skip("every engine works here")
+    result = CliRunner().invoke(main, [*compared[0], *absent])
+    assert result.exit_code == 2 and "none of the engines works here" in result.output
