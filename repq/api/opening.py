@@ -15,7 +15,7 @@ from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
 from repq.layers import LayerId
-from repq.layout import OutputLayout
+from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
 from repq.output_layouts import Outputs, class_names, form_of
 from repq.progress import Progress, silent
@@ -224,6 +224,7 @@ def _outputs_of(path: Path, source: Source) -> Outputs:
     arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
     names, known = [output.name for output in source.outputs], class_names(source.metadata)
     first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+    demand_finite(first, f"{source.name} in onnxruntime")
     return Outputs(first, (height, width), None if known is None else len(known))
 
 
