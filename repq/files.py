@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import tempfile
+import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
+
+_HOST = f"{crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
@@ -21,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written to, or the block wrote nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    beside = _beside(path)
     try:
         yield beside
         beside.replace(path)
@@ -41,9 +46,10 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
         OSError: the folder cannot be made or written to.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
+    new = _beside(folder)
+    old = new.with_suffix(".old.part")
+    new.mkdir()
+    try:
         yield new
         if keep_others:
             for file in sorted(path for path in new.rglob("*") if path.is_file()):
@@ -52,8 +58,38 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
                 file.replace(target)
             return
         if folder.exists():
-            folder.replace(Path(scratch) / "old")
-        new.replace(folder)
+            folder.replace(old)
+        try:
+            new.replace(folder)
+        except OSError:
+            if old.exists() and not folder.exists():
+                old.replace(folder)
+            raise
+    finally:
+        for scratch in (new, old):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new path beside ``path``. What processes of this machine that are no more left there is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
+        owner = left.name.removesuffix(".part").rpartition(f".{_HOST}-")[2].partition("-")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # where this would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,9 @@ from repq.errors import EngineError
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
+from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
+from repq.recipe.reader import parse_settings
 from repq.results import EngineDescription, Variant
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class Options:
         half: compute in FP16, for a float checkpoint on a GPU.
         progress: shows how far long steps are.
         log: gets what the user should know beside the result.
+
+    Raises:
+        RecipeError: the number of threads is out of range.
     """
 
     engine: RuntimeName | None = None
@@ -47,6 +52,10 @@ class Options:
     half: bool = False
     progress: Progress = silent
     log: Log = quiet
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            parse_settings(BuildConfig, {"threads": self.threads}, what="threads")
 
 
 HERE = Options()
