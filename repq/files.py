@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -13,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _HOST = f"{crc32(socket.gethostname().encode()):08x}"
 
 
@@ -28,8 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
-        yield beside
-        beside.replace(path)
+        with _naming(path):
+            yield beside
+            beside.replace(path)
     finally:
         with suppress(OSError):  # renamed already, or never made
             beside.unlink()
@@ -50,24 +53,36 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
     old = new.with_suffix(".old.part")
     new.mkdir()
     try:
-        yield new
-        if keep_others:
-            for file in sorted(path for path in new.rglob("*") if path.is_file()):
-                target = folder / file.relative_to(new)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-            return
-        if folder.exists():
-            folder.replace(old)
-        try:
-            new.replace(folder)
-        except OSError:
-            if old.exists() and not folder.exists():
-                old.replace(folder)
-            raise
+        with _naming(folder):
+            yield new
+            if keep_others:
+                for file in sorted(path for path in new.rglob("*") if path.is_file()):
+                    target = folder / file.relative_to(new)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(target)
+                return
+            if folder.exists():
+                folder.replace(old)
+            try:
+                new.replace(folder)
+            except OSError:
+                if old.exists() and not folder.exists():
+                    old.replace(folder)
+                raise
     finally:
         for scratch in (new, old):
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What a write to a full disk raises names no file: name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _beside(path: Path) -> Path:

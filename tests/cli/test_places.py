@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,29 @@ def test_an_engine_takes_the_place_of_an_engine_alone(material: Material, folder
     (folder / "engine" / "notes.txt").write_text("mine")
     assert "notes.txt" in refused(invoke(*line))
     assert (folder / "engine" / "notes.txt").is_file()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow: every write fails with EFBIG, as with ENOSPC on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("command", "option"), OUTPUTS, ids=names)
+def test_a_full_disk(command: str, option, material: Material, folder: Path, whole) -> None:
+    writes = option.marks["writes"]
+    place = folder / f"out{writes.split('|')[0] if isinstance(writes, str) else ''}"
+    line = material.line(command, **{key(option): [place]})
+    with full_disk():
+        message = refused(invoke(*line))
+    assert str(folder) in message and os.strerror(errno.EFBIG) in message
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size == 0 and path.name.endswith(".lock") for path in left), left
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
