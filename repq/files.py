@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
-        with _naming(path):
+        with naming(path):
             yield beside
             beside.replace(path)
     finally:
@@ -53,7 +53,7 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
     old = new.with_suffix(".old.part")
     new.mkdir()
     try:
-        with _naming(folder):
+        with naming(folder):
             yield new
             if keep_others:
                 for file in sorted(path for path in new.rglob("*") if path.is_file()):
@@ -75,7 +75,7 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What a write to a full disk raises names no file: name this one."""
     try:
         yield
