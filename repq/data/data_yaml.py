@@ -109,7 +109,7 @@ def _paths(path: Path, root: Path, values: Mapping[str, Any], key: str) -> tuple
 
 
 def _place(root: Path, entry: str) -> Path:
-    """Where an entry leads to; one of the form ``../train/images`` may be meant from the root on, as Roboflow has it."""
+    """Where an entry leads to; ``../train/images`` may be meant from the root on, as Roboflow writes it."""
     path = below(root, entry)
     inside = below(root, entry[3:]) if entry.startswith("../") else path
     return inside if not os.path.lexists(path) and os.path.lexists(inside) else path
