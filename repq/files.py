@@ -7,6 +7,7 @@ import glob
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +106,20 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A path of the same file that is UTF-8, for libraries that take no other: itself, or a link to it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="repq-link-") as folder:
+            link = Path(folder) / f"file{path.suffix}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
+from repq.files import in_utf8
 from repq.layers import LayerId
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
@@ -218,7 +219,8 @@ def _outputs_of(path: Path, source: Source) -> Outputs:
         raise GraphError(f"{source.name} takes images of any size", fix="export it for a fixed size")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with in_utf8(path) as there:
+        session = onnxruntime.InferenceSession(str(there), options, providers=["CPUExecutionProvider"])
     batch = source.input.shape[0]
     noise = np.random.default_rng(0).random((batch if isinstance(batch, int) else 1, 3, height, width))
     arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
