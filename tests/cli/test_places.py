@@ -155,6 +155,18 @@ def test_a_full_disk(command: str, option, material: Material, folder: Path, who
     assert all(path.stat().st_size == 0 and path.suffix in (".lock", ".jsonl") for path in left), left
 
 
+def test_a_run_that_ended_may_lie_on_a_read_only_disk(
+    material: Material, folder: Path, read_only: Callable[[Path], Path]
+) -> None:
+    """A new one may not, and is refused before any work."""
+    (folder / "run").mkdir()
+    place = read_only(folder / "run")
+    assert "--work cannot be written" in refused(invoke(*material.line("run", work=[place])))
+    (folder / "run" / "artifacts.yaml").write_text("")
+    message = refused(invoke(*material.line("run", work=[place])))  # nothing is there, so that a stage has to run
+    assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize(("command", "option"), OUTPUTS, ids=names)
 def test_a_folder_without_the_right_to_write(command: str, option, material: Material, folder: Path) -> None:
