@@ -47,11 +47,16 @@ from repq.engine.source import read_source as read_onnx
 from repq.errors import RepqError
 from repq.graph import lint, load_onnx, parse_metadata
 from repq.identity import Identity
-from repq.model import build, save_checkpoint
+from repq.model import build, load_graph, save_checkpoint
+from repq.output_layouts import Outputs, class_names, form_of
 from repq.quant import load_weights
 from repq.quant.plan_file import read_plan
-from repq.recipe import DemoConfig
+from repq.reading import read_json
+from repq.recipe import DemoConfig, GraphConfig
 from repq.recipe.reader import load_ablation, load_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "model" / "onnx_graph"))
+from detectors import DETECTORS
 
 SLOW = 5.0  # seconds of CPU time
 MOST = 300  # seconds on a busy machine
@@ -241,12 +246,41 @@ def targets(folder: Path) -> dict[str, Target]:
         parse_metadata(read_onnx(path).metadata)
         lint(load_onnx(path))
 
+    outputs = [
+        {"detections": [1, 80, 8]}, {"detections": [1, 7, 80]}, {"detections": [1, 20, 6]},
+        {"boxes": [1, 80, 4], "scores": [1, 80, 3]}, {"logits": [1, 3, 9], "boxes": [1, 9, 4]},
+    ]  # fmt: skip
+    form = {"metadata": {"names": "{0: 'a', 1: 'b', 2: 'c'}", "task": "detect", "author": "Ultralytics",
+                         "repq.layout": "{}", "repq.num_classes": "3", "repq.preprocessing": "{}"},
+            "config": {"layout": None, "preset": None}, "value": 0.5, "outputs": outputs}  # fmt: skip
+
+    def layout(path: Path) -> None:
+        """What graphs give and say of themselves, from a JSON file."""
+        tree = read_json(path)
+        try:
+            metadata = {str(key): str(value) for key, value in dict(tree["metadata"]).items()}
+            config = GraphConfig.model_validate(tree["config"])
+            arrays = [{k: np.full(shape, tree["value"], np.float32) for k, shape in dict(one).items()
+                       if np.prod(shape) < 1e6} for one in tree["outputs"]]  # fmt: skip
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
+            raise RepqError("no outputs") from None
+        names, refused = class_names(metadata), []
+        for one in arrays:
+            for said in (metadata, {}):
+                try:
+                    form_of(Outputs(one, (64, 64), None if names is None else len(names)), said, config)
+                except RepqError as error:
+                    refused.append(error)
+        if len(refused) == 2 * len(arrays):
+            raise refused[0] if refused else RepqError("no outputs")
+
     readers: dict[str, tuple[str, Callable[[Path], object], Any]] = {
         "data": (".yaml", lambda path: read_source(path, "val"), yaml_of["data"]),
         "recipe": (".yaml", load_recipe, yaml_of["recipe"]),
         "ablation": (".yaml", load_ablation, yaml_of["ablation"]),
         "plan": (".yaml", read_plan, yaml_of["plan"]),
         "coco": (".json", coco, json_of["coco"]),
+        "output layout": (".json", layout, form),
         "engine": (".json", beside(folder / "engine", "engine.json", read_engine), json_of["engine"]),
         "artifact": (".json", beside(artifact, "manifest.json", read_artifact), json_of["artifact"]),
     }
@@ -268,6 +302,9 @@ def targets(folder: Path) -> dict[str, Target]:
         tails = damaged_bytes(content[-8192:]).map(lambda tail, content=content: content[:-8192] + tail)
         found[f"checkpoint {suffix}"] = Target(suffix, st.one_of(heads, tails), load_weights, (content,))
     graph = onnx_model.SerializeToString()
+    detectors = {name: make() for name, make in DETECTORS.items() if name in ("yolov5", "yolov8", "end2end", "detr")}
+    damaged_detector = st.one_of(map(damaged_message, detectors.values()))
+    good_detectors = tuple(made.SerializeToString() for made in detectors.values())
     damaged_graph = st.one_of(damaged_message(onnx_model), damaged_bytes(graph))
     return found | {
         "label": Target(".txt", damaged_bytes(labels), lambda path: read_labels(path, 3, 64, 64), (labels,)),
@@ -275,6 +312,7 @@ def targets(folder: Path) -> dict[str, Target]:
                            ((folder / "manifest.txt").read_bytes(),)),
         "image": Target(".jpg", damaged_bytes(image), read_image, (image,)),
         "onnx": Target(".onnx", damaged_graph, whole_onnx, (graph,)),
+        "onnx as model": Target(".onnx", damaged_detector, lambda path: load_graph(path, (64, 64)), good_detectors),
         "onnx to engine": Target(".onnx", damaged_graph, lambda path: build_engine("onnxruntime", path), (graph,)),
     }  # fmt: skip
 

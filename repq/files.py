@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
+import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_HOST = f"{crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
@@ -21,10 +29,11 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written to, or the block wrote nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    beside = _beside(path)
     try:
-        yield beside
-        beside.replace(path)
+        with naming(path):
+            yield beside
+            beside.replace(path)
     finally:
         with suppress(OSError):  # renamed already, or never made
             beside.unlink()
@@ -41,19 +50,76 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
         OSError: the folder cannot be made or written to.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        yield new
-        if keep_others:
-            for file in sorted(path for path in new.rglob("*") if path.is_file()):
-                target = folder / file.relative_to(new)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-            return
-        if folder.exists():
-            folder.replace(Path(scratch) / "old")
-        new.replace(folder)
+    new = _beside(folder)
+    old = new.with_suffix(".old.part")
+    new.mkdir()
+    try:
+        with naming(folder):
+            yield new
+            if keep_others:
+                for file in sorted(path for path in new.rglob("*") if path.is_file()):
+                    target = folder / file.relative_to(new)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(target)
+                return
+            if folder.exists():
+                folder.replace(old)
+            try:
+                new.replace(folder)
+            except OSError:
+                if old.exists() and not folder.exists():
+                    old.replace(folder)
+                raise
+    finally:
+        for scratch in (new, old):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What a write to a full disk raises names no file: name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK:
+            error.filename = os.fspath(path)
+        raise
+
+
+def _beside(path: Path) -> Path:
+    """A new path beside ``path``. What processes of this machine that are no more left there is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
+        owner = left.name.removesuffix(".part").rpartition(f".{_HOST}-")[2].partition("-")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # where this would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A path of the same file that is UTF-8, for libraries that take no other: itself, or a link to it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="repq-link-") as folder:
+            link = Path(folder) / f"file{path.suffix}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
+
+from repq.errors import EngineError
 
 BoxForm = Literal["centre", "corners"]
 
@@ -167,6 +169,24 @@ def _activated(scores: Any, activation: str) -> Any:
         powers = exp(scores)
         return powers[..., :-1] / powers.sum(-1)[..., None]
     return scores
+
+
+def demand_finite(outputs: Mapping[str, NDArray[Any]], source: str) -> None:
+    """Refuse outputs, by their names, with NaN or infinities: neither boxes nor agreement can be measured of them.
+
+    Args:
+        source: which model in which runtime.
+
+    Raises:
+        EngineError: it names the output and the source.
+    """
+    for name, values in outputs.items():
+        wrong = values.size - np.count_nonzero(np.isfinite(values))
+        if wrong:
+            raise EngineError(
+                f"{source} gives values that are not finite", found=f"{wrong} of {values.size} of the output {name!r}",
+                fix="look for the layer that makes them: NaN in a weight, or more than FP16 holds",
+            )  # fmt: skip
 
 
 @lru_cache(maxsize=16)

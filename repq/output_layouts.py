@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +97,27 @@ def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig =
         raise RepqError("the graph does the work of a service itself", found=", ".join(inside),
                         fix="start from the graph that was exported without it")  # fmt: skip
     if config.layout is None and "repq.layout" in metadata:
-        layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
+        with _undamaged():
+            layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
     else:
         layout, classes = recognize(outputs, config.layout, metadata.get("task"))
     if config.preset is not None:
         return Form(layout, classes, preset(config.preset))
     if "repq.preprocessing" in metadata:
-        return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]))
+        with _undamaged():
+            return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]))
     guessed = "ultralytics" if "ltralytics" in metadata.get("author", "") else "yolox" if layout.grid else "yolov6"
     note = f"nothing says how images become its input; taken: --preset {guessed} (`repq diagnose` tries the others)"
     return Form(layout, classes, preset(guessed), (note,))
+
+
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, ValueError) as error:
+        raise RepqError("the metadata of the ONNX model is damaged", found=repr(error),
+                        fix="export the model again") from None  # fmt: skip
 
 
 def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -114,7 +126,7 @@ def class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, dict):
             found = [found.get(number, found.get(str(number))) for number in range(len(found))]
@@ -155,6 +167,8 @@ def _other_task(outputs: Outputs, task: str | None) -> str | None:
     arrays = list(outputs.arrays.values())
     if task in _TASKS:
         return _TASKS[task]
+    if not all(array.size for array in arrays):
+        return "an output without values"
     if len(arrays) == 1 and arrays[0].ndim == 2:
         return "classification"
     if any(array.ndim == 4 and array.shape[1] in (1, 32) for array in arrays) and any(a.ndim == 3 for a in arrays):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     exports.mkdir(exist_ok=True)
     (cache / "exports").symlink_to(exports)
     os.environ["REPQ_CACHE"] = str(cache)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Gives a place at which a folder is seen on a disk that is read-only, for root too."""
+    places: list[Path] = []
+
+    def shown(folder: Path) -> Path:
+        place = tmp_path / f"read-only-{len(places)}"
+        place.mkdir()
+        for words in (["--bind", str(folder), str(place)], ["-o", "remount,ro,bind", str(place)]):
+            if shutil.which("mount") is None or subprocess.run(["mount", *words], capture_output=True).returncode:
+                pytest.skip("nothing can be mounted here")
+            places.append(place)
+        return place
+
+    yield shown
+    for place in dict.fromkeys(places):
+        subprocess.run(["umount", str(place)], check=True)

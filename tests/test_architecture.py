@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
-    ("errors", "printable", "reading", "progress", "log", "files", "memory", "lazy", "privacy", "stopping"),
+    (
+        "errors",
+        "printable",
+        "reading",
+        "onnx_file",
+        "progress",
+        "log",
+        "files",
+        "memory",
+        "lazy",
+        "privacy",
+        "stopping",
+    ),
     ("layers", "layout", "preprocessing"),
     ("scales", "results", "recipe", "output_layouts", "identity", "artifact"),
     ("machine",),
@@ -41,6 +53,7 @@ CORE = {
     "machine",
     "printable",
     "reading",
+    "onnx_file",
     "lazy",
     "privacy",
     "errors",

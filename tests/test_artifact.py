@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from repq.artifact import RunFolder, read_artifact
+from repq.errors import RepqError
 from repq.identity import Identity, hash_json
 
 
@@ -30,6 +32,22 @@ def test_the_same_identity_is_reused_and_any_change_is_not(tmp_path: Path) -> No
     for change in ({"settings": {"tolerance": 1e-2}}, {"inputs": {"weights": "bb"}}, {"seed": 1}, {"stage": "ptq"}):
         assert make(tmp_path, calls, **change).folder != first.folder
     assert len(calls) == 5
+
+
+def test_an_artifact_on_a_read_only_disk_is_reused_and_a_new_one_is_an_error(
+    tmp_path: Path, read_only: Callable[[Path], Path]
+) -> None:
+    calls: list[str] = []
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run", calls)
+    place = read_only(tmp_path / "run")
+    assert make(place, calls).reused and calls == ["fuse"]
+    for change in ({"seed": 1}, {"stage": "ptq"}):
+        with (
+            pytest.raises(OSError, match="Read-only") if "seed" in change else pytest.raises(RepqError, match="cannot")
+        ):
+            make(place, calls, **change)
+    assert calls == ["fuse"]
 
 
 def test_what_follows_depends_on_the_payload_not_on_the_settings(tmp_path: Path) -> None:

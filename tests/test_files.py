@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from repq.files import replacing, write_text
+from repq.files import replacing, replacing_folder, write_text
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -39,3 +42,37 @@ def test_a_whole_block_replaces_the_old_file(tmp_path: Path) -> None:
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("way", [replacing, replacing_folder])
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, way: Any) -> None:
+    """And what one that still runs is writing is not."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom repq.files import replacing, replacing_folder\n"
+        f"with {way.__name__}(Path(sys.argv[1])) as beside:\n"
+        "    (beside / 'x' if beside.is_dir() else beside).write_bytes(b'half')\n"
+        "    print('written', flush=True)\n    sys.stdin.read()\n"
+    )
+    place = tmp_path / "out[1].bin"
+    running = subprocess.Popen([sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert running.stdout is not None and running.stdout.readline() == b"written\n"
+    (half,) = tmp_path.iterdir()
+
+    def write() -> None:
+        with way(place) as beside:
+            (beside / "x" if beside.is_dir() else beside).write_bytes(b"whole")
+
+    write()
+    assert half.exists()
+    running.kill()
+    running.communicate()
+    write()
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "out" / "x", "old")
+    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "out") as new:
+        new.rmdir()
+    assert (tmp_path / "out" / "x").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repq.api.fitting import demand_same_order, fitted
-from repq.api.service import service_of
+from repq.api.service import service_of, timed_service
 from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -149,7 +149,7 @@ def timed(
     for label, model in models:
         demand_size(model, imgsz)
         info = model.info.model_copy(update={"model": label})
-        rows.append(TimedModel(info, partial(_runner, model, imgsz, seed), model.batch))
+        rows.append(TimedModel(info, partial(_runner, model, imgsz, seed, config.batches[0]), model.batch))
     device = next((model.options.device for _, model in models), "cpu")
     gpu = gpu_index(device, [row.info.engine for row in rows])
     return bench(rows, imgsz, config, seed=seed, progress=progress, watch_gpu=gpu)
@@ -164,13 +164,13 @@ def gpu_index(device: str, engines: Sequence[str]) -> int | None:
     return 0 if any(entry.on_gpu for entry in ENGINES if entry.name in engines) else None
 
 
-def _runner(model: Model, imgsz: tuple[int, int], seed: int, threads: int) -> Runner:
+def _runner(model: Model, imgsz: tuple[int, int], seed: int, batch: int, threads: int) -> Runner:
     from repq.bench import Runner
 
     model = model.on(threads=threads)
     on_device = model.running.on_device
-    service = service_of(model, imgsz)
     noise = np.random.default_rng(seed).integers(0, 256, (*(model.preprocess.source or imgsz), 3), dtype=np.uint8)
+    service = timed_service(model, imgsz, [noise] * batch)
 
     def run(prepared: Prepared) -> tuple[list[Any], Prepared]:
         return service.infer(prepared), prepared

@@ -14,8 +14,9 @@ from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
+from repq.files import in_utf8
 from repq.layers import LayerId
-from repq.layout import OutputLayout
+from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
 from repq.output_layouts import Outputs, class_names, form_of
 from repq.progress import Progress, silent
@@ -218,12 +219,14 @@ def _outputs_of(path: Path, source: Source) -> Outputs:
         raise GraphError(f"{source.name} takes images of any size", fix="export it for a fixed size")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with in_utf8(path) as there:
+        session = onnxruntime.InferenceSession(str(there), options, providers=["CPUExecutionProvider"])
     batch = source.input.shape[0]
     noise = np.random.default_rng(0).random((batch if isinstance(batch, int) else 1, 3, height, width))
     arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
     names, known = [output.name for output in source.outputs], class_names(source.metadata)
     first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+    demand_finite(first, f"{source.name} in onnxruntime")
     return Outputs(first, (height, width), None if known is None else len(known))
 
 

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import EngineError
-from repq.layout import OutputLayout
+from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
+from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
+from repq.recipe.reader import parse_settings
 from repq.results import EngineDescription, Variant
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class Options:
         half: compute in FP16, for a float checkpoint on a GPU.
         progress: shows how far long steps are.
         log: gets what the user should know beside the result.
+
+    Raises:
+        RecipeError: the number of threads is out of range.
     """
 
     engine: RuntimeName | None = None
@@ -47,6 +52,10 @@ class Options:
     half: bool = False
     progress: Progress = silent
     log: Log = quiet
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            parse_settings(BuildConfig, {"threads": self.threads}, what="threads")
 
 
 HERE = Options()
@@ -59,7 +68,9 @@ class Running:
     Attributes:
         engine: the runtime.
         infer: network input (B, 3, H, W) to detections in network pixels; any B. A graph
-            with work of the service inside takes and gives what the model's ``preprocess`` and ``nms`` say.
+            with work of the service inside takes and gives what the model's ``preprocess`` and ``nms`` say. An output
+            with a value that is not finite is an `EngineError`.
+        unchecked: the same without a look at the values, for timing.
         variant: what it was built as.
         precision: what its layers really run in: ``float32``, ``int8``, ``int8 in 83 of 154 layers`` …
         size_bytes: size on disk of what is deployed.
@@ -70,6 +81,7 @@ class Running:
 
     engine: RuntimeName
     infer: Callable[[Images], Images]
+    unchecked: Callable[[Images], Images]
     variant: Variant
     precision: str
     size_bytes: int = 0
@@ -95,16 +107,22 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
         model = copy.deepcopy(model).to(device, dtype)  # others run these weights too
 
     @torch.inference_mode()
-    def infer(images: Images) -> Images:
+    def unchecked(images: Images) -> Images:
         if options.threads:
             torch.set_num_threads(options.threads)
         batch = torch.from_numpy(images).to(device, dtype, non_blocking=True)
         result: Images = model(batch).float().cpu().numpy()
         return result
 
+    def infer(images: Images) -> Images:
+        result = unchecked(images)
+        demand_finite({"detections": result}, f"{label} in torch")
+        return result
+
     return Running(
         engine="torch",
         infer=infer,
+        unchecked=unchecked,
         variant="int8" if weights.quantized else "float16" if half else "float32",
         precision="int8 simulated in float32" if weights.quantized else "float16" if half else "float32",
         size_bytes=size_bytes,
@@ -148,22 +166,28 @@ def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:
 
     description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
     half = metadata is not None and metadata.precision == "float16"
-
+    source = f"{engine.manifest.source} in {engine.name}"
     if metadata is not None:
         layout = metadata.layout if metadata.nms is None else OutputLayout()
 
-    def infer(images: Images) -> Images:
+    def run(images: Images, check: bool) -> Images:
         outputs = engine.infer(images)
+        if check:
+            demand_finite(outputs, source)
         size = (images.shape[2], images.shape[3]) if metadata is None else metadata.imgsz
         result: Images = layout.decode([outputs[name] for name in description.output_names], size)
-        if result.ndim != 3:
-            raise EngineError("the graph does not end with detections", found=f"an output of shape {result.shape}",
-                              fix="detections are (batch, boxes, columns), or give --layout")  # fmt: skip
+        if check and not layout.plain:  # an exponential may exceed float32
+            demand_finite({"detections": result}, source)
         return result
 
+    infer, unchecked = (
+        _in_chunks(partial(run, check=check), engine.batch) if engine.batch else partial(run, check=check)
+        for check in (True, False)
+    )
     return Running(
         engine=engine.name,
-        infer=_in_chunks(infer, engine.batch) if engine.batch else infer,
+        infer=infer,
+        unchecked=unchecked,
         variant="int8" if engine.manifest.int8_layers else "float16" if half else "float32",
         precision=summarize_precision(description),
         size_bytes=description.size_bytes,

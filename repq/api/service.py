@@ -102,6 +102,17 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
     )
 
 
+def timed_service(model: Model, imgsz: tuple[int, int], images: Sequence[Image]) -> Service:
+    """`service_of` for timing: whether its values are finite is looked at for these images and then no more.
+
+    Raises:
+        EngineError: they are not.
+    """
+    service = service_of(model, imgsz)
+    service.infer(service.prepare(images))
+    return replace(service, infer=lambda prepared: [model.running.unchecked(part) for part in prepared.parts])
+
+
 def finder_of(
     model: Model, imgsz: tuple[int, int], conf: float, iou: float | None = None, max_detections: int | None = None
 ) -> Service:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from repq.files import in_utf8
 from repq.log import Log, quiet
 from repq.printable import printable
 
@@ -54,7 +55,7 @@ def own_size(path: Path) -> Size | None:
         if path.suffix == ".safetensors" and path.is_file():
             from safetensors import SafetensorError, safe_open
 
-            with suppress(SafetensorError), safe_open(path, framework="numpy") as file:
+            with suppress(SafetensorError), in_utf8(path) as there, safe_open(there, framework="numpy") as file:
                 return from_metadata(file.metadata() or {})
         elif path.suffix == ".onnx" or path.is_dir():
             from repq.api.opening import load

@@ -34,6 +34,7 @@ FORMAT = 1
 _FIXES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
+    errno.EFBIG: "allow larger files (ulimit -f), or write to another disk",
     errno.EROFS: "write to a disk that is not read-only",
     errno.EACCES: "check who may read and write there",
     errno.EPERM: "check who may read and write there",

@@ -108,6 +108,8 @@ def _demand_writable(name: str, path: Path) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise RepqError(f"{name} lies under a file", found=printable(folder), fix="name another place")
+    if (path / "artifacts.yaml").is_file():  # a run that ended; nothing is written if nothing is to be made
+        return
     if not os.access(path if path.is_dir() else folder, os.W_OK):
         raise RepqError(f"{name} cannot be written", found=f"no right to write to {printable(folder)}",
                         fix="name another place, or check who may write there")  # fmt: skip

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repq.files import in_utf8
+
 if TYPE_CHECKING:
     from repq.cli.generated import Option
 
@@ -105,7 +107,7 @@ def _scheme_of(path: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
+        with in_utf8(path) as there, safe_open(there, framework="numpy") as file:
             return {"quantized" if "quantization" in (file.metadata() or {}) else "float"}
     except (SafetensorError, OSError):
         return {"float", "quantized"}

@@ -105,7 +105,14 @@ def _paths(path: Path, root: Path, values: Mapping[str, Any], key: str) -> tuple
             found=f"{key}: {_short(value)}" if key in values else f"the keys {', '.join(splits[:20]) or 'none'}",
             fix=f"write '{key}: FOLDER', a list file, or a list of these; or choose another split",
         )
-    return tuple(below(root, entry) for entry in entries)
+    return tuple(_place(root, entry) for entry in entries)
+
+
+def _place(root: Path, entry: str) -> Path:
+    """Where an entry leads to; ``../train/images`` may be meant from the root on, as Roboflow writes it."""
+    path = below(root, entry)
+    inside = below(root, entry[3:]) if entry.startswith("../") else path
+    return inside if not os.path.lexists(path) and os.path.lexists(inside) else path
 
 
 def _image_folders(root: Path, annotations: Path) -> tuple[Path, ...]:

@@ -7,7 +7,6 @@ more images leave the first ones as they were.
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from repq.errors import DataError
+from repq.files import replacing_folder
 from repq.recipe import DemoConfig
 
 SHAPES = ("ring", "triangle", "cross", "circle", "star", "square", "crescent", "arrow")
@@ -56,18 +56,13 @@ def make_demo_set(folder: Path, config: DemoConfig) -> Path:
             found="a folder with other files in it",
             fix="name a new folder or empty this one",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_set(fresh, config)
-        (fresh / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.replace(old)
-        try:
-            fresh.replace(folder)
-        except OSError:  # another process was faster
-            if _settings_of(folder) != settings:
-                raise
+    try:
+        with replacing_folder(folder) as fresh:
+            _write_set(fresh, config)
+            (fresh / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        if _settings_of(folder) != settings:  # no other process was faster
+            raise
     return folder / "data.yaml"
 
 

@@ -146,7 +146,7 @@ def _search(source: Path, root: Path, found: FoundImages) -> None:
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             is_hidden = entry.name.startswith(".") or entry.name in _TOOLS_FOLDERS
-            if entry.is_dir():
+            if _is_dir(entry):
                 if is_hidden:
                     found.hidden += [name_below(Path(entry.path), root)]
                 else:
@@ -158,6 +158,13 @@ def _search(source: Path, root: Path, found: FoundImages) -> None:
                 found.paths.append(Path(entry.path))
             elif suffix not in _COMPANIONS:
                 found.other[suffix] += 1
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for instance: what cannot be read is said when it is opened
+        return False
 
 
 def _read_list(path: Path, root: Path) -> Iterator[Path]:

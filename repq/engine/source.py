@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import LayerId
+from repq.onnx_file import read_model, refusing
 
 if TYPE_CHECKING:
     import onnx
@@ -42,26 +43,13 @@ def read_source(path: Path) -> Source:
     Raises:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
-    import onnx
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"cannot read {path}", found=error.strerror or str(error), fix="check the path") from None
-    try:
-        model = onnx.load_model_from_string(data)
-        onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and the checker's own types; all say that the file is no good
-        reason = str(error).strip() or type(error).__name__
-        raise EngineError(
-            f"{path} is no valid ONNX model", found=reason.splitlines()[0], fix="write it with `repq export`"
-        ) from None
+    model, data = read_model(path, beside=True, error=EngineError)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
         raise EngineError(f"{path} needs exactly one input", found=", ".join(i.name for i in inputs) or "none")
-    layers, int8 = name_layers(model)
+    with refusing(f"{path} is no valid ONNX model", "write it with `repq export`", EngineError):
+        layers, int8 = name_layers(model)
     return Source(
         model=model,
         name=path.name,

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from repq.errors import CheckpointError, RepqError
+from repq.files import in_utf8
 from repq.model.detector import Detector, outline
 from repq.model.families import read_spec, recover
 from repq.model.family import Recovery
@@ -126,7 +127,7 @@ def save_checkpoint(
 
 def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
     try:
-        with safe_open(path, framework="pt") as file:
+        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {entry: file.get_tensor(entry) for entry in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:

@@ -199,6 +199,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._within_layer:
+            if func is torch.ops.aten.as_strided_.default:  # a pooling of images in channels-last ends with it
+                func = torch.ops.aten.as_strided.default
             if func._schema.is_mutable:
                 raise QuantizationError(
                     "this model cannot be run in parts",

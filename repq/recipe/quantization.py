@@ -144,7 +144,10 @@ def _names_settings(values: Mapping[str, Any]) -> bool:
 
 
 def _given(settings: Any) -> set[str]:
-    return set(settings.model_fields_set if isinstance(settings, Config) else settings or ())
+    """The fields that are set; none of what is no settings at all, which is said later."""
+    if isinstance(settings, Config):
+        return set(settings.model_fields_set)
+    return set(settings) if isinstance(settings, Mapping) else set()
 
 
 class QatConfig(LoopConfig):

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from repq.errors import CheckpointError
+from repq.files import in_utf8
 from repq.layers import LayerId
 from repq.model import BranchScales, Detector, Plain, Searched, search_and_target
 from repq.model.algebra import Affine, identity_affine, scaled, total
@@ -158,7 +159,7 @@ def load_scales(path: Path) -> RepScales:
     """
     entries: dict[LayerId, dict[str, Tensor]] = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ValueError(f"the format {header.get('format')!r}, not {FORMAT!r}")

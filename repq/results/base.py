@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Result(BaseModel):
     # Infinities (the SNR of equal outputs) become strings, since JSON has none and null would not read back.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _encodable(cls, value: Any) -> Any:
+        """A byte of a file's name that is no UTF-8 is written as an escape: JSON has no place for it."""
+        if isinstance(value, str) and not value.isascii():
+            return value.encode("utf-8", "backslashreplace").decode()
+        return value
 
     def values(self) -> dict[str, Any]:
         """The result as plain JSON values."""

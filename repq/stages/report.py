@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from repq.api.fitting import fitted
 from repq.api.opening import load
 from repq.errors import DataError
+from repq.printable import printable
 from repq.recipe import ReportConfig
 from repq.recipe.whole import stages
 from repq.results import BenchReport, Pictures, PlanReport
@@ -65,7 +66,8 @@ def read_bench(path: Path) -> BenchReport:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """What the tables call each file: its folder's name, or its own, numbered where two are alike."""
-    plain = [path.name if path.is_dir() or path.stem != "bench" else path.resolve().parent.name for path in paths]
+    named = (path if path.is_dir() or path.stem != "bench" else path.resolve().parent for path in paths)
+    plain = [printable(path.name) for path in named]
     counts = Counter(plain)
     return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(plain, 1)]
 

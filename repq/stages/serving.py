@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from repq.api.model import Model
 from repq.api.opening import load
-from repq.api.service import service_of
+from repq.api.service import timed_service
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
@@ -71,8 +73,8 @@ def arrange(
     """A model, what it does itself, and the loader that does the rest."""
     from repq.bench import ServedModel
 
-    service = service_of(model, imgsz)
     inside = model.preprocess
+    service = timed_service(model, imgsz, [np.zeros((*(inside.source or imgsz), 3), np.uint8)] * batch)
     label = "opencv"
     decode: Callable[[Sequence[bytes]], Any] = partial(_decode_all, service)
     preprocess: Callable[[Any], Any] = service.prepare

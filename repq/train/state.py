@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from repq.errors import TrainingError
+from repq.files import in_utf8
 from repq.identity import differences
 from repq.model.tensorfile import write_tensors
 from repq.results import Accuracy, EpochRow, Result
@@ -107,7 +108,7 @@ def load_state(path: Path) -> tuple[Position, dict[str, dict[str, Tensor]]]:
     """
     groups: dict[str, dict[str, Tensor]] = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"the format {metadata.get('format')!r}, not {FORMAT!r}")

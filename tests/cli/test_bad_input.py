@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 from bad_files import kinds, make
-from command_lines import Material, every_option, invoke, is_path, options, refused
+from command_lines import Material, invoke, is_path, options, refused
 
 from repq.cli import COMMANDS
 
-INPUTS = [(name, option) for name, option in every_option() if is_path(option) and option.marks["writes"] is None]
+INPUTS = {
+    name: [option for option in options(name) if is_path(option) and option.marks["writes"] is None]
+    for name in COMMANDS
+}
+CASES = [  # every command with every kind, at one of its inputs in turn
+    (name, inputs[number % len(inputs)], kind)
+    for name, inputs in INPUTS.items() if inputs
+    for number, kind in enumerate(kinds())
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize(("command", "option"), INPUTS, ids=lambda one: one if isinstance(one, str) else one.name)
+@pytest.mark.parametrize(
+    ("command", "option", "kind"), CASES, ids=lambda one: one if isinstance(one, str) else one.name
+)
 def test_a_bad_file_is_refused(command: str, option, kind: str, material: Material, folder: Path) -> None:
     key = option.name.strip("-").replace("-", "_")
     bad = make(kind, material.path(command, option), folder)

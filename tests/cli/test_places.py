@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,62 @@ def test_an_engine_takes_the_place_of_an_engine_alone(material: Material, folder
     (folder / "engine" / "notes.txt").write_text("mine")
     assert "notes.txt" in refused(invoke(*line))
     assert (folder / "engine" / "notes.txt").is_file()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow: every write fails with EFBIG, as with ENOSPC on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+QUICK = {
+    "bench": ["--infer-only", "--rounds", 1],
+    "qat": ["--method", "max", "--no-eval", "--epochs", 1], "train": ["--epochs", 1],
+    "sensitivity": ["--method", "max", "--measure", "local.snr"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [pair for pair in OUTPUTS if pair[1].name != "--timing-cache" and pair[0] != "ptq"],  # it writes as qat does
+    ids=names,
+)
+def test_a_full_disk(command: str, option, material: Material, folder: Path, whole) -> None:
+    """What is written fails, and the message names it."""
+    writes = option.marks["writes"]
+    place = folder / f"out{writes.split('|')[0] if isinstance(writes, str) else ''}"
+    replaced = {key(option): [place]}
+    if command == "report":
+        timed = folder / "bench"
+        assert invoke(*material.line("bench", out=[timed], MODEL=[material.files["build MODEL"]]),
+                      "--rounds", 1, "--infer-only").exit_code == 0  # fmt: skip
+        replaced["BENCH"] = [timed]
+    elif command == "fuse":
+        replaced["data"] = [material.files["--data"]]
+    line = [*material.line(command, **replaced), *QUICK.get(command, [])]
+    with full_disk():
+        message = refused(invoke(*line))
+    assert str(folder) in message and (os.strerror(errno.EFBIG) in message or "space" in message), message
+    shutil.rmtree(folder / "bench", ignore_errors=True)
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size == 0 and path.suffix in (".lock", ".jsonl") for path in left), left
+
+
+def test_a_run_that_ended_may_lie_on_a_read_only_disk(
+    material: Material, folder: Path, read_only: Callable[[Path], Path]
+) -> None:
+    """A new one may not, and is refused before any work."""
+    (folder / "run").mkdir()
+    place = read_only(folder / "run")
+    assert "--work cannot be written" in refused(invoke(*material.line("run", work=[place])))
+    (folder / "run" / "artifacts.yaml").write_text("")
+    message = refused(invoke(*material.line("run", work=[place])))  # nothing is there, so that a stage has to run
+    assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -83,7 +83,7 @@ def test_a_folder_becomes_boxes_in_every_form(engine: Path, pictures: Path, fold
         expected = model.detect(path, conf=0.0005)
         boxes = np.array([[*box["box"], box["score"], box["class"]] for box in entry["boxes"]]).reshape(-1, 6)
         np.testing.assert_allclose(boxes, expected, atol=1e-2)
-        assert all(box["name"] == ("circle", "square", "ring")[box["class"]] for box in entry["boxes"])
+        assert all(box["name"] == ("ring", "triangle", "cross")[box["class"]] for box in entry["boxes"])
     label = np.loadtxt(folder / "out/labels/a.txt", ndmin=2)
     boxes = model.detect(pictures / "a.jpg", conf=0.0005)
     np.testing.assert_allclose(label[:, 3] * 80, boxes[:, 2] - boxes[:, 0], atol=1e-3)

@@ -171,3 +171,11 @@ def test_a_source_that_cannot_be_is_refused(tmp_path: Path, source: str) -> None
         load_dataset(write_data_yaml(tmp_path, val=source, names=["a"]), "val")
     with pytest.raises(DataError):
         find_images((tmp_path / source,), tmp_path)
+
+
+def test_an_image_that_is_a_link_to_itself_costs_no_other(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.4"})
+    (tmp_path / "images" / "val" / "x.jpg").symlink_to("x.jpg")
+    data = load_dataset(path, "val")
+    assert [record.name for record in data.records] == ["images/val/a.jpg"]
+    assert any("x.jpg" in line for line in data.problems.lines())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repq.errors import DataError
 from repq.evaluate import postprocess
 from repq.recipe import EvalConfig
 
@@ -89,6 +90,12 @@ def test_objectness_scales_the_scores() -> None:
     rows = np.array([[[5, 5, 2, 2, 0.5, 0.8]]], np.float32)
     assert postprocess(rows, EvalConfig())[0][0, 4] == np.float32(0.4)
     assert not len(postprocess(rows, EvalConfig(confidence=0.5))[0])
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 4096), (1, 3, 8, 8)])
+def test_what_is_no_list_of_detections_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="none of a detector"):
+        postprocess(np.zeros(shape, np.float32), EvalConfig())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -37,7 +37,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read"), (b"", "no ONNX model"), (b"PK\x03\x04 something else", "no ONNX model")],
+    [(None, "cannot read"), (b"", "no valid ONNX model"), (b"PK\x03\x04 something else", "no valid ONNX model")],
 )
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "model.onnx"
@@ -51,7 +51,7 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
     model, _ = two_convs()
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString()[:-40])
-    with pytest.raises(GraphError, match="no ONNX model"):
+    with pytest.raises(GraphError, match="no valid ONNX model"):
         load_onnx(path)
 
 

@@ -40,11 +40,14 @@ def whole(model: Detector, int8: set[LayerId], inputs: Tensor) -> tuple[Tensor, 
         return (*model.features(inputs), model(inputs))
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
 @pytest.mark.parametrize("change", ["only_int8", "only_float"])
-def test_replay_equals_a_whole_forward_pass_bit_for_bit(model: Detector, change: str) -> None:
+def test_replay_equals_a_whole_forward_pass_bit_for_bit(
+    model: Detector, change: str, memory: torch.memory_format
+) -> None:
     layers = layer_ids(model)
     items = (UNCHANGED, *layers)
-    inputs = images()
+    inputs = images().contiguous(memory_format=memory)
     differing = 0
     reference: tuple[Tensor, ...] = ()
     for item, outputs in changed_outputs(model, change, items, inputs):  # type: ignore[arg-type]

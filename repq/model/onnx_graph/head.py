@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 
+from repq.errors import GraphError
 from repq.model.onnx_graph.program import Program, Step, with_frees
 
 _RANKS = frozenset({"TopK", "NonMaxSuppression"})
@@ -39,6 +40,9 @@ def split(program: Program, imgsz: tuple[int, int]) -> Split:
 
     Args:
         imgsz: height and width of the network input.
+
+    Raises:
+        GraphError: it has no convolution.
     """
     ancestors = _ancestors(program)
     maps = _level_maps(program, imgsz, ancestors) or [_last_layer(program).reads[0]]
@@ -114,7 +118,10 @@ def _stride(program: Program, number: int, imgsz: tuple[int, int]) -> int:
 
 
 def _last_layer(program: Program) -> Step:
-    return [step for step in program.steps if step.layer is not None][-1]
+    layers = [step for step in program.steps if step.layer is not None]
+    if not layers:
+        raise GraphError("no output of the graph hangs on a convolution", fix="export the whole detector")
+    return layers[-1]
 
 
 def strides(program: Program, crossing: tuple[int, ...], imgsz: tuple[int, int]) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
 from torch import nn
@@ -24,6 +23,7 @@ from repq.layers import LayerId
 from repq.model.onnx_graph.operators import OPERATORS
 from repq.model.onnx_graph.program import bound, opset_of, title, unknown_operators
 from repq.model.onnx_graph.skeleton import LAYER_OPS
+from repq.onnx_file import read_model, refusing
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -68,11 +68,12 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
     if problems := _refusals(model):
         raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
                          fix="export the detector alone, with opset 11 to 24")  # fmt: skip
-    model, notes = _up_to_date(model, path)
-    notes += _to_float32(model)
-    name, size = _image_input(model, path, imgsz)
-    notes += _fold_batch_norms(model)
-    _name_layers(model, path)
+    with refusing(f"{path.name} is no valid ONNX model", "export it again", GraphError):
+        model, notes = _up_to_date(model, path)
+        notes += _to_float32(model)
+        name, size = _image_input(model, path, imgsz)
+        notes += _fold_batch_norms(model)
+        _name_layers(model, path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return GraphFile(model, name, size, metadata, tuple(notes))
 
@@ -83,19 +84,7 @@ def load(path: Path) -> ModelProto:
     Raises:
         GraphError: it cannot be read, or is no valid ONNX model.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-        onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise GraphError(f"cannot read {path}", found=error.strerror or str(error),
-                         fix="check the path; weights in other files must lie beside it") from None  # fmt: skip
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["other content"])[0]
-        raise GraphError(f"{path} is no valid ONNX model", found=first, fix="export it again") from None
-    if not model.graph.node:
-        raise GraphError(f"{path} is no ONNX model", found="no graph with nodes", fix="export it again")
-    return model
+    return read_model(path, beside=True, error=GraphError)[0]
 
 
 def demand_float(model: ModelProto, path: Path) -> None:

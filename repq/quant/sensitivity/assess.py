@@ -15,6 +15,7 @@ from repq.distributed import current_processes, gathered, joined_detections, tol
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
 from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
+from repq.layout import demand_finite
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.sensitivity.journal import Entry, Journal
@@ -95,6 +96,7 @@ def plan_detector(
     @torch.inference_mode()
     def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
         detections: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        demand_finite({"detections": detections}, "the simulation")
         return detections
 
     def detect(plan: QuantPlan) -> Detections:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repq.errors import QuantizationError
+from repq.files import naming
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Journal:
             self._write(path, {"key": self._key})
 
     def _write(self, path: Path, values: Mapping[str, object]) -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -14,6 +14,7 @@ from repq.data import Batch, DetectionDataset, demand_objects
 from repq.errors import QuantizationError
 from repq.evaluate import Detections, Matcher, boxes_in_images
 from repq.layers import LayerId
+from repq.layout import demand_finite
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.calibration.observation import Images
@@ -136,6 +137,7 @@ def ap_with_changes(
         (inputs,) = as_inputs([batch.images], model)
         for item, outputs in changed_outputs(model, change, items, inputs):
             detections = outputs[-1].float().cpu().numpy()
+            demand_finite({"detections": detections}, f"the simulation with {item} changed")
             found[item].extend(boxes_in_images(detections, batch, dataset.names, config, model.spec.layout))
     images = tuple(record.name for record in dataset.records)
     return {item: matcher.match(Detections(images, tuple(boxes))).ap() for item, boxes in found.items()}
