@@ -11,6 +11,7 @@ from pathlib import Path
 from repq import __version__
 from repq.engine.availability import guarded, torch_rows
 from repq.engine.base import Engine, EngineManifest, Runtime, TensorInfo
+from repq.engine.ncnn import Ncnn
 from repq.engine.onnxruntime import OnnxRuntime
 from repq.engine.openvino import OpenVino
 from repq.engine.storage import is_engine, read_engine
@@ -34,7 +35,7 @@ __all__ = [
     "runtime",
 ]
 
-ENGINES: list[Runtime] = [OnnxRuntime(), OpenVino(), TensorRt()]
+ENGINES: list[Runtime] = [OnnxRuntime(), OpenVino(), TensorRt(), Ncnn()]
 
 
 def runtime(name: EngineName) -> Runtime:
