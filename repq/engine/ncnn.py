@@ -130,8 +130,8 @@ def run(net: Any, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 def trial(folder: str) -> None:
-    """Run the network in a folder on ``images.npy`` and write ``outputs.npz`` there: a process of its own."""
-    outputs = run(open_network(Path(folder), 1), np.load(Path(folder) / "images.npy")[0])
+    """Run the network in a folder on ``images.npy`` beside it and write ``outputs.npz`` into it."""
+    outputs = run(open_network(Path(folder), 1), np.load(Path(folder).parent / "images.npy")[0])
     np.savez(Path(folder) / "outputs.npz", *outputs)
 
 

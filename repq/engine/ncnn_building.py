@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.engine.base import Shape
+from repq.engine.base import TensorInfo
+from repq.engine.conversion import demand_equal, random_images, reference
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, in_float16, read, write
 from repq.errors import EngineError
 
@@ -39,9 +40,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'repq[ncnn]'"
 PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
-TOLERANCE = 1e-3
 _MINUTES = 10
-_TRIAL = "import sys; from repq.engine.ncnn import trial; trial(sys.argv[1])"
+_TRIAL = "import sys; from repq.engine.ncnn import trial; [trial(folder) for folder in sys.argv[1:]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,21 +61,19 @@ def convert(source: Source) -> tuple[Layer, ...]:
     """
     from repq.graph.surgeon import export_graph, import_graph
 
-    channels, height, width = _demand_shape(source.input.shape, source.input.dtype)
+    _demand_shape(source.input)
     graph = import_graph(source.model)
     integers = _integers(graph)
     half = _strip(graph)
     kernels = {node.name: _in_ncnn_order(node) for node in graph.nodes if node.name in source.layers}
     plain = export_graph(graph)
+    images = random_images(source)
     with tempfile.TemporaryDirectory(prefix="repq-ncnn-") as scratch:
-        folder = Path(scratch)
-        layers = _by_pnnx(plain, (1, channels, height, width), folder)
-        images = _random_images(source, (1, channels, height, width))
-        _compare(_reference(plain, images), run_apart(layers, images, folder))
-        finished = _requantized(_in_int8(_named(layers, kernels), integers))
+        converted = _by_pnnx(plain, images.shape, Path(scratch))
+        finished = _requantized(_in_int8(_named(converted, kernels), integers))
         finished = in_float16(finished) if half else finished
-        if half or any(layer.int8 for layer in finished):
-            run_apart(finished, images, folder)
+        found, _ = _run_apart((converted, finished), images, Path(scratch))
+    demand_equal(reference(plain, images), found, "pnnx")
     return finished
 
 
@@ -84,18 +82,16 @@ def written_name(layer: str) -> str:
     return "_".join(layer.split())
 
 
-def _demand_shape(shape: Shape, dtype: str) -> tuple[int, int, int]:
-    """Channels, height and width, which must be numbers; the batch must be one or free."""
-    if dtype not in ("float32", "float16") or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+def _demand_shape(wanted: TensorInfo) -> None:
+    shape = wanted.shape
+    if not wanted.dtype.startswith("float") or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
         fix = "export without preprocessing inside the graph (letterbox, uint8 input)"
-        raise EngineError("NCNN takes float images (B, C, H, W) of one size", found=f"{dtype} {shape}", fix=fix)
+        raise EngineError("NCNN takes float images (B, C, H, W) of one size", found=f"{wanted.dtype} {shape}", fix=fix)
     if isinstance(shape[0], int) and shape[0] != 1:
         raise EngineError(
             "NCNN runs one image at a time", found=f"a graph for batches of {shape[0]}",
             fix="export with --batch 1, or with --batch dynamic for batches of any size",
         )  # fmt: skip
-    channels, height, width = (int(size) for size in shape[1:])
-    return channels, height, width
 
 
 def _integers(graph: gs.Graph) -> dict[str, _Integers]:
@@ -194,66 +190,32 @@ def pnnx_program() -> Path:
     return Path(spec.origin).with_name("pnnx.exe" if os.name == "nt" else "pnnx")
 
 
-def _random_images(source: Source, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    from repq.graph import parse_metadata
-
-    metadata = parse_metadata(source.metadata)
-    largest = 1.0 if metadata is None else 255 / metadata.preprocessing.divisor
-    return np.random.default_rng(0).uniform(0, largest, shape).astype(np.float32)
-
-
-def _reference(model: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """The outputs of ONNX Runtime."""
-    from repq.engine.onnxruntime import open_session
-
-    session = open_session(model.SerializeToString(), None, "cpu")
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
-
-
-def _compare(wanted: Mapping[str, NDArray[np.float32]], found: Sequence[NDArray[np.float32]]) -> None:
-    """Demand equal outputs: to ``TOLERANCE`` of the range, which each channel of a map and each column has of its own.
+def _run_apart(
+    networks: Sequence[Sequence[Layer]], images: NDArray[np.float32], folder: Path
+) -> list[list[NDArray[np.float32]]]:
+    """Run networks once, in a process of their own: NCNN crashes on some files.
 
     Raises:
-        EngineError: a shape or a value differs.
+        EngineError: one cannot be loaded or run.
     """
-    if len(wanted) != len(found):
-        raise _differs(f"{len(found)} outputs in place of {len(wanted)}")
-    for (name, values), other in zip(wanted.items(), found, strict=True):
-        if other.size != values.size:
-            raise _differs(f"{name} has the shape {other.shape} in place of {values.shape[1:]}")
-        axes = tuple(axis for axis in range(values.ndim) if axis != (1 if values.ndim == 4 else values.ndim - 1))
-        error = np.abs(other.reshape(values.shape) - values).max(axis=axes)
-        # A column of one value has no range: its size takes its place.
-        bound = np.maximum(np.ptp(values, axis=axes), np.abs(values).max(axis=axes)) * TOLERANCE
-        if not np.all(error <= bound):  # a NaN is wrong, too
-            worst = int(np.argmax(np.where(np.isnan(error), np.inf, error - bound)))
-            raise _differs(f"{name}, channel {worst}: an error of {error[worst]:.3g}, allowed {bound[worst]:.3g}")
-
-
-def _differs(found: str) -> EngineError:
-    fix = "use another engine, or another version of pnnx; slices in steps, such as YOLOX's Focus, are known to fail"
-    return EngineError("what pnnx made of the graph computes something else", found=found, fix=fix)
-
-
-def run_apart(layers: Sequence[Layer], images: NDArray[np.float32], folder: Path) -> list[NDArray[np.float32]]:
-    """Run a network once, in a process of its own: NCNN crashes on some files.
-
-    Raises:
-        EngineError: it cannot be loaded or run.
-    """
-    put(layers, folder)
     np.save(folder / "images.npy", images)
+    places = [folder / str(index) for index in range(len(networks))]
+    for place, layers in zip(places, networks, strict=True):
+        place.mkdir()
+        put(layers, place)
     ran = subprocess.run(
-        [sys.executable, "-c", _TRIAL, str(folder)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", _TRIAL, *map(str, places)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if ran.returncode:
         lines = [line for line in ran.stderr.splitlines() if line.strip()]
-        found = f"exit code {ran.returncode}: {'; '.join(lines[-2:])}"
-        raise EngineError("NCNN cannot run what pnnx made of the graph", found=found, fix="use another engine")
-    with np.load(folder / "outputs.npz") as outputs:
-        return [outputs[name] for name in outputs.files]
+        reason = f"exit code {ran.returncode}: {'; '.join(lines[:2])}"
+        raise EngineError("NCNN cannot run what pnnx made of the graph", found=reason, fix="use another engine")
+    found = []
+    for place in places:
+        with np.load(place / "outputs.npz") as outputs:
+            found.append([outputs[name] for name in outputs.files])
+    return found
 
 
 def put(layers: Sequence[Layer], folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,11 @@ from repq.errors import EngineError
 
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise")
 _MAGIC = "7767517"
-_TAGS = {np.dtype(np.float32): 0, np.dtype(np.float16): 0x01306B47, np.dtype(np.int8): 0x000D4B38}
+_TAGS: dict[np.dtype[Any], int] = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 0x01306B47,
+    np.dtype(np.int8): 0x000D4B38,
+}
 _TYPES = {tag: kind for kind, tag in _TAGS.items()}
 _OUTPUTS, _BIAS, _WEIGHTS, _GROUPS, _INT8 = 0, 5, 6, 7, 8
 _REQUANTIZED = 100
@@ -71,13 +76,18 @@ class Layer:
             scale: of the input.
         """
         term = "2" if self.kind == "Convolution" else "1"
-        parts = (integers.ravel(), *self.weights[1:], np.float32(1) / scales, np.float32([1 / scale]))
+        parts = (integers.ravel(), *self.weights[1:], np.float32(1) / scales, _one(scale))
         return replace(self, parameters={**self.parameters, _INT8: term}, weights=parts)
 
     def requantizing(self, scale: float) -> Layer:
         """The same INT8 convolution with an INT8 result of this scale."""
         parameters = {**self.parameters, _INT8: str(self.number(_INT8) + _REQUANTIZED)}
-        return replace(self, parameters=parameters, weights=(*self.weights, np.float32([1 / scale])))
+        return replace(self, parameters=parameters, weights=(*self.weights, _one(scale)))
+
+
+def _one(scale: float) -> NDArray[np.float32]:
+    """A scale as the multiplier that NCNN wants."""
+    return np.array([1 / scale], np.float32)
 
 
 def _convolution(p: Parameters) -> list[int]:
@@ -138,7 +148,7 @@ class _Reader:
         self._data = data
         self.place = 0
 
-    def plain(self, kind: np.dtype, count: int) -> NDArray[np.generic]:
+    def plain(self, kind: np.dtype[Any], count: int) -> NDArray[np.generic]:
         if count < 0 or self.place + count * kind.itemsize > len(self._data):
             raise ValueError(f"{len(self._data)} bytes of weights are too few")
         values = np.frombuffer(self._data, kind, count, self.place)
