@@ -210,8 +210,8 @@ def _run_apart(
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if ran.returncode:
-        lines = [line for line in ran.stderr.splitlines() if line.strip()]
-        reason = f"exit code {ran.returncode}: {'; '.join(lines[:2])}"
+        said = ran.stderr.partition("Traceback")[0] or ran.stderr.rpartition("Error: ")[2] or "nothing"
+        reason = f"exit code {ran.returncode}, it said {said.splitlines()[0]}"
         raise EngineError("NCNN cannot run what pnnx made of the graph", found=reason, fix="use another engine")
     found = []
     for place in places:
