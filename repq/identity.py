@@ -44,6 +44,8 @@ LIBRARIES = {
         "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-training",
     ),
     "openvino": ("openvino",),
+    "ncnn": ("ncnn",),
+    "pnnx": ("pnnx",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx"),
     "pycocotools": ("pycocotools",),
     "jinja2": ("jinja2",),

@@ -588,7 +588,7 @@ class Model:
         """Build an engine from an ONNX file; a checkpoint is exported first.
 
         Args:
-            engine: ``onnxruntime``, ``openvino``, ``tensorrt``, or another of `repq.engine.ENGINES`.
+            engine: ``onnxruntime``, ``openvino``, ``tensorrt``, ``ncnn``, or another of `repq.engine.ENGINES`.
             threads: CPU threads; None leaves the choice to the runtime.
             out: folder to save it in; None keeps it in memory.
             batch: of the export of a checkpoint; None for any.

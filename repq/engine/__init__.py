@@ -11,7 +11,9 @@ from pathlib import Path
 from repq import __version__
 from repq.engine.availability import guarded, torch_rows
 from repq.engine.base import Engine, EngineManifest, Runtime, TensorInfo
+from repq.engine.ncnn import Ncnn
 from repq.engine.onnxruntime import OnnxRuntime
+from repq.engine.opencv import OpenCv
 from repq.engine.openvino import OpenVino
 from repq.engine.storage import is_engine, read_engine
 from repq.engine.tensorrt import TensorRt
@@ -34,7 +36,7 @@ __all__ = [
     "runtime",
 ]
 
-ENGINES: list[Runtime] = [OnnxRuntime(), OpenVino(), TensorRt()]
+ENGINES: list[Runtime] = [OnnxRuntime(), OpenVino(), TensorRt(), Ncnn(), OpenCv()]
 
 
 def runtime(name: EngineName) -> Runtime:

@@ -83,7 +83,7 @@ class ExportConfig(Config):
         help="For TensorRT: one scale where unequal ones cost kernels. It changes the numbers a little.",
     )  # fmt: skip
     float16: bool = setting(
-        False, flag="--fp16", help="For TensorRT: what is not INT8 becomes FP16, where it does not overflow."
+        False, flag="--fp16", help="For TensorRT and NCNN: what is not INT8 becomes FP16, where it does not overflow."
     )
     float16_io: bool = setting(
         False, flag="--fp16-io", needs="--fp16",

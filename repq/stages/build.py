@@ -42,11 +42,13 @@ def _in_float16(job: Job, engine: EngineName) -> bool:
 
 def _build(job: Job) -> BuiltEngines:
     """Every engine of the recipe, in float and INT8; in FP16 too if the recipe exports it and the runtime takes it."""
+    from repq.engine import runtime
+
     config = job.section("build", BuildConfig)
     found: dict[str, EngineDescription] = {}
     for variant in ("float32", "float16", "int8"):
         for engine in config.engines:
-            if variant == "float16" and not _in_float16(job, engine):
+            if variant not in runtime(engine).variants or (variant == "float16" and not job.recipe.export.float16):
                 continue
             name = f"{engine}-{variant}"
             found[name] = build_engine(graph_of(job, engine, variant), job.payload / name, engine, config, job.log)

@@ -29,7 +29,8 @@ def _execution(summary: ReportSummary) -> list[Block]:
         ]
         blocks.append(LayerMap([*([LayerStrip("Plan", list(plan.items()))] if plan else []), *strips]))
         blocks.append(_precision_table(described, plan))
-    return blocks
+    notes = [f"{built_title(name)}: {engine.note}." for name, engine in described.items() if engine.note]
+    return [*blocks, *([Text("\n".join(notes))] if notes else [])]
 
 
 EXECUTION = Section("execution", "Executed precision", _execution, (BUILD,), (PTQ,), short="Precision")

@@ -1,0 +1,294 @@
+"""From ONNX to NCNN: floats by the converter pnnx, integers and their scales by repq.
+
+pnnx converts the graph without Q/DQ, its weights being the dequantized ones. What it wrote runs once, and each output
+must be ONNX Runtime's to 1e-3 of its range. A layer of NCNN is a layer of repq if both have the same weights, bit by
+bit; the join is a bijection. Then a layer whose input and weight have scales becomes an INT8 layer of NCNN where that
+has a kernel for it: Convolution, and ConvolutionDepthWise of one channel per group. All others compute in float, from
+values that are not rounded to integers first.
+
+On x86 the depthwise kernel divides with a relative error of up to 4e-4, far below an integer's step.
+
+NCNN's integers are ``clip(round_half_away(x / s), -127, 127)``: symmetric, and equal to repq's but for -128 and halves.
+The result of an INT8 layer is INT8 too where all that read it are INT8 layers of one input scale.
+
+An FP16 graph gives FP16 weights. Processors without FP16 arithmetic, all of x86, compute in FP32 with them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repq.engine.base import TensorInfo
+from repq.engine.conversion import demand_equal, random_images, reference
+from repq.engine.ncnn_files import CONVOLUTIONS, Layer, in_float16, read, write
+from repq.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    from repq.engine.source import Source
+
+INSTALL = "pip install 'repq[ncnn]'"
+PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
+_MINUTES = 10
+_TRIAL = "import sys; from repq.engine.ncnn import trial; [trial(folder) for folder in sys.argv[1:]]"
+
+
+@dataclass(frozen=True, eq=False)
+class _Integers:
+    """What an INT8 layer is made of: the weight in ONNX's shape, its scales by output channel, and the input's."""
+
+    weight: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    input: float
+
+
+def convert(source: Source) -> tuple[Layer, ...]:
+    """The network of an ONNX file; layers that are convolutions have the names that ``written_name`` gives.
+
+    Raises:
+        EngineError: pnnx is missing or fails, what it wrote computes something else, or NCNN cannot express the graph.
+    """
+    from repq.graph.surgeon import export_graph, import_graph
+
+    _demand_shape(source.input)
+    graph = import_graph(source.model)
+    integers = _integers(graph)
+    half = _strip(graph)
+    kernels = {node.name: _in_ncnn_order(node) for node in graph.nodes if node.name in source.layers}
+    plain = export_graph(graph)
+    images = random_images(source)
+    with tempfile.TemporaryDirectory(prefix="repq-ncnn-") as scratch:
+        converted = _by_pnnx(plain, images.shape, Path(scratch))
+        finished = _requantized(_in_int8(_named(converted, kernels), integers))
+        finished = in_float16(finished) if half else finished
+        found, _ = _run_apart((converted, finished), images, Path(scratch))
+    demand_equal(reference(plain, images), found, "pnnx")
+    return finished
+
+
+def written_name(layer: str) -> str:
+    """A layer's id as a word of ``.param``."""
+    return "_".join(layer.split())
+
+
+def _demand_shape(wanted: TensorInfo) -> None:
+    shape = wanted.shape
+    if not wanted.dtype.startswith("float") or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        fix = "export without preprocessing inside the graph (letterbox, uint8 input)"
+        raise EngineError("NCNN takes float images (B, C, H, W) of one size", found=f"{wanted.dtype} {shape}", fix=fix)
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise EngineError(
+            "NCNN runs one image at a time", found=f"a graph for batches of {shape[0]}",
+            fix="export with --batch 1, or with --batch dynamic for batches of any size",
+        )  # fmt: skip
+
+
+def _integers(graph: gs.Graph) -> dict[str, _Integers]:
+    """Integers and scales of every layer whose input and weight have some, by node name."""
+    from repq.graph.integers import arriving_parameters, is_int8_layer
+    from repq.graph.layer_join import LAYER_OPS
+    from repq.graph.surgeon import array, producer
+
+    found = {}
+    for node in graph.nodes:
+        if node.op not in LAYER_OPS or not is_int8_layer(node):
+            continue
+        dequantize, parameters = producer(node.inputs[1]), arriving_parameters(node.inputs[0])
+        weight, scale, zero = (array(dequantize, slot) for slot in range(3))
+        if parameters is None or weight is None or scale is None:
+            continue
+        if (parameters.dtype, parameters.zero_point, weight.dtype) != ("int8", 0, np.int8) or np.any(zero):
+            raise EngineError(
+                "NCNN has symmetric INT8 only",
+                found=f"{node.name} reads {parameters.dtype} with zero point {parameters.zero_point}",
+                fix="quantize with --target ncnn, or --scheme symmetric",
+            )
+        outputs = weight.shape[0] if node.op == "Conv" else weight.shape[1]
+        found[node.name] = _Integers(weight, np.resize(scale.astype(np.float32), outputs), parameters.scale)
+    return found
+
+
+def _strip(graph: gs.Graph) -> bool:
+    """Make a graph FP32 without Q/DQ, for one image, in place; return whether it was FP16."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    from repq.graph.integers import quantizers
+    from repq.graph.surgeon import is_constant
+
+    half = False
+    for node in quantizers(graph):
+        value = node.inputs[0]
+        if is_constant(value) and value.dtype.kind in "iu":
+            value = gs.Constant(f"{value.name}_float", _dequantized(node))
+        node.op, node.inputs, node.attrs = "Identity", [value], {}
+        for reader in list(node.outputs[0].outputs):  # an Identity is left where the graph ends
+            reader.inputs = [value if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
+    for tensor in graph.tensors().values():
+        if is_constant(tensor) and tensor.dtype == np.float16:
+            tensor.values, half = tensor.values.astype(np.float32), True
+        elif not is_constant(tensor) and not any(tensor is end for end in (*graph.inputs, *graph.outputs)):
+            tensor.dtype = tensor.shape = None
+    for node in graph.nodes:
+        if node.op == "Cast" and node.attrs["to"] == onnx.TensorProto.FLOAT16:
+            node.attrs["to"] = onnx.TensorProto.FLOAT
+    for tensor in (*graph.inputs, *graph.outputs):
+        tensor.dtype = np.dtype(np.float32)
+        if tensor.shape:
+            tensor.shape = [1, *tensor.shape[1:]]
+    return half
+
+
+def _dequantized(node: gs.Node) -> NDArray[np.float32]:
+    """What a DequantizeLinear makes of constant integers."""
+    values, scale, zero = (np.asarray(tensor.values) for tensor in node.inputs)
+    axis = node.attrs.get("axis", 1)
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)] if scale.size > 1 else []
+    values = values.astype(np.float32) - zero.astype(np.float32).reshape(shape)
+    return np.asarray(values * scale.astype(np.float32).reshape(shape), np.float32)
+
+
+def _by_pnnx(model: onnx.ModelProto, shape: Sequence[int], folder: Path) -> tuple[Layer, ...]:
+    import onnx
+
+    onnx.save(model, folder / "model.onnx")
+    size = ",".join(map(str, shape))
+    try:
+        ran = subprocess.run(
+            [pnnx_program(), "model.onnx", f"inputshape=[{size}]", "fp16=0"],
+            cwd=folder, capture_output=True, text=True, errors="replace", timeout=_MINUTES * 60, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError("pnnx cannot convert the graph", found=str(error)) from None
+    if ran.returncode or not (folder / BIN).is_file():
+        lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
+        found = f"exit code {ran.returncode}: {lines[-1] if lines else 'no output'}"
+        raise EngineError("pnnx cannot convert the graph", found=found, fix="export it without suppression inside")
+    return read((folder / PARAM).read_text(encoding="utf-8"), (folder / BIN).read_bytes())
+
+
+def pnnx_program() -> Path:
+    """The converter inside the wheel ``pnnx``, whose Python part is not imported.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    spec = importlib.util.find_spec("pnnx")
+    if spec is None or spec.origin is None:
+        raise EngineError("the converter pnnx is not installed here", fix=INSTALL)
+    return Path(spec.origin).with_name("pnnx.exe" if os.name == "nt" else "pnnx")
+
+
+def _run_apart(
+    networks: Sequence[Sequence[Layer]], images: NDArray[np.float32], folder: Path
+) -> list[list[NDArray[np.float32]]]:
+    """Run networks once, in a process of their own: NCNN crashes on some files.
+
+    Raises:
+        EngineError: one cannot be loaded or run.
+    """
+    np.save(folder / "images.npy", images)
+    places = [folder / str(index) for index in range(len(networks))]
+    for place, layers in zip(places, networks, strict=True):
+        place.mkdir()
+        put(layers, place)
+    ran = subprocess.run(
+        [sys.executable, "-c", _TRIAL, *map(str, places)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        said = ran.stderr.partition("Traceback")[0] or ran.stderr.rpartition("Error: ")[2] or "nothing"
+        reason = f"exit code {ran.returncode}, it said {said.splitlines()[0]}"
+        raise EngineError("NCNN cannot run what pnnx made of the graph", found=reason, fix="use another engine")
+    found = []
+    for place in places:
+        with np.load(place / "outputs.npz") as outputs:
+            found.append([outputs[name] for name in outputs.files])
+    return found
+
+
+def put(layers: Sequence[Layer], folder: Path) -> None:
+    """Write both files into a folder."""
+    param, data = write(layers)
+    (folder / PARAM).write_text(param, encoding="utf-8")
+    (folder / BIN).write_bytes(data)
+
+
+def _named(layers: Sequence[Layer], kernels: Mapping[str, NDArray[np.float32]]) -> tuple[Layer, ...]:
+    """Layers with the names of those of repq that have the same weights.
+
+    Raises:
+        EngineError: this is no bijection.
+    """
+    ids: dict[bytes, list[str]] = {}
+    for name, kernel in kernels.items():
+        ids.setdefault(kernel.tobytes(), []).append(name)
+    found = {layer.name: ids.get(layer.weights[0].tobytes(), []) for layer in layers if layer.kind in CONVOLUTIONS}
+    unclear = [name for name, names in found.items() if len(names) != 1]
+    missing = sorted(set(kernels).difference(*found.values()))
+    if unclear or missing or len(found) != len(kernels):
+        raise EngineError(
+            "the layers of the graph and those that pnnx wrote cannot be joined by their weights",
+            found=f"only in the graph: {', '.join(missing[:5]) or 'none'}; of no or several layers there: "
+            f"{', '.join(unclear[:5]) or 'none'}",
+            fix="each layer needs weights of its own, and no BatchNorm behind it: export a fused model",
+        )
+    return tuple(
+        replace(layer, name=written_name(found[layer.name][0])) if layer.name in found else layer for layer in layers
+    )
+
+
+def _in_ncnn_order(node: gs.Node) -> NDArray[np.float32]:
+    """The weight of a convolution as NCNN stores it: outputs before inputs, also of a transposed one."""
+    weight = np.asarray(node.inputs[1].values)
+    if node.op == "ConvTranspose":
+        inputs, outputs, *kernel = weight.shape
+        groups = node.attrs.get("group", 1)
+        weight = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return np.ascontiguousarray(weight, np.float32)
+
+
+def _in_int8(layers: Sequence[Layer], integers: Mapping[str, _Integers]) -> list[Layer]:
+    """The same network with INT8 layers where they have integers and NCNN a kernel."""
+    by_name = {written_name(name): found for name, found in integers.items()}
+    return [
+        layer.quantized(found.weight, found.scales, found.input)
+        if (found := by_name.get(layer.name)) is not None and _has_kernel(layer)
+        else layer
+        for layer in layers
+    ]
+
+
+def _has_kernel(layer: Layer) -> bool:
+    return layer.kind == "Convolution" or (layer.kind == "ConvolutionDepthWise" and layer.one_to_one)
+
+
+def _requantized(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The same network with INT8 results of layers that only INT8 layers of one input scale read."""
+    readers = {blob: layer for layer in layers for blob in layer.inputs}
+
+    def wanted(blob: str) -> set[float]:
+        """Input scales of what reads a blob, 0 of what reads floats."""
+        reader = readers.get(blob)
+        if reader is not None and reader.kind == "Split":
+            return set[float]().union(*map(wanted, reader.outputs))
+        return {reader.input_scale if reader is not None and reader.int8 else 0.0}
+
+    found = []
+    for layer in layers:
+        scales = wanted(layer.outputs[0]) if layer.int8 else {0.0}
+        found.append(layer.requantizing(max(scales)) if len(scales) == 1 and min(scales) > 0 else layer)
+    return tuple(found)
