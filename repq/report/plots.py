@@ -25,7 +25,7 @@ from repq.report.drawing import (
     svg_text,
 )
 from repq.report.numbers import largest, significant
-from repq.results import BenchRow, Curves, EpochRow, LayerQuantization, ServiceRow
+from repq.results import BenchRow, Curves, EpochRow, LayerQuantization, ServiceRow, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,26 @@ def paired_bars(name: str, pairs: Mapping[str, tuple[float, float]], write: Call
         axes.spines["bottom"].set_visible(False)
         legend(axes, columns=2)
         return svg_text(figure, name)
+
+
+def variant_dots(spreads: Mapping[str, Mapping[str, Spread]]) -> str:
+    """A dot per variant and figure, with a line from the lowest to the highest seed."""
+    colours = (FLOAT, INK, INT8, SERIES_A, SERIES_B, BAD)
+    names = list(dict.fromkeys(name for row in spreads.values() for name in row if not name.startswith("AP50")))
+    with drawing(9.6, 0.9 + 0.36 * len(spreads)) as (figure, axes):
+        places = {variant: len(spreads) - number for number, variant in enumerate(spreads)}
+        for number, name in enumerate(names):
+            rows = [(places[variant] + 0.3 - 0.6 * number / max(len(names) - 1, 1), row[name])
+                    for variant, row in spreads.items() if name in row]  # fmt: skip
+            colour = colours[number % len(colours)]
+            for place, spread in rows:
+                axes.plot([spread.low, spread.high], [place, place], color=colour, linewidth=1.5)
+            axes.plot([row.mean for _, row in rows], [place for place, _ in rows], "o", color=colour, label=name)
+        name_bars(axes, list(places.values()), list(places))
+        axes.set_xlabel("AP: dot = mean, line = lowest to highest seed")
+        axes.grid(axis="x")
+        legend(axes, columns=4)
+        return svg_text(figure, "variants")
 
 
 def latency_bars(rows: Sequence[BenchRow]) -> str:
