@@ -286,13 +286,14 @@ class Model:
 
     def bench(
         self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
-        config: BenchConfig | None = None, seed: int = 0, **settings: Any,
+        config: BenchConfig | None = None, images: Sequence[Image] = (), seed: int = 0, **settings: Any,
     ) -> BenchReport:  # fmt: skip
         """Time this model, itself built for each of ``engines``, and ``others``, side by side in one run.
 
         Args:
             config, settings: a `repq.BenchConfig`, or its fields: ``batches``, ``threads`` (default: all CPUs),
                 ``warmup``, ``rounds``, ``runs_per_round``, ``end_to_end``.
+            images: files or RGB arrays for the times with pre- and post-processing; without any there are none.
 
         Raises:
             RepqError: a model does not take this size or batch, or two have one label.
@@ -303,7 +304,8 @@ class Model:
         built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
         rows = [(self.label, self), *built, *((model.label, model) for model in others)]
         chosen = settings_of(BenchConfig, config or BenchConfig(threads=(os.cpu_count() or 1,)), settings, "bench")
-        return timed(rows, size, chosen, seed=seed, progress=self.options.progress)
+        decoded = list(map(read_rgb, images))
+        return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)
 
     def describe(self, *, imgsz: Size | None = None) -> WeightsDescription | EngineDescription:
         """Layers, their sizes and the precision that they run in; of an ONNX file or engine what the runtime tells.

@@ -212,6 +212,7 @@ def _metric(name: str, card: Card) -> str:
 class Finding:
     level: Level
     text: str
+    remedy: str = ""  # what to do about it
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _block(block: Block, width: int) -> str:
         case Cards():
             return _table(block.as_table(), width)
         case Findings():
-            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text}" for item in block.items)
+            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
         case _:
             return ""
 
