@@ -26,6 +26,8 @@ def run_ablation(
     Raises:
         RepqError: a run failed in a way that the user can correct; what was complete before stays.
     """
+    from repq.bench import capture_environment
+
     measured = []
     for number, trial in enumerate(trials):
         log(f"{trial.variant}, seed {trial.seed} ({number + 1} of {len(trials)})")
@@ -35,7 +37,7 @@ def run_ablation(
     report = AblationReport(name=name, trials=tuple(measured))
     write_text(work / "ablation.json", report.model_dump_json(indent=1) + "\n")
     write_text(work / "ablation.md", ablation_markdown(report))
-    write_ablation_page(report, work)
+    write_ablation_page(report, capture_environment(), work)
     return report
 
 

@@ -14,7 +14,7 @@ from repq.report.numbers import ABSENT
 from repq.report.plots import variant_dots
 from repq.report.summary import ReportSummary, Section
 from repq.report.text import render_text
-from repq.results import AblationReport, Spread, TrialFigures
+from repq.results import AblationReport, Environment, Spread, TrialFigures
 
 REPORTS = "reports"
 """The folder of the reports of the single runs, beside the page."""
@@ -30,13 +30,12 @@ def ablation_markdown(report: AblationReport) -> str:
     return f"# {escape(report.name)}\n\n{render_markdown(ablation_blocks(report))}\n"
 
 
-def write_ablation_page(report: AblationReport, folder: Path) -> None:
+def write_ablation_page(report: AblationReport, environment: Environment, folder: Path) -> None:
     """``ablation.html``: the variants in a drawing and in tables; every run leads to its own report."""
-    from repq.bench import capture_environment
     from repq.report.html import to_html
     from repq.report.sections.overview import ENVIRONMENT
 
-    summary = ReportSummary(title=report.name, created=date.today().isoformat(), environment=capture_environment())
+    summary = ReportSummary(title=report.name, created=date.today().isoformat(), environment=environment)
     shown = [name for name in report.figures() if name.startswith("AP ") and name != "AP lost"]
     spreads = {variant: {name: row[name] for name in shown if name in row} for variant, row in report.spreads().items()}
     drawn = Figure("AP by variant", partial(variant_dots, spreads), "dots of the AP of each variant", wide=True)
