@@ -14,8 +14,11 @@ from repq.results import PtqReport
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
     """State what the figures give cause to say, the worst first; what is well comes last."""
     faster = [item.title for item in comparisons if item.speed_level == "good" and item.accuracy_level == "good"]
-    ptq = summary.get(PTQ)
-    found = [finding for comparison in comparisons for finding in _engine_findings(comparison, faster, ptq)]
+    losing = next((item for item in comparisons if item.accuracy_level in ("warn", "bad")), None)
+    found = [
+        finding for item in comparisons
+        for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
+    ]  # fmt: skip
     found += _baseline_findings(summary) + _check_findings(summary) + _fusion_findings(summary)
     return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
 

@@ -139,7 +139,7 @@ def class_changes(changes: Sequence[tuple[str, float]], usual: float, shown: int
     values = [value for _, value in chosen]
     with drawing(9.6, 0.7 + 0.26 * len(chosen)) as (figure, axes):
         axes.axvspan(-usual, usual, color=FLOAT, alpha=0.15, linewidth=0)
-        colours = [BAD if value < -usual else INT8 for value in values]
+        colours = [BAD if value < -usual else INT8 if value > usual else FLOAT for value in values]
         bars = axes.barh(range(len(chosen)), values, height=0.66, color=colours)
         axes.bar_label(bars, list(map(change, values)), padding=4, fontsize=8.5)
         axes.axvline(0, color=INK, linewidth=0.8)

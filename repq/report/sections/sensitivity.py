@@ -37,8 +37,8 @@ _PLACES = ("local", "neck", "head")
 def _plan_blocks(summary: ReportSummary) -> list[Block]:
     plan, measured = summary[PLAN], summary[SENSITIVITY]
     blocks: list[Block] = [Text(_plan_lead(plan, measured))]
-    blocks += [Findings([finding])] if (finding := _verdict(plan)) else []
     blocks += [Text(f"Quantize with it: {summary.plan_command}")] if summary.plan_command else []
+    blocks += [Findings([finding])] if (finding := _verdict(plan)) else []
     if plan.latency is not None and plan.latency.points:
         title = f"AP against latency in {engine_title(plan.latency.engine)}, {plural(plan.latency.threads, 'thread')}"
         alt = "AP drop against latency of plans from all layers in INT8 to all in float"

@@ -55,8 +55,7 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
 
 _SETTING: Columns[BenchRow] = (
     Column("Model", lambda row: None if row.model == f"{row.engine}-{row.variant}" else row.model, optional=True),
-    Column("Engine", lambda row: engine_title(row.engine)),
-    Column("Built as", lambda row: variant_title(row.variant)),
+    Column("Engine", lambda row: f"{engine_title(row.engine)} {variant_title(row.variant)}"),
     Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
            hint="end to end adds pre- and post-processing"),
     number("Batch", "batch", count),
