@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.errors import DataError
 from repq.layout import OutputLayout
 from repq.recipe import EvalConfig
 
@@ -20,8 +21,15 @@ def postprocess(
     With ``config.multi_label`` a detection yields a candidate for each class above ``config.confidence``, else only for
     its best class. A box falls if its IoU with a better one of its class exceeds ``config.iou``, unless the layout has
     one per object. Detections that are not finite or whose box has no area yield nothing.
+
+    Raises:
+        DataError: an output of another rank.
     """
-    return [_one_image(output, config, layout) for output in np.asarray(detections)]
+    outputs = np.asarray(detections)
+    if outputs.ndim != 3:
+        raise DataError("the output holds no detections (images, rows, columns)", found=f"the shape {outputs.shape}",
+                        fix="give a detector, and --layout where its file does not say what its outputs mean")  # fmt: skip
+    return [_one_image(output, config, layout) for output in outputs]
 
 
 def _one_image(output: NDArray[np.floating], config: EvalConfig, layout: OutputLayout) -> NDArray[np.float32]:

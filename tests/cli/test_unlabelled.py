@@ -51,7 +51,8 @@ def test_quantizing_and_training(form: str, material: Material, images: Path, fo
 
 def test_drawing_and_timing(material: Material, images: Path, folder: Path) -> None:
     assert run("calib", "--data", images, "--images", 2, "-o", "calib.txt")["images"] == 2
-    onnx = material.files["build MODEL"]
+    onnx = Path("detector.onnx")
+    assert invoke("export", material.files["MODEL"], "-o", onnx, "--imgsz", SIZE).exit_code == 0
     timed = run("bench", onnx, "--data", images, "--images", 2, "--imgsz", SIZE, "--rounds", 1, "--runs", 1)
     assert timed["service"][0]["images"] == 2
 
