@@ -28,7 +28,7 @@ def postprocess(
     outputs = np.asarray(detections)
     if outputs.ndim != 3:
         raise DataError("the output holds no detections (images, rows, columns)", found=f"the shape {outputs.shape}",
-                        fix="give a detector, and --layout where its file does not say what its outputs mean")  # fmt: skip
+                        fix="give a detector, and --layout where its file does not say what they mean")  # fmt: skip
     return [_one_image(output, config, layout) for output in outputs]
 
 

@@ -65,7 +65,7 @@ _SETTING: Columns[BenchRow] = (
     number("Images/s", "images_per_s", significant),
     number("Speedup", "speedup", times, hint="against the first model at the same setting",
            note=lambda row: "the first model was not timed at this setting" if row.speedup is None else ""),
-    Column("Layers ran in", "precision", wrap=True),
+    Column("Layers ran in", "precision", wrap=True, wide=True),
     number("Size", "size_bytes", mebibytes, detail=True),
     number("Runs", "runs", count, detail=True),
 )  # fmt: skip
