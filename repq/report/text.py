@@ -89,9 +89,8 @@ def _table(block: Table, width: int) -> str:
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
     if sum(_needed(block, place, rows) + _BETWEEN for place in shown) > width:
         shown = [place for place in shown if not block.columns[place].wide]
-    natural = sum(
-        max(len(text) for text in (block.columns[n].title, *(row[n].text for row in rows))) + 1 for n in shown
-    )
+    texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
+    fits = sum(max(map(len, column)) + _BETWEEN for column in texts) <= width
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -102,10 +101,8 @@ def _table(block: Table, width: int) -> str:
         words = [len(word) for row in rows for word in row[place].text.split()]
         most = width // 3 if column.code else width // 8
         least = longest if column.numeric else min(max(words, default=1), most)
-        most_wide = (
-            _needed(block, place, rows) if column.numeric and natural > width - 2 else None
-        )  # headers break first
-        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least, max_width=most_wide)
+        widest = _needed(block, place, rows) if column.numeric and not fits else None  # its header is broken first
+        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least, max_width=widest)
     for row in rows:
         drawn.add_row(*(escape(row[place].text) for place in shown))
     with StringIO() as buffer:
