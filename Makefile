@@ -1,4 +1,5 @@
 # make quickstart: the main job on data that repq draws by itself.   make test: linters, types, tests.
+# make results: every way to INT8 on models that it trains on the spot, as one table; it goes on where it stopped.
 # make test-ranges: the lowest versions that setup.cfg promises, and each extra alone, in fresh environments (nightly).
 # make test-tensorrt: the tests on TensorRT's own builder, after make tensorrt-check has put one here (no GPU needed).
 # make docs: the site of docs/, into build/site; whatever is wrong with it fails.
@@ -12,7 +13,7 @@ WORKERS ?= 2
 # A file of tests stays in one process, which shares its fixtures; threads that wait would take the cores from others.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: quickstart test test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
+.PHONY: quickstart results test test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: setup.cfg constraints.txt
@@ -24,6 +25,9 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $
 
 quickstart: .venv/ready
 	$(BIN)/repq run recipes/quickstart.yaml --work runs/quickstart
+
+results: .venv/ready
+	$(BIN)/python benchmarks/results_table.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from repq.api.fitting import demand_same_order, fitted
 from repq.api.service import service_of, timed_service
@@ -39,15 +40,19 @@ def accuracy_of(
             no longer be read.
     """
     from repq.data import demand_objects
-    from repq.evaluate import coco_accuracy, detect_images, evaluate
+    from repq.evaluate import detect_all, detect_images, resampled_accuracy
 
     dataset = demand_fit(model, dataset, imgsz, log)
     demand_objects(dataset)
     if model.plain:
-        form = {"layout": model.layout, "preprocessing": model.preprocessing}
-        return evaluate(model.infer, dataset, imgsz, config, progress, **form)  # type: ignore[arg-type]
-    service = service_of(model, imgsz, config)
-    return coco_accuracy(detect_images(service.detect, dataset, config.batch, progress, label="evaluating"), dataset)
+        found = detect_all(
+            model.infer, dataset, imgsz, config, progress, label="evaluating", layout=model.layout,
+            preprocessing=model.preprocessing,
+        )  # fmt: skip
+    else:
+        service = service_of(model, imgsz, config)
+        found = detect_images(service.detect, dataset, config.batch, progress, label="evaluating")
+    return resampled_accuracy(found, dataset)
 
 
 def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:
@@ -135,10 +140,14 @@ def timed(
     imgsz: tuple[int, int],
     config: BenchConfig,
     *,
+    images: Sequence[NDArray[np.uint8]] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> BenchReport:
     """Time models, each with the label of its row, side by side in one run.
+
+    Args:
+        images: RGB (h, w, 3), for the runs with pre- and post-processing; without any there are no such runs.
 
     Raises:
         RepqError: a model does not take this size or batch.
@@ -149,10 +158,10 @@ def timed(
     for label, model in models:
         demand_size(model, imgsz)
         info = model.info.model_copy(update={"model": label})
-        rows.append(TimedModel(info, partial(_runner, model, imgsz, seed, config.batches[0]), model.batch))
+        rows.append(TimedModel(info, partial(_runner, model, imgsz, seed, config.batches[0], images), model.batch))
     device = next((model.options.device for _, model in models), "cpu")
     gpu = gpu_index(device, [row.info.engine for row in rows])
-    return bench(rows, imgsz, config, seed=seed, progress=progress, watch_gpu=gpu)
+    return bench(rows, imgsz, config, images=images, seed=seed, progress=progress, watch_gpu=gpu)
 
 
 def gpu_index(device: str, engines: Sequence[str]) -> int | None:
@@ -164,13 +173,22 @@ def gpu_index(device: str, engines: Sequence[str]) -> int | None:
     return 0 if any(entry.on_gpu for entry in ENGINES if entry.name in engines) else None
 
 
-def _runner(model: Model, imgsz: tuple[int, int], seed: int, batch: int, threads: int) -> Runner:
+def _runner(
+    model: Model, imgsz: tuple[int, int], seed: int, batch: int, images: Sequence[NDArray[np.uint8]], threads: int
+) -> Runner:
+    import cv2
+
     from repq.bench import Runner
 
     model = model.on(threads=threads)
     on_device = model.running.on_device
     noise = np.random.default_rng(seed).integers(0, 256, (*(model.preprocess.source or imgsz), 3), dtype=np.uint8)
     service = timed_service(model, imgsz, [noise] * batch)
+
+    def own(image: NDArray[np.uint8]) -> NDArray[Any]:
+        """An image as the model's service gets it: its colours, and its size where the graph takes one."""
+        ordered = np.ascontiguousarray(image[..., ::-1]) if service.bgr else image
+        return cv2.resize(ordered, noise.shape[1::-1]) if model.preprocess.source else ordered
 
     def run(prepared: Prepared) -> tuple[list[Any], Prepared]:
         return service.infer(prepared), prepared
@@ -180,7 +198,7 @@ def _runner(model: Model, imgsz: tuple[int, int], seed: int, batch: int, threads
         preprocess=service.prepare,
         postprocess=lambda ran: service.finish(*ran),
         inputs=lambda batch: service.prepare([noise] * batch),
-        images=[noise],
+        images=[own(image) for image in images],
         on_device=None if on_device is None else partial(_work_on_device, service, noise, on_device),
     )
 

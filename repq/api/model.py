@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from repq.recipe import (
     GraphConfig,
     NmsConfig,
     PlanConfig,
+    PredictConfig,
     PreprocessConfig,
     PtqConfig,
     QatConfig,
@@ -53,6 +54,7 @@ from repq.results import (
 )
 
 if TYPE_CHECKING:
+    from repq.api.detected import Detected
     from repq.data import DetectionDataset
     from repq.engine import Engine
     from repq.layers import QuantPlan
@@ -230,6 +232,37 @@ class Model:
             found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
         return found[0] if alone else found
 
+    def predict(
+        self, source: Image | Sequence[Image], *, imgsz: Size | None = None, config: PredictConfig | None = None,
+        **settings: Any,
+    ) -> Iterator[Detected]:  # fmt: skip
+        """Find objects in images, folders, patterns, lists of images (.txt), videos, cameras (``"0"``) and streams.
+
+        Images are read while the model runs, and none is kept: a video of any length can be gone through. What cannot
+        be read is logged and left out.
+
+        Args:
+            source: one such place, an RGB array (h, w, 3) uint8, or a list of these.
+            config, settings: a `repq.recipe.PredictConfig`, or its fields: ``confidence``, ``iou``, ``max_detections``,
+                ``batch``, ``frames``, ``workers``.
+
+        Returns:
+            One `repq.api.detected.Detected` an image: ``name``, ``image``, ``boxes``, ``names``, and ``drawn()``.
+
+        Raises:
+            DataError: nothing is there, or a video, camera or stream cannot be opened.
+            RepqError: another size, or other settings, than the graph has inside.
+        """
+        from repq.recipe.base import resolve
+
+        detected, open_images = resolve("repq.predict:detected"), resolve("repq.predict:open_images")  # they use this
+        chosen = settings_of(PredictConfig, config, settings, "predict")
+        listed: Sequence[Any] = [source] if isinstance(source, (str, Path, np.ndarray)) else source
+        found: Iterator[Detected] = detected(
+            self, open_images(listed, self.options.log), chosen, imgsz, self.options.log
+        )
+        return found
+
     # --- measuring ---------------------------------------------------------------------------------------------------
 
     def evaluate(
@@ -286,13 +319,14 @@ class Model:
 
     def bench(
         self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
-        config: BenchConfig | None = None, seed: int = 0, **settings: Any,
+        config: BenchConfig | None = None, images: Sequence[Image] = (), seed: int = 0, **settings: Any,
     ) -> BenchReport:  # fmt: skip
         """Time this model, itself built for each of ``engines``, and ``others``, side by side in one run.
 
         Args:
             config, settings: a `repq.BenchConfig`, or its fields: ``batches``, ``threads`` (default: all CPUs),
                 ``warmup``, ``rounds``, ``runs_per_round``, ``end_to_end``.
+            images: files or RGB arrays for the times with pre- and post-processing; without any there are none.
 
         Raises:
             RepqError: a model does not take this size or batch, or two have one label.
@@ -303,7 +337,8 @@ class Model:
         built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
         rows = [(self.label, self), *built, *((model.label, model) for model in others)]
         chosen = settings_of(BenchConfig, config or BenchConfig(threads=(os.cpu_count() or 1,)), settings, "bench")
-        return timed(rows, size, chosen, seed=seed, progress=self.options.progress)
+        decoded = list(map(read_rgb, images))
+        return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)
 
     def describe(self, *, imgsz: Size | None = None) -> WeightsDescription | EngineDescription:
         """Layers, their sizes and the precision that they run in; of an ONNX file or engine what the runtime tells.

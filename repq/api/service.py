@@ -87,6 +87,8 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         return Prepared((stacked,), transforms)
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
+        if model.unclear is not None:
+            raise model.unclear
         of_batches = (surviving(out) if model.nms else postprocess(out, config, model.layout) for out in outputs)
         found = [boxes for batch in of_batches for boxes in batch]
         for boxes, transform in zip(found, prepared.transforms, strict=True):

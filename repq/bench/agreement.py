@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, batches, demand_objects
-from repq.evaluate import Detections, Predict, boxes_in_images, coco_accuracy
+from repq.evaluate import Detections, Predict, boxes_in_images, resampled_accuracy
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
@@ -84,10 +84,10 @@ def check_agreement(
             for name, wanted in layout.parts(expected).items():
                 tally.differences[name].add(wanted, parts[name])
     images = tuple(record.name for record in dataset.records)
-    reference_accuracy = coco_accuracy(Detections(images, tuple(own.boxes)), dataset)
+    reference_accuracy = resampled_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []
     for (model, _), tally in zip(candidates, tallies, strict=True):
-        accuracy = coco_accuracy(Detections(images, tuple(tally.boxes)), dataset)
+        accuracy = resampled_accuracy(Detections(images, tuple(tally.boxes)), dataset)
         rows.append(
             Agreement(
                 **dict(model),

@@ -8,6 +8,7 @@ median of one model over the median of another at the same setting, from the sam
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ def bench(
     Args:
         models: the first one is the base of ``speedup``.
         imgsz: height and width of the network input.
-        images: decoded images for the runs with pre- and post-processing; default: noise of that size.
+        images: decoded images for the runs with pre- and post-processing; without any there are no such runs.
         seed: of the noise that is the network input.
         clock: where time comes from.
         environment: default: this machine, captured before the first run.
@@ -112,8 +113,8 @@ def bench(
     _check(models, config)
     environment = environment or capture_environment()
     rng = np.random.default_rng(seed)
-    raw = list(images) if images else [rng.integers(0, 256, (*imgsz, 3), dtype=np.uint8)]
-    scopes: tuple[Scope, ...] = ("infer", "end_to_end") if config.end_to_end else ("infer",)
+    raw = list(images or ())
+    scopes: tuple[Scope, ...] = ("infer", "end_to_end") if config.end_to_end and raw else ("infer",)
     rows: list[BenchRow] = []
     for threads in config.threads:
         runners = [model.open(threads) for model in models]
@@ -127,7 +128,8 @@ def bench(
                 base = float(np.median(samples[0])) if jobs and jobs[0].model is models[0] else None
                 for job, times in zip(jobs, samples, strict=True):
                     rows.append(_with_device(job, _row(job, times, base, batch, threads), config, watch))
-    return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds)
+    used = len(raw) if len(scopes) > 1 else 0
+    return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used)
 
 
 def time_in_turns(
@@ -189,9 +191,9 @@ def _jobs(
             device = None if runner.on_device is None else runner.on_device(len(inputs))
             jobs.append(_Job(model, scope, partial(runner.infer, own), device))
         elif runner.preprocess is not None and runner.postprocess is not None:
-            known = runner.images or raw
-            pictures = [known[index % len(known)] for index in range(len(inputs))]
-            jobs.append(_Job(model, scope, _whole_way(runner.preprocess, runner.infer, runner.postprocess, pictures)))
+            known = itertools.cycle(runner.images or raw)  # every model sees the same ones
+            way = _whole_way(runner.preprocess, runner.infer, runner.postprocess, known, len(inputs))
+            jobs.append(_Job(model, scope, way))
     return jobs
 
 
@@ -199,9 +201,10 @@ def _whole_way(
     preprocess: Callable[[RawImages], Any],
     infer: Callable[[Any], Any],
     postprocess: Callable[[Any], Any],
-    pictures: RawImages,
+    pictures: Iterator[NDArray[np.uint8]],
+    batch: int,
 ) -> Callable[[], Any]:
-    return lambda: postprocess(infer(preprocess(pictures)))
+    return lambda: postprocess(infer(preprocess(list(itertools.islice(pictures, batch)))))
 
 
 def _row(job: _Job, times: Sequence[float], base: float | None, batch: int, threads: int) -> BenchRow:

@@ -106,19 +106,21 @@ def bench_command(
     ] = "cpu",
     seed: AnySeed = 0,
 ) -> None:  # fmt: skip
-    """The first MODEL is what the others are compared with. With --data also the whole way from JPEG files to boxes,
-    step by step: which side is the bottleneck.
+    """The first MODEL is what the others are compared with. With --data also end to end on its images, and the way from
+    JPEG files to boxes step by step: which side is the bottleneck.
     """
     from repq.api.sizes import size_for
     from repq.report.text import bench_table
     from repq.stages import bench_models, bench_service, read_data, write_bench
 
     imgsz = size_for(models, imgsz, shell.log)
-    if data is not None:
-        read_data(data, split)  # what is wrong with it is said before anything is timed
+    dataset = None if data is None else read_data(data, split)
+    if dataset is None and bench.end_to_end:
+        shell.log("inference alone is timed; with --data also end to end, on its images")
     report = bench_models(
-        models, imgsz, bench, engines=engines, device=device, seed=seed, progress=shell.progress, log=shell.log
-    )
+        models, imgsz, bench, engines=engines, dataset=dataset, device=device, seed=seed, progress=shell.progress,
+        log=shell.log,
+    )  # fmt: skip
     if data is not None:
         rows_of_service = bench_service(
             models, data, split, imgsz, bench, engines=engines, loaders=loaders, images=images, device=device,

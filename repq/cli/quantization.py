@@ -54,6 +54,7 @@ def sensitivity_command(
     from repq.api.sizes import size_for
     from repq.report.text import sensitivity_table
     from repq.stages import demand_budget, measure_sensitivity
+    from repq.stages.sensitivity import with_plan
 
     imgsz = size_for(weights, imgsz, shell.log)
     measured, found = measure_sensitivity(
@@ -62,7 +63,8 @@ def sensitivity_command(
     )  # fmt: skip
     assert found is not None
     values = {**measured.values(), "plan": found.values(), "out": str(out)}
-    shell.finish(values, lambda: sensitivity_table(measured, found))
+    then = "" if found.holds is False else with_plan(weights, out, data, imgsz, ptq)
+    shell.finish(values, lambda: sensitivity_table(measured, found), next=then)
     if found.holds is False and found.drop is not None and found.max_drop is not None:
         train = f"repq qat {weights} --plan {out / 'plan.yaml'} …"
         fix = f"allow more float (--min-int8 {plan.min_int8 / 2:g}), or train: {train}"

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset
-from repq.evaluate.coco_metrics import coco_index, found_entries, truth_entries
+from repq.evaluate.coco_metrics import coco_accuracy, coco_index, found_entries, truth_entries
 from repq.evaluate.detections import Detections
+from repq.results import Accuracy
 
 _RECALL_POINTS = np.linspace(0, 1, 101)
 _MAX_DETECTIONS = 100
@@ -176,6 +177,16 @@ class ApDrop:
 def resample_weights(images: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """(R, images): how many times each image is drawn, ``images`` draws with replacement a row."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
+
+
+def resampled_accuracy(found: Detections, dataset: DetectionDataset, *, resamples: int = 200) -> Accuracy:
+    """COCO metrics, and AP of resamples that depend on nothing but the number of images: models can be paired.
+
+    Raises:
+        DataError: the detections are of other images.
+    """
+    sampled = Matcher(dataset).match(found).resampled_ap(resample_weights(len(dataset), resamples, seed=0))
+    return coco_accuracy(found, dataset).model_copy(update={"resampled": tuple(np.round(sampled, 5).tolist())})
 
 
 def bootstrap_drop(reference: Matches, other: Matches, *, resamples: int = 1000, seed: int = 0) -> ApDrop:

@@ -23,12 +23,12 @@ def postprocess(
     one per object. Detections that are not finite or whose box has no area yield nothing.
 
     Raises:
-        DataError: the output is none of a detector.
+        DataError: an output of another rank.
     """
     outputs = np.asarray(detections)
     if outputs.ndim != 3:
-        raise DataError("the model's output is none of a detector", found=f"shape {outputs.shape}",
-                        fix="give a model whose output is (B, N, columns)")  # fmt: skip
+        raise DataError("the output holds no detections (images, rows, columns)", found=f"the shape {outputs.shape}",
+                        fix="give a detector, and --layout where its file does not say what they mean")  # fmt: skip
     return [_one_image(output, config, layout) for output in outputs]
 
 

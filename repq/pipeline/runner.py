@@ -66,9 +66,11 @@ def run_recipe(
         log(line)
     artifacts = make_artifacts(recipe, work, "", progress, log, artifacts)
     report = _publish(work, recipe, artifacts)
+    if as_it_is:
+        return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
     # Last, so that the report of a run that fails its check is there to show why.
     demand_agreement(artifacts["check"].result(CheckReport))
-    if verdict.next is not None and not as_it_is:
+    if verdict.next is not None:
         raise ToleranceError(
             "no engine in INT8 is good enough to ship", found="\n".join(sentences(verdict)), fix=verdict.next
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from repq.api.sizes import own_size
+from repq.api.sizes import size_for
 from repq.log import Log, quiet
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
@@ -34,7 +34,7 @@ def run(
         recipe: a YAML file.
         work: run folder. Default: ``runs/NAME``.
         weights, data, imgsz, target, max_drop, allow_qat, device, seed: in place of the recipe's own. Without any
-            ``imgsz``, an ONNX file of a fixed size has its own.
+            ``imgsz``, the weights' own is taken.
         overrides: further entries, such as ``ptq.calibration.images=256``.
 
     Returns:
@@ -50,6 +50,7 @@ def run(
         seed=seed,
     )  # fmt: skip
     loaded = load_recipe(Path(recipe), [*overrides, *given])
-    if "imgsz" not in loaded.model_fields_set and loaded.weights is not None and loaded.weights.suffix == ".onnx":
-        loaded = loaded.model_copy(update={"imgsz": own_size(loaded.weights) or loaded.imgsz})
+    if loaded.weights is not None and loaded.weights.exists():
+        asked_for = loaded.imgsz if "imgsz" in loaded.model_fields_set else None
+        loaded = loaded.model_copy(update={"imgsz": size_for(loaded.weights, asked_for, log)})
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)

@@ -1,6 +1,6 @@
-"""From images, videos and cameras to boxes in files; decoding, inference and drawing overlap."""
+"""From images, videos and cameras to boxes in files or for a program; decoding, inference and drawing overlap."""
 
-from repq.predict.running import predict
-from repq.predict.sources import open_sources
+from repq.predict.running import detected, predict
+from repq.predict.sources import open_images, open_sources
 
-__all__ = ["open_sources", "predict"]
+__all__ = ["detected", "open_images", "open_sources", "predict"]

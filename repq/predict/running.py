@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.api.detected import Detected
 from repq.api.model import Model, Size
 from repq.api.service import Prepared, Service, finder_of
 from repq.data import prefetch
@@ -232,13 +233,7 @@ def _work_through(
     log: Log,
 ) -> None:  # fmt: skip
     still, workers, before = source.kind == "images", job.config.workers, tally.images + tally.skipped_count
-    frames: Iterator[Pending] = source.frames
-    if not still:  # the decoder of a video is one thread beside the model's
-        read = prefetch(lambda _: next(source.frames, None), repeat(None), workers=1, ahead=2)
-        frames = (frame for frame in takewhile(bool, read) if frame is not None)
-    frames = islice(frames, job.config.frames)
-    taken = prefetch(job.take, _chunked(frames, job.batch), workers=workers, ahead=2 * workers)
-    finished = prefetch(partial(job.finish, still=still), map(job.run, taken), workers=workers, ahead=workers)
+    finished = prefetch(partial(job.finish, still=still), _run_through(source, job), workers=workers, ahead=workers)
 
     def write(result: tuple[list[Prediction], tuple[tuple[str, str], ...]]) -> None:
         for found in result[0]:
@@ -263,6 +258,40 @@ def _work_through(
         _skip(tally, json_file, source.name, f"{total - seen} of {total} frames cannot be decoded", total - seen)
     if tally.skipped_count:
         log(f"{tally.skipped_count} skipped: {'; '.join(tally.skipped[:3])}")
+
+
+def _run_through(source: Source, job: _Job) -> Iterator[_Chunk]:
+    """The images of a source with what the models gave; the next ones are read meanwhile."""
+    frames: Iterator[Pending] = source.frames
+    if source.kind != "images":  # the decoder of a video is one thread beside the model's
+        read = prefetch(lambda _: next(source.frames, None), repeat(None), workers=1, ahead=2)
+        frames = (frame for frame in takewhile(bool, read) if frame is not None)
+    frames = islice(frames, job.config.frames)
+    return map(job.run, prefetch(job.take, _chunked(frames, job.batch), workers=job.config.workers,
+                                 ahead=2 * job.config.workers))  # fmt: skip
+
+
+def detected(
+    model: Model, sources: Sequence[Source], config: PredictConfig, imgsz: Size | None = None, log: Log = quiet
+) -> Iterator[Detected]:
+    """Find objects in the images of sources, one after the other; what cannot be read is logged and left out.
+
+    Raises:
+        RepqError: the settings do not fit the model.
+    """
+    confidence = CONFIDENCE if config.confidence is None else config.confidence
+    finder = finder_of(model, model.size(imgsz), confidence, config.iou, config.max_detections)
+    job = _Job([finder], config, config.batch or model.batch or 1, [model.label], model.class_names)
+
+    def found() -> Iterator[Detected]:
+        for chunk in (chunk for source in sources for chunk in _run_through(source, job)):
+            for name, reason in chunk.failures:
+                log(f"{printable(name)} is skipped: {reason}")
+            boxes = finder.finish(chunk.outputs[0], chunk.prepared[0]) if chunk.images else []
+            for (name, image), rows in zip(chunk.images, boxes, strict=True):
+                yield Detected(name, image, rows, model.class_names)
+
+    return found()
 
 
 def _skip(tally: _Tally, json_file: JsonFile, name: str, reason: str, count: int = 1) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.api.images import read_rgb
 from repq.data import read_image
 from repq.data.image_files import find_images, name_below
 from repq.data.images import IMAGE_SUFFIXES
@@ -83,6 +84,21 @@ def open_sources(places: Sequence[str], log: Log = quiet) -> tuple[Source, ...]:
         name = next(name for name in _numbered(source.name) if name not in taken)
         taken.add(name)
         sources.append(replace(source, name=name, frames=_named_below(name, source.frames)))
+    return tuple(sources)
+
+
+def open_images(images: Sequence[str | Path | Image], log: Log = quiet) -> tuple[Source, ...]:
+    """Open places, and arrays among them, in order.
+
+    Raises:
+        DataError: as `open_sources`; an array that is no RGB image is left out where it is its turn.
+    """
+    sources: list[Source] = []
+    for number, image in enumerate(images):
+        if isinstance(image, (str, Path)):
+            sources += open_sources([str(image)], log)
+        else:
+            sources.append(Source("", "images", iter([Pending(str(number), partial(read_rgb, image))]), 1))
     return tuple(sources)
 
 

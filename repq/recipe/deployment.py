@@ -179,7 +179,9 @@ class BenchConfig(Config):
     warmup: int = setting(5, ge=0, le=100_000, flag="--warmup", help="Runs before the timed ones.")
     rounds: int = setting(5, ge=1, le=100_000, flag="--rounds", help="How often the models take turns.")
     runs_per_round: int = setting(10, ge=1, le=100_000, flag="--runs", help="Timed runs per round.")
-    end_to_end: bool = setting(True, flag="--end-to-end/--infer-only", help="Also time with pre- and post-processing.")
+    end_to_end: bool = setting(
+        True, flag="--end-to-end/--infer-only", help="Also time with pre- and post-processing, on images of the data."
+    )
 
 
 class ReportConfig(Config):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from functools import partial
+from pathlib import Path
 
-from repq.report.blocks import Block, Column, number, table
+from repq.files import write_text
+from repq.report.blocks import Block, Column, Figure, number, table
 from repq.report.markdown import escape, render_markdown
 from repq.report.numbers import ABSENT
+from repq.report.plots import variant_dots
+from repq.report.summary import ReportSummary, Section
 from repq.report.text import render_text
-from repq.results import AblationReport, Spread, TrialFigures
+from repq.results import AblationReport, Environment, Spread, TrialFigures
+
+REPORTS = "reports"
+"""The folder of the reports of the single runs, beside the page."""
 
 
 def ablation_table(report: AblationReport) -> str:
@@ -21,6 +30,25 @@ def ablation_markdown(report: AblationReport) -> str:
     return f"# {escape(report.name)}\n\n{render_markdown(ablation_blocks(report))}\n"
 
 
+def write_ablation_page(report: AblationReport, environment: Environment, folder: Path) -> None:
+    """``ablation.html``: the variants in a drawing and in tables; every run leads to its own report."""
+    from repq.report.html import to_html
+    from repq.report.sections.overview import ENVIRONMENT
+
+    summary = ReportSummary(title=report.name, created=date.today().isoformat(), environment=environment)
+    shown = [name for name in report.figures() if name.startswith("AP ") and name != "AP lost"]
+    spreads = {variant: {name: row[name] for name in shown if name in row} for variant, row in report.spreads().items()}
+    drawn = Figure("AP by variant", partial(variant_dots, spreads), "dots of the AP of each variant", wide=True)
+    section = Section("ablation", "Variants", lambda _: [])
+    sections = [(section, [drawn, *ablation_blocks(report)]), (ENVIRONMENT, ENVIRONMENT.blocks(summary))]
+    write_text(folder / "ablation.html", to_html(summary, sections))
+
+
+def report_name(trial: TrialFigures) -> str:
+    """Of the report of one run, in the folder `REPORTS`."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', trial.variant).strip('-')}-seed-{trial.seed}.html"
+
+
 def ablation_blocks(report: AblationReport) -> list[Block]:
     """The means with their spreads, and every single run."""
     spreads, figures = report.spreads(), report.figures()
@@ -28,7 +56,9 @@ def ablation_blocks(report: AblationReport) -> list[Block]:
     title = f"{report.name}: {'one seed' if seeds == 1 else f'mean of {seeds} seeds (lowest … highest)'}"
     variants = (number(name, found.get, _spread) for name, found in spreads.items())
     runs = (number(name, partial(_figure, name), _number) for name in figures)
-    run = Column[TrialFigures]("Run", lambda trial: f"{trial.variant}, seed {trial.seed}")
+    run = Column[TrialFigures](
+        "Run", lambda trial: f"{trial.variant}, seed {trial.seed}", link=lambda trial: f"{REPORTS}/{report_name(trial)}"
+    )
     return [table(title, [Column("", str), *variants], figures), table("Runs", [run, *runs], report.trials)]
 
 

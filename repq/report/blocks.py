@@ -23,6 +23,7 @@ class Cell:
     sort: float | None = None
     level: Level = ""
     hint: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Column(Generic[Row]):
         wrap: sentences, broken over lines.
         level: how good the value of a row is.
         note: what is to be said of a row's value; of None, why it is not there.
+        link: the file beside the page that a row leads to.
         detail: left out in the terminal, where width is scarce.
         wide: left out in a terminal that is too narrow for all.
         optional: left out where every row has None.
@@ -52,6 +54,7 @@ class Column(Generic[Row]):
     wrap: bool = False
     level: Callable[[Row], Level] | None = None
     note: Callable[[Row], str] | None = None
+    link: Callable[[Row], str] | None = None
     detail: bool = False
     wide: bool = False
     optional: bool = False
@@ -63,6 +66,7 @@ class Column(Generic[Row]):
             sort=_sortable(value) if self.numeric else None,
             level=self.level(row) if self.level else "",
             hint=self.note(row) if self.note else "",
+            link=self.link(row) if self.link else "",
         )
 
 
@@ -208,6 +212,7 @@ def _metric(name: str, card: Card) -> str:
 class Finding:
     level: Level
     text: str
+    remedy: str = ""  # what to do about it
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from repq.recipe import engine_title as engine_title
 from repq.report.blocks import Level
 from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
-from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision
+from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision, change_interval
 
 NOT_INT8_BAD_SHARE = 0.25
 
@@ -75,6 +75,18 @@ class Comparison:
         return difference(self.float_accuracy.defined(metric), self.int8_accuracy.defined(metric))
 
     @property
+    def ap_interval(self) -> tuple[float, float] | None:
+        """What that of AP may be on other images of the kind (`repq.results.change_interval`)."""
+        if self.float_accuracy is None or self.int8_accuracy is None:
+            return None
+        return change_interval(self.float_accuracy, self.int8_accuracy)
+
+    @property
+    def in_noise(self) -> bool:
+        """Whether these images can't tell the change of AP from none."""
+        return self.ap_interval is not None and self.ap_interval[0] <= 0 <= self.ap_interval[1]
+
+    @property
     def ap_change(self) -> float | None:
         """INT8 AP minus FP32 AP."""
         return self.metric_change()
@@ -98,7 +110,9 @@ class Comparison:
     def accuracy_level(self) -> Level:
         if self.ap_change is None:
             return ""
-        return "bad" if -self.ap_change > self.max_drop else "good"
+        if -self.ap_change <= self.max_drop:
+            return "good"
+        return "warn" if self.in_noise else "bad"
 
     @property
     def speed_level(self) -> Level:
@@ -127,6 +141,7 @@ class Comparison:
             "ap_float_engine": self.float_engine if self.float_accuracy else None,
             "ap_int8": self.int8_accuracy.defined() if self.int8_accuracy else None,
             "ap_change": self.ap_change,
+            "ap_change_interval": self.ap_interval,
             "latency_ms_float": self.float_latency.latency_ms_median if self.float_latency else None,
             "latency_ms_int8": self.int8_latency.latency_ms_median if self.int8_latency else None,
             "speedup": self.speedup,

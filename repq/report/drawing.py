@@ -93,6 +93,7 @@ def svg_text(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(rf'<g id="{_NAMED}([^"]*)">', r"<g><title>\1</title>", text)
     referred = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referred else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
@@ -109,14 +110,17 @@ def standalone(svg: str, style: str) -> str:
     return f"{head}>\n{style}{body}\n"
 
 
+_NAMED = "named: "
 LAYERS = "layer, in model order (its number in the table)"
 
 
-def layer_axis(axes: Axes, layers: int, label: str = LAYERS, columns: int = 3) -> None:
-    """Number the layers along the bottom, with the legend above."""
+def layer_axis(axes: Axes, layers: Sequence[str], label: str = LAYERS, columns: int = 3) -> None:
+    """Number the layers along the bottom, with the legend above; a browser names the one under the pointer."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlim(0.2, max(layers, 2) + 0.8)
+    for place, name in enumerate(layers, start=1):  # a fill of no opacity at all would not be written
+        axes.axvspan(place - 0.5, place + 0.5, alpha=0.004, linewidth=0, zorder=5, gid=f"{_NAMED}{place}: {name}")
+    axes.set_xlim(0.2, max(len(layers), 2) + 0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.set_xlabel(label)
     axes.grid()

@@ -7,34 +7,50 @@ from collections.abc import Sequence
 from repq.report.blocks import Finding, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
-from repq.report.summary import BUILD, CHECK, FUSE, ReportSummary
+from repq.report.summary import BUILD, CHECK, FUSE, PTQ, ReportSummary
+from repq.results import PtqReport
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
     """State what the figures give cause to say, the worst first; what is well comes last."""
     faster = [item.title for item in comparisons if item.speed_level == "good" and item.accuracy_level == "good"]
-    found = [finding for comparison in comparisons for finding in _engine_findings(comparison, faster)]
+    losing = next((item for item in comparisons if item.accuracy_level in ("warn", "bad")), None)
+    found = [
+        finding for item in comparisons
+        for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
+    ]  # fmt: skip
     found += _baseline_findings(summary) + _check_findings(summary) + _fusion_findings(summary)
     return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
 
 
-def _engine_findings(comparison: Comparison, faster: Sequence[str]) -> list[Finding]:
+def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqReport | None) -> list[Finding]:
     title, found = comparison.title, list[Finding]()
 
-    def say(level: Level, text: str) -> None:
-        found.append(Finding(level, f"{title}: {text}."))
+    def say(level: Level, text: str, remedy: str = "") -> None:
+        found.append(Finding(level, f"{title}: {text}.", remedy))
 
-    if comparison.ap_change is not None and comparison.accuracy_level == "bad":
+    if comparison.ap_change is not None and comparison.accuracy_level != "good":
         bound = compact(comparison.max_drop)
-        say("bad", f"INT8 changes AP by {change(comparison.ap_change)}, a loss of more than the {bound} allowed")
+        text = f"INT8 changes AP by {change(comparison.ap_change)}, a loss of more than the {bound} allowed"
+        if comparison.in_noise:
+            text += "; these images cannot tell it from no change"
+        say(comparison.accuracy_level, text + _noisiest(ptq),
+            "Measure on more images." if comparison.in_noise else
+            "Let repq choose (ptq --auto), keep the layers that cost most in float (repq sensitivity, ptq --plan), or "
+            "train (repq qat).")  # fmt: skip
     if comparison.speedup is not None and comparison.speed_level == "warn":
-        where = f"; ship it in {' or '.join(faster)}" if faster else ""
-        say("warn", f"INT8 does not pay here: it is {times(comparison.speedup)} as fast as FP32{where}")
+        cause = f", where {count(len(comparison.not_int8))} layers run in float" if comparison.not_int8 else ""
+        say(
+            "warn",
+            f"INT8 does not pay here: it is {times(comparison.speedup)} as fast as FP32{cause}",
+            f"Ship it in {' or '.join(faster)}." if faster else "Ship FP32 here, or try another runtime (--target).",
+        )
     if comparison.not_int8:
         precisions = " and ".join(sorted({layer.precision for layer in comparison.not_int8}))
         number = f"{count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')}"
         layers = _first([layer.layer for layer in comparison.not_int8])
-        say(comparison.precision_level, f"{number} quantized but executed in {precisions}: {layers}")
+        remedy = f"--target {comparison.engine} chooses a scheme that it runs; repq lint names what it does not."
+        say(comparison.precision_level, f"{number} quantized but executed in {precisions}: {layers}", remedy)
     if comparison.unreported:
         number = plural(len(comparison.unreported), "quantized layer")
         say(
@@ -54,7 +70,8 @@ def _baseline_findings(summary: ReportSummary) -> list[Finding]:
         if name.endswith("-float32") and other:
             precisions = " and ".join(sorted({layer.precision for layer in other}))
             text = f"the FP32 baseline ran {plural(len(other), 'layer')} in {precisions}"
-            found.append(Finding("warn", f"{engine_title(description.engine)}: {text}."))
+            remedy = "The speedup is against that, not against FP32."
+            found.append(Finding("warn", f"{engine_title(description.engine)}: {text}.", remedy))
     return found
 
 
@@ -70,7 +87,9 @@ def _check_findings(summary: ReportSummary) -> list[Finding]:
     lowest = min(snr for engine in check.engines for snr in engine.snr_db.values())
     if check.min_snr_db is not None and lowest < check.min_snr_db:
         reasons.append(f"the lowest SNR is {lowest:.1f} dB (demanded: {check.min_snr_db:.1f} dB)")
-    return [Finding("bad", f"The engines do not agree with torch's simulation: {'; '.join(reasons) or 'see below'}.")]
+    text = f"The engines do not agree with torch's simulation: {'; '.join(reasons) or 'see below'}."
+    remedy = "Look for layers in another precision than planned (Executed precision; repq describe ENGINE)."
+    return [Finding("bad", text, remedy)]
 
 
 def _fusion_findings(summary: ReportSummary) -> list[Finding]:
@@ -82,8 +101,20 @@ def _fusion_findings(summary: ReportSummary) -> list[Finding]:
     bound = f"tolerance {compact(fusion.tolerance)}"
     if above or fusion.max_rel_error > fusion.tolerance:
         where = f"; blocks: {_first(above)}" if above else ""
-        return [Finding("bad", f"Fusing changes the model: {error}, {bound}{where}.")]
+        text = f"Fusing changes the model: {error}, {bound}{where}."
+        return [Finding("bad", text, "repq fuse shows the error of every block.")]
     return [Finding("good", f"Fusing kept the model: {error} on {plural(fusion.images, 'image')}, {bound}.")]
+
+
+def _noisiest(ptq: PtqReport | None) -> str:
+    """The layers whose INT8 is furthest from float, as the likely cause."""
+    found = {
+        row.layer: min(snr for snr in (row.weight_snr_db, row.activation_snr_db) if snr is not None)
+        for row in (ptq.layers if ptq else ())
+        if row.precision == "int8" and (row.weight_snr_db, row.activation_snr_db) != (None, None)
+    }
+    worst = sorted(found, key=found.__getitem__)[:3]
+    return "; noisiest: " + ", ".join(f"{layer} ({found[layer]:.0f} dB)" for layer in worst) if worst else ""
 
 
 def _first(names: Sequence[str], shown: int = 6) -> str:

@@ -20,17 +20,17 @@ from repq.report.blocks import (
     Table,
     Text,
 )
-from repq.report.summary import FilledSection
+from repq.report.summary import FilledSection, ReportSummary
 
 _MARKS: dict[Level, str] = {"good": "✅", "warn": "⚠️", "bad": "❌"}
 
 
-def to_markdown(title: str, sections: Iterable[FilledSection]) -> str:
+def to_markdown(summary: ReportSummary, sections: Iterable[FilledSection]) -> str:
     """Print the sections as Markdown."""
-    parts = [f"# {escape(title)}"]
+    parts = [f"# {escape(summary.title)}"]
     for section, blocks in sections:
-        parts += [f"## {escape(section.title)}", render_markdown(blocks)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {escape(section.title)}", escape(summary.subject(section)), render_markdown(blocks)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def render_markdown(blocks: Iterable[Block]) -> str:
@@ -57,7 +57,9 @@ def _block(block: Block) -> str:
         case Cards():
             return _table(block.as_table())
         case Findings():
-            return "\n".join(f"- {_MARKS.get(item.level, '')} {escape(item.text)}" for item in block.items)
+            return "\n".join(
+                f"- {_MARKS.get(item.level, '')} {escape(f'{item.text} {item.remedy}')}" for item in block.items
+            )
         case PictureRow():
             return f"- {escape(block.title)}: {escape('; '.join(picture.caption for picture in block.pictures))}"
         case Listing():

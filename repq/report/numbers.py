@@ -98,6 +98,11 @@ def plural(value: int, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def interval(changes: tuple[float, float]) -> str:
+    """A range of differences of fractions: −0.0102 … +0.0031."""
+    return " … ".join(map(change, changes))
+
+
 def span(bounds: tuple[float, float]) -> str:
     """A range of values: −0.5 … 0.75."""
     return " … ".join(map(compact, bounds))

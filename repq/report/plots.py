@@ -24,8 +24,8 @@ from repq.report.drawing import (
     shade,
     svg_text,
 )
-from repq.report.numbers import largest, significant
-from repq.results import BenchRow, Curves, EpochRow, LayerQuantization, ServiceRow
+from repq.report.numbers import change, largest, significant
+from repq.results import BenchRow, Curves, EpochRow, LayerQuantization, ServiceRow, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,26 @@ def paired_bars(name: str, pairs: Mapping[str, tuple[float, float]], write: Call
         axes.spines["bottom"].set_visible(False)
         legend(axes, columns=2)
         return svg_text(figure, name)
+
+
+def variant_dots(spreads: Mapping[str, Mapping[str, Spread]]) -> str:
+    """A dot per variant and figure, with a line from the lowest to the highest seed."""
+    colours = (FLOAT, INK, INT8, SERIES_A, SERIES_B, BAD)
+    names = list(dict.fromkeys(name for row in spreads.values() for name in row if not name.startswith("AP50")))
+    with drawing(9.6, 0.9 + 0.36 * len(spreads)) as (figure, axes):
+        places = {variant: len(spreads) - number for number, variant in enumerate(spreads)}
+        for number, name in enumerate(names):
+            rows = [(places[variant] + 0.3 - 0.6 * number / max(len(names) - 1, 1), row[name])
+                    for variant, row in spreads.items() if name in row]  # fmt: skip
+            colour = colours[number % len(colours)]
+            for place, spread in rows:
+                axes.plot([spread.low, spread.high], [place, place], color=colour, linewidth=1.5)
+            axes.plot([row.mean for _, row in rows], [place for place, _ in rows], "o", color=colour, label=name)
+        name_bars(axes, list(places.values()), list(places))
+        axes.set_xlabel("AP: dot = mean, line = lowest to highest seed")
+        axes.grid(axis="x")
+        legend(axes, columns=4)
+        return svg_text(figure, "variants")
 
 
 def latency_bars(rows: Sequence[BenchRow]) -> str:
@@ -101,13 +121,13 @@ def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
         stride = max(1, math.ceil(len(row.samples_ms) / _MAX_SAMPLES))
         samples = [value for value in row.samples_ms[::stride] if value <= 2 * row.latency_ms_p95]
         axes.plot(samples, [place - 0.4] * len(samples), "|", color=INK, markersize=3, alpha=0.5)
-        end = max(row.latency_ms_median, row.latency_ms_p95, *samples, 0)
+        end = max(row.latency_ms_median, row.latency_ms_p95)
         _at_the_end(axes, end, place, f"{significant(row.latency_ms_median)} ms")
     names = [f"{engine_title(row.engine)} {variant_title(row.variant)}" for row in rows]
     if len(set(names)) < len(names):  # more than one model
         names = [f"{row.model} · {name}" for row, name in zip(rows, names, strict=True)]
     name_bars(axes, places, names)
-    axes.set_xlim(0, 1.15 * max(max((row.latency_ms_p95, *row.samples_ms[:1])) for row in rows) or 1)
+    axes.set_xlim(0, 1.15 * max(max(row.latency_ms_median, row.latency_ms_p95) for row in rows) or 1)
     axes.grid(axis="x")
 
 
@@ -139,19 +159,25 @@ def step_bars(rows: Sequence[ServiceRow]) -> str:
         return svg_text(figure, "steps")
 
 
-def class_changes(changes: Sequence[tuple[str, float]], shown: int = 24) -> str:
-    """INT8 AP minus FP32 AP of the classes that change most, from the largest loss to the largest gain."""
-    chosen = sorted(sorted(changes, key=lambda item: -abs(item[1]))[:shown], key=lambda item: item[1])
-    with drawing(9.6, 2.9) as (figure, axes):
-        values = [value for _, value in chosen]
-        colours = [BAD if value < 0 else INT8 for value in values]
-        axes.bar(range(len(chosen)), values, width=0.7, color=colours, alpha=0.8)
-        axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(chosen)), [_shortened(name) for name, _ in chosen], rotation=45, ha="right")
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlim(-0.7, max(len(chosen), 8) - 0.3)
-        axes.set_ylabel("AP change, INT8 − FP32")
-        axes.grid(axis="y")
+def class_changes(changes: Sequence[tuple[str, float]], usual: float, shown: int = 24) -> str:
+    """INT8 AP minus FP32 AP of the classes that change most, from the largest loss to the largest gain.
+
+    Args:
+        usual: changes up to this are shaded: one class varies so much.
+    """
+    chosen = sorted(sorted(changes, key=lambda item: -abs(item[1]))[:shown], key=lambda item: -item[1])
+    values = [value for _, value in chosen]
+    with drawing(9.6, 0.7 + 0.26 * len(chosen)) as (figure, axes):
+        axes.axvspan(-usual, usual, color=FLOAT, alpha=0.15, linewidth=0)
+        colours = [BAD if value < -usual else INT8 if value > usual else FLOAT for value in values]
+        bars = axes.barh(range(len(chosen)), values, height=0.66, color=colours)
+        axes.bar_label(bars, list(map(change, values)), padding=4, fontsize=8.5)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        name_bars(axes, range(len(chosen)), [_shortened(name) for name, _ in chosen])
+        widest = 1.25 * max(usual, *map(abs, values))
+        axes.set_xlim(-widest, widest)
+        axes.set_xlabel(f"AP change, INT8 − FP32; shaded: up to {usual:g}, as one class varies")
+        axes.grid(axis="x")
         return svg_text(figure, "classes")
 
 
@@ -164,7 +190,7 @@ def layer_ranges(layers: Sequence[LayerQuantization]) -> str:
         shade(axes, _in_float(layers), "kept float")
         axes.set_yscale("log")
         axes.set_ylabel("largest |value|")
-        layer_axis(axes, len(layers))
+        layer_axis(axes, [layer.layer for layer in layers])
         return svg_text(figure, "ranges")
 
 
@@ -175,18 +201,18 @@ def layer_noise(layers: Sequence[LayerQuantization]) -> str:
         layer_curve(axes, [layer.weight_snr_db for layer in layers], SERIES_A, "weight")
         shade(axes, _in_float(layers), "kept float")
         axes.set_ylabel("SNR, dB (higher is better)")
-        layer_axis(axes, len(layers))
+        layer_axis(axes, [layer.layer for layer in layers])
         return svg_text(figure, "noise")
 
 
-def weight_growth(before: Sequence[float], after: Sequence[float]) -> str:
+def weight_growth(blocks: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
     """Largest absolute weight of every block before and after fusing, on a log scale."""
     with drawing(9.6, 2.8) as (figure, axes):
         layer_curve(axes, before, FLOAT, "branches, before", logarithmic=True)
         layer_curve(axes, after, SERIES_A, "fused, after", logarithmic=True)
         axes.set_yscale("log")
         axes.set_ylabel("largest |weight|")
-        layer_axis(axes, len(before), "block, in model order")
+        layer_axis(axes, blocks, "block, in model order")
         return svg_text(figure, "fusion")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def render_report(summary: ReportSummary, folder: Path) -> dict[str, Path]:
         sections = sections_of(summary)
         texts = {
             "html": to_html(summary, sections),
-            "md": to_markdown(summary.title, sections),
+            "md": to_markdown(summary, sections),
             "json": to_json(summary),
         }
     except ModuleNotFoundError as error:
@@ -73,7 +74,7 @@ def to_json(summary: ReportSummary) -> str:
     values = {
         "format": _FORMAT,
         "headline": headline(summary),
-        "findings": [{"level": row.level, "text": row.text} for row in findings(summary, comparisons(summary))],
+        "findings": [asdict(row) for row in findings(summary, comparisons(summary))],
         "summary": json.loads(summary.model_dump_json()),
     }
     return json.dumps(values, indent=2) + "\n"

@@ -64,7 +64,7 @@ def measures_by_layer(measured: Sensitivity, kept: Sequence[str]) -> str:
             all_axes[-1].set_ylabel("AP (high is bad)")
         for number, axes in enumerate(all_axes):
             shade(axes, places, "kept float" if number == 0 else None)
-            layer_axis(axes, len(rows), LAYERS if number == len(all_axes) - 1 else "", columns=4)
+            layer_axis(axes, [row.layer for row in rows], LAYERS if number == len(all_axes) - 1 else "", columns=4)
         return svg_text(figure, "measures")
 
 

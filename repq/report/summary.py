@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from repq.recipe import Budget
+from repq.recipe import Budget, engine_title
 from repq.report.blocks import Block
 from repq.results import (
     Accuracy,
@@ -71,6 +71,7 @@ class ReportSummary(Result):
 
     Attributes:
         max_drop: AP that INT8 may lose.
+        plan_command: the command that quantizes with the plan.
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
         results: by stage; those that sections know are checked for their type, None is left out.
         manifests: the manifests of the run's artifacts, as they are on disk.
@@ -84,6 +85,7 @@ class ReportSummary(Result):
     data: str | None = None
     imgsz: tuple[int, int] | None = None
     max_drop: float = Budget().max_drop
+    plan_command: str | None = None
     results: Mapping[str, Any] = Field(default_factory=dict)
     manifests: tuple[dict[str, Any], ...] = ()
 
@@ -107,6 +109,20 @@ class ReportSummary(Result):
         """
         found: R = self.results[key.stage]
         return found
+
+    def subject(self, section: Section) -> str:
+        """The model, the engines and the threads that a section is about, for its title."""
+        keys = {key.stage for key in (*section.needs, *section.uses)} & set(self.results)
+        bench = self.get(BENCH)
+        parts = [self.model or ""] if keys else []
+        if "machines" not in keys and keys & {"build", "eval", "check", "bench"}:
+            built = self.get(BUILD) or {}
+            names = [*(row.engine for row in built.values()), *(row.engine for row in (bench.rows if bench else ()))]
+            parts.append(", ".join(engine_title(name) for name in dict.fromkeys(names)))
+        if "machines" not in keys and bench is not None and "bench" in keys:
+            threads = dict.fromkeys(str(row.threads) for row in bench.rows)
+            parts.append(f"{' and '.join(threads)} thread{'s' * (list(threads) != ['1'])}")
+        return " · ".join(filter(None, parts))
 
     def get(self, key: Key[R]) -> R | None:
         """The result of a stage; None where there is none."""

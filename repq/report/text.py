@@ -49,6 +49,7 @@ from repq.results import (
 )
 
 WIDTH = 120
+_BETWEEN = 2  # blanks between columns
 SHOWN = 10
 """Rows of a long table whose rows have an order of badness."""
 
@@ -88,7 +89,7 @@ def _block(block: Block, width: int) -> str:
         case Cards():
             return _table(block.as_table(), width)
         case Findings():
-            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text}" for item in block.items)
+            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
         case _:
             return ""
 
@@ -99,8 +100,10 @@ def _table(block: Table, width: int) -> str:
         rows = [rows[place] for place in block.worst[:SHOWN]]
         note = "\n".join(filter(None, [f"the worst {SHOWN} of {len(block.rows)} rows; --all shows all", note]))
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
-    if sum(_needed(block, place, rows) + 1 for place in shown) > width:
+    if sum(_needed(block, place, rows) + _BETWEEN for place in shown) > width:
         shown = [place for place in shown if not block.columns[place].wide]
+    texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
+    fits = sum(max(map(len, column)) + _BETWEEN for column in texts) <= width
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -108,8 +111,11 @@ def _table(block: Table, width: int) -> str:
         column = block.columns[place]
         justify: Literal["left", "right"] = "right" if column.numeric else "left"
         longest = max((len(row[place].text) for row in rows), default=1)
-        least = longest if column.numeric else min(longest, width // 3) if column.code else None
-        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least)
+        words = [len(word) for row in rows for word in row[place].text.split()]
+        most = width // 3 if column.code else width // 8
+        least = longest if column.numeric else min(max(words, default=1), most)
+        widest = _needed(block, place, rows) if column.numeric and not fits else None  # its header is broken first
+        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least, max_width=widest)
     for row in rows:
         drawn.add_row(*(escape(row[place].text) for place in shown))
     with StringIO() as buffer:

@@ -11,7 +11,8 @@ def sentences(verdict: Verdict) -> list[str]:
     good = [engine_title(row.engine) for row in verdict.engines if row.good]
     lines = []
     for row in sorted(verdict.engines, key=lambda row: row.good):
-        facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({-row.drop:+.4f}; allowed -{verdict.max_drop:g})"
+        bound = f"a loss of {verdict.max_drop:g} is allowed" if verdict.max_drop < 1 else "any loss is allowed"
+        facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({-row.drop:+.4f}; {bound})"
         facts += "" if row.speedup is None else f", {row.speedup:.2f} times as fast as FP32"
         why = ["INT8 loses too much"] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
         pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""

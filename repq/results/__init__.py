@@ -4,7 +4,17 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures, metric_of
+from repq.results.accuracy import (
+    Accuracies,
+    Accuracy,
+    ClassAccuracy,
+    Curves,
+    DrawnImage,
+    Panel,
+    Pictures,
+    change_interval,
+    metric_of,
+)
 from repq.results.base import Range, Result
 from repq.results.contest import BatchTiming, Choice, Contender, Contest
 from repq.results.engines import (
@@ -125,5 +135,6 @@ __all__ = [
     "Way",
     "WayName",
     "WeightsDescription",
+    "change_interval",
     "metric_of",
 ]

@@ -27,11 +27,25 @@ class Accuracy(Result):
     images: int
     objects: int
     detections: int
+    resampled: tuple[float, ...] = ()  # AP of resamples of the images, the same ones for all models on so many images
 
     def defined(self, metric: str = "ap") -> float | None:
         """A metric by its name; None where the data holds no object, so that there is no AP."""
         found: float | None = getattr(self, metric)
         return found if self.objects else None
+
+
+def change_interval(before: Accuracy, after: Accuracy, share: float = 0.95) -> tuple[float, float] | None:
+    """What the change of AP may be on other images of the kind: between these, in so many of a paired bootstrap.
+
+    None: the two were not resampled, or are of different images.
+    """
+    pairs = list(zip(before.resampled, after.resampled, strict=False))
+    if not pairs or (before.images, before.objects) != (after.images, after.objects):
+        return None
+    changes = sorted(second - first for first, second in pairs)
+    tail = round((1 - share) / 2 * (len(changes) - 1))
+    return changes[tail], changes[-1 - tail]
 
 
 def metric_of(found: Accuracy | None, metric: str = "ap") -> float | None:

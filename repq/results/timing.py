@@ -74,6 +74,7 @@ class BenchReport(Result):
     environment: Environment
     imgsz: tuple[int, int]
     rounds: int
+    images: int = 0  # of the data set, decoded beforehand, that the rows of the scope end_to_end ran on
     service: tuple[ServiceRow, ...] = ()
 
     @property

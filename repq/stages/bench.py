@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repq.api.measuring import timed
 from repq.api.opening import CHECKPOINT_SUFFIXES, load
@@ -14,7 +14,14 @@ from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import Availability, BenchReport, Environment
 from repq.stages.build import built
+from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
+
+_IMAGES = 16
+"""Of the data set, decoded and in memory."""
 
 
 def bench_models(
@@ -23,23 +30,27 @@ def bench_models(
     config: BenchConfig,
     *,
     engines: Sequence[Any] = (),
+    dataset: DetectionDataset | None = None,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> BenchReport:
-    """Time models of any form side by side in one run.
+    """Time models of any form side by side in one run, with pre- and post-processing on images of the data set.
 
     Raises:
         RepqError: a model cannot be opened, or does not take this size or batch.
     """
+    from repq.data import read_image
+
     opened = []
     for path in models:
         for engine, half in _forms(path, engines, device):
             label = path.name if engine is None else f"{path.name} ({engine})"
             model = load(path, engine=engine, imgsz=imgsz, device=device, half=half)
             opened.append((f"{label} FP16" if half else label, model))
-    return timed(opened, imgsz, config, seed=seed, progress=progress)
+    images = [read_image(record.path) for record in dataset.records[:_IMAGES]] if dataset and config.end_to_end else []
+    return timed(opened, imgsz, config, images=images, seed=seed, progress=progress)
 
 
 def _forms(path: Path, engines: Sequence[Any], device: str) -> list[tuple[Any, bool]]:
@@ -77,12 +88,12 @@ def diagnose_machine() -> tuple[Environment, list[Availability]]:
 
 def _bench(job: Job) -> BenchReport:
     return bench_models(
-        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig), seed=job.recipe.seed,
-        progress=job.progress, log=job.log,
+        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig),
+        dataset=read_data(job.data, job.recipe.data.val), seed=job.recipe.seed, progress=job.progress, log=job.log,
     )  # fmt: skip
 
 
 STAGE = Stage(
-    "bench", _bench, {"bench": Section(BenchConfig)}, ("imgsz",), reads=("build/*",), result=BenchReport,
-    on_machine=True,
+    "bench", _bench, {"bench": Section(BenchConfig)}, ("imgsz",), reads=("build/*",), splits=("val",),
+    result=BenchReport, on_machine=True,
 )  # fmt: skip

@@ -92,9 +92,16 @@ def measure_sensitivity(
             write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))
             if plan_config is not None and report is not None:
                 _write_plan(out, job, sensitivity, plan_config, report, log)
-            _write_report(out, sensitivity, report, data, imgsz, log)
+            command = with_plan(weights, out, data, imgsz, ptq)
+            _write_report(out, sensitivity, report, data, imgsz, command, log)
         wait_for_all()
     return sensitivity, report
+
+
+def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
+    """The command that quantizes with the plan in ``out``."""
+    settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} --scheme {ptq.scheme}"
+    return f"repq ptq {weights} {settings} --plan {out / PLAN} -o int8.safetensors"
 
 
 def _write_plan(
@@ -119,8 +126,9 @@ def _write_plan(
 
 
 def _write_report(
-    out: Path, sensitivity: Sensitivity, plan: PlanReport | None, data: Path, imgsz: tuple[int, int], log: Log
-) -> None:
+    out: Path, sensitivity: Sensitivity, plan: PlanReport | None, data: Path, imgsz: tuple[int, int], command: str,
+    log: Log,
+) -> None:  # fmt: skip
     """Write ``report.html``, ``.md`` and ``.json``, and each drawing as an SVG file; without the libraries, say so."""
     from repq.bench import capture_environment
     from repq.report import ReportSummary, render_report
@@ -132,6 +140,7 @@ def _write_report(
         model=sensitivity.model,
         data=str(data),
         imgsz=imgsz,
+        plan_command=command,
         results={"sensitivity": sensitivity, "plan": plan},
     )
     try:

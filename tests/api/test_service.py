@@ -143,12 +143,15 @@ def test_the_command_line(detector: Detector, tmp_path: Path) -> None:
 
 
 def test_a_graph_of_one_source_size_is_timed_beside_others(exported: Path, tmp_path: Path) -> None:
-    from repq.recipe import BenchConfig
+    from repq.data import load_dataset, make_demo_set
+    from repq.recipe import BenchConfig, DemoConfig
     from repq.stages import bench_models
+
+    data = load_dataset(make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=64)), "val")
 
     fixed = saved(exported, tmp_path, WHOLE.model_copy(update={"source": (50, 60)}), NmsConfig())
     config = BenchConfig(batches=(2,), threads=(1,), rounds=1, runs_per_round=1, warmup=1, end_to_end=True)
-    rows = bench_models([exported, fixed], IMGSZ, config).rows
+    rows = bench_models([exported, fixed], IMGSZ, config, dataset=data).rows
     assert [(row.model, row.scope) for row in rows] == [
         (path.name, scope) for scope in ("infer", "end_to_end") for path in (exported, fixed)
     ]

@@ -47,6 +47,7 @@ class FakeMachine:
 
 
 ENVIRONMENT = capture_environment()
+PICTURES = [np.full((32, 32, 3), value, np.uint8) for value in (1, 2, 3)]
 
 
 def test_turns_alternate_in_direction():
@@ -62,7 +63,7 @@ def test_rows_hold_what_the_clock_said():
     machine = FakeMachine()
     config = BenchConfig(batches=(1, 4), threads=(1, 2), warmup=0, rounds=3, runs_per_round=2)
     models = [machine.model("slow", 8), machine.model("fast", 2)]
-    report = bench(models, (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
+    report = bench(models, (32, 32), config, images=PICTURES, clock=machine.clock, environment=ENVIRONMENT)
     assert len(report.rows) == 2 * 2 * 2 * 2  # batches, threads, scopes, models
     for row in report.rows:
         own = {"slow": 8, "fast": 2}[row.model] * row.batch + (3 if row.scope == "end_to_end" else 0)
@@ -84,11 +85,26 @@ def test_median_and_p95_of_uneven_times():
     assert samples == pytest.approx(list(range(1, 101)))
 
 
+def test_end_to_end_runs_see_the_images_in_turn_and_without_images_there_are_none():
+    seen: list[int] = []
+
+    def runner(threads: int) -> Runner:
+        return Runner(lambda images: images, lambda pictures: seen.extend(int(p[0, 0, 0]) for p in pictures), id)
+
+    config = BenchConfig(batches=(2,), warmup=0, rounds=1, runs_per_round=3)
+    report = bench([TimedModel(model_info("x"), runner)], (32, 32), config, images=PICTURES, environment=ENVIRONMENT)
+    assert seen == [1, 2, 3, 1, 2, 3, 1, 2]  # the first call of a turn is not counted
+    assert report.images == 3
+    bare = bench([TimedModel(model_info("x"), runner)], (32, 32), config, environment=ENVIRONMENT)
+    assert ([row.scope for row in bare.rows], bare.images) == (["infer"], 0)
+
+
 def test_without_pre_and_postprocessing_there_is_no_end_to_end_row():
     machine = FakeMachine()
     bare = TimedModel(model_info("bare"), lambda threads: Runner(lambda images: machine.work("bare", 1)))
     config = BenchConfig(warmup=0, rounds=1, runs_per_round=1)
-    report = bench([bare, machine.model("whole", 1)], (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
+    models = [bare, machine.model("whole", 1)]
+    report = bench(models, (32, 32), config, images=PICTURES, clock=machine.clock, environment=ENVIRONMENT)
     rows = {(row.model, row.scope): row for row in report.rows}
     assert set(rows) == {("bare", "infer"), ("whole", "infer"), ("whole", "end_to_end")}
     assert rows["whole", "end_to_end"].speedup is None  # the first model has no such row

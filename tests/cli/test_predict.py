@@ -204,3 +204,28 @@ def test_a_terminal_of_few_letters(material: Material, folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, cwd=folder)
     assert done.returncode == 2 and b"space" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_what_is_no_detector_is_refused(material: Material, pictures: Path, folder: Path) -> None:
+    onnx = material.files["build MODEL"]
+    assert invoke("build", onnx, "--engine", "onnxruntime", "-o", "other").exit_code == 0
+    assert "no detector" in refused(invoke("predict", onnx, pictures, "-o", "out"))
+    assert "no detections" in refused(invoke("predict", "other", pictures, "-o", "out"))
+
+
+def test_a_program_gets_what_the_command_writes(engine: Path, pictures: Path, video: Path, folder: Path) -> None:
+    said: list[str] = []
+    model = load(engine, log=said.append)
+    run(engine, pictures, video, "--conf", 0.01, "-o", "out")
+    written_boxes = {row["image"]: row["boxes"] for row in written(Path("out"))["images"]}
+    found = list(model.predict([pictures, str(video)], confidence=0.01))
+    assert [one.name for one in found] == list(written_boxes)
+    for one in found:
+        assert one.drawn().shape == one.image.shape and one.names == model.class_names
+        expected = [[*row["box"], row["score"]] for row in written_boxes[one.name]]
+        np.testing.assert_allclose(one.boxes[:, :5], np.reshape(expected, (-1, 5)), atol=1e-3)
+    assert any("broken.jpg" in line for line in said)
+    arrays = [one.image for one in found[:2]]
+    for one, same in zip(found, model.predict(arrays, confidence=0.01), strict=False):
+        np.testing.assert_array_equal(one.boxes, same.boxes)
+    assert len(list(model.predict(video, frames=2))) == 2

@@ -10,7 +10,8 @@ import pytest
 
 from repq.data import DetectionDataset, ImageRecord
 from repq.errors import DataError
-from repq.evaluate import Detections, Matcher, bootstrap_drop, coco_accuracy, resample_weights
+from repq.evaluate import Detections, Matcher, bootstrap_drop, coco_accuracy, resample_weights, resampled_accuracy
+from repq.results import change_interval
 
 CLASSES = 3
 
@@ -107,3 +108,16 @@ def test_a_model_against_itself_drops_nothing() -> None:
     matches = Matcher(data).match(detections(data, noise=3.0))
     outcome = bootstrap_drop(matches, matches, resamples=100)
     assert outcome.drop == 0 and outcome.interval() == (0, 0) and outcome.standard_error == 0
+
+
+def test_accuracies_kept_apart_give_the_interval_of_the_paired_bootstrap() -> None:
+    data = dataset(40)
+    exact, noisy = (detections(data, noise=noise) for noise in (1.0, 4.0))
+    before, after = (resampled_accuracy(found, data) for found in (exact, noisy))
+    matcher = Matcher(data)
+    drop = bootstrap_drop(matcher.match(exact), matcher.match(noisy), resamples=200, seed=0)
+    samples = np.sort(-drop.samples)
+    assert change_interval(before, after) == pytest.approx((samples[5], samples[-6]), abs=2e-5)  # five digits are kept
+    assert change_interval(before, before) == (0, 0)
+    assert change_interval(before, resampled_accuracy(detections(dataset(39), 1.0), dataset(39))) is None
+    assert before.model_copy(update={"resampled": ()}) == coco_accuracy(exact, data)

@@ -55,8 +55,8 @@ def test_without_objects_there_is_no_ap(tmp_path: Path) -> None:
     rows = [cells for section, blocks in sections_of(summary) if section.name == "accuracy" for cells in first(blocks)]
     assert len(rows) == 2
     for row in rows:
-        assert {cell.text for cell in row[2:5]} == {numbers.ABSENT}
-        assert {cell.hint for cell in row[2:5]} == {"the data has no such object"}
+        assert row[2].text == numbers.ABSENT and len(row) == 4  # no column that holds nothing but dashes
+        assert row[2].hint == "the data has no such object"
     assert "0.0000" not in paths["md"].read_text(encoding="utf-8").split("By class")[0]
 
 

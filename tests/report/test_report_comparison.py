@@ -8,6 +8,7 @@ from report_samples import LAYERS, STRAYED, make_engine, make_fusion, make_ptq, 
 from repq.report import ReportSummary, headline
 from repq.report.comparison import Comparison, comparisons
 from repq.report.findings import findings
+from repq.report.sections import SECTIONS
 from repq.report.summary import BENCH, EVAL
 
 
@@ -16,7 +17,8 @@ def by_engine(summary: ReportSummary) -> dict[str, Comparison]:
 
 
 def texts(summary: ReportSummary, level: str) -> list[str]:
-    return [finding.text for finding in findings(summary, comparisons(summary)) if finding.level == level]
+    found = findings(summary, comparisons(summary))
+    return [f"{finding.text} {finding.remedy}" for finding in found if finding.level == level]
 
 
 def test_figures_of_the_headline() -> None:
@@ -28,6 +30,38 @@ def test_figures_of_the_headline() -> None:
     assert openvino.size_ratio == pytest.approx(4_934_567 / 18_823_456)
     assert (openvino.int8_layers, openvino.layers) == (len(LAYERS) - 11, len(LAYERS))
     assert openvino.accuracy_level == "bad" and found["onnxruntime"].accuracy_level == "bad"
+
+
+def resampled(summary: ReportSummary, **changes: float) -> ReportSummary:
+    """The same with the AP of three resamples, which INT8 changes by ``changes`` in OpenVINO."""
+    names = {"openvino-float32": (0.29, 0.30, 0.31), "openvino-int8": tuple(changes.values())}
+    found = {name: accuracy.model_copy(update={"resampled": names.get(name, ())})
+             for name, accuracy in summary[EVAL].items()}  # fmt: skip
+    return make_summary(eval=found)
+
+
+def test_a_change_that_the_images_cannot_tell_from_none_is_not_red() -> None:
+    noisy = resampled(make_summary(), one=0.28, two=0.29, three=0.312)
+    openvino = by_engine(noisy)["openvino"]
+    assert openvino.ap_interval == pytest.approx((-0.01, 0.002))
+    assert openvino.accuracy_level == "warn"
+    assert any("more images" in text and "OpenVINO" in text for text in texts(noisy, "warn"))
+    clear = by_engine(resampled(make_summary(), one=0.28, two=0.29, three=0.30))["openvino"]
+    assert (clear.in_noise, clear.accuracy_level) == (False, "bad")
+    assert by_engine(make_summary())["openvino"].ap_interval is None
+
+
+def test_every_trouble_has_a_remedy() -> None:
+    summary = make_summary(fuse=make_fusion(error=0.2))
+    found = [finding for finding in findings(summary, comparisons(summary)) if finding.level in ("warn", "bad")]
+    assert found and all(finding.remedy for finding in found if "does not say" not in finding.text)
+
+
+def test_titles_say_model_engines_and_threads() -> None:
+    subjects = {section.name: make_summary().subject(section) for section in SECTIONS}
+    assert "OpenVINO" in subjects["accuracy"] and "threads" not in subjects["accuracy"]
+    assert "OpenVINO" in subjects["timing"] and "threads" in subjects["timing"]
+    assert "OpenVINO" not in subjects["training"] and not subjects["manifests"]
 
 
 def test_speedup_compares_one_setting() -> None:

@@ -53,6 +53,15 @@ def test_drawings_are_files_of_their_own_that_markdown_shows(folder: Path) -> No
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
 
 
+def test_the_pointer_gets_a_layers_name_and_the_page_the_command_that_uses_the_plan(tmp_path: Path) -> None:
+    summary = make_sensitivity_summary().model_copy(update={"plan_command": "repq ptq x --plan <y>"})
+    render_report(summary, tmp_path)
+    drawing = ElementTree.fromstring((tmp_path / "measures.svg").read_text(encoding="utf-8"))
+    titles = [title.text for title in drawing.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles[: len(LAYERS)] == [f"{place}: {layer}" for place, layer in enumerate(LAYERS, start=1)]
+    assert "repq ptq x --plan &lt;y&gt;" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_budget_that_is_not_held_is_marked(tmp_path: Path, folder: Path) -> None:
     render_report(make_sensitivity_summary(holds=False), tmp_path)
     assert "no plan tried holds it" in (tmp_path / "report.md").read_text()

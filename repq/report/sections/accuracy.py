@@ -16,7 +16,7 @@ from repq.report.comparison import (
     names_of,
     variant_title,
 )
-from repq.report.numbers import change, count, difference, fraction, plural
+from repq.report.numbers import change, count, difference, fraction, interval, plural
 from repq.report.plots import class_changes
 from repq.report.summary import EVAL, PTQ, QAT, ReportSummary, Section
 from repq.results import Accuracy, ClassAccuracy
@@ -56,7 +56,7 @@ def _blocks(summary: ReportSummary) -> list[Block]:
     compared = [item for item in comparisons(summary) if item.float_accuracy and item.int8_accuracy]
     blocks: list[Block] = [
         Text("COCO AP, fractions of 1. Changes are INT8 minus FP32: a minus sign is a loss."),
-        metrics_table("All measurements", measured),
+        metrics_table(f"All measurements, on {_amount(measured[0].accuracy)}", measured),
     ]
     if compared:
         blocks.append(_changes_table(compared))
@@ -75,9 +75,7 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
         number("Objects", "objects", count),
         *(number(name, metric, fraction) for name, metric, _ in _METRICS[:2]),
     )
-    counts = (
-        f"{plural(accuracy.images, 'image')}, {plural(accuracy.objects, 'object')}, {accuracy.detections} detections"
-    )
+    counts = f"{_amount(accuracy)}, {accuracy.detections} detections"
     metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
     return [
         table("By class", columns, rows, badness=lambda row: -(row.ap or 0.0)),
@@ -95,15 +93,19 @@ def metrics_table(title: str, measured: Iterable[_Measured]) -> Table:
         def note(row: _Measured) -> str:
             return "the data has no such object" if value(row) is None else ""
 
-        return number(name, value, fraction, hint=hint, note=note)
+        return number(name, value, fraction, hint=hint, note=note, optional=metric != "ap")
 
     columns: Columns[_Measured] = [
         Column("Model", "model"),
         Column("Engine", "engine"),
         *(column(*metric) for metric in _METRICS),
-        *(number(name.capitalize(), f"accuracy.{name}", count) for name in ("images", "objects", "detections")),
+        number("Detections", "accuracy.detections", count),
     ]
     return table(title, columns, measured)
+
+
+def _amount(accuracy: Accuracy) -> str:
+    return f"{plural(accuracy.images, 'image')} with {plural(accuracy.objects, 'object')}"
 
 
 def _measured(summary: ReportSummary) -> list[_Measured]:
@@ -127,16 +129,19 @@ def _change_column(title: str, value: Callable[[Row], float | None], bounds: tup
         loss = -(value(row) or 0.0)
         return "bad" if loss > bounds[1] else "warn" if loss > bounds[0] else ""
 
-    return number(title, value, change, level=level)
+    return number(title, value, change, level=level, optional=True)
 
 
 def _changes_table(compared: Sequence[Comparison]) -> Table:
-    bounds = {"ap": (compared[0].max_drop, compared[0].max_drop)}
     columns: Columns[Comparison] = [
         Column("Engine", "title"),
+        number(
+            "AP", "ap_change", change, level=lambda item: "" if item.accuracy_level == "good" else item.accuracy_level
+        ),
+        number("AP, 95 %", "ap_interval", interval, optional=True, hint="of a paired bootstrap over the images"),
         *(
-            _change_column(title, partial(Comparison.metric_change, metric=metric), bounds.get(metric, _PART_DROPS))
-            for title, metric, _ in _METRICS
+            _change_column(title, partial(Comparison.metric_change, metric=metric), _PART_DROPS)
+            for title, metric, _ in _METRICS[1:]
         ),
     ]
     return table("Change from FP32 to INT8, overall and by object size", columns, compared)
@@ -147,7 +152,8 @@ def _class_plot(item: Comparison) -> list[Block]:
     if len(changes) < 2:
         return []
     title = f"AP change by class, {item.title}" + (": the 24 largest" if len(changes) > 24 else "")
-    return [Figure(title, partial(class_changes, changes), "bars of the AP change of each class", wide=True)]
+    draw = partial(class_changes, changes, _CLASS_DROPS[0])
+    return [Figure(title, draw, "bars of the AP change of each class", wide=True)]
 
 
 def _class_table(item: Comparison) -> Table:

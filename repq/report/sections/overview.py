@@ -34,6 +34,7 @@ from repq.report.numbers import (
     change,
     count,
     fraction,
+    interval,
     mebibytes,
     milliseconds,
     percent,
@@ -262,6 +263,8 @@ def _setting(row: BenchRow) -> str:
 
 def _note(comparison: Comparison) -> str:
     parts = []
+    if comparison.ap_interval:
+        parts.append(f"AP change on other images of the kind: {interval(comparison.ap_interval)} (95 %)")
     if comparison.int8_latency:
         parts.append(f"median latency: {_setting(comparison.int8_latency)}")
     if comparison.layers is not None:

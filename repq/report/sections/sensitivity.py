@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Table, Text, number, table
 from repq.report.comparison import engine_title
-from repq.report.numbers import change, compact, decibels, fraction, percent, plural, significant, span
+from repq.report.numbers import change, compact, decibels, fraction, interval, percent, plural, significant, span
 from repq.report.sensitivity_plots import (
     correlation_matrix,
     latency_front,
@@ -37,6 +37,7 @@ _PLACES = ("local", "neck", "head")
 def _plan_blocks(summary: ReportSummary) -> list[Block]:
     plan, measured = summary[PLAN], summary[SENSITIVITY]
     blocks: list[Block] = [Text(_plan_lead(plan, measured))]
+    blocks += [Text(f"Quantize with it: {summary.plan_command}")] if summary.plan_command else []
     blocks += [Findings([finding])] if (finding := _verdict(plan)) else []
     if plan.latency is not None and plan.latency.points:
         title = f"AP against latency in {engine_title(plan.latency.engine)}, {plural(plan.latency.threads, 'thread')}"
@@ -120,16 +121,12 @@ def _verdict(plan: PlanReport) -> Finding | None:
     return Finding("warn", text + ": no plan tried holds it with so much in INT8.")
 
 
-def _changes(bounds: tuple[float, float]) -> str:
-    return " … ".join(map(change, bounds))
-
-
 def _front_table(front: LatencyFront) -> Table:
     columns: Columns[FrontPoint] = (
         number("Float layers", "float_layers", str),
         number("MACs in INT8", "int8_macs_share", percent),
         number("AP drop", "drop", change),
-        number("95 %", "drop_interval", _changes),
+        number("95 %", "drop_interval", interval),
         number("Median, ms", "latency_ms", significant),
         number("Quartiles, ms", "latency_ms_range", span),
         Column(
@@ -153,7 +150,7 @@ def _trial_table(plan: PlanReport) -> Table:
         number("Float layers", "float_layers", str),
         number("Share in INT8", "int8_share", percent),
         number("AP drop", "drop", change),
-        number("95 %", "drop_interval", _changes),
+        number("95 %", "drop_interval", interval),
         number("Compared", "bound", change, hint="the drop that the search compared with its budget"),
         Column("Fits", lambda t: "yes" if t.fits else "no", level=lambda trial: "good" if trial.fits else ""),
     )

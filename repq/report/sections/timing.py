@@ -39,6 +39,8 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
         f"All models timed in one run at {height} × {width} on {machine.cpu}, in {rounds} of alternating order. "
         f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}."
     )
+    if bench.images:
+        lead += f" End to end: {plural(bench.images, 'image')} of the data set, decoded beforehand."
     alt = "bars of the median latency of every model, engine and setting"
     blocks: list[Block] = [Text(lead), Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True)]
     blocks.append(table("All settings", _SETTING, bench.rows, fold=17))
@@ -52,10 +54,8 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
 
 
 _SETTING: Columns[BenchRow] = (
-    Column("Model", "model"),
-    Column("Engine", lambda row: engine_title(row.engine)),
-    Column("Built as", lambda row: variant_title(row.variant)),
-    Column("Layers ran in", "precision"),
+    Column("Model", lambda row: None if row.model == f"{row.engine}-{row.variant}" else row.model, optional=True),
+    Column("Engine", lambda row: f"{engine_title(row.engine)} {variant_title(row.variant)}"),
     Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
            hint="end to end adds pre- and post-processing"),
     number("Batch", "batch", count),
@@ -65,6 +65,7 @@ _SETTING: Columns[BenchRow] = (
     number("Images/s", "images_per_s", significant),
     number("Speedup", "speedup", times, hint="against the first model at the same setting",
            note=lambda row: "the first model was not timed at this setting" if row.speedup is None else ""),
+    Column("Layers ran in", "precision", wrap=True, wide=True),
     number("Size", "size_bytes", mebibytes, detail=True),
     number("Runs", "runs", count, detail=True),
 )  # fmt: skip

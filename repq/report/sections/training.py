@@ -152,7 +152,8 @@ def fusion_blocks(fusion: FusionReport) -> list[Block]:
         before = [largest(block.weight_range_before) for block in fusion.blocks]
         after = [largest(block.weight_range_after) for block in fusion.blocks]
         alt = "largest weight of every block before and after fusing, log scale"
-        blocks.append(Figure("Weight range before and after", partial(weight_growth, before, after), alt, wide=True))
+        draw = partial(weight_growth, [block.block for block in fusion.blocks], before, after)
+        blocks.append(Figure("Weight range before and after", draw, alt, wide=True))
     columns: Columns[BlockFusion] = (
         Column("Block", "block", code=True),
         Column("Kind", "kind"),
