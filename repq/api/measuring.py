@@ -39,10 +39,14 @@ def accuracy_of(
             no longer be read.
     """
     from repq.data import demand_objects
-    from repq.evaluate import coco_accuracy, detect_images, evaluate
+    from repq.evaluate import coco_accuracy, detect_images, evaluate, views
 
     dataset = demand_fit(model, dataset, imgsz, log)
     demand_objects(dataset)
+    if config.tta is not None:
+        demand_plain(model)
+        for view in views(imgsz, config.tta):
+            demand_size(model, view.size)
     if model.plain:
         form = {"layout": model.layout, "preprocessing": model.preprocessing}
         return evaluate(model.infer, dataset, imgsz, config, progress, **form)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import Budget, for_target
-from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig
+from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
 from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
@@ -74,6 +74,7 @@ __all__ = [
     "TensorRtConfig",
     "TrainConfig",
     "Trial",
+    "TtaConfig",
     "as_overrides",
     "default_engines",
     "engine_title",

@@ -4,7 +4,17 @@ Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
 from repq.results.ablation import AblationReport, Spread, TrialFigures
-from repq.results.accuracy import Accuracies, Accuracy, ClassAccuracy, Curves, DrawnImage, Panel, Pictures, metric_of
+from repq.results.accuracy import (
+    Accuracies,
+    Accuracy,
+    ClassAccuracy,
+    Curves,
+    DrawnImage,
+    Panel,
+    Pictures,
+    TtaCost,
+    metric_of,
+)
 from repq.results.base import Range, Result
 from repq.results.engines import (
     Agreement,
@@ -112,6 +122,7 @@ __all__ = [
     "Spread",
     "TrainReport",
     "TrialFigures",
+    "TtaCost",
     "Variant",
     "Verdict",
     "Way",
