@@ -23,6 +23,7 @@ ORDER = (
     ("train",),
     ("family_training",),
     ("quant",),
+    ("prune",),
     ("graph",),
     ("export", "estimate"),
     ("engine",),

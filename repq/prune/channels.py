@@ -28,13 +28,44 @@ FIXED = 0
 """The unit of all channels that cannot be removed."""
 
 _MOVES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t slice select split split_with_sizes unbind squeeze "
-    "unsqueeze expand clone contiguous cat stack detach alias _to_copy lift_fresh repeat pixel_shuffle pixel_unshuffle "
-    "narrow flip roll channel_shuffle".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "clone",
+        "contiguous",
+        "cat",
+        "stack",
+        "detach",
+        "alias",
+        "_to_copy",
+        "lift_fresh",
+        "repeat",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "narrow",
+        "flip",
+        "roll",
+        "channel_shuffle",
+    ]
 )
 _SPATIAL = ("max_pool", "avg_pool", "adaptive", "_adaptive", "upsample", "_upsample", "constant_pad", "reflection_pad",
             "replication_pad")  # fmt: skip
-_POINTWISE = frozenset({"hardswish", "hardsigmoid", "hardtanh", "relu6", "leaky_relu", "elu", "gelu", "mish", "softplus"})
+_POINTWISE = frozenset(
+    {"hardswish", "hardsigmoid", "hardtanh", "relu6", "leaky_relu", "elu", "gelu", "mish", "softplus"}
+)
 """Those that torch does not mark as such."""
 _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin"})
 
@@ -196,7 +227,9 @@ class _Tracer:
                     first = first.narrow(axis, 0, 1)
                 return first.reshape(results.shape)
         if name in ("index", "index_select"):
-            places = [args[1]] if name == "index_select" else [i for i, index in enumerate(args[1]) if index is not None]
+            places = (
+                [args[1]] if name == "index_select" else [i for i, index in enumerate(args[1]) if index is not None]
+            )
             if results.ndim == first.ndim and not set(places) & set(_varying(first)):
                 for axis in places:
                     first = first.narrow(axis, 0, 1)

@@ -41,7 +41,9 @@ class Pruner:
 
     def __init__(self, model: Detector) -> None:
         if not model.deploy:
-            raise RepqError("only a fused model can be pruned", found=model.spec.name, fix="fuse it first (`repq fuse`)")
+            raise RepqError(
+                "only a fused model can be pruned", found=model.spec.name, fix="fuse it first (`repq fuse`)"
+            )
         self.model = model.eval()
         self._nodes: dict[str, tuple[list[Any], list[Any]]] = {}
         bare = outline(model.spec, True).to("meta").eval()
@@ -75,7 +77,9 @@ class Pruner:
         with torch.no_grad():
             for layer, module in layers_of(model):
                 if layer in self.channels.inputs and not module.groups == module.in_channels > 1:
-                    module.weight[_slices(module, *(~kept[units] for units in self._units(layer)), inputs_only=True)] = 0
+                    module.weight[
+                        _slices(module, *(~kept[units] for units in self._units(layer)), inputs_only=True)
+                    ] = 0
         return model
 
     def cut(self, kept: Kept) -> Detector:

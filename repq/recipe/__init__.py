@@ -30,8 +30,10 @@ from repq.recipe.quantization import (
     FuseConfig,
     Measure,
     PlanConfig,
+    PruneConfig,
     PtqConfig,
     QatConfig,
+    RecoveryConfig,
     SensitivityConfig,
 )
 from repq.recipe.reader import Trial, as_overrides, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
@@ -66,9 +68,11 @@ __all__ = [
     "PredictConfig",
     "PreprocessConfig",
     "Provider",
+    "PruneConfig",
     "PtqConfig",
     "QatConfig",
     "Recipe",
+    "RecoveryConfig",
     "ReportConfig",
     "SensitivityConfig",
     "TensorRtConfig",

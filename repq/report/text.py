@@ -28,6 +28,7 @@ from repq.results import (
     ExportReport,
     FusionReport,
     PlanReport,
+    PruneReport,
     PtqReport,
     QatReport,
     Sensitivity,
@@ -158,6 +159,10 @@ def sensitivity_table(measured: Sensitivity, plan: PlanReport) -> str:
 
 def fusion_table(report: FusionReport) -> str:
     return render_text(_verdict_last(training.fusion_blocks(report)))
+
+
+def prune_table(report: PruneReport) -> str:
+    return render_text(_verdict_last(training.prune_blocks(report)))
 
 
 def train_table(report: TrainReport) -> str:

@@ -59,7 +59,16 @@ from repq.results.sensitivity import (
     Similarity,
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
-from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.training import (
+    BlockFusion,
+    EpochRow,
+    FusionReport,
+    PrunedGroup,
+    PruneReport,
+    QatReport,
+    ScaleChange,
+    TrainReport,
+)
 from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
@@ -109,6 +118,8 @@ __all__ = [
     "PlanTrial",
     "PredictReport",
     "PresetTrial",
+    "PruneReport",
+    "PrunedGroup",
     "PtqReport",
     "PtqTrial",
     "QatReport",
