@@ -122,14 +122,16 @@ class _Labelled(Tensor):
 
     @staticmethod
     def __new__(cls, labels: Tensor, tracer: _Tracer) -> _Labelled:
-        made: _Labelled = Tensor._make_wrapper_subclass(cls, labels.shape, dtype=torch.float32, device="meta")  # type: ignore[attr-defined]
+        made: _Labelled = Tensor._make_wrapper_subclass(
+            cls, labels.shape, dtype=torch.float32, device=torch.device("meta")
+        )
         return made
 
     def __init__(self, labels: Tensor, tracer: _Tracer) -> None:
         self.labels, self.tracer = labels, tracer
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         found = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, _Labelled)]
         return found[0].tracer.call(func, args, kwargs, found)
@@ -191,7 +193,7 @@ class _Tracer:
         in_place = name.endswith("_") and not name.startswith("_")
         plain = name.rstrip("_") if in_place else name
         if plain in _POINTWISE or torch.Tag.pointwise in func.tags:  # running them as a whole costs more
-            results = torch.empty(torch.broadcast_shapes(*_shapes(args)), device="meta")
+            results: Any = torch.empty(torch.broadcast_shapes(*_shapes(args)), device="meta")
         else:
             results = None if plain in _MOVES else func(*_bare(args), **_bare(kwargs))
         labels = self.labels(func, plain, args, kwargs, found, results)

@@ -72,8 +72,9 @@ def activation_scores(model: Detector, images: Iterable[Tensor]) -> Scores:
 
 
 def taylor_scores(model: Detector, losses: Iterable[Tensor]) -> Scores:
-    """The first-order change of the loss without each output channel: ``|sum of weight times gradient|`` (Molchanov et
-    al., 1906.10771, section 3.1), summed over batches.
+    """The first-order change of the loss without each output channel, summed over batches.
+
+    It is ``|sum of weight times gradient|`` (Molchanov et al., 1906.10771, section 3.1).
 
     Args:
         losses: one of each batch, computed from ``model`` while its weights need gradients.
@@ -81,7 +82,7 @@ def taylor_scores(model: Detector, losses: Iterable[Tensor]) -> Scores:
     found: dict[LayerId, NDArray[np.float64]] = {}
     for loss in losses:
         model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for layer, module in layers_of(model):
             if module.weight.grad is not None:
                 change = _of_outputs(module, module.weight.detach() * module.weight.grad)
@@ -150,14 +151,8 @@ def _group(
 # --- how many --------------------------------------------------------------------------------------------------------
 
 
-def choose(
-    pruner: Pruner, groups: Sequence[Group], config: PruneConfig, imgsz: tuple[int, int],
-    latency: Callable[[NDArray[np.bool_]], float] | None = None,
-) -> NDArray[np.bool_]:  # fmt: skip
+def choose(pruner: Pruner, groups: Sequence[Group], config: PruneConfig, imgsz: tuple[int, int]) -> NDArray[np.bool_]:
     """For every unit whether it stays: as few go as the target asks for.
-
-    Args:
-        latency: time of what is left over that of the whole model, for a target in latency.
 
     Raises:
         RepqError: the target cannot be reached.
@@ -178,13 +173,12 @@ def choose(
     def reached(pieces: int) -> bool:
         if config.ratio is not None:
             return bool(counts[pieces] >= config.ratio * sum(len(group.units) for group in groups))
-        if latency is not None and config.target_latency is not None:
-            return latency(kept(pieces)) <= config.target_latency
         return share(kept(pieces)) <= config.target_macs
 
     if not ordered or not reached(len(ordered)):
+        most = counts[-1] / max(1, sum(len(group.units) for group in groups))
         raise RepqError(
-            "so much cannot be pruned", found=f"at most {counts[-1] / max(1, sum(len(g.units) for g in groups)):.0%} of the channels, which leaves "
+            "so much cannot be pruned", found=f"at most {most:.0%} of the channels, which leaves "
             f"{share(kept(len(ordered))):.0%} of the multiply-adds",
             fix="ask for less, or let more of a group go (max_ratio), or a smaller --round",
         )  # fmt: skip

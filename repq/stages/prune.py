@@ -17,7 +17,7 @@ from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PruneConfig
-from repq.results import Accuracy, PrunedGroup, PruneReport
+from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport
 from repq.stages.data import labelled, read_data
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def prune_checkpoint(
         return found
 
     before, pruned = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
-    recovered, epochs = None, ()
+    recovered: Accuracy | None = None
+    epochs: tuple[EpochRow, ...] = ()
     if config.recovery.epochs and train_set is not None:
         outcome = train_quantized(
             smaller, opened.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,

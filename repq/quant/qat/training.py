@@ -97,7 +97,8 @@ def train_quantized(
 ) -> QatOutcome:
     """Train a calibrated model to answer as its float model does, and give back the average of its weights.
 
-    Layers without quantizers run in float and learn with the others; in a `repq.recipe.RecoveryConfig` all may be so. State and processes are as in `repq.train.train`.
+    Layers without quantizers run in float and learn with the others; with a `repq.recipe.RecoveryConfig` all may.
+    State and processes are as in `repq.train.train`.
 
     Args:
         model: with calibrated quantizers; it is not changed.
