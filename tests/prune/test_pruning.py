@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from repq.data import load_dataset, make_demo_set
 from repq.errors import RepqError
 from repq.export import export_float
 from repq.layers import LayerId
@@ -26,7 +27,7 @@ from repq.model.onnx_graph.skeleton import to_skeleton, with_weights
 from repq.prune.channels import FIXED
 from repq.prune.choosing import activation_scores, choose, groups_of, unit_scores, weight_scores
 from repq.prune.cutting import Pruner, smallest_size
-from repq.recipe import PruneConfig
+from repq.recipe import DemoConfig, PruneConfig, RecoveryConfig
 from repq.stages import prune_checkpoint
 
 NAMES = ["yolov6n", "yolov6n_v2", "yolov6lite_s", "yolov6s_mbla", "yolox_nano"]
@@ -238,10 +239,9 @@ def test_shuffled_halves_are_one_unit(toy: GraphDetector) -> None:
     assert not outputs[LayerId("head")].any()
 
 
-@pytest.mark.parametrize("name", ["yolov6lite_s", "yolov6n_v2"])
-def test_onnx_goes_in_and_smaller_onnx_comes_out(name: str, tmp_path: Path) -> None:
+def test_onnx_goes_in_and_smaller_onnx_comes_out(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.onnx"
-    onnx.save(export_float(made(name), (64, 64)), whole)
+    onnx.save(export_float(made("yolov6lite_s"), (64, 64)), whole)
     report = prune_checkpoint(whole, out, PruneConfig(target_macs=0.8, round=4), imgsz=(64, 64))
     assert report.macs_after <= 0.8 * report.macs_before
     graph = onnx.load(out)
@@ -274,3 +274,17 @@ def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:
             build(replace(model.spec, widths=(width,)), deploy=True)
     with pytest.raises(RepqError, match="cannot have these channels"):
         build(replace(model.spec, widths=((layer, 3, 8, 1),)))
+
+
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_a_pruned_model_learns_from_the_whole_one(importance: Any, tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "demo", DemoConfig(train_images=8, val_images=2, size=96))
+    save_checkpoint(tmp_path / "whole.safetensors", made("yolov6n_v2"), names=load_dataset(data, "val").names)
+    out = tmp_path / "small.safetensors"
+    config = PruneConfig(importance=importance, images=8, recovery=RecoveryConfig(epochs=1, batch=4))
+    report = prune_checkpoint(
+        tmp_path / "whole.safetensors", out, config, data=data, imgsz=(64, 64), evaluate=importance == "activation"
+    )
+    assert report.macs_after <= 0.7 * report.macs_before and len(report.epochs) == 1
+    assert (report.accuracy_recovered is None) == (importance == "taylor")
+    assert count_macs(load_checkpoint(out).model, 64) != count_macs(made("yolov6n_v2"), 64)
