@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from repq.recipe import QatConfig as QatConfig
     from repq.recipe import SensitivityConfig as SensitivityConfig
     from repq.recipe import TrainConfig as TrainConfig
+    from repq.recipe import TtaConfig as TtaConfig
     from repq.results import Accuracy as Accuracy
     from repq.results import BenchReport as BenchReport
     from repq.results import CheckReport as CheckReport
@@ -54,7 +55,7 @@ switch_off_telemetry()
 
 _CONFIGS = (
     "BenchConfig BuildConfig CalibrationConfig CheckConfig CorrectionConfig EvalConfig ExportConfig LetterboxConfig "
-    "NmsConfig PlanConfig PreprocessConfig PtqConfig QatConfig SensitivityConfig TrainConfig"
+    "NmsConfig PlanConfig PreprocessConfig PtqConfig QatConfig SensitivityConfig TrainConfig TtaConfig"
 )
 _RESULTS = (
     "Accuracy BenchReport CheckReport EngineDescription ExportReport FusionReport PlanReport Sensitivity TrainReport "

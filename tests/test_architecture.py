@@ -35,6 +35,7 @@ ORDER = (
     ("train",),
     ("family_training",),
     ("quant",),
+    ("prune",),
     ("graph",),
     ("export", "estimate"),
     ("engine",),

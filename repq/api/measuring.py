@@ -40,10 +40,14 @@ def accuracy_of(
             no longer be read.
     """
     from repq.data import demand_objects
-    from repq.evaluate import detect_all, detect_images, resampled_accuracy
+    from repq.evaluate import detect_all, detect_images, resampled_accuracy, views
 
     dataset = demand_fit(model, dataset, imgsz, log)
     demand_objects(dataset)
+    if config.tta is not None:
+        demand_plain(model)
+        for view in views(imgsz, config.tta):
+            demand_size(model, view.size)
     if model.plain:
         found = detect_all(
             model.infer, dataset, imgsz, config, progress, label="evaluating", layout=model.layout,

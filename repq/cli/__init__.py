@@ -15,6 +15,7 @@ COMMANDS = {
     "ablation": ("runs", "Run the variants of a recipe with several seeds."),
     "train": ("training", "Train a detector, plain or with RepOptimizer."),
     "fuse": ("training", "Fold the branches of WEIGHTS, with a proof per block."),
+    "prune": ("training", "Remove channels of WEIGHTS that are worth least, and recover."),
     "diagnose": ("quantization", "Say which way to INT8 WEIGHTS need."),
     "sensitivity": ("quantization", "Measure what quantizing each layer costs, and plan."),
     "ptq": ("quantization", "Quantize WEIGHTS after training."),

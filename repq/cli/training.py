@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Annotated
 
 from repq.cli.generated import Offer
-from repq.cli.options import SQUARE, AnySeed, CheckpointOut, Data, Imgsz, MaybeData, OwnSize, TorchDevice, Weights
+from repq.cli.options import (
+    SQUARE,
+    AnySeed,
+    CheckpointOut,
+    Data,
+    Imgsz,
+    MaybeData,
+    OwnSize,
+    TorchDevice,
+    ValSplit,
+    Weights,
+)
 from repq.cli.shell import Shell
-from repq.recipe import EvalConfig, FuseConfig, TrainConfig
+from repq.recipe import EvalConfig, FuseConfig, GraphConfig, PruneConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
 from repq.recipe.data import Split
 
@@ -55,3 +66,31 @@ def fuse_command(
         weights, out, fuse, data=data, split=split, imgsz=imgsz, device=device, seed=seed, log=shell.log
     )
     shell.finish({**report.values(), "out": str(out)}, lambda: fusion_table(report))
+
+
+def prune_command(
+    shell: Shell, weights: Weights, out: CheckpointOut,
+    prune: Annotated[
+        PruneConfig,
+        Offer("ratio", "target_macs", "importance", "scope", "round", "recovery.epochs", "recovery.task_weight"),
+    ],
+    eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: ValSplit = "val",
+    imgsz: OwnSize = None, device: TorchDevice = "cpu", seed: AnySeed = 0,
+    evaluate: Annotated[
+        bool, setting(flag="--eval/--no-eval", needs="--data", help="Measure AP before and after.")
+    ] = True,
+) -> None:  # fmt: skip
+    """Channels that are coupled go together: by additions, concatenations, shuffles and depthwise layers. What is
+    written loads, evaluates, quantizes and exports like any fused model. With --epochs it learns on the train split to
+    answer as the whole model does; that needs no labels.
+    """
+    from repq.api.sizes import size_for
+    from repq.report.text import prune_table
+    from repq.stages import prune_checkpoint
+
+    imgsz = size_for(weights, imgsz, shell.log)
+    report = prune_checkpoint(
+        weights, out, prune, data=data, splits=("train", split), imgsz=imgsz, eval_config=eval, graph=graph,
+        device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
+    )  # fmt: skip
+    shell.finish({**report.values(), "out": str(out)}, lambda: prune_table(report))

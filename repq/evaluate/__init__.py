@@ -1,5 +1,6 @@
 """From network output to boxes, and from boxes to COCO average precision."""
 
+from repq.evaluate.augmented import views
 from repq.evaluate.coco_metrics import coco_accuracy, evaluate
 from repq.evaluate.curves import detection_curves
 from repq.evaluate.detections import Detect, Detections, Predict, boxes_in_images, detect_all, detect_images
@@ -23,4 +24,5 @@ __all__ = [
     "postprocess",
     "resample_weights",
     "resampled_accuracy",
+    "views",
 ]

@@ -60,6 +60,7 @@ def coco_accuracy(detections: Detections, dataset: DetectionDataset) -> Accuracy
         images=len(dataset),
         objects=int(counts.sum()),
         detections=detections.count,
+        tta=detections.tta,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from repq.data import Batch, DetectionDataset, ImageRecord, batches, prefetch, read_image
 from repq.errors import DataError
+from repq.evaluate.augmented import PLAIN, merged, mirror_boxes, mirror_images, views
 from repq.evaluate.postprocess import postprocess
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig
+from repq.results import TtaCost
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """Network input (B, 3, H, W) to detections (a layout's columns) in network pixels; the last B may be smaller."""
@@ -31,10 +34,12 @@ class Detections:
     Attributes:
         images: the names of the images, in the order of the data set's records.
         boxes: per image (k, 6) float32: x1, y1, x2, y2 in pixels of the original image, score, class; best first.
+        tta: what test-time augmentation cost; None: there was none.
     """
 
     images: tuple[str, ...]
     boxes: tuple[NDArray[np.float32], ...]
+    tta: TtaCost | None = None
 
     @property
     def count(self) -> int:
@@ -67,15 +72,32 @@ def detect_all(
 ) -> Detections:
     """Find the objects in every image of a data set; a few batches of images are in memory at a time.
 
+    With ``config.tta`` every image is looked at several times, and what is found is merged.
+
     Raises:
         DataError: the output of ``predict`` does not fit the data set's classes, or an image can no longer be read.
+        RepqError: the library that merges is not installed.
     """
-    loaded = batches(dataset, imgsz, config.batch, config.letterbox, preprocessing)
-    found: list[NDArray[np.float32]] = []
-    for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
-        output = np.asarray(predict(batch.images))
-        found.extend(boxes_in_images(output, batch, dataset.names, config, layout))
-    return Detections(_names(dataset.records), tuple(found))
+    tta = config.tta or PLAIN
+    found: list[list[NDArray[np.float32]]] = []
+    seconds: list[list[float]] = []
+    for view in views(imgsz, config.tta):
+        loaded = batches(dataset, view.size, config.batch, config.letterbox, preprocessing)
+        of_view: list[NDArray[np.float32]] = []
+        times: list[float] = []
+        for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
+            images = mirror_images(batch.images) if view.mirrored else batch.images
+            start = time.perf_counter()
+            output = np.asarray(predict(images))
+            times.append(time.perf_counter() - start)
+            mirrored = view.size[1] if view.mirrored else None
+            of_view.extend(boxes_in_images(output, batch, dataset.names, config, layout, mirrored))
+        found.append(of_view)
+        seconds.append(times)
+    boxes = tuple(merged(passes, tta, config.max_detections) for passes in zip(*found, strict=True))
+    medians = [float(np.median(times)) for times in seconds if times]
+    cost = TtaCost(passes=len(found), time_ratio=sum(medians) / medians[0]) if config.tta and medians else None
+    return Detections(_names(dataset.records), boxes, cost)
 
 
 def detect_images(
@@ -100,14 +122,20 @@ def boxes_in_images(
     names: Sequence[str],
     config: EvalConfig,
     layout: OutputLayout = OutputLayout(),
+    mirrored: int | None = None,
 ) -> list[NDArray[np.float32]]:
     """Turn one batch of network output into boxes (k, 6) in pixels of the original images, as in `Detections.boxes`.
+
+    Args:
+        mirrored: width of the input where the network saw it mirrored.
 
     Raises:
         DataError: the output does not fit the batch or the classes.
     """
     _check_output(output, len(batch), names, layout)
     found = postprocess(output, config, layout)
+    if mirrored is not None:
+        found = [mirror_boxes(boxes, mirrored) for boxes in found]
     for boxes, transform in zip(found, batch.transforms, strict=True):
         boxes[:, :4] = transform.to_original(boxes[:, :4], clip=config.clip)
     return found

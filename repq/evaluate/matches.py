@@ -31,6 +31,8 @@ from repq.results import Accuracy
 _RECALL_POINTS = np.linspace(0, 1, 101)
 _MAX_DETECTIONS = 100
 
+RESAMPLED_IMAGES = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class _ClassMatches:
@@ -182,9 +184,13 @@ def resample_weights(images: int, resamples: int, seed: int) -> NDArray[np.float
 def resampled_accuracy(found: Detections, dataset: DetectionDataset, *, resamples: int = 200) -> Accuracy:
     """COCO metrics, and AP of resamples that depend on nothing but the number of images: models can be paired.
 
+    More than `RESAMPLED_IMAGES` are not resampled: that takes longer than the metrics, and AP varies little there.
+
     Raises:
         DataError: the detections are of other images.
     """
+    if len(dataset) > RESAMPLED_IMAGES:
+        return coco_accuracy(found, dataset)
     sampled = Matcher(dataset).match(found).resampled_ap(resample_weights(len(dataset), resamples, seed=0))
     return coco_accuracy(found, dataset).model_copy(update={"resampled": tuple(np.round(sampled, 5).tolist())})
 

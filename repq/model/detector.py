@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model.families import family_named, get_spec
 from repq.model.family import Spec
@@ -86,7 +87,27 @@ def build(name_or_spec: str | Spec, num_classes: int = 80, *, deploy: bool = Fal
         RepqError: the name is unknown; the message names the closest ones.
     """
     spec = get_spec(name_or_spec, num_classes) if isinstance(name_or_spec, str) else name_or_spec
-    return family_named(spec.family).build(spec, deploy=deploy)
+    model = family_named(spec.family).build(spec, deploy=deploy)
+    return _resized(model, spec.widths) if spec.widths else model
+
+
+def _resized(model: Detector, widths: Sequence[tuple[str, int, int, int]]) -> Detector:
+    """Give layers other numbers of channels, never more than they have; in place."""
+    layers = dict(layers_of(model))
+    for name, inputs, outputs, groups in widths:
+        layer = layers.get(LayerId(name))
+        fits = layer is not None and 0 < inputs <= layer.in_channels and 0 < outputs <= layer.out_channels
+        if not model.deploy or layer is None or not fits or groups < 1 or inputs % groups or outputs % groups:
+            raise RepqError(
+                f"{model.spec.name} cannot have these channels", found=f"{name}: {inputs}, {outputs}, groups {groups}",
+                fix="a pruned model has its fused form alone, with no more channels than the usual one",
+            )  # fmt: skip
+        layer.in_channels, layer.out_channels, layer.groups = inputs, outputs, groups
+        first = (inputs, outputs // groups) if isinstance(layer, nn.ConvTranspose2d) else (outputs, inputs // groups)
+        layer.weight = nn.Parameter(layer.weight.new_empty(*first, *layer.weight.shape[2:]))
+        layer.bias = nn.Parameter(layer.weight.new_empty(outputs))
+        layer.reset_parameters()
+    return model
 
 
 def outline(spec: Spec, deploy: bool) -> Detector:

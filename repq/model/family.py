@@ -40,6 +40,7 @@ class Spec:
         num_classes: number of object classes.
         strides: input pixels per cell of each output level, finest first.
         preprocessing: how images become its input.
+        widths: of a pruned model, layers whose input channels, output channels and groups are not the usual ones.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -49,6 +50,7 @@ class Spec:
     num_classes: int
     strides: tuple[int, ...]
     preprocessing: Preprocessing = Preprocessing()
+    widths: tuple[tuple[str, int, int, int], ...] = ()
 
     @property
     def layout(self) -> OutputLayout:

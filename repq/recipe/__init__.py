@@ -6,7 +6,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import Budget, for_target
-from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig
+from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
 from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
@@ -30,8 +30,10 @@ from repq.recipe.quantization import (
     FuseConfig,
     Measure,
     PlanConfig,
+    PruneConfig,
     PtqConfig,
     QatConfig,
+    RecoveryConfig,
     SensitivityConfig,
 )
 from repq.recipe.reader import Trial, as_overrides, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
@@ -66,14 +68,17 @@ __all__ = [
     "PredictConfig",
     "PreprocessConfig",
     "Provider",
+    "PruneConfig",
     "PtqConfig",
     "QatConfig",
     "Recipe",
+    "RecoveryConfig",
     "ReportConfig",
     "SensitivityConfig",
     "TensorRtConfig",
     "TrainConfig",
     "Trial",
+    "TtaConfig",
     "as_overrides",
     "default_engines",
     "engine_title",

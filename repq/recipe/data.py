@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from repq.recipe.base import AnyPath, Batch, Config, Count, OneOf, Seed, Share, setting
+from repq.recipe.base import AnyPath, Batch, Config, Count, OneOf, Pixels, Seed, Share, setting
 
 Detections = Annotated[int, Field(ge=1, le=100_000)]
 Split = Annotated[str, Field(min_length=1, max_length=200)]
@@ -59,6 +59,20 @@ class LetterboxConfig(Config):
     upscale: bool = setting(True, help="Enlarge images that are smaller than the input.")
 
 
+class TtaConfig(Config):
+    """Test-time augmentation: a pass for every scale, mirrored and not, whose boxes are merged in each image."""
+
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = setting(
+        (1.0,), min_length=1, flag="--tta-scale", needs="--tta", help="Factors of the input size; repeat for several."
+    )
+    flip: bool = setting(True, flag="--tta-flip/--no-tta-flip", needs="--tta", help="Look at mirrored images too.")
+    merge: Literal["nms", "wbf"] = setting(
+        "nms", flag="--tta-merge", needs="--tta", help="Suppression, or weighted box fusion (extra `tta`)."
+    )
+    iou: float = setting(0.65, gt=0, le=1, help="IoU from which boxes of several passes are of one object.")
+    step: Pixels = setting(32, help="Scaled sizes are rounded to multiples of this; the coarsest stride fits.")
+
+
 class EvalConfig(Config):
     """COCO evaluation; the defaults are the official ones for reporting AP."""
 
@@ -72,3 +86,6 @@ class EvalConfig(Config):
         "off by the edge; figures are comparable only at the same setting.",
     )  # fmt: skip
     letterbox: LetterboxConfig = setting(LetterboxConfig(), help="How images get into the network input.")
+    tta: TtaConfig | None = setting(
+        None, flag="--tta", help="Test-time augmentation: better boxes for several times the work."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from repq.recipe.base import (
@@ -193,6 +193,36 @@ class QatConfig(LoopConfig):
         if not (self.task_weight or self.feature_weight or self.class_weight or self.box_weight):
             raise ValueError("all weights of the loss are 0: there is nothing to learn from")
         return self
+
+
+class RecoveryConfig(QatConfig):
+    """Training of a pruned model to answer as the whole one does; there are no scales in it."""
+
+    epochs: Annotated[int, Field(ge=0, le=100_000)] = setting(
+        0, flag="--epochs", needs="--data", help="Passes over the train split after pruning; 0: none."
+    )
+    scales: Literal["learned", "frozen"] = setting("frozen", help="Without effect.")
+    feature_weight: Factor = setting(0.0, help="Weight of the imitation of neck maps that lost no channel.")
+
+
+class PruneConfig(Config):
+    """Structured pruning to a share of the channels, or of the multiply-adds."""
+
+    ratio: float | None = setting(
+        None, gt=0, lt=1, flag="--ratio", excludes="--target-macs",
+        help="Share of the removable channels that goes.",
+    )  # fmt: skip
+    target_macs: float = setting(0.7, gt=0, lt=1, flag="--target-macs", help="Share of the multiply-adds that stays.")
+    importance: Literal["l1", "l2", "taylor", "activation"] = setting(
+        "l2", flag="--importance", help="What a channel is worth; taylor and activation look at --data."
+    )
+    scope: Literal["global", "layer"] = setting(
+        "global", flag="--scope", help="Whether channels of all layers compete, or every group gives the same share."
+    )
+    round: int = setting(8, ge=1, le=128, flag="--round", help="What is left of a pruned layer divides by this.")
+    max_ratio: float = setting(0.7, gt=0, lt=1, help="Largest share of a group that goes.")
+    images: Count = setting(64, help="Images that taylor and activation look at.")
+    recovery: RecoveryConfig = setting(RecoveryConfig(), help="Training after pruning.")
 
 
 ApSweep = Literal["only_int8", "only_float"]

@@ -41,6 +41,7 @@ from repq.results import (
     FusionReport,
     PlanReport,
     ProfileReport,
+    PruneReport,
     PtqReport,
     QatReport,
     Sensitivity,
@@ -185,6 +186,10 @@ def sensitivity_table(measured: Sensitivity, plan: PlanReport) -> str:
 
 def fusion_table(report: FusionReport) -> str:
     return render_text(_verdict_last(training.fusion_blocks(report)))
+
+
+def prune_table(report: PruneReport) -> str:
+    return render_text(_verdict_last(training.prune_blocks(report)))
 
 
 def train_table(report: TrainReport) -> str:

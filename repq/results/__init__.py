@@ -12,6 +12,7 @@ from repq.results.accuracy import (
     DrawnImage,
     Panel,
     Pictures,
+    TtaCost,
     change_interval,
     metric_of,
 )
@@ -61,7 +62,16 @@ from repq.results.sensitivity import (
     Similarity,
 )
 from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
-from repq.results.training import BlockFusion, EpochRow, FusionReport, QatReport, ScaleChange, TrainReport
+from repq.results.training import (
+    BlockFusion,
+    EpochRow,
+    FusionReport,
+    PrunedGroup,
+    PruneReport,
+    QatReport,
+    ScaleChange,
+    TrainReport,
+)
 from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
@@ -117,6 +127,8 @@ __all__ = [
     "PredictReport",
     "PresetTrial",
     "ProfileReport",
+    "PruneReport",
+    "PrunedGroup",
     "PtqReport",
     "PtqTrial",
     "QatReport",
@@ -130,6 +142,7 @@ __all__ = [
     "Spread",
     "TrainReport",
     "TrialFigures",
+    "TtaCost",
     "Variant",
     "Verdict",
     "Way",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict
 
-from repq.results.base import Result
+from repq.results.base import Result, measured_time
 
 
 class ClassAccuracy(Result):
@@ -12,6 +12,13 @@ class ClassAccuracy(Result):
     objects: int
     ap: float | None  # None: no object of the class in the data
     ap50: float | None
+
+
+class TtaCost(Result):
+    """What test-time augmentation costs: passes for an image, and their time over that of the plain one."""
+
+    passes: int
+    time_ratio: float = measured_time()
 
 
 class Accuracy(Result):
@@ -28,6 +35,7 @@ class Accuracy(Result):
     objects: int
     detections: int
     resampled: tuple[float, ...] = ()  # AP of resamples of the images, the same ones for all models on so many images
+    tta: TtaCost | None = None
 
     def defined(self, metric: str = "ap") -> float | None:
         """A metric by its name; None where the data holds no object, so that there is no AP."""

@@ -66,6 +66,31 @@ class BlockFusion(Result):
     weight_range_after: Range
 
 
+class PrunedGroup(Result):
+    """Layers whose channels were removed together: how many units there were, and how many are left."""
+
+    layers: tuple[str, ...]
+    before: int
+    after: int
+
+
+class PruneReport(Result):
+    """What pruning took away. Multiply-adds and parameters are of the layers; AP is None where it was not measured."""
+
+    model: str
+    importance: str
+    groups: tuple[PrunedGroup, ...]
+    fixed: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    accuracy_before: Accuracy | None = None
+    accuracy_pruned: Accuracy | None = None
+    accuracy_recovered: Accuracy | None = None
+    epochs: tuple[EpochRow, ...] = ()
+
+
 class FusionReport(Result):
     """The proof of one fused model. ``max_*`` are of the whole model's detections."""
 

@@ -15,6 +15,7 @@ from repq.stages.export import export_checkpoint
 from repq.stages.fuse import fuse_checkpoint
 from repq.stages.inspect import describe_model, estimate_graph, lint_graph
 from repq.stages.predict import predict_files
+from repq.stages.prune import prune_checkpoint
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.qat import QatSource, qat_checkpoint
 from repq.stages.report import report_benches
@@ -64,6 +65,7 @@ __all__ = [
     "lint_graph",
     "measure_sensitivity",
     "predict_files",
+    "prune_checkpoint",
     "ptq_checkpoint",
     "qat_checkpoint",
     "quantize_within",

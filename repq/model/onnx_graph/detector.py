@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +31,7 @@ class GraphDetector(Detector):
     def __init__(self, spec: GraphSpec) -> None:
         super().__init__(spec, deploy=True)
         self.program, self.parts = program_of(spec.graph, spec.imgsz)
+        self.watch: Callable[[Step, Sequence[Any], Any], None] | None = None  # sees what operators read and give
         self._owners: dict[LayerId, tuple[nn.Module, str]] = {}
         for layer, form in self.program.forms.items():
             *path, name = layer.split(".")
@@ -115,6 +116,8 @@ class GraphDetector(Detector):
                     values[step.writes[0]] = owner._modules[name](tensors[0])  # type: ignore[misc]
                 else:
                     result = step.run(*tensors)
+                    if self.watch is not None:
+                        self.watch(step, tensors, result)
                     if isinstance(result, Tensor):
                         values[step.writes[0]] = result
                     else:

@@ -73,6 +73,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
         notes += _to_float32(model)
         name, size = _image_input(model, path, imgsz)
         notes += _fold_batch_norms(model)
+        notes += _fold_biases(model)
         _name_layers(model, path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return GraphFile(model, name, size, metadata, tuple(notes))
@@ -262,6 +263,33 @@ def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
         folded += 1
     if folded:
         yield f"folded {folded} batch normalizations into the convolutions before them"
+
+
+def _fold_biases(model: ModelProto) -> Iterator[str]:
+    """Fold constants per channel into the biases of the convolutions that they are added to, in place."""
+    constants, folded = _Constants(model), 0
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(output.name for output in model.graph.output)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in [node for node in model.graph.node if node.op_type == "Add"]:
+        for own, other in (node.input, node.input[::-1]):
+            conv, added = makers.get(own), constants.value(other, depth=2)
+            if conv is None or conv.op_type not in LAYER_OPS or len(conv.input) > 2 or readers[own] != 1:
+                continue
+            if added is None or added.ndim != 4 or added.shape != (1, added.shape[1], 1, 1):
+                continue
+            name = f"{node.output[0]}/folded_bias"
+            weight = constants.value(conv.input[1])
+            if weight is None or conv.op_type == "ConvTranspose" or len(weight) != added.shape[1]:
+                continue
+            model.graph.initializer.append(numpy_helper.from_array(added.reshape(-1).astype(np.float32), name))
+            conv.input.append(name)
+            conv.output[0] = node.output[0]
+            model.graph.node.remove(node)
+            folded += 1
+            break
+    if folded:
+        yield f"folded {folded} additions of constants into the convolutions before them"
 
 
 def _name_layers(model: ModelProto, path: Path) -> None:

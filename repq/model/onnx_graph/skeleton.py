@@ -44,8 +44,12 @@ def to_skeleton(model: ModelProto) -> tuple[str, dict[str, NDArray[np.float32]]]
             stored[name].Clear()
             stored[name].name, stored[name].data_type = name, TensorProto.FLOAT
             stored[name].dims.extend(shape)
-    packed = zlib.compress(hollow.SerializeToString(deterministic=True), 9)
-    return base64.b85encode(packed).decode(), weights
+    return encode_skeleton(hollow), weights
+
+
+def encode_skeleton(hollow: ModelProto) -> str:
+    """A graph whose layers' weights are hollow, as text."""
+    return base64.b85encode(zlib.compress(hollow.SerializeToString(deterministic=True), 9)).decode()
 
 
 @lru_cache(maxsize=4)

@@ -57,7 +57,6 @@ class MBLABlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, repeats: int, ratio: float, kit: BlockKit) -> None:
         super().__init__()
         hidden, lengths = int(out_channels * ratio), _branch_lengths(repeats // 2)
-        self.hidden = hidden
         self.cv1 = ConvModule(in_channels, (1 + len(lengths)) * hidden, act=kit.activation, deploy=kit.deploy)
         self.cv2 = ConvModule(
             (1 + len(lengths) + sum(lengths)) * hidden, out_channels, act=kit.activation, deploy=kit.deploy
@@ -65,7 +64,7 @@ class MBLABlock(nn.Module):
         self.m = nn.ModuleList(nn.Sequential(*(BottleRep(hidden, kit, third=True) for _ in range(n))) for n in lengths)
 
     def forward(self, x: Tensor) -> Tensor:
-        bypass, *parts = self.cv1(x).split(self.hidden, dim=1)
+        bypass, *parts = self.cv1(x).chunk(1 + len(self.m), dim=1)
         collected = [bypass]
         for part, units in zip(parts, self.m, strict=True):
             collected.append(part)

@@ -49,8 +49,9 @@ def imitation_loss(
     content = (best * seen).sum(-1).clamp(min=1)
     sums = {}
     if weights.features:
-        pairs = zip(own.features, taught.features, strict=True)
-        of_images = sum(channel_divergence(maps, other, weights.temperature) for maps, other in pairs)
+        both = zip(own.features, taught.features, strict=True)
+        pairs = [pair for pair in both if pair[0].shape == pair[1].shape]  # pruned maps have other channels
+        of_images = sum((channel_divergence(*pair, weights.temperature) for pair in pairs), best.new_zeros(len(best)))
         sums["distill_features"] = (of_images * content).sum() * weights.features
     if weights.classes:
         sums["distill_class"] = class_divergence(own.scores, taught.scores) * weights.classes

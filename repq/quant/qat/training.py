@@ -20,7 +20,7 @@ from repq.quant.calibration.observation import Groups
 from repq.quant.qat.learned import fix_scales, learn_scales
 from repq.quant.qat.update import QatUpdater
 from repq.quant.state import apply_scales, quantized_layers, scale_table
-from repq.recipe import EvalConfig, QatConfig
+from repq.recipe import EvalConfig, QatConfig, RecoveryConfig
 from repq.results import EpochRow, ScaleChange
 from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
@@ -70,7 +70,7 @@ class QatJob:
             QuantizationError: no layer of the model quantizes.
             TrainingError: there are no images, or they do not fit.
         """
-        if not quantized_layers(self.model):
+        if not quantized_layers(self.model) and not isinstance(self.config, RecoveryConfig):
             raise QuantizationError(
                 "there is nothing to train for: no layer of the model quantizes",
                 fix="keep fewer layers in float, or give a model that `repq ptq` wrote",
@@ -97,7 +97,8 @@ def train_quantized(
 ) -> QatOutcome:
     """Train a calibrated model to answer as its float model does, and give back the average of its weights.
 
-    Layers without quantizers run in float and learn with the others. State and processes are as in `repq.train.train`.
+    Layers without quantizers run in float and learn with the others; with a `repq.recipe.RecoveryConfig` all may.
+    State and processes are as in `repq.train.train`.
 
     Args:
         model: with calibrated quantizers; it is not changed.

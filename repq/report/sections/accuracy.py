@@ -77,6 +77,8 @@ def accuracy_blocks(accuracy: Accuracy, title: str) -> list[Block]:
     )
     counts = f"{_amount(accuracy)}, {accuracy.detections} detections"
     metrics = "  ".join(f"{name} {fraction(accuracy.defined(metric))}" for name, metric, _ in _METRICS)
+    if (cost := accuracy.tta) is not None:
+        metrics += f"\ntest-time augmentation: {cost.passes} passes, {cost.time_ratio:.2f} x the time"
     return [
         table("By class", columns, rows, badness=lambda row: -(row.ap or 0.0)),
         Text(f"{title}: {counts}\n{metrics}"),

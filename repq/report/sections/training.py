@@ -22,6 +22,8 @@ from repq.results import (
     Curves,
     EpochRow,
     FusionReport,
+    PrunedGroup,
+    PruneReport,
     QatReport,
     ScaleChange,
     TrainReport,
@@ -139,6 +141,29 @@ def _scale_table(changes: Sequence[ScaleChange]) -> Table:
         number("Ratio of weight scales", "weight_ratio", significant, hint="geometric mean over the channels"),
     )
     return table(f"Scales of all {len(changes)} layers", columns, changes, fold=0)
+
+
+def prune_blocks(report: PruneReport) -> list[Block]:
+    """What every group lost, and what is left of the model."""
+    columns: Columns[PrunedGroup] = (
+        Column("Layers", lambda row: row.layers[0] + (f" and {len(row.layers) - 1} more" if row.layers[1:] else ""),
+               code=True),
+        number("Channels before", "before", count),
+        number("After", "after", count),
+    )  # fmt: skip
+    rows = [row for row in report.groups if row.after < row.before]
+    whole, left = report.macs_before, report.macs_after
+    lines = [
+        f"{report.model}: {left / 1e6:.0f} of {whole / 1e6:.0f} million multiply-adds ({left / whole:.1%}), "
+        f"{count(report.parameters_after)} of {count(report.parameters_before)} parameters"
+    ]
+    stages = (
+        ("whole", report.accuracy_before),
+        ("pruned", report.accuracy_pruned),
+        ("recovered", report.accuracy_recovered),
+    )
+    lines += [f"AP {title}: {fraction(found.ap)}" for title, found in stages if found is not None]
+    return [table("Pruned groups", columns, rows), Text("\n".join(lines))]
 
 
 def fusion_blocks(fusion: FusionReport) -> list[Block]:

@@ -1,0 +1,1 @@
+"""Structured pruning: channels that are coupled are found from the network itself and removed together."""

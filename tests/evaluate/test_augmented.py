@@ -1,0 +1,99 @@
+"""Test-time augmentation: what is mirrored comes back, and no augmentation is plain evaluation."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from repq.data import DetectionDataset, load_dataset, make_demo_set
+from repq.evaluate import detect_all, views
+from repq.evaluate.augmented import View, merged, mirror_boxes, mirror_images
+from repq.model import build
+from repq.recipe import DemoConfig, EvalConfig, TtaConfig
+
+HAS_WBF = all(importlib.util.find_spec(name) for name in ("ensemble_boxes", "numba"))
+MERGES = ["nms", pytest.param("wbf", marks=pytest.mark.skipif(not HAS_WBF, reason="needs ensemble-boxes"))]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    path = make_demo_set(tmp_path_factory.mktemp("drawn") / "demo", DemoConfig(train_images=1, val_images=4, size=96))
+    return load_dataset(path, "val")
+
+
+@pytest.fixture(scope="module")
+def predict() -> Callable[[Any], Any]:
+    torch.manual_seed(0)
+    model = build("yolov6n_v2", 3).eval()
+    with torch.no_grad():
+        for layer in model.detect.cls_preds:
+            layer.weight.normal_(0, 0.5)
+            layer.bias.zero_()
+
+    def run(images: Any) -> Any:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def some_boxes(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    corner, size = rng.integers(0, 64, (count, 2)), rng.integers(1, 32, (count, 2))
+    boxes = np.column_stack([corner, corner + size, rng.uniform(0.1, 1, count), rng.integers(0, 3, count)])
+    return boxes[np.argsort(-boxes[:, 4])].astype(np.float32)
+
+
+def test_mirroring_twice_is_the_identity() -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    assert np.array_equal(mirror_images(mirror_images(images)), images)
+    assert not np.array_equal(mirror_images(images), images)
+    boxes = some_boxes(20)
+    assert np.array_equal(mirror_boxes(mirror_boxes(boxes, 96), 96), boxes)
+
+
+def test_mirrored_boxes_cover_the_mirrored_pixels() -> None:
+    for box in some_boxes(10):
+        image = np.zeros((1, 1, 96, 96), np.float32)
+        x1, y1, x2, y2 = box[:4].astype(int)
+        image[0, 0, y1:y2, x1:x2] = 1
+        x1, y1, x2, y2 = mirror_boxes(box[None], 96)[0, :4].astype(int)
+        assert mirror_images(image)[0, 0, y1:y2, x1:x2].all() and image.sum() == (x2 - x1) * (y2 - y1)
+
+
+def test_the_identity_alone_is_plain_evaluation(dataset: DetectionDataset, predict: Any) -> None:
+    plain = detect_all(predict, dataset, (96, 96), EvalConfig(batch=3))
+    same = detect_all(predict, dataset, (96, 96), EvalConfig(batch=3, tta=TtaConfig(flip=False)))
+    assert plain.count and plain.tta is None
+    assert same.tta is not None and (same.tta.passes, same.tta.time_ratio) == (1, 1.0)
+    assert all(np.array_equal(a, b) for a, b in zip(plain.boxes, same.boxes, strict=True))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_several_passes_find_boxes_in_the_images(dataset: DetectionDataset, predict: Any, merge: Any) -> None:
+    tta = TtaConfig(scales=(1.0, 1.34), merge=merge)
+    found = detect_all(predict, dataset, (96, 96), EvalConfig(batch=3, tta=tta, max_detections=50))
+    assert found.tta is not None and found.tta.passes == 4 and found.tta.time_ratio > 1
+    assert found.count
+    for boxes in found.boxes:
+        assert boxes.shape[1] == 6 and len(boxes) <= 50
+        assert (np.diff(boxes[:, 4]) <= 0).all() and (boxes[:, 2:4] > boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_passes_that_agree_merge_into_what_they_say(merge: Any) -> None:
+    apart = np.array([[0, 0, 8, 8, 0.9, 0], [20, 20, 30, 30, 0.8, 1], [40, 0, 50, 9, 0.7, 0]], np.float32)
+    found = merged([apart, apart.copy()], TtaConfig(merge=merge), 300)
+    np.testing.assert_allclose(found, apart, rtol=1e-6, atol=1e-5)
+    assert len(merged([apart[:0], apart[:0]], TtaConfig(merge=merge), 300)) == 0
+
+
+def test_the_plain_view_comes_first() -> None:
+    found = views((96, 128), TtaConfig(scales=(0.5, 1.0, 1.0)))
+    assert found[0] == View((96, 128), False) and len(found) == 4
+    assert {view.size for view in found} == {(96, 128), (64, 64)}

@@ -1,0 +1,290 @@
+"""What is coupled goes together, and what is worth nothing can go without a trace."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from repq.data import load_dataset, make_demo_set
+from repq.errors import RepqError
+from repq.export import export_float
+from repq.layers import LayerId
+from repq.model import build, count_macs, load_checkpoint, save_checkpoint
+from repq.model.detector import layers_of
+from repq.model.onnx_graph import GraphSpec
+from repq.model.onnx_graph.detector import GraphDetector
+from repq.model.onnx_graph.reading import read_graph
+from repq.model.onnx_graph.skeleton import to_skeleton, with_weights
+from repq.prune.channels import FIXED
+from repq.prune.choosing import activation_scores, choose, groups_of, unit_scores, weight_scores
+from repq.prune.cutting import Pruner, smallest_size
+from repq.recipe import DemoConfig, PruneConfig, RecoveryConfig
+from repq.stages import prune_checkpoint
+
+NAMES = ["yolov6n", "yolov6n_v2", "yolov6lite_s", "yolov6s_mbla", "yolox_nano"]
+
+
+def made(name: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = build(name, 3, deploy=True).eval()
+    with torch.no_grad():  # fresh predictions are constants, which hide what happens before them
+        for layer, module in layers_of(model):
+            if "_preds" in layer:
+                module.weight.normal_(0, 0.1)
+    return model
+
+
+def noise(model: Any) -> torch.Tensor:
+    return torch.rand(1, 3, *smallest_size(model), generator=torch.Generator().manual_seed(1))
+
+
+def some_kept(pruner: Pruner, share: float = 0.7) -> np.ndarray:
+    kept = np.random.default_rng(0).uniform(size=pruner.channels.count) < share
+    kept[FIXED] = True
+    for units in pruner.channels.outputs.values():
+        kept[units[0]] |= not kept[units].any()
+    return kept
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pruner(request: pytest.FixtureRequest) -> Pruner:
+    return Pruner(made(request.param))
+
+
+def test_units_partition_the_channels_and_predictions_stay(pruner: Pruner) -> None:
+    channels = pruner.channels
+    assert set(channels.outputs) == {layer for layer, _ in layers_of(pruner.model)}
+    groups = groups_of(channels, np.zeros(channels.count), PruneConfig())
+    units = np.concatenate([group.units for group in groups])
+    assert sorted(units) == list(range(1, channels.count))
+    for layer, module in layers_of(pruner.model):
+        inputs, outputs = channels.inputs[layer], channels.outputs[layer]
+        assert (len(inputs), len(outputs)) == (module.in_channels, module.out_channels)
+        if module.groups == module.in_channels > 1:
+            assert np.array_equal(inputs, outputs)
+        if "_preds" in layer:
+            assert not outputs.any()
+
+
+def test_channels_of_zeros_leave_without_a_trace(pruner: Pruner) -> None:
+    kept = some_kept(pruner)
+    model = copy.deepcopy(pruner.model)
+    with torch.no_grad():
+        for layer, module in layers_of(model):
+            gone = torch.from_numpy(~kept[pruner.channels.outputs[layer]])
+            if isinstance(module, nn.ConvTranspose2d):
+                module.weight[:, gone] = 0
+            else:
+                module.weight[gone] = 0
+            module.bias[gone] = 0
+    same = Pruner(model)
+    small, x = same.cut(kept), noise(model).double()
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        whole, smaller = model.double()(x), small.double()(x)
+    torch.testing.assert_close(smaller, whole, rtol=1e-12, atol=1e-9)
+
+
+def test_any_selection_gives_a_model_that_loads_again(pruner: Pruner, tmp_path: Path) -> None:
+    kept = some_kept(pruner, 0.5)
+    smaller = pruner.cut(kept)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(noise(smaller)), pruner.masked(kept)(noise(smaller)), rtol=1e-3, atol=1e-4)
+    save_checkpoint(tmp_path / "small.safetensors", smaller)
+    again = load_checkpoint(tmp_path / "small.safetensors").model
+    assert again.spec == smaller.spec
+    with torch.no_grad():
+        assert torch.equal(again(noise(smaller)), smaller(noise(smaller)))
+    once_more = Pruner(again)
+    twice = once_more.cut(some_kept(once_more, 0.8))
+    assert sum(p.numel() for p in twice.parameters()) < sum(p.numel() for p in again.parameters())
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("step", [8, 16])
+def test_targets_and_rounding_hold(pruner: Pruner, scope: Any, step: int) -> None:
+    if pruner.model.spec.name == "yolox_nano" and step == 16:
+        step = 4  # its narrowest stage has 16 channels
+    config = PruneConfig(target_macs=0.8, scope=scope, round=step)
+    scores = unit_scores(pruner.channels, weight_scores(pruner.model, 2))
+    groups = groups_of(pruner.channels, scores, config)
+    kept = choose(pruner, groups, config, smallest_size(pruner.model))
+    smaller = pruner.cut(kept)
+    before, after = (sum(count_macs(m, smallest_size(m)).values()) for m in (pruner.model, smaller))
+    assert 0.7 < after / before <= 0.8
+    for group in groups:
+        left = int(kept[group.units].sum())
+        assert left
+        if left < len(group.units):
+            assert all(left * count % step == 0 for count in group.layers.values())
+            worst = scores[group.units][~kept[group.units]].max()
+            assert worst <= scores[group.units][kept[group.units]].min()
+
+
+def test_what_cannot_be_pruned_is_said(pruner: Pruner) -> None:
+    config = PruneConfig(ratio=0.99)
+    groups = groups_of(pruner.channels, np.zeros(pruner.channels.count), config)
+    with pytest.raises(RepqError, match="so much cannot be pruned"):
+        choose(pruner, groups, config, smallest_size(pruner.model))
+    nothing = np.zeros(pruner.channels.count, bool)
+    with pytest.raises(RepqError, match="no channel of"):
+        pruner.cut(nothing)
+
+
+def test_activations_rank_silent_channels_last(pruner: Pruner) -> None:
+    found = activation_scores(pruner.model, [noise(pruner.model)])
+    for layer, units in pruner.channels.outputs.items():
+        assert found[layer].shape == units.shape and (found[layer] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["yolov6l", "yolox_x"])
+def test_grouping_the_largest_models_is_quick(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name, 80, deploy=True)
+    Pruner(model)  # torch imports what it needs for the first model
+    start = time.process_time()
+    Pruner(model)
+    assert time.process_time() - start < 2
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def shuffled_graph() -> onnx.ModelProto:
+    """Convolutions around everything that moves channels: Split, Reshape, Transpose, Concat, Slice, Resize, Add."""
+    rng = np.random.default_rng(0)
+    weights: list[Any] = []
+
+    def conv(name: str, source: str, out: int, into: int, groups: int = 1, kernel: int = 1) -> Any:
+        shape = (out, into // groups, kernel, kernel)
+        weights.append(numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), f"{name}_w"))
+        weights.append(numpy_helper.from_array(rng.normal(0, 0.3, out).astype(np.float32), f"{name}_b"))
+        pads = [kernel // 2] * 4
+        return helper.make_node("Conv", [source, f"{name}_w", f"{name}_b"], [name], name, group=groups, pads=pads)
+
+    def ints(name: str, values: list[int]) -> str:
+        weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
+    node = helper.make_node
+    nodes = [
+        conv("stem", "image", 16, 3, kernel=3), node("Relu", ["stem"], ["r"], "relu"),
+        node("Split", ["r", ints("halves", [8, 8])], ["left", "right"], "split", axis=1),
+        conv("dw", "right", 8, 8, groups=8, kernel=3), conv("pw", "dw", 8, 8),
+        node("Concat", ["left", "pw"], ["both"], "concat", axis=1),
+        node("Reshape", ["both", ints("shape1", [1, 2, 8, 32, 32])], ["five"], "reshape1"),
+        node("Transpose", ["five"], ["turned"], "transpose", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["turned", ints("shape2", [1, 16, 32, 32])], ["mixed"], "reshape2"),
+        conv("next", "mixed", 16, 16), node("Add", ["next", "mixed"], ["sum"], "add"),
+        node("Slice", ["sum", ints("s", [4]), ints("e", [12]), ints("a", [1])], ["cut"], "slice"),
+        node("MaxPool", ["cut"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Resize", ["pooled", "", "twice"], ["big"], "resize", mode="nearest"),
+        conv("grouped", "big", 8, 8, groups=2), node("Sigmoid", ["grouped"], ["gate"], "sigmoid"),
+        node("Mul", ["grouped", "gate"], ["silu"], "mul"), conv("head", "silu", 7, 8),
+        node("Reshape", ["head", ints("shape3", [1, 7, 1024])], ["found"], "reshape3"),
+    ]  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "toy", [value("image", TensorProto.FLOAT, (1, 3, 32, 32))],
+        [value("found", TensorProto.FLOAT, (1, 7, 1024))], weights,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> GraphDetector:
+    path = tmp_path_factory.mktemp("toy") / "toy.onnx"
+    onnx.save(shuffled_graph(), path)
+    skeleton, weights = to_skeleton(read_graph(path).model)
+    model = GraphDetector(GraphSpec(name="toy", num_classes=3, strides=(16,), imgsz=(32, 32), graph=skeleton))
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    return model.eval()
+
+
+def run_onnx(graph: onnx.ModelProto, x: np.ndarray) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def test_a_pruned_graph_answers_as_what_is_left_of_it(toy: GraphDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner = Pruner(toy)
+    monkeypatch.setattr(pruner, "_verify", lambda *_: None)  # the toy is no detector; its outputs are compared here
+    config = PruneConfig(ratio=0.3, round=2, scope="layer")
+    groups = groups_of(pruner.channels, unit_scores(pruner.channels, weight_scores(toy, 2)), config)
+    kept = choose(pruner, groups, config, (32, 32))
+    smaller = pruner.cut(kept)
+    x = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
+    found, wanted = (run_onnx(with_weights(m.spec.graph, m.state_dict()), x) for m in (smaller, pruner.masked(kept)))
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in toy.parameters())
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_shuffled_halves_are_one_unit(toy: GraphDetector) -> None:
+    outputs = Pruner(toy).channels.outputs
+    stem, after = outputs[LayerId("stem")], outputs[LayerId("pw")]
+    assert np.array_equal(stem[:8], stem[8:])  # the halves of a Split stay equal
+    assert np.array_equal(after, stem[:8])  # and a shuffle ties what it interleaves
+    assert not outputs[LayerId("head")].any()
+
+
+def test_onnx_goes_in_and_smaller_onnx_comes_out(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    onnx.save(export_float(made("yolov6lite_s"), (64, 64)), whole)
+    report = prune_checkpoint(whole, out, PruneConfig(target_macs=0.8, round=4), imgsz=(64, 64))
+    assert report.macs_after <= 0.8 * report.macs_before
+    graph = onnx.load(out)
+    onnx.checker.check_model(graph, full_check=True)
+    assert run_onnx(graph, np.zeros((1, 3, 64, 64), np.float32)).shape[2] == 8
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_unfused_models_are_refused() -> None:
+    with pytest.raises(RepqError, match="fused"):
+        Pruner(build("yolov6n_v2", 3))
+
+
+def test_ranking_by_images_needs_them(tmp_path: Path) -> None:
+    path = tmp_path / "whole.safetensors"
+    save_checkpoint(path, made("yolov6n_v2"))
+    with pytest.raises(RepqError, match="looks at images"):
+        prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(importance="taylor"), imgsz=(64, 64))
+
+
+def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    model = made("yolov6n_v2")
+    layer, _ = next(layers_of(model))
+    for width in ((layer, 3, 10_000_000, 1), (layer, 3, -1, 1), ("nothing", 3, 8, 1), (layer, 3, 16, 0)):
+        with pytest.raises(RepqError, match="cannot have these channels"):
+            build(replace(model.spec, widths=(width,)), deploy=True)
+    with pytest.raises(RepqError, match="cannot have these channels"):
+        build(replace(model.spec, widths=((layer, 3, 8, 1),)))
+
+
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_a_pruned_model_learns_from_the_whole_one(importance: Any, tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "demo", DemoConfig(train_images=8, val_images=2, size=96))
+    save_checkpoint(tmp_path / "whole.safetensors", made("yolov6n_v2"), names=load_dataset(data, "val").names)
+    out = tmp_path / "small.safetensors"
+    config = PruneConfig(importance=importance, images=8, recovery=RecoveryConfig(epochs=1, batch=4))
+    report = prune_checkpoint(
+        tmp_path / "whole.safetensors", out, config, data=data, imgsz=(64, 64), evaluate=importance == "activation"
+    )
+    assert report.macs_after <= 0.7 * report.macs_before and len(report.epochs) == 1
+    assert (report.accuracy_recovered is None) == (importance == "taylor")
+    assert count_macs(load_checkpoint(out).model, 64) != count_macs(made("yolov6n_v2"), 64)
