@@ -42,7 +42,7 @@ def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable
             write_payload(new)
             saved = _SavedEngine(
                 manifest=manifest,
-                manifest_sha256=_hash(manifest),
+                manifest_sha256=_hash(manifest.model_dump(mode="json")),
                 payload_sha256={file.name: hash_file(file) for file in sorted(new.iterdir())},
             )
             (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -62,9 +62,9 @@ def read_engine(folder: Path) -> EngineManifest:
     if not is_engine(folder):
         raise EngineError(f"{folder} is no engine", found=f"no {MANIFEST} in it", fix="build it again")
     text = read_text(folder / MANIFEST, 64 * MIB, form="JSON", error=EngineError)
-    saved = _parse(folder / MANIFEST, text)
+    saved, manifest_hash = _parse(folder / MANIFEST, text)
     unnamed = sorted({file.name for file in folder.iterdir()} - {MANIFEST, *saved.payload_sha256})
-    if unnamed or not (own := _hash(saved.manifest)) or saved.manifest_sha256 != own:
+    if unnamed or not manifest_hash or saved.manifest_sha256 != manifest_hash:
         found = f"{MANIFEST} does not name {', '.join(unnamed[:3])}" if unnamed else f"{MANIFEST} has another hash"
         raise EngineError(f"the engine {folder} was changed after it was built", found=found, fix="build it again")
     for name, sha256 in saved.payload_sha256.items():
@@ -80,9 +80,10 @@ def read_engine(folder: Path) -> EngineManifest:
     return saved.manifest
 
 
-def _hash(manifest: EngineManifest) -> str:
+def _hash(manifest: object) -> str:
+    """The hash of the manifest as it stands in the file, which settings that are new to repq do not change."""
     try:
-        return hash_json(manifest.values())
+        return hash_json(manifest)
     except ValueError:  # a text that is no Unicode, which no engine of ours has
         return ""
 
@@ -92,7 +93,7 @@ def folder_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.name != MANIFEST)
 
 
-def _parse(path: Path, text: str) -> _SavedEngine:
+def _parse(path: Path, text: str) -> tuple[_SavedEngine, str]:
     try:
         values = json.loads(text)
         engine = values["manifest"]["engine"]
@@ -101,7 +102,7 @@ def _parse(path: Path, text: str) -> _SavedEngine:
             f"{path} is damaged", found=f"{type(error).__name__}: {error}", fix="build it again"
         ) from None
     try:
-        return _SavedEngine.model_validate(values)
+        return _SavedEngine.model_validate(values), _hash(values["manifest"])
     except ValidationError as error:
         problems = error.errors()
         if any(problem["loc"] == ("manifest", "engine") for problem in problems):
