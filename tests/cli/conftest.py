@@ -50,7 +50,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     onnx.write_bytes(small_graph().SerializeToString())
     assert invoke("calib", "--data", data, "--images", 2, "-o", manifest).exit_code == 0
     plan.write_text("float: []\n")
-    recipe.write_text(f"name: x\ndata: {{path: {data}}}\nweights: {weights}\nimgsz: {SIZE}\n")
+    # One mapping in braces: half of the text is no YAML, wherever the halves part.
+    recipe.write_text(f"{{name: x, data: {{path: {data}}}, weights: {weights}, imgsz: {SIZE}}}\n")
     ablation.write_text(f"name: x\nbase: {{data: {{path: {data}}}, weights: {weights}}}\nvariants: {{a: {{}}}}\n")
     bench.write_text("{}")
     files = {
