@@ -73,7 +73,7 @@ def test_every_field_counts_unless_it_is_marked(kind: type[Config], name: str) -
 def test_what_is_marked_has_no_effect_by_its_nature() -> None:
     marked = {f"{kind.__name__}.{name}" for kind, name in CASES if not counts(kind, name)}
     assert marked <= {
-        *(f"{kind}.{name}" for kind in ("LoopConfig", "TrainConfig", "QatConfig")
+        *(f"{kind}.{name}" for kind in ("LoopConfig", "TrainConfig", "QatConfig", "RecoveryConfig")
           for name in ("workers", "cache_mib", "tensorboard")),
         "TensorRtConfig.timing_cache", "PredictConfig.workers",
     }  # fmt: skip

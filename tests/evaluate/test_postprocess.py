@@ -94,7 +94,7 @@ def test_objectness_scales_the_scores() -> None:
 
 @pytest.mark.parametrize("shape", [(8,), (8, 4096), (1, 3, 8, 8)])
 def test_what_is_no_list_of_detections_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="none of a detector"):
+    with pytest.raises(DataError, match="no detections"):
         postprocess(np.zeros(shape, np.float32), EvalConfig())
 
 

@@ -25,7 +25,7 @@ RUN = {
     "report": {"images": 1},
 }
 ON_TRAIN = {"search", "train", "sensitivity", "ptq", "qat"}
-ON_VAL = {"search", "train", "fuse", "sensitivity", "ptq", "qat", "check", "eval", "report"}
+ON_VAL = {"search", "train", "fuse", "sensitivity", "ptq", "qat", "check", "eval", "bench", "report"}
 
 
 class Inputs:
