@@ -6,9 +6,12 @@ an FP32 baseline would not be one. INT8 layers come from the Q/DQ pairs of the g
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +85,28 @@ def _read(model: bytes | str, name: str, fix: str | None = None) -> Any:
         raise EngineError(f"OpenVINO cannot read {name}", found=_reason(error), fix=fix) from None
 
 
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Give the thread its alternate signal stack back after OpenVINO has compiled a model.
+
+    The CPU plugin gives every compiled model one (sigaltstack(2)) and frees it with the model. Where models end in the
+    order in which they began, the thread would keep a stack that is freed, and the next signal end the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
+
+
 class OpenVinoEngine(Engine):
     """One model, compiled for the CPU."""
 
@@ -114,7 +139,8 @@ class OpenVinoEngine(Engine):
         if self.manifest.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.manifest.threads
         try:
-            return openvino.Core().compile_model(self._model, "CPU", options)
+            with _own_signal_stack():
+                return openvino.Core().compile_model(self._model, "CPU", options)
         except RuntimeError as error:
             raise EngineError("OpenVINO cannot compile the model", found=_reason(error)) from None
 

@@ -140,7 +140,7 @@ def wrapped() -> None:
         raise ImportError("what an import makes of it") from error
 
 
-def check_handlers() -> None:
+def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with ending_on_signals():
@@ -153,15 +153,6 @@ def check_handlers() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
-    """In a process of its own: the threads of runtimes that other tests loaded take signals too."""
-    here = Path(__file__)
-    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem}; {here.stem}.check_handlers()"
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

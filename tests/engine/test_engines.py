@@ -1,7 +1,10 @@
 """The engines on the CPU: what they compute, what they say of themselves, how they are saved and what they refuse."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +171,25 @@ def test_saved_engine_computes_and_describes_the_same(name, onnx_file, tmp_path)
     assert again.manifest.int8_layers == LAYERS
     assert load(folder, threads=2).manifest.threads == 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("order", ["first to last", "last to first"])
+def test_signals_arrive_after_engines_of_openvino_ended(order, onnx_file):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from repq.engine import build\n"
+        "from repq.recipe import BuildConfig\n"
+        "engines = [build('openvino', Path(sys.argv[1]), BuildConfig(threads=n)) for n in (1, 2, 1)]\n"
+        "while engines:\n"
+        "    engines.pop(0 if sys.argv[2] == 'first to last' else -1)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('arrived', flush=True))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    words = [sys.executable, "-c", code, str(onnx_file(detector())), order]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 
 def test_openvino_keeps_float_weights_at_full_width(onnx_file, tmp_path):
