@@ -5,7 +5,7 @@ from __future__ import annotations
 from repq.errors import CheckpointError
 from repq.model.detector import outline
 from repq.model.family import Recovery, Shapes
-from repq.model.yolox.specs import YoloxSpec, find_spec, model_names, split_options
+from repq.model.yolox.specs import ACTIVATIONS, YoloxSpec, find_spec, model_names, split_options
 
 _TELLING = "head.cls_preds.0.bias"
 _BACKBONE = "backbone.backbone.stem."
@@ -74,7 +74,6 @@ def _differences(kept: Shapes, model: Shapes) -> list[str]:
 def _notes(spec: YoloxSpec, name: str | None, deploy: bool) -> tuple[str, ...]:
     notes = ["the weights are fused already"] if deploy else []
     if name is None:
-        notes.append(
-            f"taken with {spec.activation}, as published; weights of other activations look the same (name them)"
-        )
+        alike = " and ".join(f"{spec.name}_{activation}" for activation in ACTIVATIONS)
+        notes.append(f"taken for {spec.name} with {spec.activation}, as published; those of {alike} look the same")
     return (*notes, "taken for BGR in 0..255; weights from before release 0.1.1rc0 need the preset yolox-legacy")

@@ -73,8 +73,8 @@ _SCALES = {  # depth and width (section 3.2 and table 5)
     "yolox_x": (1.33, 1.25),
 }
 _DARKNET = "yolox_darknet53"
-_ACTIVATIONS: tuple[Activation, ...] = ("relu", "hardswish")
-_OPTIONS = ("coupled", "nmsfree", *_ACTIVATIONS)
+ACTIVATIONS: tuple[Activation, ...] = ("relu", "hardswish")
+_OPTIONS = ("coupled", "nmsfree", *ACTIVATIONS)
 
 
 def model_names() -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def find_spec(name: str, num_classes: int) -> YoloxSpec | None:
     return YoloxSpec(
         name=name,
         num_classes=num_classes,
-        activation=next((option for option in _ACTIVATIONS if option in options), activation),
+        activation=next((option for option in ACTIVATIONS if option in options), activation),
         coupled="coupled" in options,
         one_to_one="nmsfree" in options,
         **sizes,
