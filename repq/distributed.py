@@ -200,14 +200,24 @@ def evaluate_together(
     layout: OutputLayout = OutputLayout(),
     preprocessing: Preprocessing = Preprocessing(),
 ) -> Accuracy:
-    """`repq.evaluate.evaluate`, each process looking at its share of the images; all of them get the result."""
+    """`repq.evaluate.evaluate` by `detect_together`; every process gets the result."""
     demand_objects(dataset)
+    return coco_accuracy(detect_together(predict, dataset, imgsz, config, layout, preprocessing), dataset)
+
+
+def detect_together(
+    predict: Predict,
+    dataset: DetectionDataset,
+    imgsz: tuple[int, int],
+    config: EvalConfig,
+    layout: OutputLayout = OutputLayout(),
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Detections:
+    """`repq.evaluate.detect_all`, each process looking at its share of the images; every one gets all detections."""
     processes = current_processes()
     share = dataset.subset(processes.share(dataset.records))
     own = detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
-    if processes.count == 1:
-        return coco_accuracy(own, dataset)
-    return coco_accuracy(joined_detections(gathered(own)), dataset)
+    return own if processes.count == 1 else joined_detections(gathered(own))
 
 
 def joined_detections(parts: Sequence[Detections]) -> Detections:

@@ -74,7 +74,8 @@ def qat_checkpoint(
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
     from repq.data import demand_objects, warn_of_overlap
-    from repq.distributed import evaluate_together
+    from repq.distributed import detect_together
+    from repq.evaluate import resampled_accuracy
     from repq.quant.qat import train_quantized
     from repq.train import Board, epoch_line, joined_processes
 
@@ -101,7 +102,8 @@ def qat_checkpoint(
                 return None
             opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
             demand_fit(opened, val_set, imgsz)
-            found = evaluate_together(opened.infer, val_set, imgsz, eval_config, opened.layout, opened.preprocessing)
+            form = opened.layout, opened.preprocessing
+            found = resampled_accuracy(detect_together(opened.infer, val_set, imgsz, eval_config, *form), val_set)
             log(f"{title}: AP {found.ap:.4f}")
             return found
 
