@@ -229,12 +229,17 @@ class _Constants:
         return np.asarray(found.numpy())
 
 
+def _wiring(model: ModelProto) -> tuple[Counter[str], dict[str, NodeProto]]:
+    """How many times each value is read, also as an output, and the node that makes it."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(output.name for output in model.graph.output)
+    return readers, {name: node for node in model.graph.node for name in node.output}
+
+
 def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
     """Fold batch normalizations into the convolutions that they alone read, in place."""
     constants, folded = _Constants(model), 0
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(output.name for output in model.graph.output)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    readers, makers = _wiring(model)
     for node in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
         conv = makers.get(node.input[0])
         if conv is None or conv.op_type not in LAYER_OPS or readers[node.input[0]] != 1:
@@ -268,9 +273,7 @@ def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
 def _fold_biases(model: ModelProto) -> Iterator[str]:
     """Fold constants per channel into the biases of the convolutions that they are added to, in place."""
     constants, folded = _Constants(model), 0
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(output.name for output in model.graph.output)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    readers, makers = _wiring(model)
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         for own, other in (node.input, node.input[::-1]):
             conv, added = makers.get(own), constants.value(other, depth=2)
