@@ -57,7 +57,8 @@ def test_replay_equals_a_whole_forward_pass_bit_for_bit(
         assert all(torch.equal(a, b) for a, b in zip(compared, expected, strict=True)), item
         reference = reference or outputs
         differing += not torch.equal(outputs[-1], reference[-1])
-    assert differing > 0.8 * len(layers)  # the comparison above is not one of equal things
+    least = 0.9 if memory is torch.contiguous_format else 0.85  # sums in another order round more of them away
+    assert differing > least * len(layers)  # the comparison above is not one of equal things
     assert all(quantizer.enabled for layer in quantized_layers(model).values() for quantizer in layer.children())
 
 
