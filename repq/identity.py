@@ -292,7 +292,9 @@ def code_version() -> str:
         installed = metadata.distribution("repq")
         if Path(str(installed.locate_file("repq/__init__.py"))).resolve() == package / "__init__.py":
             with suppress(TypeError):
-                if '"editable": true' not in (installed.read_text("direct_url.json") or ""):
+                # An installer leaves RECORD; what a build leaves in a working copy (egg-info) has none.
+                editable = '"editable": true' in (installed.read_text("direct_url.json") or "")
+                if installed.read_text("RECORD") and not editable:
                     return __version__
     sources = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     digest = hashlib.sha256()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -165,6 +168,19 @@ def test_the_code_of_a_working_copy_counts() -> None:
     keys = {job.key, identify("qat", {}, {}).key, identify("ptq", {"a": 1}).key, identify("ptq", {}, {"a": 1}).key,
             identify("ptq", {}, seed=1).key, identify("ptq", {}, on_machine=True).key}  # fmt: skip
     assert len(keys) == 6
+
+
+def test_what_a_build_leaves_in_a_working_copy_makes_no_release_of_it(tmp_path: Path) -> None:
+    package = Path(module.__file__).parent
+    shutil.copytree(package, tmp_path / "repq", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "repq.egg-info").mkdir()
+    (tmp_path / "repq.egg-info/PKG-INFO").write_text("Metadata-Version: 2.1\nName: repq\nVersion: 0.1.0\n")
+    line = "from repq.identity import code_version; print(code_version())"
+    found = [
+        subprocess.run([sys.executable, "-c", line], cwd=folder, capture_output=True, text=True, check=True).stdout
+        for folder in (tmp_path, package.parent)
+    ]
+    assert found[0] == found[1] == f"{code_version()}\n"
 
 
 def test_differences_name_what_differs() -> None:
