@@ -181,6 +181,7 @@ def test_what_a_build_leaves_in_a_working_copy_makes_no_release_of_it(tmp_path: 
         for folder in (tmp_path, package.parent)
     ]
     assert found[0] == found[1] == f"{code_version()}\n"
+    assert len(found[0].split()) == 2  # the version, and the hash of the sources
 
 
 def test_differences_name_what_differs() -> None:
