@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -108,10 +109,9 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
 
     @torch.inference_mode()
     def unchecked(images: Images) -> Images:
-        if options.threads:
-            torch.set_num_threads(options.threads)
         batch = torch.from_numpy(images).to(device, dtype, non_blocking=True)
-        result: Images = model(batch).float().cpu().numpy()
+        with _torch_threads(options.threads):
+            result: Images = model(batch).float().cpu().numpy()
         return result
 
     def infer(images: Images) -> Images:
@@ -128,6 +128,22 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
         size_bytes=size_bytes,
         on_device=partial(_torch_work, model, device, dtype) if device.startswith("cuda") else None,
     )
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """As many threads inside the block. What else the process computes keeps its own: sums depend on the number."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _torch_work(

@@ -228,15 +228,19 @@ def put(layers: Sequence[Layer], folder: Path) -> None:
 
 
 def _named(layers: Sequence[Layer], kernels: Mapping[str, NDArray[np.float32]]) -> tuple[Layer, ...]:
-    """Layers with the names of those of repq that have the same weights.
+    """Layers with the names of those of repq that have as many output channels and the same weights.
 
     Raises:
         EngineError: this is no bijection.
     """
-    ids: dict[bytes, list[str]] = {}
+    ids: dict[tuple[int, bytes], list[str]] = {}
     for name, kernel in kernels.items():
-        ids.setdefault(kernel.tobytes(), []).append(name)
-    found = {layer.name: ids.get(layer.weights[0].tobytes(), []) for layer in layers if layer.kind in CONVOLUTIONS}
+        ids.setdefault((kernel.shape[0], kernel.tobytes()), []).append(name)
+    found = {
+        layer.name: ids.get((layer.channels, layer.weights[0].tobytes()), [])
+        for layer in layers
+        if layer.kind in CONVOLUTIONS
+    }
     unclear = [name for name, names in found.items() if len(names) != 1]
     missing = sorted(set(kernels).difference(*found.values()))
     if unclear or missing or len(found) != len(kernels):
@@ -258,6 +262,7 @@ def _in_ncnn_order(node: gs.Node) -> NDArray[np.float32]:
         inputs, outputs, *kernel = weight.shape
         groups = node.attrs.get("group", 1)
         weight = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+        weight = weight.reshape(groups * outputs, inputs // groups, *kernel)
     return np.ascontiguousarray(weight, np.float32)
 
 

@@ -48,9 +48,14 @@ class Layer:
         return int(self.parameters.get(key, default))
 
     @property
+    def channels(self) -> int:
+        """Output channels of a convolution."""
+        return self.number(_OUTPUTS)
+
+    @property
     def one_to_one(self) -> bool:
         """Whether each output channel comes from one input channel of its own."""
-        outputs, area = self.number(_OUTPUTS), self.number(1) * self.number(11, self.number(1))
+        outputs, area = self.channels, self.number(1) * self.number(11, self.number(1))
         return self.number(_GROUPS, 1) == outputs and self.number(_WEIGHTS) == outputs * area
 
     @property

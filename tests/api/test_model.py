@@ -9,11 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from api_forms import NAMES, SIZE, Forms
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import nn
 
 import repq
 from repq.cli import main
@@ -339,6 +341,21 @@ def test_timing_side_by_side(forms: Forms) -> None:
     # another number of threads than an engine was opened with
     rows = forms.engine.bench(threads=(1, 2), rounds=1, runs_per_round=1, warmup=0, end_to_end=False).rows
     assert [row.threads for row in rows] == [1, 2]
+
+
+def test_threads_are_those_of_one_model_only(forms: Forms) -> None:
+    seen: list[int] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        forms.float_.on(threads=before + 1).detect(picture(40, 40))
+        assert set(seen) == {before + 1}
+        assert torch.get_num_threads() == before  # what the process computes otherwise does not change
+        seen.clear()
+        forms.float_.detect(picture(40, 40))
+        assert set(seen) == {before}
+    finally:
+        hook.remove()
 
 
 def test_descriptions(forms: Forms) -> None:
