@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from graph_views import for_serving
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
@@ -19,7 +20,7 @@ from repq.api.service import service_of
 from repq.data import batches, letterbox, letterbox_transform, load_dataset, make_demo_set, read_image
 from repq.errors import RepqError
 from repq.export import export_float
-from repq.graph import for_serving, read_metadata, save_onnx, write_metadata
+from repq.graph import read_metadata, save_onnx, write_metadata
 from repq.model import build
 from repq.preprocessing import PRESETS, Preprocessing, preset
 from repq.quant import Weights

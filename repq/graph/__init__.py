@@ -7,11 +7,11 @@ from repq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from repq.graph.anchors import anchor_maxima
-    from repq.graph.extra_kernels import ExtraKernel, count_qdq, predict_extra_kernels
+    from repq.graph.extra_kernels import ExtraKernel, count_qdq
     from repq.graph.files import load_onnx, save_onnx
     from repq.graph.first_layers import bgr_input, uint8_input
     from repq.graph.fp16 import Fp16Report, nodes_beyond_fp16, to_fp16
-    from repq.graph.grouping import layer_groups, scale_groups
+    from repq.graph.grouping import layer_groups
     from repq.graph.insertion import insert_qdq
     from repq.graph.integer_concat import concat_integers
     from repq.graph.layer_join import layer_nodes
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from repq.graph.linting import lint
     from repq.graph.maxima import tensor_maxima
     from repq.graph.metadata import GraphMetadata, parse_metadata, read_metadata, write_metadata
-    from repq.graph.passes import PASSES, for_serving, run_passes
+    from repq.graph.passes import PASSES, run_passes
     from repq.graph.propagation import propagate_qdq
-    from repq.graph.residuals import ResidualReport, quantize_residuals, residual_operands
+    from repq.graph.residuals import ResidualReport, quantize_residuals
     from repq.graph.scale_merging import MergedGroup, MergeReport, merge_scales
     from repq.graph.suppression import nms_output
 
 _HOMES = {
     "anchors": ("anchor_maxima",),
     "integer_concat": ("concat_integers",),
-    "extra_kernels": ("ExtraKernel", "count_qdq", "predict_extra_kernels"),
+    "extra_kernels": ("ExtraKernel", "count_qdq"),
     "files": ("load_onnx", "save_onnx"),
     "first_layers": ("bgr_input", "uint8_input"),
     "fp16": ("Fp16Report", "nodes_beyond_fp16", "to_fp16"),
@@ -41,10 +41,10 @@ _HOMES = {
     "scale_merging": ("MergeReport", "MergedGroup", "merge_scales"),
     "metadata": ("GraphMetadata", "parse_metadata", "read_metadata", "write_metadata"),
     "suppression": ("nms_output",),
-    "passes": ("PASSES", "for_serving", "run_passes"),
+    "passes": ("PASSES", "run_passes"),
     "propagation": ("propagate_qdq",),
-    "residuals": ("ResidualReport", "quantize_residuals", "residual_operands"),
-    "grouping": ("layer_groups", "scale_groups"),
+    "residuals": ("ResidualReport", "quantize_residuals"),
+    "grouping": ("layer_groups",),
     "maxima": ("tensor_maxima",),
 }
 

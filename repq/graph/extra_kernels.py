@@ -105,15 +105,8 @@ def counts_of(graph: gs.Graph) -> QdqCount:
     )
 
 
-def predict_extra_kernels(model: ModelProto) -> tuple[ExtraKernel, ...]:
-    """The extra kernels that TensorRT is expected to run for ``model``, in graph order."""
-    graph = import_graph(model)
-    restore_pairs(graph)
-    return extra_kernels(graph)
-
-
 def extra_kernels(graph: gs.Graph) -> tuple[ExtraKernel, ...]:
-    """``predict_extra_kernels`` of an imported graph."""
+    """The extra kernels that TensorRT is expected to run for a graph without joined integers, in graph order."""
     found: list[ExtraKernel] = []
     for tensor in graph.inputs:
         found += _behind_float(tensor, None, graph)

@@ -102,7 +102,7 @@ def type_as_fp16(
     _check(graph, keep_fp32)
     raised = _round_scales(graph)
     typing = _Typing(graph, _FLOAT if float32_io else _HALF)
-    typing.assign(set(keep_fp32) | (set(_decoding(graph)) if fp32_decode else set()))
+    typing.assign(set(keep_fp32) | (set(decoding(graph)) if fp32_decode else set()))
     report = Fp16Report(typing.fp32_nodes(), typing.rewrite(), raised)
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and not any(tensor is end for end in (*graph.inputs, *graph.outputs)):
@@ -146,16 +146,12 @@ def nodes_beyond(graph: gs.Graph, maxima: Mapping[str, float], *, margin: float 
     )
 
 
-def decode_nodes(model: ModelProto) -> tuple[str, ...]:
+def decoding(graph: gs.Graph) -> tuple[str, ...]:
     """First outputs of the nodes that decode boxes.
 
     They are no ancestors of any layer, and follow from the first arithmetic with a constant that is no scalar: the
     anchor grid, the strides or the bins of the distance distribution.
     """
-    return _decoding(import_graph(model))
-
-
-def _decoding(graph: gs.Graph) -> tuple[str, ...]:
     before_a_layer: set[str] = set()
     for node in reversed(graph.nodes):
         if node.op in WEIGHTED_OPS or any(tensor.name in before_a_layer for tensor in node.outputs):

@@ -37,7 +37,6 @@ from repq.graph.layer_join import LAYER_OPS, layers_of
 from repq.graph.surgeon import import_graph, is_constant, producer
 from repq.layers import LayerId
 
-ScaleGroup = tuple[str, ...]
 """Tensors that must share a scale, in graph order."""
 
 
@@ -72,37 +71,19 @@ class ResidualAdd:
     readers: tuple[tuple[gs.Node, int], tuple[gs.Node, int]]
 
 
-def scale_groups(
-    model: ModelProto, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
-) -> tuple[ScaleGroup, ...]:
-    """The groups of two or more tensors that must share a scale, in graph order.
-
-    The outputs of Q and DQ are not listed: they are the tensor that was quantized.
-
-    Args:
-        model: a float graph or a Q/DQ graph.
-        int8_layers: the layers whose inputs are (to be) quantized; None: all of a float graph. What a Q/DQ graph
-            quantizes already counts as well.
-        residual_adds: whether the two inputs of a residual add belong to one group.
-
-    Raises:
-        GraphError: ``int8_layers`` is given and a layer's weight is no initializer ``<LayerId>.weight``.
-    """
-    graph = import_graph(model)
-    outputs = [tensor for node in graph.nodes for tensor in node.outputs if quantized_value(tensor) is tensor]
-    sets = joined_tensors(graph, int8_layers, residual_adds=residual_adds)
-    members: dict[str, list[str]] = defaultdict(list)
-    for tensor in (*graph.inputs, *outputs):
-        members[sets.find(tensor.name)].append(tensor.name)
-    return tuple(tuple(group) for group in members.values() if len(group) > 1)
-
-
 def layer_groups(
     model: ModelProto, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
 ) -> tuple[tuple[LayerId, ...], ...]:
     """The groups of two or more layers whose input scales must be equal, for calibration on one joint histogram.
 
-    Arguments and errors are those of ``scale_groups``. Layers that are not in ``int8_layers`` are left out.
+    Args:
+        model: a float graph or a Q/DQ graph.
+        int8_layers: the layers whose inputs are (to be) quantized; None: all of a float graph. What a Q/DQ graph
+            quantizes already counts as well. Others are left out.
+        residual_adds: whether the two inputs of a residual add belong to one group.
+
+    Raises:
+        GraphError: ``int8_layers`` is given and a layer's weight is no initializer ``<LayerId>.weight``.
     """
     graph = import_graph(model)
     sets = joined_tensors(graph, int8_layers, residual_adds=residual_adds)
@@ -127,7 +108,7 @@ def residual_sums(graph: gs.Graph) -> list[ResidualAdd]:
 def joined_tensors(
     graph: gs.Graph, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
 ) -> UnionFind:
-    """The groups of ``scale_groups`` as disjoint sets of tensor names."""
+    """Tensors that must share a scale, as disjoint sets of names; for arguments and errors see ``layer_groups``."""
     sets = UnionFind()
     wanted = _read_as_int8(graph, int8_layers)
     movers = [node for node in reversed(graph.nodes) if copies_values(node)]

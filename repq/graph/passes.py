@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from repq.recipe import ExportConfig, NmsConfig, PreprocessConfig
+from repq.recipe import ExportConfig
 from repq.results import PassReport
 
 if TYPE_CHECKING:
@@ -87,15 +87,6 @@ def run_passes(
                 raise GraphError(f"the pass {entry.name} leaves an invalid graph", found=first_line) from None
         reports.append(PassReport(name=entry.name, title=entry.title, changed=outcome.changed, reasons=outcome.reasons))
     return model, outcomes, tuple(reports)
-
-
-def for_serving(model: ModelProto, preprocess: PreprocessConfig, nms: NmsConfig | None) -> ModelProto:
-    """Return ``model`` with this work inside; ``model`` itself where there is none. It comes last of all passes.
-
-    Raises:
-        GraphError: some of it is inside already, or the graph is none of a detector.
-    """
-    return run_passes(model, PassContext(ExportConfig(preprocess=preprocess, nms=nms)))[0]
 
 
 def _quantize_residuals(graph: gs.Graph, _: PassContext) -> Outcome:

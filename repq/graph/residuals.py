@@ -58,7 +58,7 @@ def quantize_residuals(
 
     Args:
         model: a Q/DQ graph as ``propagate_qdq`` leaves it.
-        scales: measured scales by tensor name, for tensors that ``residual_operands`` lists.
+        scales: measured scales by tensor name, for tensors that would get a borrowed scale.
     """
     graph = import_graph(model)
     report = place(graph, scales)
@@ -90,13 +90,6 @@ def place(graph: gs.Graph, scales: Mapping[str, TensorScale] | None = None) -> R
             reader.inputs[slot] = quantized[name]
             placed.append(name)
     return ResidualReport(tuple(dict.fromkeys(placed)), tuple(dict.fromkeys(left)))
-
-
-def residual_operands(model: ModelProto) -> tuple[str, ...]:
-    """Tensors that ``quantize_residuals`` would give a borrowed scale, so that a caller can measure them instead."""
-    graph = import_graph(model)
-    pairs = _pairs(graph)
-    return tuple(name for name in float_operands(graph) if name not in pairs)
 
 
 def float_operands(graph: gs.Graph) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from graph_views import for_serving
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,7 +19,7 @@ from repq.api.service import service_of
 from repq.cli import main
 from repq.errors import DataError, EngineError, RepqError
 from repq.export import export_float, save_onnx
-from repq.graph import for_serving, read_metadata
+from repq.graph import read_metadata
 from repq.graph.files import load_onnx
 from repq.model import Detector, build
 from repq.recipe import EvalConfig, ExportConfig, LetterboxConfig, NmsConfig, PreprocessConfig

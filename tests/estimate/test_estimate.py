@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from graph_views import for_serving
 from onnx import ModelProto, helper, numpy_helper
 
 from repq.cli import main
@@ -14,7 +15,7 @@ from repq.errors import GraphError, RepqError
 from repq.estimate import DEVICES, Efficiency, estimate, find_device, kernels_of
 from repq.estimate.roofline import utilization
 from repq.export import export_float, save_onnx
-from repq.graph import for_serving, insert_qdq, to_fp16
+from repq.graph import insert_qdq, to_fp16
 from repq.layers import LayerId
 from repq.model import build
 from repq.recipe import LetterboxConfig, NmsConfig, PreprocessConfig

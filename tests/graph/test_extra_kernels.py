@@ -6,9 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from graph_views import predict_extra_kernels
 from small_graphs import graph, normal
 
-from repq.graph import count_qdq, predict_extra_kernels
+from repq.graph import count_qdq
 
 CONSTANTS = {
     "s": np.float32(0.03),

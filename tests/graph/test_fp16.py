@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
+from graph_views import decode_nodes
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from small_graphs import graph, initializers, int8, kinds, normal, run, table, two_convs
 
 from repq.errors import GraphError
 from repq.graph import insert_qdq, nodes_beyond_fp16, to_fp16
-from repq.graph.fp16 import decode_nodes
 
 X = normal(9, 1, 3, 8, 8)
 

@@ -7,21 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 from family_graphs import FAMILY, float_graph, images, layers, quantized_graph
+from graph_views import residual_operands, scale_groups
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from small_graphs import run
 
-from repq.graph import (
-    count_qdq,
-    layer_groups,
-    lint,
-    merge_scales,
-    quantize_residuals,
-    read_metadata,
-    residual_operands,
-    scale_groups,
-    to_fp16,
-)
+from repq.graph import count_qdq, layer_groups, lint, merge_scales, quantize_residuals, read_metadata, to_fp16
 from repq.graph.integers import arriving_parameters, parameters_of
 from repq.graph.layer_join import layers_of
 from repq.graph.scale_merging import unequal_groups

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from graph_views import residual_operands
 from onnx import ModelProto
 from small_graphs import graph, initializers, int8, kinds, normal, run, table
 
-from repq.graph import insert_qdq, quantize_residuals, residual_operands
+from repq.graph import insert_qdq, quantize_residuals
 
 WEIGHTS = {f"{name}__weight": normal(seed, 4, 4, 1, 1) for seed, name in enumerate("abc")}
 BLOCK = """g (float[1,4,8,8] x) => (float[1,4,8,8] y) {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from graph_views import scale_groups
 from hypothesis import given
 from hypothesis import strategies as st
 from small_graphs import graph, normal
 
-from repq.graph import layer_groups, scale_groups
+from repq.graph import layer_groups
 from repq.graph.grouping import UnionFind
 from repq.graph.integers import Parameters
 from repq.layers import LayerId

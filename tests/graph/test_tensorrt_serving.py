@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from family_graphs import float_graph, quantized_graph
+from graph_views import for_serving
 from onnx import ModelProto
 
-from repq.graph import for_serving, merge_scales, quantize_residuals, to_fp16
+from repq.graph import merge_scales, quantize_residuals, to_fp16
 from repq.recipe import LetterboxConfig, NmsConfig, PreprocessConfig
 
 trt: Any = pytest.importorskip("tensorrt", reason="TensorRT's Python API, parser and builder are not installed")

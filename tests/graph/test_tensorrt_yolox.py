@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from graph_views import for_serving
 from test_tensorrt_serving import parse
 
 from repq.export import export_float, export_quantized
-from repq.graph import for_serving, merge_scales, quantize_residuals, to_fp16
+from repq.graph import merge_scales, quantize_residuals, to_fp16
 from repq.model import build
 from repq.quant import quantize
 from repq.recipe import LetterboxConfig, NmsConfig, PreprocessConfig, PtqConfig
