@@ -76,6 +76,21 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder in ``TMPDIR`` that only this user reads; gone after the block.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = _beside(Path(tempfile.gettempdir()) / "repq")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """What a write to a full disk raises names no file: name this one."""
     try:
@@ -114,8 +129,8 @@ def in_utf8(path: Path) -> Iterator[Path]:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory(prefix="repq-link-") as folder:
-            link = Path(folder) / f"file{path.suffix}"
+        with scratch_folder() as folder:
+            link = folder / f"file{path.suffix}"
             link.symlink_to(path.absolute())
             yield link
     else:

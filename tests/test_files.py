@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from repq.files import replacing, replacing_folder, write_text
+from repq.files import replacing, replacing_folder, scratch_folder, write_text
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -68,6 +70,29 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, way: 
     running.communicate()
     write()
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import sys\nfrom repq.files import scratch_folder\nwith scratch_folder() as folder:\n"
+        "    (folder / 'x').write_bytes(b'half')\n    print(folder, flush=True)\n    sys.stdin.read()\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert running.stdout is not None
+    left = Path(running.stdout.readline().strip())
+    with scratch_folder() as own:
+        assert left.parent == own.parent == tmp_path and left.exists()
+        assert own.stat().st_mode & 0o777 == 0o700
+    running.kill()
+    running.communicate()
+    assert list(tmp_path.iterdir()) == [left]
+    with scratch_folder() as own:
+        assert list(tmp_path.iterdir()) == [own]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import DataError
+from repq.files import scratch_folder
 from repq.log import Log, quiet
 from repq.printable import printable
 
@@ -95,9 +95,9 @@ def as_dataset(
         yield whole.subset(_measured(drawn, str(place)))
     else:
         listed: Sequence[Any] = [images] if place is not None or isinstance(images, np.ndarray) else list(images)  # type: ignore[arg-type]
-        with tempfile.TemporaryDirectory(prefix="repq-images-") as folder:
-            records = [_as_record(image, number, Path(folder)) for number, image in enumerate(listed)]
-            yield DetectionDataset(Path(folder), split, names, tuple(_measured(records, "the list")))
+        with scratch_folder() as folder:
+            records = [_as_record(image, number, folder) for number, image in enumerate(listed)]
+            yield DetectionDataset(folder, split, names, tuple(_measured(records, "the list")))
 
 
 def is_unlabelled(data: Images) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from repq.api.images import Image, Images, as_dataset, open_data, read_rgb
 from repq.api.running import HERE, Options, Running
 from repq.errors import CheckpointError, DataError, EngineError, RepqError
-from repq.files import replacing
+from repq.files import replacing, scratch_folder
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
@@ -641,8 +640,8 @@ class Model:
             raise EngineError(f"{self.label} is an engine already", fix="build from the ONNX file or the checkpoint")
         self.size(imgsz)
         if self.weights is not None:
-            with tempfile.TemporaryDirectory(prefix="repq-export-") as folder:
-                onnx = self.export(Path(folder) / f"{Path(self.label).stem}.onnx", imgsz=imgsz, batch=batch)
+            with scratch_folder() as folder:
+                onnx = self.export(folder / f"{Path(self.label).stem}.onnx", imgsz=imgsz, batch=batch)
                 return onnx.build(engine, threads=threads, out=out, config=config, **settings)
         assert self.path is not None
         chosen = settings_of(BuildConfig, config, {"threads": threads or self.options.threads, **settings}, "building")

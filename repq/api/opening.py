@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
-from repq.files import in_utf8
+from repq.files import in_utf8, scratch_folder
 from repq.layers import LayerId
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
@@ -236,9 +235,9 @@ def of_engine(label: str, engine: Engine, options: Options) -> Model:
 
         if wanted.threads in (None, options.threads):
             return in_engine(engine)
-        with tempfile.TemporaryDirectory(prefix="repq-engine-") as folder:
-            engine.save(Path(folder) / "engine")
-            return in_engine(load(Path(folder) / "engine", threads=wanted.threads))
+        with scratch_folder() as folder:
+            engine.save(folder / "engine")
+            return in_engine(load(folder / "engine", threads=wanted.threads))
 
     return _of_graph("engine", label, engine.manifest, start, options, engine=engine)
 

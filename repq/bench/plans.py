@@ -7,11 +7,9 @@ when a plan as a whole is timed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -20,6 +18,7 @@ from onnx import ModelProto
 
 from repq.bench.latency import time_in_turns
 from repq.engine import Engine, build
+from repq.files import scratch_folder
 from repq.graph import insert_qdq, propagate_qdq, save_onnx
 from repq.layers import LayerId
 from repq.progress import Progress, silent
@@ -87,10 +86,10 @@ def plan_engines(
     config: BenchConfig,
 ) -> Iterator[list[Engine]]:
     """One engine for each plan, given by its INT8 layers, as long as the block runs."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         engines = []
         for number, int8 in enumerate(plans):
-            path = Path(folder) / f"{number}.onnx"
+            path = folder / f"{number}.onnx"
             chosen = {layer: scales[layer] for layer in int8}
             save_onnx(path, propagate_qdq(insert_qdq(graph, chosen)) if chosen else graph)
             engines.append(build(name, path, BuildConfig(threads=config.threads[0])))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +19,7 @@ from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_im
 from repq.engine.ncnn_building import BIN, INSTALL, PARAM, convert, pnnx_program, put, written_name
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, read, write
 from repq.errors import EngineError
+from repq.files import scratch_folder
 from repq.results import Availability, EngineDescription, LayerPrecision
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class NcnnEngine(Engine):
     def __init__(self, manifest: EngineManifest, layers: Sequence[Layer]) -> None:
         super().__init__(manifest)
         self._layers = layers
-        with tempfile.TemporaryDirectory(prefix="repq-ncnn-") as scratch:
-            put(layers, Path(scratch))
-            self._net = open_network(Path(scratch), manifest.threads)
+        with scratch_folder() as scratch:
+            put(layers, scratch)
+            self._net = open_network(scratch, manifest.threads)
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         wanted = self.manifest.input

@@ -20,7 +20,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from repq.engine.base import TensorInfo
 from repq.engine.conversion import demand_equal, random_images, reference
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, in_float16, read, write
 from repq.errors import EngineError
+from repq.files import scratch_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -70,11 +70,11 @@ def convert(source: Source) -> tuple[Layer, ...]:
     kernels = {node.name: _in_ncnn_order(node) for node in graph.nodes if node.name in source.layers}
     plain = export_graph(graph)
     images = random_images(source)
-    with tempfile.TemporaryDirectory(prefix="repq-ncnn-") as scratch:
-        converted = _by_pnnx(plain, images.shape, Path(scratch))
+    with scratch_folder() as scratch:
+        converted = _by_pnnx(plain, images.shape, scratch)
         finished = _requantized(_in_int8(_named(converted, kernels), integers))
         finished = in_float16(finished) if half else finished
-        found, _ = _run_apart((converted, finished), images, Path(scratch))
+        found, _ = _run_apart((converted, finished), images, scratch)
     demand_equal(reference(plain, images), found, "pnnx")
     return finished
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
 from repq.errors import EngineError
+from repq.files import scratch_folder
 from repq.layers import LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.machine.cuda import gpu_or_none
@@ -134,8 +135,8 @@ class OnnxRuntimeEngine(Engine):
         (folder / _MODEL).write_bytes(self._data)
 
     def describe(self) -> EngineDescription:
-        with tempfile.TemporaryDirectory() as scratch:
-            layers, extra, note = self._executed(Path(scratch) / _MODEL)
+        with scratch_folder() as scratch:
+            layers, extra, note = self._executed(scratch / _MODEL)
         if self.manifest.settings.dynamic:
             note = "scales are taken anew in every run: it is slow, and depthwise layers may collapse; measure its AP"
         return self.described(layers=layers, extra_nodes=extra, note=note, size_bytes=len(self._data))
@@ -153,8 +154,8 @@ class OnnxRuntimeEngine(Engine):
     def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
         """By ONNX Runtime's own profiling, of a second session: it costs time as well."""
         check_images(images, self.manifest.input)
-        with tempfile.TemporaryDirectory() as scratch:
-            optimized = Path(scratch) / _MODEL
+        with scratch_folder() as scratch:
+            optimized = scratch / _MODEL
             session = open_session(
                 self._data, self.manifest.threads, self._provider, optimized=optimized, profiled=True
             )
@@ -224,8 +225,8 @@ def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / _MODEL
+    with scratch_folder() as scratch:
+        path = scratch / _MODEL
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
         return onnx.load(str(path))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from repq.engine.availability import installed, int8_note, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
+from repq.files import scratch_folder
 from repq.layers import LayerId
 from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
@@ -146,9 +146,9 @@ class OpenVinoEngine(Engine):
 
     def describe(self) -> EngineDescription:
         nodes = executed_nodes(self._compiled)
-        with tempfile.TemporaryDirectory() as scratch:
-            self.write(Path(scratch))
-            size = folder_size(Path(scratch))
+        with scratch_folder() as scratch:
+            self.write(scratch)
+            size = folder_size(scratch)
         layers = executed_layers(nodes, self.manifest.layers)
         return self.described(layers=layers, extra_nodes=conversions(nodes), size_bytes=size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from repq.api.quantizing import open_float
 from repq.api.running import resolve_device
+from repq.files import scratch_folder
 from repq.log import Log, quiet
 from repq.recipe import DemoConfig, FuseConfig, GraphConfig
 from repq.results import FusionReport
@@ -63,9 +63,9 @@ def _proof_images(
     if dataset is not None:
         return next(iter(batches(dataset, imgsz, count, preprocessing=spec.preprocessing))).images
     log("no --data given: the proof uses drawn images")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         config = DemoConfig(train_images=1, val_images=count, seed=seed)
-        dataset = load_dataset(make_demo_set(Path(folder) / "demo", config), "val")
+        dataset = load_dataset(make_demo_set(folder / "demo", config), "val")
         return next(iter(batches(dataset, imgsz, count, preprocessing=spec.preprocessing))).images
 
 
