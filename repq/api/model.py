@@ -544,7 +544,7 @@ class Model:
 
         Args:
             data: as ``images`` of `quantize`; all images are trained on.
-            teacher: a float checkpoint. Default: the float weights of this one.
+            teacher: a float checkpoint or ONNX file of any detector. Default: the float weights of this one.
             keep_float: further layers that stay in float.
             val_split: of a data set, where ``eval_interval`` asks for AP on the way.
             state: file that lets a stopped training go on.
@@ -560,7 +560,7 @@ class Model:
         from repq.api.fitting import fitted
         from repq.api.opening import load
         from repq.api.quantizing import fused, partly_float
-        from repq.data import warn_of_overlap
+        from repq.data import class_places, warn_of_overlap
         from repq.export import float_copy
         from repq.quant.qat import train_quantized
 
@@ -578,14 +578,17 @@ class Model:
                 warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
             start = partly_float(quantized.checkpoint("be trained"), keep_float)
-            if teacher is not None:
-                other = teacher if isinstance(teacher, Model) else load(teacher)
+            classes = None
+            if (named := teacher or chosen.teacher) is not None:
+                other = named if isinstance(named, Model) else load(named, engine="torch", imgsz=size)
                 imitated = fused(other.floats("be a teacher")).model
+                classes = class_places(self.names or train_set.names, other.names, "the teacher")
             else:
                 imitated = float_copy(start.model) if weights.quantized else fused(weights).model
             outcome = train_quantized(
-                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, device=options.device,
-                seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
+                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, teacher_classes=classes,
+                device=options.device, seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch),
+                progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 

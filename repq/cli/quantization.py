@@ -119,7 +119,7 @@ _FLOAT = {"needs": "WEIGHTS float"}
 
 def qat_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData,
-    qat: Annotated[QatConfig, Offer("epochs", "batch", "scales", "task_weight")],
+    qat: Annotated[QatConfig, Offer("teacher", "epochs", "batch", "scales", "task_weight")],
     ptq: Annotated[
         PtqConfig,
         Offer(
@@ -130,10 +130,6 @@ def qat_command(
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
     graph: GraphConfig, split: ValSplit = "val", imgsz: OwnSize = None,
-    teacher: Annotated[
-        AnyPath | None,
-        setting(flag="--teacher", help="Float checkpoint to imitate.  [default: the float weights of WEIGHTS]"),
-    ] = None,
     scheme: Annotated[
         Literal["symmetric", "asymmetric"] | None,
         setting(flag="--scheme", help="To calibrate float WEIGHTS with.  [default: symmetric]"),
@@ -148,7 +144,7 @@ def qat_command(
     from repq.stages import QatSource, demand_budget, qat_checkpoint
 
     imgsz = size_for(weights, imgsz, shell.log)
-    source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration, graph)
+    source = QatSource(weights, scheme, ptq.keep_float, plan, ptq.calibration, graph)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
         eval_config=eval, device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,

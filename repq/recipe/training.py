@@ -30,13 +30,32 @@ Factors = Annotated[tuple[_Zoom, _Zoom], BeforeValidator(_around_one), AfterVali
 """Least and largest of factors that are drawn; one number h stands for 1 - h to 1 + h."""
 
 
-class DistillConfig(Config):
-    """Self-distillation (YOLOv6 report, section 2.4.2): the student also imitates a trained detector, its teacher."""
+class ImitationConfig(Config):
+    """How much of what a teacher says counts, at the start of a training; see ``repq.train.distill``."""
 
-    teacher: AnyPath = setting(flag="--teacher", help="Checkpoint of the same model for self-distillation.")
-    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores at the start of the training.")
-    dfl_weight: Factor = setting(1.0, help="Weight of the imitation of box distributions at the start.")
-    final_factor: Share = setting(0.01, help="Share of both weights that is left at the end, after a cosine.")
+    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores.")
+    box_weight: Factor = setting(1.0, help="Weight of the imitation of boxes: of their distributions where both have "
+                                 "equally many bins, else by GIoU.")  # fmt: skip
+    answer_temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of scores and box distributions.")
+    feature_weight: Factor = setting(0.0, help="Weight of the channel-wise imitation of the neck's maps.")
+    temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of that imitation.")
+    projector_weight: Factor = setting(
+        0.0, help="Weight of the imitation of the neck's maps through a projector, where the teacher sees something."
+    )
+    final_factor: Share = setting(0.01, help="Share of the teacher's weights that is left at the end, after a cosine.")
+
+    @property
+    def imitates(self) -> bool:
+        """Whether anything of the teacher counts."""
+        return bool(self.class_weight or self.box_weight or self.feature_weight or self.projector_weight)
+
+
+class DistillConfig(ImitationConfig):
+    """The student also imitates a trained detector, its teacher (YOLOv6 report, section 2.4.2)."""
+
+    teacher: AnyPath = setting(
+        flag="--teacher", help="Float checkpoint or ONNX file of any detector to imitate, of the same classes by name."
+    )
 
 
 class LoopConfig(Config):

@@ -15,6 +15,7 @@ class EpochRow(Result):
     ap: float | None = None
     ap50: float | None = None
     seconds: float = measured_time(0.0)
+    teacher_seconds: float | None = measured_time(None)  # of them, of the teacher's pass; None: there is no teacher
 
 
 class TrainReport(Result):

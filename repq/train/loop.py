@@ -42,6 +42,7 @@ def train(
     eval_config: EvalConfig = EvalConfig(),
     scales: RepScales | None = None,
     teacher: Detector | None = None,
+    teacher_classes: tuple[int, ...] | None = None,
     board: Board | None = None,
     after_epoch: Callable[[Trainer], None] | None = None,
     progress: Progress = silent,
@@ -59,7 +60,8 @@ def train(
         seed: of order and augmentation; the weights come with ``model``.
         scales: what ``config.rep_scales`` holds. RepOptimizer trains the model with them, and re-initializes it first
             unless it comes with trained weights (``config.weights``).
-        teacher: the detector that ``config.distill`` names.
+        teacher: the detector that ``config.distill`` names, of any family.
+        teacher_classes: where each class of the model is among the teacher's; None: they are the same.
         board: where to show scalars and a batch while training.
         after_epoch: is called after every epoch, in the first process.
 
@@ -69,7 +71,7 @@ def train(
         CheckpointError: the scales do not fit the model.
         DataError: an image can no longer be read.
     """
-    job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher)
+    job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
         identity = told_by_first(job.identity)
@@ -77,8 +79,8 @@ def train(
             reinitialize(model, scales, seed)
         model = moved(model, own_device).train()
         imitated = None
-        if teacher is not None and config.distill is not None:
-            imitated = Teacher(moved(teacher, own_device), model, config.distill)
+        if teacher is not None and config.distill is not None and config.distill.imitates:
+            imitated = Teacher(moved(teacher, own_device), model, config.distill, classes=teacher_classes, seed=seed)
         trainer = Trainer(
             Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
             state_path=state_path, board=board, after_epoch=after_epoch, eval_interval=config.eval_interval,
