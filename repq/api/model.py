@@ -478,7 +478,8 @@ class Model:
         self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] = "symmetric",
         method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
         plan: str | Path | QuantPlan | PlanReport | None = None,
-        share_scales: Literal["none", "largest", "joint"] = "none", correct: Any = None, limit: int = 128,
+        share_scales: Literal["none", "largest", "joint"] = "none",
+        weight_granularity: Literal["channel", "tensor"] = "channel", correct: Any = None, limit: int = 128,
         batch: int = 16, seed: int = 0, percentile: float | None = None, split: str = "train",
         config: PtqConfig | None = None,
     ) -> Model:  # fmt: skip
@@ -495,6 +496,7 @@ class Model:
             auto: choose the method and all corrections by what they gain on ``images``; slower. By default it does
                 so unless ``method``, ``percentile`` or ``correct`` is given.
             share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
+            weight_granularity: scales of a weight: one per output channel, or one for the ``tensor``.
             correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
             limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
             batch: images in memory at once.
@@ -516,7 +518,8 @@ class Model:
             calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
             values = {
                 "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales,
-                "calibration": calibration, **_without_none({"auto": auto, "correct": correct}),
+                "weight_granularity": weight_granularity, "calibration": calibration,
+                **_without_none({"auto": auto, "correct": correct}),
             }  # fmt: skip
             config = settings_of(PtqConfig, None, values, "quantization")
         if plan is not None:

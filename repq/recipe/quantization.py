@@ -104,6 +104,11 @@ class PtqConfig(Config):
         "symmetric", flag="--scheme",
         help="symmetric: INT8 for TensorRT; asymmetric: UINT8 activations for CPU engines.",
     )  # fmt: skip
+    weight_granularity: Literal["channel", "tensor"] = setting(
+        "channel", flag="--weight-granularity",
+        help="Scales of a weight: one for each output channel, or one for all of it, which is what some NPUs take. "
+        "Transposed convolutions always have one.",
+    )  # fmt: skip
     keep_float: tuple[str, ...] = setting(
         (), flag="--keep-float", metavar="GLOB", help="Layer id or glob that stays in float; repeat for several."
     )

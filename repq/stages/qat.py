@@ -32,7 +32,7 @@ class QatSource:
 
     Attributes:
         weights: a checkpoint that `ptq_checkpoint` wrote, or a float one, which is calibrated first.
-        scheme: of a calibration; a quantized checkpoint has its own.
+        scheme, weight_granularity: of a calibration; a quantized checkpoint has its own.
         keep_float, plan: layers that stay in float, besides those that a quantized checkpoint keeps in float.
         calibration: of float weights.
         graph: what the file of ``weights`` does not say of itself.
@@ -40,6 +40,7 @@ class QatSource:
 
     weights: Path
     scheme: Literal["symmetric", "asymmetric"] | None = None
+    weight_granularity: Literal["channel", "tensor"] = "channel"
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -181,7 +182,10 @@ def _start(
     if ptq is None:
         for note in opened.notes:
             log(f"{source.weights.name}: {note}")
-        ptq = PtqConfig(scheme=source.scheme or "symmetric", keep_float=kept, calibration=source.calibration)
+        ptq = PtqConfig(
+            scheme=source.scheme or "symmetric", weight_granularity=source.weight_granularity, keep_float=kept,
+            calibration=source.calibration,
+        )  # fmt: skip
         made = quantized(
             fused(opened, device), train_set, ptq, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
             progress=progress, log=log,
