@@ -148,6 +148,14 @@ class TrainConfig(LoopConfig):
     l1_weight: Factor = setting(0.0, help="Weight of the L1 loss of boxes.")
     l1_epochs: Epochs | None = setting(None, help="Last epochs, in which it counts; null: all.")
     class_weights: tuple[Factor, ...] = setting((), help="A factor of the loss of scores for every class; none: 1.")
+    class_frequency: Literal["ignored", "median", "inverse"] = setting(
+        "ignored", help="Makes these factors from the objects of each class in the train split: the median of all "
+        "counts over its own, or its own to the power of -class_weights_power, 1 on the mean of all objects.",
+    )  # fmt: skip
+    class_weights_power: float = setting(0.5, ge=0, le=2, help="Of inverse frequencies: 0 leaves all factors at 1.")
+    class_weights_limit: float = setting(
+        10.0, ge=1, le=1e6, help="Factors from frequencies are at most this, and at least one over it."
+    )
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 
@@ -158,3 +166,9 @@ class TrainConfig(LoopConfig):
             return values
         known: dict[str, Any] = resolve("repq.model.families:training_settings")(values.get("model"))
         return {**known, **values}
+
+    @model_validator(mode="after")
+    def _one_source_of_class_weights(self) -> TrainConfig:
+        if self.class_weights and self.class_frequency != "ignored":
+            raise ValueError("class_frequency makes the class_weights itself: give only one of the two")
+        return self

@@ -26,6 +26,7 @@ class TrainReport(Result):
     best_epoch: int
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
+    class_weights: tuple[float, ...] = ()  # factors of the loss of scores; none: 1 each
     curves: Curves | None = None  # of the same
 
 

@@ -14,6 +14,7 @@ from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
 from repq.results import TrainReport
+from repq.train.balance import with_class_weights
 from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
@@ -71,6 +72,7 @@ def train(
         CheckpointError: the scales do not fit the model.
         DataError: an image can no longer be read.
     """
+    config = with_class_weights(config, train_set)
     job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
@@ -87,10 +89,10 @@ def train(
             patience=config.patience, warm_up_epochs=config.atss_epochs,
         )  # fmt: skip
         trainer.run(progress)
-        return _outcome(trainer)
+        return _outcome(trainer, config)
 
 
-def _outcome(trainer: Trainer) -> TrainOutcome:
+def _outcome(trainer: Trainer, config: TrainConfig) -> TrainOutcome:
     best, rows = trainer.position.best, trainer.position.epochs
     assert best is not None, "the last epoch is evaluated"
     trainer.model.load_state_dict(trainer.best)
@@ -103,6 +105,7 @@ def _outcome(trainer: Trainer) -> TrainOutcome:
         best_epoch=best.epoch,
         accuracy=best.accuracy,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        class_weights=config.class_weights,
     )
     return TrainOutcome(model, report)
 

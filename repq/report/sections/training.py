@@ -58,6 +58,7 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
         *_teacher_facts(training.epochs),
+        *([("Class weights", ", ".join(map(compact, training.class_weights)))] if training.class_weights else []),
     ]
     return [*_epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
 
