@@ -69,6 +69,20 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     values("check", out, *data(files), "--imgsz", "64", "--max-drop", "1")
 
 
+def test_a_teacher_of_another_kind_and_more_classes_teaches(files: Path, tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "qat.safetensors"
+    save_checkpoint(teacher, detector("yolov6n", 4), names=("square", *NAMES[::-1]))
+    settings = ("--set", "projector_weight=1", "--images", 2, "--method", "max", "--weight-granularity", "tensor")
+    found = values(*qat(files, files / "float.safetensors", "--teacher", teacher, *settings, "-o", out, "--no-eval"))
+    assert {"distill_class", "distill_box", "distill_features", "distill_projected"} < found["epochs"][0][
+        "losses"
+    ].keys()
+    assert found["epochs"][0]["teacher_seconds"] > 0
+    weights = load_weights(out)
+    assert weights.names == NAMES
+    assert {scales.weight.axis for scales in scale_table(weights.model).values()} == {None}
+
+
 def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "qat.safetensors", tmp_path / "plan.yaml"
     plan.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")

@@ -103,3 +103,12 @@ def test_a_scale_per_input_channel_needs_one_per_channel_of_the_weight(models: d
     assert depthwise
     table = scale_table(found.weights.model)
     assert all(table[name].input.axis is None for name in depthwise)
+
+
+def test_every_other_correction_keeps_to_one_number(models: dict[str, repq.Model]) -> None:
+    correct = {"outputs": "moments", "rounding": "adaptive", "equalize": True, "split_below_db": 60.0}
+    found = models["float"].quantize(pictures(), weight_granularity="tensor", correct=correct, **OPTIONS)
+    table = scale_table(found.weights.model)
+    assert any(scales.fine is not None for scales in table.values())
+    for scales in table.values():
+        assert {scale.scale.shape for scale in (scales.weight, scales.fine) if scale is not None} == {()}
