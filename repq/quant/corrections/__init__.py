@@ -115,7 +115,7 @@ class ChannelInputs(Correction):
         setting(
             False,
             flag="--channel-inputs",
-            needs="--weight-granularity channel|",
+            excludes="--weight-granularity tensor",
             help="A scale per channel for the inputs of depthwise convolutions.",
         ),
     )
