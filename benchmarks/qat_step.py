@@ -40,7 +40,7 @@ from repq.model import Detector, build, layer_ids
 from repq.quant import calibrate, insert_quantizers
 from repq.quant.qat import QatUpdater, learn_scales
 from repq.recipe import CalibrationConfig, DemoConfig, PtqConfig, QatConfig
-from repq.train import MovingAverage, Rates
+from repq.train import MovingAverage, Rates, Teacher
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.trainer import moved
 
@@ -81,7 +81,8 @@ def contenders(fused: Detector, calibrated: Detector, config: QatConfig) -> dict
                 learn_scales(model)
             kind = QatUpdater if with_teacher else WithoutTeacher
             settings = config if with_teacher else config.model_copy(update=LABELS_ALONE)
-            updater = kind(model, moved(copy.deepcopy(fused), CPU), settings, CPU)
+            teacher = Teacher(moved(copy.deepcopy(fused), CPU), model, settings)
+            updater = kind(model, teacher, settings, CPU)
             title = f"{name}, teacher" if with_teacher else name
             found[title] = Contender(updater, MovingAverage(model, 0.99, 50), [])
     return found

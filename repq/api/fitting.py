@@ -51,7 +51,6 @@ def splits_to_train_on(
     splits: tuple[str, str],
     *,
     start: Sequence[str] | None = None,
-    teacher: Sequence[str] | None = None,
     log: Log = quiet,
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The splits to learn from and to evaluate on, with the same classes in one order.
@@ -59,11 +58,9 @@ def splits_to_train_on(
     Args:
         start: class names of the weights that training starts from. Equal names in another order are put in theirs,
             so that their class predictions stay what they are; other names are said.
-        teacher: class names of the model that is imitated.
 
     Raises:
-        DataError: the splits cannot be used or have different classes, one has no labelled object, or the teacher has
-            other classes.
+        DataError: the splits cannot be used or have different classes, or one has no labelled object.
     """
     from repq.data import demand_objects, fit_splits, warn_of_overlap
 
@@ -79,7 +76,6 @@ def splits_to_train_on(
             f"the class predictions start from those of the checkpoint, which are of other classes: "
             f"{', '.join(map(printable, start[:5]))}; the data set's are {', '.join(train_set.names[:5])}"
         )
-    demand_same_order(train_set, teacher, "the teacher")
     warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
     return train_set, val_set
 

@@ -477,7 +477,8 @@ class Model:
         self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] = "symmetric",
         method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
         plan: str | Path | QuantPlan | PlanReport | None = None,
-        share_scales: Literal["none", "largest", "joint"] = "none", correct: Any = None, limit: int = 128,
+        share_scales: Literal["none", "largest", "joint"] = "none",
+        weight_granularity: Literal["channel", "tensor"] = "channel", correct: Any = None, limit: int = 128,
         batch: int = 16, seed: int = 0, percentile: float | None = None, split: str = "train",
         config: PtqConfig | None = None,
     ) -> Model:  # fmt: skip
@@ -494,6 +495,7 @@ class Model:
             auto: choose the method and all corrections by what they gain on ``images``; slower. By default it does
                 so unless ``method``, ``percentile`` or ``correct`` is given.
             share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
+            weight_granularity: scales of a weight: one per output channel, or one for the ``tensor``.
             correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
             limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
             batch: images in memory at once.
@@ -515,7 +517,8 @@ class Model:
             calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
             values = {
                 "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales,
-                "calibration": calibration, **_without_none({"auto": auto, "correct": correct}),
+                "weight_granularity": weight_granularity, "calibration": calibration,
+                **_without_none({"auto": auto, "correct": correct}),
             }  # fmt: skip
             config = settings_of(PtqConfig, None, values, "quantization")
         if plan is not None:
@@ -543,7 +546,7 @@ class Model:
 
         Args:
             data: as ``images`` of `quantize`; all images are trained on.
-            teacher: a float checkpoint. Default: the float weights of this one.
+            teacher: a float checkpoint or ONNX file of any detector. Default: the float weights of this one.
             keep_float: further layers that stay in float.
             val_split: of a data set, where ``eval_interval`` asks for AP on the way.
             state: file that lets a stopped training go on.
@@ -559,7 +562,7 @@ class Model:
         from repq.api.fitting import fitted
         from repq.api.opening import load
         from repq.api.quantizing import fused, partly_float
-        from repq.data import warn_of_overlap
+        from repq.data import class_places, warn_of_overlap
         from repq.export import float_copy
         from repq.quant.qat import train_quantized
 
@@ -577,14 +580,17 @@ class Model:
                 warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
             start = partly_float(quantized.checkpoint("be trained"), keep_float)
-            if teacher is not None:
-                other = teacher if isinstance(teacher, Model) else load(teacher)
+            classes = None
+            if (named := teacher or chosen.teacher) is not None:
+                other = named if isinstance(named, Model) else load(named, engine="torch", imgsz=size)
                 imitated = fused(other.floats("be a teacher")).model
+                classes = class_places(self.names or train_set.names, other.names, "the teacher")
             else:
                 imitated = float_copy(start.model) if weights.quantized else fused(weights).model
             outcome = train_quantized(
-                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, device=options.device,
-                seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
+                start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, teacher_classes=classes,
+                device=options.device, seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch),
+                progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 

@@ -39,7 +39,8 @@ def train_model(
         data: a data.yaml (YOLO) or a COCO .json with both ``splits``.
         imgsz: a number or (height, width) in pixels.
         model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes.
-        teacher: a trained float checkpoint of the same model, for self-distillation.
+        teacher: a trained float model of any family and size, of the same classes by name, to imitate as
+            ``distill`` says.
         state: file that lets a stopped training go on.
         config, settings: a `repq.TrainConfig`, or its fields: ``epochs``, ``batch``, ``learning_rate`` …
 
@@ -50,6 +51,8 @@ def train_model(
         RepqError: the data, the model or the teacher are not usable.
         TrainingError: the loss is not finite.
     """
+    from repq.api.quantizing import fused
+    from repq.data import class_places
     from repq.quant import Weights
     from repq.reparam.repopt import load_scales
     from repq.train import fine_tuned, settings_for, train
@@ -63,14 +66,9 @@ def train_model(
     if not isinstance(model, str):
         chosen = settings_for(chosen, model.floats("be trained").model)
     if teacher is None and chosen.distill is not None:
-        teacher = load(chosen.distill.teacher)
-    train_set, val_set = splits_to_train_on(
-        data,
-        splits,
-        start=None if isinstance(model, str) else model.names,
-        teacher=teacher.names if teacher else None,
-        log=log,
-    )
+        teacher = load(chosen.distill.teacher, engine="torch", imgsz=size)
+    start = None if isinstance(model, str) else model.names
+    train_set, val_set = splits_to_train_on(data, splits, start=start, log=log)
     if isinstance(model, str):
         detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
     else:
@@ -82,7 +80,9 @@ def train_model(
         detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
         eval_config=EvalConfig(batch=chosen.batch),
         scales=load_scales(chosen.rep_scales) if chosen.rep_scales else None,
-        teacher=None if teacher is None else teacher.floats("be a teacher").model, progress=progress,
+        teacher=None if teacher is None else fused(teacher.floats("be a teacher")).model,
+        teacher_classes=None if teacher is None else class_places(train_set.names, teacher.names, "the teacher"),
+        progress=progress,
     )  # fmt: skip
     trained = Weights(outcome.model, train_set.names)
     made = of_weights(outcome.model.spec.name, trained, Options(device=device, progress=progress, log=log))

@@ -40,7 +40,8 @@ def sensitivity_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "auto", "keep_float", "calibration.method", "calibration.images", "calibration.seed",
+            "scheme", "weight_granularity", "auto", "keep_float", "calibration.method", "calibration.images",
+            "calibration.seed",
             changes={"calibration.images": {"flag": "--calib-images", "excludes": ()},
                      "auto": {"excludes": "--method"}},
         ),
@@ -119,21 +120,19 @@ _FLOAT = {"needs": "WEIGHTS float"}
 
 def qat_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData,
-    qat: Annotated[QatConfig, Offer("epochs", "batch", "scales", "task_weight")],
+    qat: Annotated[QatConfig, Offer("teacher", "epochs", "batch", "scales", "task_weight")],
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "keep_float", "calibration.method", "calibration.images", "calibration.batch", "calibration.seed",
-            changes={"calibration.method": {**_FLOAT, "help": "To calibrate float WEIGHTS with."},
+            "weight_granularity", "keep_float", "calibration.method", "calibration.images", "calibration.batch",
+            "calibration.seed",
+            changes={"weight_granularity": _FLOAT,
+                     "calibration.method": {**_FLOAT, "help": "To calibrate float WEIGHTS with."},
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
     graph: GraphConfig, split: ValSplit = "val", imgsz: OwnSize = None,
-    teacher: Annotated[
-        AnyPath | None,
-        setting(flag="--teacher", help="Float checkpoint to imitate.  [default: the float weights of WEIGHTS]"),
-    ] = None,
     scheme: Annotated[
         Literal["symmetric", "asymmetric"] | None,
         setting(flag="--scheme", help="To calibrate float WEIGHTS with.  [default: symmetric]"),
@@ -148,7 +147,7 @@ def qat_command(
     from repq.stages import QatSource, demand_budget, qat_checkpoint
 
     imgsz = size_for(weights, imgsz, shell.log)
-    source = QatSource(weights, teacher, scheme, ptq.keep_float, plan, ptq.calibration, graph)
+    source = QatSource(weights, scheme, ptq.weight_granularity, ptq.keep_float, plan, ptq.calibration, graph)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
         eval_config=eval, device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
@@ -172,7 +171,8 @@ def diagnose_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "calibration.method", "calibration.images", "calibration.batch", "calibration.seed",
+            "scheme", "weight_granularity", "calibration.method", "calibration.images", "calibration.batch",
+            "calibration.seed",
             changes={"calibration.images": {"default": 48, "excludes": (), "help": "Two thirds calibrate."}},
         ),
     ],

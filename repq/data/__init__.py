@@ -3,7 +3,7 @@
 from repq.data.augment import Sample, draw_sample
 from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
-from repq.data.classes import fit_classes, fit_splits
+from repq.data.classes import class_places, fit_classes, fit_splits
 from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, image_hashes, pixel_boxes
 from repq.data.demo import make_demo_set
 from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
@@ -22,6 +22,7 @@ __all__ = [
     "Sample",
     "batches",
     "calibration_set",
+    "class_places",
     "decode_image",
     "demand_objects",
     "draw_sample",

@@ -71,6 +71,35 @@ def fit_classes(
     )
 
 
+def class_places(names: Sequence[str] | None, known: Sequence[str] | None, owner: str) -> tuple[int, ...] | None:
+    """Where each class of one model is among those of another, by name; None: they are the same in the same order.
+
+    Where one side has no names, or made-up ones, classes are taken to be the same.
+
+    Args:
+        known: the names of the other model, which may know further classes.
+        owner: what an error calls that.
+
+    Raises:
+        DataError: a class is missing; the message has both lists.
+    """
+    if not names or not known:
+        return None
+    wanted, known = unique_names(names), unique_names(known)
+    made_up = known == made_up_names(len(known)) or wanted == made_up_names(len(wanted))
+    if wanted == known or (made_up and len(wanted) == len(known)):
+        return None
+    missing = [name for name in wanted if name not in set(known)]
+    if missing:
+        raise DataError(
+            f"{owner} does not know every class",
+            found=f"unknown: {_listed(missing)}; {owner} knows {_listed(known)}; wanted are {_listed(wanted)}",
+            fix="take one that was trained on these classes; if only the spelling differs, correct 'names' in the "
+            "data.yaml",
+        )
+    return tuple(known.index(name) for name in wanted)
+
+
 def fit_splits(
     train: DetectionDataset, val: DetectionDataset
 ) -> tuple[DetectionDataset, DetectionDataset, tuple[str, ...]]:

@@ -62,10 +62,6 @@ class Spec:
         """So many state-dict entries has any such model: a file that declares more than it holds is never built."""
         return 0
 
-    def answers(self, *, maps: bool) -> dict[str, object]:
-        """What two detectors must share for one to teach the other; with ``maps`` their feature maps too."""
-        return {"classes": self.num_classes, "strides": self.strides, "preprocessing": self.preprocessing}
-
     @property
     def only_size(self) -> tuple[int, int] | None:
         """Height and width of the only images that the network takes; None: any that its levels divide."""

@@ -7,7 +7,7 @@ Both are subclasses of torch's own modules with the same parameters, so state-di
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import torch
 import torch.nn.functional as functional
@@ -18,12 +18,13 @@ from repq.quant.convolve import Geometry, convolve
 from repq.quant.quantizer import Quantizer
 from repq.quant.scaling import Scheme
 
+Granularity = Literal["channel", "tensor"]
 Spare = tuple[Tensor, Tensor | None] | None
 """Weight and bias for when a layer changes between INT8 and float; see ``set_quantizing``."""
 
 
 class QuantConv2d(nn.Conv2d):
-    """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel."""
+    """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel, or one for the tensor (axis None)."""
 
     weight_axis: int | None = 0
     scheme: Scheme
@@ -111,7 +112,9 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
-def with_quantizers(conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme: Scheme) -> QuantizedLayer:
+def with_quantizers(
+    conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel"
+) -> QuantizedLayer:
     """A quantized convolution that takes over the parameters and the mode of ``conv``."""
     kind: type[QuantizedLayer] = QuantConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else QuantConv2d
     quantized = kind(
@@ -130,6 +133,8 @@ def with_quantizers(conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme
         quantized.output_padding = conv.output_padding
     quantized.weight, quantized.bias = conv.weight, conv.bias
     quantized.scheme = scheme
+    if granularity == "tensor":
+        quantized.weight_axis = None
     quantized.input_quantizer = Quantizer(f"the input of {layer}")
     quantized.weight_quantizer = Quantizer(f"the weight of {layer}")
     quantized.fine_quantizer = None

@@ -43,7 +43,7 @@ def insert_quantizers(fused: Model, plan: QuantPlan, config: PtqConfig) -> Model
             raise QuantizationError(
                 f"{layer} cannot be quantized", found=type(conv).__name__, fix="name float Conv or ConvTranspose layers"
             )
-        setattr(parent, name, with_quantizers(conv, layer, config.scheme))
+        setattr(parent, name, with_quantizers(conv, layer, config.scheme, config.weight_granularity))
     return model
 
 

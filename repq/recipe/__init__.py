@@ -37,7 +37,7 @@ from repq.recipe.quantization import (
     SensitivityConfig,
 )
 from repq.recipe.reader import Trial, as_overrides, load_ablation, load_recipe, parse_recipe, parse_settings, set_value
-from repq.recipe.training import DistillConfig, LoopConfig, TrainConfig
+from repq.recipe.training import DistillConfig, ImitationConfig, LoopConfig, TrainConfig
 from repq.recipe.whole import Recipe
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "FuseConfig",
     "GraphConfig",
     "ImageSize",
+    "ImitationConfig",
     "LetterboxConfig",
     "LoopConfig",
     "Measure",

@@ -23,7 +23,7 @@ from repq.recipe.base import (
 )
 from repq.recipe.budget import max_drop
 from repq.recipe.deployment import EngineName
-from repq.recipe.training import Epochs, Factors, LoopConfig, Rate
+from repq.recipe.training import Epochs, Factors, ImitationConfig, LoopConfig, Rate
 
 
 class FuseConfig(Config):
@@ -104,6 +104,11 @@ class PtqConfig(Config):
         "symmetric", flag="--scheme",
         help="symmetric: INT8 for TensorRT; asymmetric: UINT8 activations for CPU engines.",
     )  # fmt: skip
+    weight_granularity: Literal["channel", "tensor"] = setting(
+        "channel", flag="--weight-granularity",
+        help="Scales of a weight: one for each output channel, or one for all of it, which is what some NPUs take. "
+        "Transposed convolutions always have one.",
+    )  # fmt: skip
     keep_float: tuple[str, ...] = setting(
         (), flag="--keep-float", metavar="GLOB", help="Layer id or glob that stays in float; repeat for several."
     )
@@ -150,13 +155,18 @@ def _given(settings: Any) -> set[str]:
     return set(settings) if isinstance(settings, Mapping) else set()
 
 
-class QatConfig(LoopConfig):
-    """Quantization-aware training of a calibrated model; the teacher is its float model (YOLOv6 report, section 2.5.3).
+class QatConfig(ImitationConfig, LoopConfig):
+    """Quantization-aware training of a calibrated model; its float model teaches it (YOLOv6 report, section 2.5.3).
 
-    The loss is ``task_weight * detection loss + decay * (feature_weight * features + class_weight * classes +
-    box_weight * boxes)``, the last three against the teacher (see ``repq.quant.qat.imitation``).
+    Another teacher may do that as well. The loss is ``task_weight * detection loss + decay * (feature_weight *
+    features + projector_weight * projected features + class_weight * classes + box_weight * boxes)``, the last four
+    against the teacher (see ``repq.train.distill``).
     """
 
+    teacher: AnyPath | None = setting(
+        None, flag="--teacher", help="Float checkpoint or ONNX file of any detector to imitate, of the same classes by "
+        "name.  [default: the model's own float weights]",
+    )  # fmt: skip
     scales: Literal["learned", "frozen"] = setting(
         "learned", flag="--scales", help="Whether scales are learned with the weights (LSQ) or stay as calibrated."
     )
@@ -167,9 +177,8 @@ class QatConfig(LoopConfig):
     )  # fmt: skip
     task_weight: Factor = setting(0.0, flag="--task-weight", help="Weight of the labels; 0 needs none.")
     feature_weight: Factor = setting(10.0, help="Weight of the channel-wise imitation of the neck's maps.")
-    temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of that imitation.")
-    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores.")
-    box_weight: Factor = setting(2.5, help="Weight of the imitation of boxes.")
+    box_weight: Factor = setting(2.5, help="Weight of the imitation of boxes: of their distributions where both have "
+                                 "equally many bins, else by GIoU.")  # fmt: skip
     final_factor: Share = setting(1.0, help="Share of the teacher's weights that is left at the end, after a cosine.")
     eval_interval: Epochs | None = setting(
         None, help="Epochs between looks at the AP; null: none. The averaged weights of the last epoch are kept."
@@ -190,7 +199,7 @@ class QatConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> QatConfig:
-        if not (self.task_weight or self.feature_weight or self.class_weight or self.box_weight):
+        if not (self.task_weight or self.imitates):
             raise ValueError("all weights of the loss are 0: there is nothing to learn from")
         return self
 
@@ -202,7 +211,7 @@ class RecoveryConfig(QatConfig):
         0, flag="--epochs", needs="--data", help="Passes over the train split after pruning; 0: none."
     )
     scales: Literal["learned", "frozen"] = setting("frozen", help="Without effect.")
-    feature_weight: Factor = setting(0.0, help="Weight of the imitation of neck maps that lost no channel.")
+    feature_weight: Factor = setting(0.0, help="Weight of the channel-wise imitation of the neck's maps.")
 
 
 class PruneConfig(Config):

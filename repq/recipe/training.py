@@ -30,13 +30,32 @@ Factors = Annotated[tuple[_Zoom, _Zoom], BeforeValidator(_around_one), AfterVali
 """Least and largest of factors that are drawn; one number h stands for 1 - h to 1 + h."""
 
 
-class DistillConfig(Config):
-    """Self-distillation (YOLOv6 report, section 2.4.2): the student also imitates a trained detector, its teacher."""
+class ImitationConfig(Config):
+    """How much of what a teacher says counts, at the start of a training; see ``repq.train.distill``."""
 
-    teacher: AnyPath = setting(flag="--teacher", help="Checkpoint of the same model for self-distillation.")
-    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores at the start of the training.")
-    dfl_weight: Factor = setting(1.0, help="Weight of the imitation of box distributions at the start.")
-    final_factor: Share = setting(0.01, help="Share of both weights that is left at the end, after a cosine.")
+    class_weight: Factor = setting(1.0, help="Weight of the imitation of scores.")
+    box_weight: Factor = setting(1.0, help="Weight of the imitation of boxes: of their distributions where both have "
+                                 "equally many bins, else by GIoU.")  # fmt: skip
+    answer_temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of scores and box distributions.")
+    feature_weight: Factor = setting(0.0, help="Weight of the channel-wise imitation of the neck's maps.")
+    temperature: float = setting(1.0, gt=0, le=1000, help="Temperature of that imitation.")
+    projector_weight: Factor = setting(
+        0.0, help="Weight of the imitation of the neck's maps through a projector, where the teacher sees something."
+    )
+    final_factor: Share = setting(0.01, help="Share of the teacher's weights that is left at the end, after a cosine.")
+
+    @property
+    def imitates(self) -> bool:
+        """Whether anything of the teacher counts."""
+        return bool(self.class_weight or self.box_weight or self.feature_weight or self.projector_weight)
+
+
+class DistillConfig(ImitationConfig):
+    """The student also imitates a trained detector, its teacher (YOLOv6 report, section 2.4.2)."""
+
+    teacher: AnyPath = setting(
+        flag="--teacher", help="Float checkpoint or ONNX file of any detector to imitate, of the same classes by name."
+    )
 
 
 class LoopConfig(Config):
@@ -129,6 +148,14 @@ class TrainConfig(LoopConfig):
     l1_weight: Factor = setting(0.0, help="Weight of the L1 loss of boxes.")
     l1_epochs: Epochs | None = setting(None, help="Last epochs, in which it counts; null: all.")
     class_weights: tuple[Factor, ...] = setting((), help="A factor of the loss of scores for every class; none: 1.")
+    class_frequency: Literal["ignored", "median", "inverse"] = setting(
+        "ignored", help="Makes these factors from the objects of each class in the train split: the median of all "
+        "counts over its own, or its own to the power of -class_weights_power, 1 on the mean of all objects.",
+    )  # fmt: skip
+    class_weights_power: float = setting(0.5, ge=0, le=2, help="Of inverse frequencies: 0 leaves all factors at 1.")
+    class_weights_limit: float = setting(
+        10.0, ge=1, le=1e6, help="Factors from frequencies are at most this, and at least one over it."
+    )
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 
@@ -139,3 +166,9 @@ class TrainConfig(LoopConfig):
             return values
         known: dict[str, Any] = resolve("repq.model.families:training_settings")(values.get("model"))
         return {**known, **values}
+
+    @model_validator(mode="after")
+    def _one_source_of_class_weights(self) -> TrainConfig:
+        if self.class_weights and self.class_frequency != "ignored":
+            raise ValueError("class_frequency makes the class_weights itself: give only one of the two")
+        return self

@@ -15,6 +15,7 @@ class EpochRow(Result):
     ap: float | None = None
     ap50: float | None = None
     seconds: float = measured_time(0.0)
+    teacher_seconds: float | None = measured_time(None)  # of them, of the teacher's pass; None: there is no teacher
 
 
 class TrainReport(Result):
@@ -25,6 +26,7 @@ class TrainReport(Result):
     best_epoch: int
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
+    class_weights: tuple[float, ...] = ()  # factors of the loss of scores; none: 1 each
     curves: Curves | None = None  # of the same
 
 

@@ -53,6 +53,7 @@ def prune_checkpoint(
         CheckpointError: the weights are quantized.
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
+    from repq.data import class_places
     from repq.model import count_macs
     from repq.prune.choosing import choose, groups_of
     from repq.prune.cutting import Pruner
@@ -82,8 +83,11 @@ def prune_checkpoint(
     recovered: Accuracy | None = None
     epochs: tuple[EpochRow, ...] = ()
     if config.recovery.epochs and train_set is not None:
+        named = config.recovery.teacher
+        teacher = opened if named is None else fused(open_float(named, log, imgsz))
         outcome = train_quantized(
-            smaller, opened.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,
+            smaller, teacher.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,
+            teacher_classes=class_places(opened.names or train_set.names, teacher.names, "the teacher"),
             eval_config=eval_config, progress=progress,
         )  # fmt: skip
         smaller, epochs = outcome.model, outcome.epochs

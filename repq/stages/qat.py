@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from repq.api.fitting import demand_same_order, fitted
+from repq.api.fitting import fitted
 from repq.api.images import with_sizes
 from repq.api.measuring import demand_fit
 from repq.api.opening import of_weights, save_weights
@@ -32,16 +32,15 @@ class QatSource:
 
     Attributes:
         weights: a checkpoint that `ptq_checkpoint` wrote, or a float one, which is calibrated first.
-        teacher: a float checkpoint; by default the float weights of ``weights``.
-        scheme: of a calibration; a quantized checkpoint has its own.
+        scheme, weight_granularity: of a calibration; a quantized checkpoint has its own.
         keep_float, plan: layers that stay in float, besides those that a quantized checkpoint keeps in float.
         calibration: of float weights.
         graph: what the file of ``weights`` does not say of itself.
     """
 
     weights: Path
-    teacher: Path | None = None
     scheme: Literal["symmetric", "asymmetric"] | None = None
+    weight_granularity: Literal["channel", "tensor"] = "channel"
     keep_float: tuple[str, ...] = ()
     plan: Path | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -73,7 +72,7 @@ def qat_checkpoint(
     Raises:
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
-    from repq.data import demand_objects, warn_of_overlap
+    from repq.data import class_places, demand_objects, warn_of_overlap
     from repq.distributed import detect_together
     from repq.evaluate import resampled_accuracy
     from repq.quant.qat import train_quantized
@@ -90,12 +89,13 @@ def qat_checkpoint(
             demand_objects(val_set)
         if processes.is_first and val_set is not None:
             warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
-        start, taught = _start(source, train_set, imgsz, eval_config, str(own_device), progress, log)
+        start, plain, taught = _start(source, config, train_set, imgsz, eval_config, str(own_device), progress, log)
         train_set = fitted(train_set, start.names, source.weights.name, log)
-        demand_same_order(train_set, taught.names, "the teacher")
+        classes = class_places(start.names or train_set.names, taught.names, "the teacher")
         if val_set is not None:
             val_set = fitted(val_set, start.names, source.weights.name, log)
         teacher = taught.model
+        own_float = teacher if teacher.spec == plain.model.spec else plain.model
 
         def accuracy(model: Detector, title: str) -> Accuracy | None:
             if val_set is None:
@@ -107,13 +107,13 @@ def qat_checkpoint(
             log(f"{title}: AP {found.ap:.4f}")
             return found
 
-        before = accuracy(teacher, "float"), accuracy(start.model, "calibrated")
+        before = accuracy(own_float, "float"), accuracy(start.model, "calibrated")
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
         try:
             outcome = train_quantized(
                 start.model, teacher, train_set, train_set if val_set is None else val_set, imgsz, config,
-                groups=start.groups, device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
-                board=board, progress=progress,
+                groups=start.groups, teacher_classes=classes, device=str(own_device), seed=seed, state_path=state,
+                eval_config=eval_config, board=board, progress=progress,
                 after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], config.epochs)),
             )  # fmt: skip
         finally:
@@ -151,14 +151,15 @@ def _demand_labels(config: QatConfig, train_set: DetectionDataset, val_set: Dete
 
 def _start(
     source: QatSource,
+    config: QatConfig,
     train_set: DetectionDataset,
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     device: str,
     progress: Progress,
     log: Log,
-) -> tuple[Weights, Weights]:
-    """The quantized weights to train, and the teacher.
+) -> tuple[Weights, Weights, Weights]:
+    """The quantized weights to train, the same in float, and the teacher.
 
     Raises:
         QuantizationError: another scheme than the checkpoint's is asked for.
@@ -169,7 +170,7 @@ def _start(
     from repq.quant.plan_file import read_plan
 
     listed = None if source.plan is None else read_plan(source.plan)
-    taught = None if source.teacher is None else open_float(source.teacher, log, imgsz, source.graph)
+    taught = None if config.teacher is None else open_float(config.teacher, log, imgsz, source.graph)
     opened = load_weights(source.weights, imgsz, source.graph)
     opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
@@ -181,28 +182,33 @@ def _start(
     if ptq is None:
         for note in opened.notes:
             log(f"{source.weights.name}: {note}")
-        ptq = PtqConfig(scheme=source.scheme or "symmetric", keep_float=kept, calibration=source.calibration)
+        ptq = PtqConfig(
+            scheme=source.scheme or "symmetric", weight_granularity=source.weight_granularity, keep_float=kept,
+            calibration=source.calibration,
+        )  # fmt: skip
         made = quantized(
             fused(opened, device), train_set, ptq, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
             progress=progress, log=log,
         )  # fmt: skip
-        return made.weights, teacher
+        return made.weights, plain, teacher
     if source.scheme not in (None, ptq.scheme):
         raise QuantizationError(
             f"{source.weights} is quantized already",
             found=f"the {ptq.scheme} scheme, {source.scheme} was asked for",
             fix="leave --scheme away, or start from the float checkpoint",
         )
-    if source.teacher is None and corrected(ptq):
+    if config.teacher is None and corrected(ptq):
         log(f"the weights of {source.weights.name} were corrected for INT8; the float checkpoint teaches better")
-    return partly_float(opened, kept), teacher
+    return partly_float(opened, kept), plain, teacher
 
 
 def _qat(job: Job) -> QatReport:
-    recipe = job.recipe
+    recipe, config = job.recipe, job.section("qat", QatConfig)
+    if config.teacher is None:
+        config = config.model_copy(update={"teacher": job.fused})
     return qat_checkpoint(
-        QatSource(job.artifacts["ptq"] / "quantized.safetensors", job.fused), job.payload / "quantized.safetensors",
-        job.resume / "state", job.section("qat", QatConfig), data=job.data,
+        QatSource(job.artifacts["ptq"] / "quantized.safetensors"), job.payload / "quantized.safetensors",
+        job.resume / "state", config, data=job.data,
         splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval,
         device=recipe.device, seed=recipe.seed, progress=job.progress, log=job.log,
     )  # fmt: skip

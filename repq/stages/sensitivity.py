@@ -101,6 +101,8 @@ def measure_sensitivity(
 def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
     """The command that quantizes with the plan in ``out``."""
     settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} --scheme {ptq.scheme}"
+    if ptq.weight_granularity != "channel":
+        settings += f" --weight-granularity {ptq.weight_granularity}"
     return f"repq ptq {weights} {settings} --plan {out / PLAN} -o int8.safetensors"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.api.fitting import splits_to_train_on
-from repq.api.quantizing import open_float
+from repq.api.quantizing import fused, open_float
 from repq.api.running import resolve_device
 from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
@@ -57,6 +57,7 @@ def train_detector(
     Raises:
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
     """
+    from repq.data import class_places
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
     from repq.train import Board, joined_processes, settings_for, train
@@ -67,10 +68,8 @@ def train_detector(
             progress, log = silent, quiet
         initial = open_float(config.weights, log) if config.weights else None
         config = config if initial is None else settings_for(config, initial.model)
-        teacher = open_float(config.distill.teacher, log) if config.distill else None
-        train_set, val_set = splits_to_train_on(
-            data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
-        )
+        teacher = fused(open_float(config.distill.teacher, log, imgsz)) if config.distill else None
+        train_set, val_set = splits_to_train_on(data, splits, start=initial.names if initial else None, log=log)
         model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
@@ -84,6 +83,7 @@ def train_detector(
                 device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=teacher.model if teacher else None,
+                teacher_classes=class_places(train_set.names, teacher.names, "the teacher") if teacher else None,
                 board=board, after_epoch=after_epoch, progress=progress,
             )  # fmt: skip
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ def anchor_grid(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device
         points.append(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2))
         per_point.append(torch.full((height * width, 1), float(stride), device=device))
     return AnchorGrid(torch.cat(points), torch.cat(per_point), tuple(len(level) for level in points))
+
+
+@lru_cache(maxsize=64)
+def grid_of(size: tuple[int, int], strides: tuple[int, ...], device: torch.device) -> AnchorGrid:
+    """The points of levels of these ``strides`` for network input of ``size`` (height, width)."""
+    return anchor_grid([(size[0] // stride, size[1] // stride) for stride in strides], strides, device)
 
 
 def distances_from_boxes(points: Tensor, boxes: Tensor) -> Tensor:

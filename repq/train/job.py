@@ -10,6 +10,7 @@ from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, Spec, search_and_target
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, takes_scales
+from repq.train.distill import check_teacher
 from repq.train.loader import smallest_batch
 
 
@@ -26,6 +27,7 @@ class TrainJob:
     eval_config: EvalConfig
     scales: RepScales | None = None
     teacher: Detector | None = None
+    teacher_classes: tuple[int, ...] | None = None
 
     def identity(self) -> Identity:
         """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
@@ -35,7 +37,7 @@ class TrainJob:
         settings |= {"distill": distill, "fine_tune": self.config.weights is not None}
         settings |= {"spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config}
         inputs = {"start": self.model, "train_set": self.train_set, "val_set": self.val_set}
-        inputs |= {"rep_scales": self.scales, "teacher": self.teacher}
+        inputs |= {"rep_scales": self.scales, "teacher": self.teacher, "teacher_classes": self.teacher_classes}
         return identify("train", settings, inputs, seed=self.seed)
 
     def check(self, processes: int = 1) -> None:
@@ -56,6 +58,8 @@ class TrainJob:
             )
         _check_given("rep_scales", self.config.rep_scales, self.scales)
         _check_given("distill", self.config.distill, self.teacher)
+        if self.teacher is not None:
+            check_teacher(self.teacher.spec, self.model.spec, self.imgsz, self.config)
         if takes_scales(self.model) and self.scales is None and self.config.weights is None:
             raise TrainingError(
                 f"{model.name} from scratch is trained with the scales of a hyper-search",

@@ -14,6 +14,7 @@ from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
 from repq.results import TrainReport
+from repq.train.balance import with_class_weights
 from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
@@ -42,6 +43,7 @@ def train(
     eval_config: EvalConfig = EvalConfig(),
     scales: RepScales | None = None,
     teacher: Detector | None = None,
+    teacher_classes: tuple[int, ...] | None = None,
     board: Board | None = None,
     after_epoch: Callable[[Trainer], None] | None = None,
     progress: Progress = silent,
@@ -59,7 +61,8 @@ def train(
         seed: of order and augmentation; the weights come with ``model``.
         scales: what ``config.rep_scales`` holds. RepOptimizer trains the model with them, and re-initializes it first
             unless it comes with trained weights (``config.weights``).
-        teacher: the detector that ``config.distill`` names.
+        teacher: the detector that ``config.distill`` names, of any family.
+        teacher_classes: where each class of the model is among the teacher's; None: they are the same.
         board: where to show scalars and a batch while training.
         after_epoch: is called after every epoch, in the first process.
 
@@ -69,7 +72,8 @@ def train(
         CheckpointError: the scales do not fit the model.
         DataError: an image can no longer be read.
     """
-    job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher)
+    config = with_class_weights(config, train_set)
+    job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
         identity = told_by_first(job.identity)
@@ -77,18 +81,18 @@ def train(
             reinitialize(model, scales, seed)
         model = moved(model, own_device).train()
         imitated = None
-        if teacher is not None and config.distill is not None:
-            imitated = Teacher(moved(teacher, own_device), model, config.distill)
+        if teacher is not None and config.distill is not None and config.distill.imitates:
+            imitated = Teacher(moved(teacher, own_device), model, config.distill, classes=teacher_classes, seed=seed)
         trainer = Trainer(
             Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
             state_path=state_path, board=board, after_epoch=after_epoch, eval_interval=config.eval_interval,
             patience=config.patience, warm_up_epochs=config.atss_epochs,
         )  # fmt: skip
         trainer.run(progress)
-        return _outcome(trainer)
+        return _outcome(trainer, config)
 
 
-def _outcome(trainer: Trainer) -> TrainOutcome:
+def _outcome(trainer: Trainer, config: TrainConfig) -> TrainOutcome:
     best, rows = trainer.position.best, trainer.position.epochs
     assert best is not None, "the last epoch is evaluated"
     trainer.model.load_state_dict(trainer.best)
@@ -101,6 +105,7 @@ def _outcome(trainer: Trainer) -> TrainOutcome:
         best_epoch=best.epoch,
         accuracy=best.accuracy,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        class_weights=config.class_weights,
     )
     return TrainOutcome(model, report)
 

@@ -15,7 +15,6 @@ from repq.model.geometry import boxes_from_distances, expected_distances
 from repq.recipe import TrainConfig
 from repq.train.assigner import Assignment, Objects, assign_atss, assign_in_slices, assign_task_aligned
 from repq.train.boxes import AnchorGrid, distances_from_boxes
-from repq.train.distill import Imitation, class_divergence, side_divergence
 from repq.train.simota import assign_centre, assign_centre_area, assign_simota
 
 ClassLoss = Literal["varifocal", "focal", "quality_focal", "poly"]
@@ -105,7 +104,6 @@ def detection_loss(
     reg_max: int,
     options: LossOptions = LossOptions(),
     warm_up: bool = False,
-    imitation: Imitation | None = None,
 ) -> DetectionLoss:
     """Assign the objects to the predictions and compare (YOLOv6 report, sections 2.2 and 2.3).
 
@@ -114,7 +112,6 @@ def detection_loss(
         distances: (B, N, 4) in cells or, with DFL, (B, N, 4 * (reg_max + 1)) logits.
         reg_max: 0 without DFL.
         warm_up: assign with ATSS in place of the assigner of the options.
-        imitation: what the teacher says to the same images, and how much it counts.
     """
     scores, distances = scores.float(), distances.float()
     points = grid.points / grid.strides
@@ -142,11 +139,6 @@ def detection_loss(
         sums["dfl"] = (of_sides * box_weights).sum() * options.dfl
     if options.l1 > 0:
         sums["l1"] = ((sides[positive] - target_sides).abs().mean(-1) * box_weights).sum() * options.l1
-    if imitation is not None:
-        sums["distill_class"] = class_divergence(scores, imitation.scores) * imitation.class_weight
-        if reg_max > 0:
-            taught = imitation.distances[positive].unflatten(-1, (4, reg_max + 1))
-            sums["distill_dfl"] = (side_divergence(logits, taught) * box_weights).sum() * imitation.dfl_weight
     return DetectionLoss(sums, target.scores.sum())
 
 

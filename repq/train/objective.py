@@ -9,12 +9,17 @@ from repq.model import Detector, TrainOutput, family_named
 from repq.recipe import TrainConfig
 from repq.train.assigner import Objects
 from repq.train.boxes import AnchorGrid
-from repq.train.distill import Imitation
-from repq.train.losses import DetectionLoss, iou_loss
+from repq.train.losses import DetectionLoss
 
 
 class Objective:
-    """Assigns objects to predictions and compares them. This one knows no loss, but how far boxes are apart."""
+    """Assigns objects to predictions and compares them. This one knows no loss, but what raw boxes are.
+
+    Attributes:
+        bins: of the distribution that a raw side of a box is; 0: it is none.
+    """
+
+    bins = 0
 
     def __init__(self, model: Detector, config: TrainConfig) -> None:
         self.spec = model.spec
@@ -27,7 +32,6 @@ class Objective:
         *,
         warm_up: bool = False,
         progress: float = 0.0,
-        imitation: Imitation | None = None,
     ) -> DetectionLoss:
         """The loss of one batch.
 
@@ -36,20 +40,20 @@ class Objective:
             grid: the points of the spec's strides; a family may have no use for it.
             warm_up: the first epochs, in which a simpler assignment may do.
             progress: share of the training that is done, 0..1.
-            imitation: what a teacher says to the same images, and how much it counts.
 
         Raises:
             TrainingError: models of this family cannot be trained on labels.
         """
         raise TrainingError(f"{self.spec.name} cannot be trained on labels", found=f"{self.spec.family} has no loss")
 
-    def box_divergence(self, own: TrainOutput, taught: TrainOutput, seen: Tensor, grid: AnchorGrid) -> Tensor:
-        """How far the boxes of P points are from the teacher's, shape (P,); here ``1 - GIoU`` of corners.
+    def corners(self, distances: Tensor, seen: Tensor, grid: AnchorGrid) -> Tensor:
+        """The boxes x1, y1, x2, y2 in pixels, (P, 4), of the raw ones (B, N, any) at P points; here they are raw.
 
         Args:
-            seen: (B, N) bool, the points that count.
+            seen: (B, N) bool, the points.
+            grid: of the N points.
         """
-        return iou_loss(own.distances[seen], taught.distances[seen], "giou")
+        return distances[seen]
 
 
 def objective_of(model: Detector, config: TrainConfig = TrainConfig()) -> Objective:

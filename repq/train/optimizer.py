@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -37,13 +38,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def build_optimizer(model: Detector, config: LoopConfig, scales: RepScales | None = None) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Detector, config: LoopConfig, scales: RepScales | None = None, further: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a training; with branch ``scales`` it is RepOptimizer's.
+
+    Args:
+        further: groups of parameters that are not the model's.
 
     Raises:
         CheckpointError: the scales do not fit the model.
     """
-    groups = parameter_groups(model, config.weight_decay)
+    groups = [*parameter_groups(model, config.weight_decay), *further]
     if scales is None:
         return optimizer_of(groups, config)
     return build_rep_optimizer(

@@ -161,6 +161,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         accuracy = self.evaluate_average() if self.is_evaluated(epoch) else None
         row = EpochRow(epoch=epoch + 1, learning_rate=rates.learning_rate, losses=means, seconds=seconds)
+        if self.updater.teacher is not None:
+            row = row.model_copy(update={"teacher_seconds": self.updater.teacher.clock.read()})
         if accuracy is not None:
             row = row.model_copy(update={"ap": accuracy.ap, "ap50": accuracy.ap50})
             self.keep_best(epoch + 1, accuracy)
@@ -264,6 +266,8 @@ class Trainer:
             "optimizer": optimizer_tensors(self.updater.optimizer),
             "random": {"torch": torch.get_rng_state()},
         }
+        if self.updater.projectors:
+            tensors["projectors"] = self.updater.projectors.state_dict()
         save_state(self.state_path, position, tensors)
 
     def resume(self) -> None:
@@ -278,6 +282,8 @@ class Trainer:
         try:
             self.model.load_state_dict(tensors["model"])
             self.average.model.load_state_dict(tensors["average"])
+            if self.updater.projectors:
+                self.updater.projectors.load_state_dict(tensors["projectors"])
             restore_optimizer(self.updater.optimizer, tensors.get("optimizer", {}))
             torch.set_rng_state(tensors["random"]["torch"])
         except (KeyError, RuntimeError, ValueError) as error:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repq.distributed import sum_over_processes
-from repq.model import Detector
+from repq.model import Detector, TrainOutput
+from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
-from repq.train.boxes import AnchorGrid, anchor_grid
+from repq.train.boxes import AnchorGrid, grid_of
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
-from repq.train.optimizer import Rates, build_optimizer, set_rates
+from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
 
 LAYOUT = torch.channels_last
 """Of images and weights: convolutions gain from it on GPUs and on CPUs, above all backwards."""
@@ -32,6 +34,7 @@ class Stepper(ABC):
     batch of each process alone).
 
     Args:
+        teacher: whom the model imitates; its projectors learn with the model, so ``optimizer`` holds their parameters.
         half: compute in half precision where the device gains from it (CUDA).
     """
 
@@ -42,14 +45,20 @@ class Stepper(ABC):
         device: torch.device,
         optimizer: torch.optim.Optimizer,
         *,
+        teacher: Teacher | None = None,
         half: bool = True,
     ) -> None:
-        self.model, self.device, self.optimizer = model, device, optimizer
+        self.model, self.device, self.optimizer, self.teacher = model, device, optimizer, teacher
         self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
         self.half = half and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._grids: dict[tuple[int, int], AnchorGrid] = {}
+        modules = (model, *([self.projectors] if self.projectors else []))
+        self.parameters = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
+
+    @property
+    def projectors(self) -> nn.ModuleDict | None:
+        """What learns with the model and is thrown away at the end; None: nothing."""
+        return None if self.teacher is None else self.teacher.projectors
 
     @abstractmethod
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
@@ -96,24 +105,25 @@ class Stepper(ABC):
         parts = {name: value / target_score for name, value in sums.items()}
         return {**parts, "total": torch.stack(list(parts.values())).sum()}
 
-    def pixels(self, batch: TrainBatch) -> Tensor:
-        """The images of a batch as network input: (B, 3, H, W) float32, on the device."""
-        preprocessing = self.model.spec.preprocessing
+    def pixels(self, batch: TrainBatch, preprocessing: Preprocessing | None = None) -> Tensor:
+        """The images of a batch as network input: (B, 3, H, W) float32, on the device; by default as of the model."""
+        preprocessing = self.model.spec.preprocessing if preprocessing is None else preprocessing
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         pixels = (images.flip(1) if preprocessing.bgr else images).to(torch.float32, memory_format=LAYOUT)
         normalized: Tensor = preprocessing.normalize(pixels)
         return normalized
+
+    def taught(self, teacher: Teacher, batch: TrainBatch, pixels: Tensor) -> TrainOutput:
+        """What the teacher says to a batch, of which ``pixels`` are the model's own input."""
+        wanted = teacher.preprocessing
+        return teacher.answer(pixels if wanted == self.model.spec.preprocessing else self.pixels(batch, wanted))
 
     def objects(self, batch: TrainBatch) -> Objects:
         """The labels of a batch, on the device."""
         return pad_objects(batch.objects).to(self.device)
 
     def grid(self, height: int, width: int) -> AnchorGrid:
-        if (height, width) not in self._grids:
-            strides = self.model.spec.strides
-            sizes = [(height // stride, width // stride) for stride in strides]
-            self._grids[height, width] = anchor_grid(sizes, strides, self.device)
-        return self._grids[height, width]
+        return grid_of((height, width), self.model.spec.strides, self.device)
 
 
 class Updater(Stepper):
@@ -128,16 +138,26 @@ class Updater(Stepper):
         scales: RepScales | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(model, config, device, build_optimizer(model, config, scales))
-        self.teacher = teacher
+        further = projector_groups(teacher, config.weight_decay)
+        super().__init__(model, config, device, build_optimizer(model, config, scales, further), teacher=teacher)
         self.objective = objective_of(model, config)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels = self.pixels(batch)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            imitation = None if self.teacher is None else self.teacher.answer(pixels, progress)
+            taught = None if self.teacher is None else self.taught(self.teacher, batch, pixels)
             output = self.model.answer(self.model.features(pixels))
-        grid = self.grid(*batch.images.shape[1:3])
-        return self.objective.loss(
-            output, self.objects(batch), grid, warm_up=warm_up, progress=progress, imitation=imitation
+        height, width = batch.images.shape[1:3]
+        found = self.objective.loss(
+            output, self.objects(batch), self.grid(height, width), warm_up=warm_up, progress=progress
         )
+        if self.teacher is None or taught is None:
+            return found
+        imitated = self.teacher.loss(output, taught, (height, width), progress)
+        return DetectionLoss({**found.sums, **imitated.sums}, found.target_score)
+
+
+def projector_groups(teacher: Teacher | None, weight_decay: float) -> list[dict[str, Any]]:
+    """The groups of `parameter_groups` of a teacher's projectors; none without any."""
+    projectors = None if teacher is None else teacher.projectors
+    return parameter_groups(projectors, weight_decay) if projectors else []

@@ -69,6 +69,20 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     values("check", out, *data(files), "--imgsz", "64", "--max-drop", "1")
 
 
+def test_a_teacher_of_another_kind_and_more_classes_teaches(files: Path, tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "qat.safetensors"
+    save_checkpoint(teacher, detector("yolov6n", 4), names=("square", *NAMES[::-1]))
+    settings = ("--set", "projector_weight=1", "--images", 2, "--method", "max", "--weight-granularity", "tensor")
+    found = values(*qat(files, files / "float.safetensors", "--teacher", teacher, *settings, "-o", out, "--no-eval"))
+    assert {"distill_class", "distill_box", "distill_features", "distill_projected"} < found["epochs"][0][
+        "losses"
+    ].keys()
+    assert found["epochs"][0]["teacher_seconds"] > 0
+    weights = load_weights(out)
+    assert weights.names == NAMES
+    assert {scales.weight.axis for scales in scale_table(weights.model).values()} == {None}
+
+
 def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "qat.safetensors", tmp_path / "plan.yaml"
     plan.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
@@ -86,7 +100,7 @@ def test_what_cannot_be_used_is_refused_without_a_trace(files: Path, tmp_path: P
     wrong_plan = tmp_path / "plan.yaml"
     wrong_plan.write_text("float: ['neck.Rep_p9.*']\n")
     other = tmp_path / "other.safetensors"
-    save_checkpoint(other, detector("yolov6s_v2"), names=NAMES)
+    save_checkpoint(other, detector("yolov6n_v2", 2), names=NAMES[:2])
     quantized, out = files / "ptq.safetensors", tmp_path / "out" / "qat.safetensors"
     cases = (
         (quantized, ("--plan", wrong_plan), "matches no layer"),
@@ -94,7 +108,7 @@ def test_what_cannot_be_used_is_refused_without_a_trace(files: Path, tmp_path: P
         (quantized, ("--keep-float", "*"), "no layer of the model quantizes"),
         (quantized, ("--scheme", "asymmetric"), "quantized already"),
         (quantized, ("--teacher", quantized), "quantized already"),
-        (quantized, ("--teacher", other), "neck channels"),
+        (quantized, ("--teacher", other), "does not know every class"),
         (quantized, ("--set", "learnig_rate=0.1"), "learning_rate"),
         (
             quantized,

@@ -74,10 +74,6 @@ class ModelSpec(Spec):
     def least_entries(self) -> int:
         return sum(self.backbone_repeats) + sum(self.neck_repeats)
 
-    def answers(self, *, maps: bool) -> dict[str, object]:
-        own = {**super().answers(maps=maps), "reg_max": self.reg_max}
-        return own | ({"neck channels": self.head_channels} if maps else {})
-
 
 # --- names ---------------------------------------------------------------------------------------------------------
 

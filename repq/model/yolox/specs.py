@@ -59,10 +59,6 @@ class YoloxSpec(Spec):
     def least_entries(self) -> int:
         return sum(self.repeats) + 4 * self.neck_repeats
 
-    def answers(self, *, maps: bool) -> dict[str, object]:
-        own = super().answers(maps=maps)
-        return own | ({"neck channels": self.neck_channels} if maps else {})
-
 
 _SCALES = {  # depth and width (section 3.2 and table 5)
     "yolox_nano": (0.33, 0.25),

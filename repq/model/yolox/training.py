@@ -13,7 +13,6 @@ from repq.model.detector import Detector, TrainOutput
 from repq.recipe import TrainConfig
 from repq.train.assigner import Objects, assign_in_slices
 from repq.train.boxes import AnchorGrid, pairwise_iou
-from repq.train.distill import Imitation, class_divergence
 from repq.train.losses import DetectionLoss, LossOptions, iou_loss
 from repq.train.objective import Objective
 from repq.train.simota import CENTRE_CELLS, near_centre
@@ -39,7 +38,6 @@ class YoloxObjective(Objective):
         *,
         warm_up: bool = False,
         progress: float = 0.0,
-        imitation: Imitation | None = None,
     ) -> DetectionLoss:
         assert output.raw is not None, "the family's detectors give it"
         raw, boxes, options = output.raw.float(), output.distances.float(), self.options
@@ -63,8 +61,6 @@ class YoloxObjective(Objective):
                 sums["l1"] = sums["l1"].detach() * 0
         if self.spec.one_to_one:
             sums["one_to_one"] = one_to_one_loss(raw[..., -1], scores.square(), boxes.detach(), objects, grid)
-        if imitation is not None:
-            sums["distill_class"] = class_divergence(output.scores.float(), imitation.scores) * imitation.class_weight
         return DetectionLoss(sums, positive.sum().to(raw.dtype))
 
 

@@ -112,7 +112,12 @@ class ChannelInputs(Correction):
     name, title, when, with_each_method = "channel_inputs", "channel inputs", "scales", True
     field = (
         bool,
-        setting(False, flag="--channel-inputs", help="A scale per channel for the inputs of depthwise convolutions."),
+        setting(
+            False,
+            flag="--channel-inputs",
+            excludes="--weight-granularity tensor",
+            help="A scale per channel for the inputs of depthwise convolutions.",
+        ),
     )
     cost = (
         "a multiplication, which may fuse into the activation; where another layer reads the same tensor, a kernel "
@@ -121,20 +126,21 @@ class ChannelInputs(Correction):
     tries, diagnosed = (True,), True
 
     def applies(self, fused: Detector, quantized: nn.Module) -> bool:
-        from repq.quant.convolution import is_depthwise
+        from repq.quant.corrections.channel_inputs import takes_channel_scales
         from repq.quant.state import quantized_layers
 
-        return any(map(is_depthwise, quantized_layers(quantized).values()))
+        return any(map(takes_channel_scales, quantized_layers(quantized).values()))
 
     def watching(self, model: nn.Module, layers: Sequence[LayerId]) -> AbstractContextManager[Any]:
         from repq.quant.corrections.channel_inputs import watching_channels
 
         return watching_channels(model, layers)
 
-    def act(self, model: Detector, value: Any, material: Material) -> None:
+    def act(self, model: Detector, value: Any, material: Material) -> str | None:
         from repq.quant.corrections.channel_inputs import set_channel_scales
 
         set_channel_scales(model, material.seen[self.name])
+        return None if material.seen[self.name] else "no depthwise layer can have a scale per input channel"
 
     def remedy(self, symptom: Symptom, depthwise: bool) -> str | None:
         return self.name if depthwise else None

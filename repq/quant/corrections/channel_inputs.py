@@ -16,15 +16,20 @@ from torch import nn
 
 from repq.layers import LayerId
 from repq.quant.calibration.observation import ChannelRange, watch
-from repq.quant.convolution import is_depthwise
+from repq.quant.convolution import is_depthwise, is_quantized
 from repq.quant.scaling import channel_scale
 from repq.quant.state import quantized_layers
+
+
+def takes_channel_scales(module: nn.Module) -> bool:
+    """Whether a convolution is depthwise, and its weight may have a scale per channel."""
+    return is_depthwise(module) and (not is_quantized(module) or module.weight_axis is not None)
 
 
 @contextmanager
 def watching_channels(model: nn.Module, layers: Sequence[LayerId]) -> Iterator[dict[LayerId, ChannelRange]]:
     """Within the block, gather the input ranges per channel of those ``layers`` that are depthwise."""
-    ranges = {layer: ChannelRange() for layer in layers if is_depthwise(model.get_submodule(layer))}
+    ranges = {layer: ChannelRange() for layer in layers if takes_channel_scales(model.get_submodule(layer))}
     with ExitStack() as stack:
         for layer, seen in ranges.items():
             stack.enter_context(watch(model.get_submodule(layer), seen))

@@ -8,9 +8,10 @@ already, and are taken back by numbers that the layer has anyway:
   bias correction", 2019, section 4.2 and appendix D, the empirical form; Finkelstein et al., "Fighting quantization
   bias with bias", 2019).
 - ``moments``: the spread as well, with ``g = std(y) / std(y_q)``: ``W' = g W``, ``s_w' = g s_w``,
-  ``b' = g (b - mean(y_q)) + mean(y)``. The integers stay what they are. This is what re-estimating the statistics of a
-  batch norm behind the layer comes to (Hubara et al., "Accurate post training quantization with small calibration
-  sets", 2021, on tuning batch norms) once that batch norm is folded: fused models have none.
+  ``b' = g (b - mean(y_q)) + mean(y)``. The integers stay what they are; layers with one scale for all channels get
+  their mean alone. This is what re-estimating the statistics of a batch norm behind the layer comes to (Hubara et al.,
+  "Accurate post training quantization with small calibration sets", 2021, on tuning batch norms) once that batch norm
+  is folded: fused models have none.
 
 All images go through as one batch, so that one float and one quantized pass do it.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.layers import LayerId
-from repq.quant.convolution import QuantConv2d, QuantizedLayer
+from repq.quant.convolution import QuantizedLayer
 from repq.quant.quantizer import Quantizer
 from repq.quant.state import quantized_layers
 from repq.scales import TensorScale
@@ -71,11 +72,11 @@ def _noting(layer: LayerId, found: dict[LayerId, Moments]) -> Any:
 def _correcting(wanted: Moments, what: Literal["mean", "moments"]) -> Any:
     def hook(module: QuantizedLayer, _inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
         mean, variance = channel_moments(y)
-        if what == "moments" and isinstance(module, QuantConv2d):
+        if what == "moments" and module.weight_axis is not None:
             gain = (wanted[1] / variance).sqrt()
             gain = torch.where(gain.isfinite() & (gain > 0), gain, 1.0).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
         else:
-            gain = torch.ones_like(mean)  # a transposed convolution has one weight scale for all channels
+            gain = torch.ones_like(mean)  # one weight scale for all channels
         shift = wanted[0] - gain * mean
         module.bias = nn.Parameter(shift if module.bias is None else gain * module.bias + shift)
         if bool((gain != 1).any()):

@@ -87,11 +87,11 @@ def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
 
     Args:
         weight: (C_out, C_in / groups, k, k).
-        scale: (C_out,).
+        scale: (C_out,), or one for all.
         gram: (groups, D, D), D = C_in / groups * k * k.
     """
     rows = weight.detach().reshape(len(gram), -1, gram.shape[-1])  # (groups, rows, D)
-    steps = scale.view(len(gram), -1, 1)
+    steps = scale.expand(len(weight)).view(len(gram), -1, 1)
     exact = rows / steps
     nearest = exact.round().clamp(-128, 127)
     other = (nearest + (exact - nearest).sign()).clamp(-128, 127)

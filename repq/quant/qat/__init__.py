@@ -1,6 +1,5 @@
 """Quantization-aware training: a calibrated model learns to answer as its float model does."""
 
-from repq.quant.qat.imitation import channel_divergence, imitation_loss
 from repq.quant.qat.learned import LearnedQuantizer, fix_scales, learn_scales
 from repq.quant.qat.training import QatOutcome, train_quantized
 from repq.quant.qat.update import QatUpdater
@@ -9,9 +8,7 @@ __all__ = [
     "LearnedQuantizer",
     "QatOutcome",
     "QatUpdater",
-    "channel_divergence",
     "fix_scales",
-    "imitation_loss",
     "learn_scales",
     "train_quantized",
 ]

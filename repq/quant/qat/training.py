@@ -24,6 +24,7 @@ from repq.recipe import EvalConfig, QatConfig, RecoveryConfig
 from repq.results import EpochRow, ScaleChange
 from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
+from repq.train.distill import Teacher, check_teacher
 from repq.train.job import check_images
 from repq.train.trainer import Trainer, handed_back, moved
 
@@ -52,14 +53,16 @@ class QatJob:
     seed: int
     eval_config: EvalConfig
     groups: Groups = ()
+    teacher_classes: tuple[int, ...] | None = None
 
     def identity(self) -> Identity:
         """What the trained weights depend on: a saved state belongs to the jobs that have the same."""
         settings = {
-            **describe_fields(self.config),
+            **describe_fields(self.config, without={"teacher"}),  # what it names is among the inputs
             "spec": self.model.spec.to_json(), "imgsz": self.imgsz, "eval": self.eval_config,
         }  # fmt: skip
         inputs = {"start": [self.model, scale_table(self.model)], "groups": self.groups, "teacher": self.teacher}
+        inputs |= {"teacher_classes": self.teacher_classes}
         inputs |= {"train_set": self.train_set, "val_set": self.val_set}
         return identify("qat", settings, inputs, seed=self.seed)
 
@@ -76,6 +79,7 @@ class QatJob:
                 fix="keep fewer layers in float, or give a model that `repq ptq` wrote",
             )
         check_images(self.model.spec, self.train_set, self.imgsz, self.config.batch, processes)
+        check_teacher(self.teacher.spec, self.model.spec, self.imgsz, self.config)
 
 
 def train_quantized(
@@ -87,6 +91,7 @@ def train_quantized(
     config: QatConfig,
     *,
     groups: Groups = (),
+    teacher_classes: tuple[int, ...] | None = None,
     device: str = "cpu",
     seed: int = 0,
     state_path: Path | None = None,
@@ -95,15 +100,16 @@ def train_quantized(
     after_epoch: Callable[[Trainer], None] | None = None,
     progress: Progress = silent,
 ) -> QatOutcome:
-    """Train a calibrated model to answer as its float model does, and give back the average of its weights.
+    """Train a calibrated model to answer as a float model does, and give back the average of its weights.
 
     Layers without quantizers run in float and learn with the others; with a `repq.recipe.RecoveryConfig` all may.
     State and processes are as in `repq.train.train`.
 
     Args:
         model: with calibrated quantizers; it is not changed.
-        teacher: the float model of the same spec; it is not changed.
+        teacher: the float model, or another detector; it is not changed.
         groups: layers whose inputs were declared to share one scale; they go on sharing it.
+        teacher_classes: where each class of the model is among the teacher's; None: they are the same.
         seed: of order and augmentation.
         state_path: where the state is saved after every epoch, and gone on from.
         after_epoch: is called after every epoch, in the first process.
@@ -114,7 +120,7 @@ def train_quantized(
             another training; or another process is gone.
         DataError: an image can no longer be read.
     """
-    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config, groups)
+    job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config, groups, teacher_classes)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
         identity, start = told_by_first(lambda: (job.identity(), scale_table(model)))
@@ -127,7 +133,8 @@ def train_quantized(
             parameter.requires_grad_(True)
         if config.scales == "learned":
             learn_scales(student, groups, weights=config.learn_weight_scales)
-        updater = QatUpdater(student, imitated, config, own_device)
+        tutor = Teacher(imitated, student, config, classes=teacher_classes, seed=seed)
+        updater = QatUpdater(student, tutor, config, own_device)
         trainer = Trainer(
             updater,
             job,

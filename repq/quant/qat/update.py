@@ -7,16 +7,15 @@ from typing import Any
 import torch
 
 from repq.model import Detector, TrainOutput
-from repq.quant.qat.imitation import ImitationWeights, imitation_loss
 from repq.quant.qat.learned import scale_parameters
 from repq.quant.qat.units import step_in_units
 from repq.recipe import QatConfig
-from repq.train.distill import as_teacher, decayed
+from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import optimizer_of, parameter_groups
-from repq.train.update import Stepper
+from repq.train.update import Stepper, projector_groups
 
 
 class QatUpdater(Stepper):
@@ -24,30 +23,27 @@ class QatUpdater(Stepper):
 
     Args:
         model: with quantizers, in place on its device, in training mode.
-        teacher: on the same device; it is frozen.
-
-    Raises:
-        TrainingError: student and teacher do not compare.
+        teacher: of this model.
     """
 
-    def __init__(self, model: Detector, teacher: Detector, config: QatConfig, device: torch.device) -> None:
-        super().__init__(model, config, device, optimizer_of(qat_groups(model, config), config), half=False)
+    teacher: Teacher
+
+    def __init__(self, model: Detector, teacher: Teacher, config: QatConfig, device: torch.device) -> None:
+        groups = [*qat_groups(model, config), *projector_groups(teacher, config.weight_decay)]
+        super().__init__(model, config, device, optimizer_of(groups, config), teacher=teacher, half=False)
         step_in_units(self.optimizer, model)
-        self.teacher = as_teacher(teacher, model, maps=config.feature_weight > 0)
-        self.config, self.weights = config, ImitationWeights.from_config(config)
+        self.config = config
         self.objective = objective_of(model)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
-        pixels, grid = self.pixels(batch), self.grid(*batch.images.shape[1:3])
-        with torch.no_grad():
-            taught = self.teacher.answer(self.teacher.features(pixels))
+        pixels = self.pixels(batch)
+        taught = self.taught(self.teacher, batch, pixels)
         own = self.model.answer(self.model.features(pixels))
-        imitated = imitation_loss(own, taught, grid, objective=self.objective, weights=self.weights)
-        decay = decayed(self.config.final_factor, progress)
-        sums = {name: value * decay for name, value in imitated.sums.items()}
-        if self.config.task_weight:
-            sums |= self.task_loss(own, batch).sums
-        return DetectionLoss(sums, imitated.target_score)
+        height, width = batch.images.shape[1:3]
+        imitated = self.teacher.loss(own, taught, (height, width), progress)
+        if not self.config.task_weight:
+            return imitated
+        return DetectionLoss({**imitated.sums, **self.task_loss(own, batch).sums}, imitated.target_score)
 
     def task_loss(self, own: TrainOutput, batch: TrainBatch) -> DetectionLoss:
         """The weighted detection loss of this process's images of one batch."""

@@ -90,8 +90,9 @@ def _measured(summary: ReportSummary) -> list[Block]:
         items.append(("Evaluated on", f"{plural(measured.images, 'image')} with {plural(measured.objects, 'object')}"))
     if ptq:
         int8 = sum(layer.precision == "int8" for layer in ptq.layers)
+        by = ptq.settings.get("weight_granularity", "channel")
         items += [
-            ("Quantization", f"{ptq.scheme} INT8, per-channel weights, per-tensor activations"),
+            ("Quantization", f"{ptq.scheme} INT8, per-{by} weights, per-tensor activations"),
             ("Calibration", f"{ptq.calibration or ptq.method}, on {plural(ptq.images, 'image')}"),
             *([("Corrections", ", ".join(row.title for row in ptq.corrections))] if ptq.corrections else []),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}: {percent(ptq.int8_macs_share)} of the multiply-adds"),

@@ -57,6 +57,8 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("AP50", fraction(training.accuracy.defined("ap50"))),
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         ("Time", f"{significant(sum(epoch.seconds for epoch in training.epochs))} s"),
+        *_teacher_facts(training.epochs),
+        *([("Class weights", ", ".join(map(compact, training.class_weights)))] if training.class_weights else []),
     ]
     return [*_epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
 
@@ -94,13 +96,23 @@ def qat_blocks(training: QatReport) -> list[Block]:
         ("Training images", count(training.images)),
         ("Epochs", count(len(training.epochs))),
         ("Speed", f"{significant(training.images_per_s)} images/s"),
+        *_teacher_facts(training.epochs),
     ]
     return [
-        Text("AP in torch's simulation; the float model is the teacher."),
+        Text("AP in torch's simulation. Unless another one is given, the float model is the teacher."),
         table("Before and after", columns, stages),
         *_epoch_blocks(training.epochs, "qat", Facts(facts)),
         *([_scale_table(training.changes)] if training.scales == "learned" else []),
     ]
+
+
+def _teacher_facts(epochs: Sequence[EpochRow]) -> list[tuple[str, str]]:
+    """What asking a teacher cost, if there was one."""
+    seconds, asked = sum(epoch.seconds for epoch in epochs), [epoch.teacher_seconds for epoch in epochs]
+    known = [value for value in asked if value is not None]
+    if len(known) < len(asked) or not seconds:
+        return []
+    return [("Teacher's pass", f"{100 * sum(known) / seconds:.0f} % of the time")]
 
 
 def _epoch_blocks(epochs: Sequence[EpochRow], section: str, facts: Facts) -> list[Block]:

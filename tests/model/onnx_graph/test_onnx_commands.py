@@ -63,3 +63,14 @@ def test_the_same_in_python(files: tuple[Path, Path, Path], tmp_path: Path) -> N
     assert model.num_classes == 3 and model.names and model.layout.columns_first
     int8 = model.quantize(files[1], imgsz=SIZE, method="max", limit=4).export(tmp_path / "int8.onnx", imgsz=SIZE)
     assert int8.quantized and int8.layers == repq.load(files[2]).layers
+
+
+def test_a_file_teaches_a_detector_of_another_family(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", ("batch=4", "workers=0", "warmup_steps=1", "distill.projector_weight=1")
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = invoke("train", "--data", files[1], *COMMON, "--epochs", 1, "--teacher", files[0], *given, "-o", out)
+    assert done.exit_code == 0, done.output
+    losses = json.loads((out / "train.json").read_text())["epochs"][0]["losses"]
+    assert {"distill_class", "distill_box", "distill_projected"} < losses.keys()
+    done = invoke("train", "--data", files[1], "--imgsz", 2 * SIZE, "--teacher", files[0], "-o", tmp_path / "other")
+    assert done.exit_code == 2 and f"takes images of {SIZE}x{SIZE}" in done.output

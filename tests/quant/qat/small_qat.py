@@ -14,7 +14,7 @@ from repq.quant import calibrate, insert_quantizers
 from repq.quant.qat import QatUpdater, learn_scales
 from repq.recipe import CalibrationConfig, PtqConfig, QatConfig
 from repq.reparam import fuse
-from repq.train import Processes
+from repq.train import Processes, Teacher
 from repq.train.loader import training_batches
 
 QUICK = QatConfig(epochs=3, batch=4, warmup_steps=2, workers=0, ema_decay=0.9, ema_ramp_steps=5, learning_rate=0.001)
@@ -68,7 +68,8 @@ def gradients_of_first_batch(train_set: DetectionDataset, processes: Processes =
     with torch.no_grad():
         student.get_submodule(first).weight.mul_(0.9)
     learn_scales(student)
-    updater = QatUpdater(student, teacher, QUICK.model_copy(update={"task_weight": 0.5}), torch.device("cpu"))
+    config = QUICK.model_copy(update={"task_weight": 0.5})
+    updater = QatUpdater(student, Teacher(teacher, student, config), config, torch.device("cpu"))
     cache = ImageCache(train_set.records, SIZE, 1 << 24)
     batch = next(training_batches(cache, SIZE, QUICK, seed=0, epoch=0, processes=processes))
     parts = updater.add_gradients([batch])
