@@ -1,10 +1,12 @@
 """``python -m repq`` is the command line, which is also how ``torchrun`` starts it."""
 
+from repq.spinning import spin_shortly
 from repq.stopping import ending_on_signals
 
 
 def main() -> None:
     """The command line, which a signal ends quietly even while it is imported."""
+    spin_shortly()
     with ending_on_signals():
         from repq.cli import main as commands
 

@@ -70,6 +70,7 @@ def export_float(
         layout=plain.spec.layout,
         target=config.target or "",
         preprocessing=plain.spec.preprocessing,
+        thresholds=plain.spec.thresholds,
     )
     write_metadata(graph, metadata)
     _verify(graph, config if own is None else None)

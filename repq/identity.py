@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from repq import __version__
 from repq.errors import RepqError
 from repq.files import cache_folder
+from repq.spinning import VARIABLES
 
 KEY_LENGTH = 12
 LIBRARIES = {
@@ -317,5 +318,5 @@ def machine_values() -> dict[str, Any]:
         "system": platform.system(),
         "gpu": None if gpu is None else str(gpu),
         "driver": None if gpu is None else driver_version(),
-        "threads": {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
+        "threads": {name: os.environ.get(name) for name in VARIABLES},
     }

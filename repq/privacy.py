@@ -14,8 +14,6 @@ from __future__ import annotations
 import os
 import sys
 
-from repq.files import cache_folder
-
 
 def switch_off_telemetry() -> None:
     """Keep the runtimes that this process and its children load later from calling home.
@@ -28,4 +26,6 @@ def switch_off_telemetry() -> None:
 
 def keep_matplotlib_out_of_home() -> None:
     """Give Matplotlib, which is imported next, a folder in ``cache_folder()``, unless the user has named one."""
+    from repq.files import cache_folder  # loads much that `import repq` need not wait for
+
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))

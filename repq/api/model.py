@@ -26,6 +26,7 @@ from repq.recipe import (
     BuildConfig,
     CheckConfig,
     Config,
+    DeployConfig,
     EngineName,
     EvalConfig,
     ExportConfig,
@@ -51,6 +52,7 @@ from repq.results import (
     Sensitivity,
     WeightsDescription,
 )
+from repq.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from repq.api.detected import Detected
@@ -88,6 +90,7 @@ class Model:
         batch: the batch size, where the file fixes it.
         layout: what the columns of the detections mean.
         preprocessing: how images become its input.
+        thresholds: what `detect` and `predict` count as found, if nothing else is asked for.
         preprocess: what the graph does of that itself.
         nms: the suppression inside the graph, which then gives boxes (B, K, 6); None: it gives detections.
         options: where it runs, and where its steps show how far they are.
@@ -115,6 +118,7 @@ class Model:
     batch: int | None = None
     layout: OutputLayout = OutputLayout()
     preprocessing: Preprocessing = Preprocessing()
+    thresholds: Thresholds = Thresholds()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     notes: tuple[str, ...] = ()
@@ -189,28 +193,45 @@ class Model:
         """
         return replace(self, options=replace(self.options, **options))
 
+    def with_thresholds(
+        self, *, confidence: float | None = None, iou: float | None = None, max_detections: int | None = None
+    ) -> Model:
+        """The same model, of which other boxes count; what is saved, exported or built of a checkpoint says so.
+
+        Args:
+            confidence, iou, max_detections: see `repq.thresholds.Thresholds`; None leaves what it is.
+
+        Raises:
+            RepqError: a value outside its limits.
+        """
+        asked = settings_of(
+            DeployConfig, None, {"confidence": confidence, "iou": iou, "max_detections": max_detections}, "deploy"
+        )
+        weights = None if self.weights is None else self.weights.with_thresholds(asked, self.label)
+        return replace(self, weights=weights, thresholds=self.thresholds.changed(asked.model_dump(), self.label))
+
     @overload
     def detect(  # type: ignore[overload-overlap]
-        self, images: Image, *, imgsz: Size | None = ..., conf: float = ..., iou: float | None = ...,
+        self, images: Image, *, imgsz: Size | None = ..., conf: float | None = ..., iou: float | None = ...,
         max_detections: int | None = ..., batch: int = ...,
     ) -> Boxes: ...  # fmt: skip
     @overload
     def detect(
-        self, images: Sequence[Image], *, imgsz: Size | None = ..., conf: float = ..., iou: float | None = ...,
+        self, images: Sequence[Image], *, imgsz: Size | None = ..., conf: float | None = ..., iou: float | None = ...,
         max_detections: int | None = ..., batch: int = ...,
     ) -> list[Boxes]: ...  # fmt: skip
     def detect(
-        self, images: Image | Sequence[Image], *, imgsz: Size | None = None, conf: float = 0.25,
+        self, images: Image | Sequence[Image], *, imgsz: Size | None = None, conf: float | None = None,
         iou: float | None = None, max_detections: int | None = None, batch: int = 1,
     ) -> Boxes | list[Boxes]:  # fmt: skip
         """Find objects.
 
         Args:
             images: a file, or an RGB array (h, w, 3) uint8, or a list of these, of any sizes.
-            conf: scores are above it, 0..1.
-            iou: a box falls if it overlaps a better one of its class by more. Default: 0.65, or that of the
-                suppression inside the graph, which cannot be another.
-            max_detections: boxes per image at most. Default: 300, or as ``iou``.
+            conf: scores are above it, 0..1. Default, as of the next two: ``thresholds``, or those of the suppression
+                inside the graph, which cannot be others.
+            iou: a box falls if it overlaps a better one of its class by more.
+            max_detections: boxes per image at most.
             batch: images of one forward pass. More are faster on a GPU; the last digits may then differ.
 
         Returns:
@@ -221,11 +242,12 @@ class Model:
             DataError: an image cannot be read, or an array is no RGB image.
             RepqError: another size, or other settings, than the graph has inside.
         """
-        from repq.api.service import finder_of
+        from repq.api.service import finder_of, thresholds_of
 
         alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
         listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
-        finder = finder_of(self, self.size(imgsz), conf, iou, max_detections)
+        asked = {"confidence": conf, "iou": iou, "max_detections": max_detections}
+        finder = finder_of(self, self.size(imgsz), thresholds_of(self, asked))
         found: list[Boxes] = []
         for begin in range(0, len(listed), max(1, batch)):
             found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])

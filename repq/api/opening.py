@@ -111,6 +111,7 @@ def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path
         spec=spec.name,
         layout=spec.layout,
         preprocessing=spec.preprocessing,
+        thresholds=spec.thresholds,
         start=partial(_start_weights, weights, label, 0 if path is None else path.stat().st_size),
         options=options,
         notes=weights.notes,
@@ -253,7 +254,7 @@ def _of_graph(
     batch, height, width = source.input.shape[0], *(metadata.imgsz if metadata else source.input.shape[2:4])
     last = source.outputs[0].shape[-1] if source.outputs[0].shape else None
     layout = OutputLayout() if metadata is None else metadata.layout
-    known = ("preprocessing", "preprocess", "nms")
+    known = ("preprocessing", "thresholds", "preprocess", "nms")
     inside = {} if metadata is None else {name: getattr(metadata, name) for name in known}
     return Model(
         kind=kind,

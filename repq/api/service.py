@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from repq.data import LetterboxTransform, decode_image, letterbox, letterbox_transform, to_input
 from repq.errors import DataError, RepqError
 from repq.evaluate import postprocess
-from repq.recipe import EvalConfig, NmsConfig, parse_settings
+from repq.log import Log, quiet
+from repq.recipe import DeployConfig, EvalConfig, NmsConfig, parse_settings
+from repq.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from repq.api.model import Model
@@ -115,28 +117,43 @@ def timed_service(model: Model, imgsz: tuple[int, int], images: Sequence[Image])
     return replace(service, infer=lambda prepared: [model.running.unchecked(part) for part in prepared.parts])
 
 
-def finder_of(
-    model: Model, imgsz: tuple[int, int], conf: float, iou: float | None = None, max_detections: int | None = None
-) -> Service:
+def thresholds_of(model: Model, asked: Mapping[str, Any], log: Log = quiet) -> Thresholds:
+    """What counts as found: what is asked for, else what the graph has inside, else what the model says.
+
+    Args:
+        asked: fields of `Thresholds`; None asks for nothing.
+        log: gets both values where the model says another.
+
+    Raises:
+        RepqError: a value outside its limits.
+    """
+    own, inside = model.thresholds, model.nms
+    if inside is not None:
+        least = max(own.confidence, inside.confidence)
+        own = Thresholds(least, inside.iou, inside.max_detections)
+    wanted = parse_settings(DeployConfig, dict(asked), what="detection")
+    return own.changed(wanted.model_dump(), model.label, log)
+
+
+def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds) -> Service:
     """A service for users: one class a place, boxes of an area that lie inside the image, of at least some score.
 
     Args:
-        conf: scores are above it.
-        iou, max_detections: default: those inside the graph, else the usual ones.
+        thresholds: see `thresholds_of`.
 
     Raises:
         RepqError: other settings than the graph has inside.
     """
-    given = {"iou": iou, "max_detections": max_detections}
-    wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    least = parse_settings(EvalConfig, {"confidence": conf}, what="detection").confidence
+    wanted, least = asdict(thresholds), thresholds.confidence
     if model.nms is None:
-        wanted |= {"confidence": conf, "multi_label": False}
+        wanted["multi_label"] = False
     elif least < model.nms.confidence:
         raise RepqError(
-            f"{model.label} suppresses by itself, from a score of {model.nms.confidence} on", found=f"conf={conf}",
+            f"{model.label} suppresses by itself, from a score of {model.nms.confidence} on", found=f"conf={least}",
             fix="ask for that score or a higher one, or export again",
         )  # fmt: skip
+    else:
+        wanted["confidence"] = model.nms.confidence
     service = service_of(model, imgsz, as_exported(model, clip=True, **wanted))
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:

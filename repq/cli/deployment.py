@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import OUT, Model, OwnSize, Target
 from repq.cli.shell import Shell
-from repq.recipe import BuildConfig, EngineName, ExportConfig, default_engines
+from repq.recipe import BuildConfig, DeployConfig, EngineName, ExportConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
 from repq.recipe.deployment import RuntimeName
 
@@ -17,7 +17,7 @@ EngineOut = Annotated[AnyPath, setting(flag="-o --out", writes=("engine.json",),
 
 def export_command(
     shell: Shell, model: Model, out: Annotated[AnyPath, setting(flag="-o --out", writes=".onnx", help=OUT)],
-    export: ExportConfig,
+    export: ExportConfig, deploy: DeployConfig,
     imgsz: OwnSize = None,
     maxima: Annotated[
         AnyPath | None,
@@ -34,7 +34,7 @@ def export_command(
     from repq.stages import export_checkpoint
 
     imgsz = size_for(model, imgsz, shell.log)
-    report = export_checkpoint(model, out, imgsz, export, maxima_from=maxima)
+    report = export_checkpoint(model, out, imgsz, export, deploy=deploy, maxima_from=maxima, log=shell.log)
     then = f"repq build {out} --engine {target or default_engines()[0]} -o {out.with_suffix('')}"
     shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 

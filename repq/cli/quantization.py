@@ -19,7 +19,16 @@ from repq.cli.options import (
     Weights,
 )
 from repq.cli.shell import Shell
-from repq.recipe import Budget, EvalConfig, GraphConfig, PlanConfig, PtqConfig, QatConfig, SensitivityConfig
+from repq.recipe import (
+    Budget,
+    DeployConfig,
+    EvalConfig,
+    GraphConfig,
+    PlanConfig,
+    PtqConfig,
+    QatConfig,
+    SensitivityConfig,
+)
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
 from repq.results import metric_of
@@ -75,8 +84,8 @@ def sensitivity_command(
 def ptq_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData, ptq: PtqConfig,
     eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
-    graph: GraphConfig, split: ValSplit = "val", imgsz: OwnSize = None, plan: PlanFile = None, target: Target = None,
-    device: TorchDevice = "cpu", evaluate: Evaluated = True,
+    graph: GraphConfig, deploy: DeployConfig, split: ValSplit = "val", imgsz: OwnSize = None, plan: PlanFile = None,
+    target: Target = None, device: TorchDevice = "cpu", evaluate: Evaluated = True,
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
@@ -87,7 +96,7 @@ def ptq_command(
     from repq.stages import PtqJob, demand_budget, quantize_within
 
     imgsz = size_for(weights, imgsz, shell.log)
-    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph)
+    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph, deploy)
     held = quantize_within(job, out, budget.max_drop, progress=shell.progress, log=shell.log)
     report = held.report
     values = {

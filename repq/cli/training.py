@@ -18,7 +18,7 @@ from repq.cli.options import (
     Weights,
 )
 from repq.cli.shell import Shell
-from repq.recipe import EvalConfig, FuseConfig, GraphConfig, PruneConfig, TrainConfig
+from repq.recipe import DeployConfig, EvalConfig, FuseConfig, GraphConfig, PruneConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
 from repq.recipe.data import Split
 
@@ -30,7 +30,7 @@ TrainOut = Annotated[AnyPath, setting(flag="-o --out", writes=TRAINED, help="Fol
 def train_command(
     shell: Shell, data: Data, out: TrainOut,
     train: Annotated[TrainConfig, Offer("model", "weights", "rep_scales", "distill.teacher", "epochs", "batch")],
-    eval: Annotated[EvalConfig, Offer("batch")],
+    eval: Annotated[EvalConfig, Offer("batch")], deploy: DeployConfig,
     imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu", seed: AnySeed = 0,
 ) -> None:  # fmt: skip
     """The folder OUT gets weights.safetensors (the best), last.safetensors, results.csv, train.json, drawings of
@@ -42,8 +42,8 @@ def train_command(
     from repq.stages import train_detector
 
     report = train_detector(
-        out, out / "state", train, data=data, imgsz=imgsz, eval_config=eval, device=device, seed=seed,
-        progress=shell.progress, log=shell.log,
+        out, out / "state", train, data=data, imgsz=imgsz, eval_config=eval, deploy=deploy, device=device,
+        seed=seed, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     size = f"--imgsz {imgsz[0]}x{imgsz[1]}"
     then = f"repq run recipes/ptq.yaml --weights {out / 'weights.safetensors'} --data {data} {size}"

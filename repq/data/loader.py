@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +43,10 @@ class Batch:
 
 def to_input(images: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing = USUAL) -> NDArray[np.float32]:
     """Stack B images (H, W, 3) uint8, colours in order, into network input (B, 3, H, W) float32."""
-    stacked = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2), np.float32)
+    stacked = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
+    for planes, image in zip(stacked, images, strict=True):
+        for plane, colour in zip(planes, cv2.split(image), strict=True):  # faster than a transposed copy
+            plane[:] = colour
     normalized: NDArray[np.float32] = preprocessing.normalize(stacked)
     return normalized
 

@@ -7,14 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from repq.api.model import Model
-from repq.recipe import DeployConfig, LetterboxConfig
+from repq.recipe import LetterboxConfig
 
 FORMAT = 1
 
 
-def contract(
-    model: Model, onnx: Model, config: DeployConfig, letterbox: LetterboxConfig, engine: Mapping[str, str] | None
-) -> dict[str, Any]:
+def contract(model: Model, onnx: Model, letterbox: LetterboxConfig, engine: Mapping[str, str] | None) -> dict[str, Any]:
     """Describe a plain model, from pixels to boxes; `repq/deploy/samples/detect.py` acts by it.
 
     Args:
@@ -43,7 +41,7 @@ def contract(
         },
         "output": {"boxes_are_in": "pixels of the input", **asdict(layout)},
         "classes": model.class_names,
-        "thresholds": config.model_dump(),
+        "thresholds": asdict(model.thresholds),
     }  # fmt: skip
 
 

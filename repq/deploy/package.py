@@ -8,15 +8,13 @@ from pathlib import Path
 
 from repq.api.model import Model
 from repq.deploy.contract import contract, header
-from repq.recipe import DeployConfig, LetterboxConfig
+from repq.recipe import LetterboxConfig
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 ENGINE = "engine"
 
 
-def write_package(
-    folder: Path, model: Model, onnx: Model, config: DeployConfig, letterbox: LetterboxConfig, card: str
-) -> None:
+def write_package(folder: Path, model: Model, onnx: Model, letterbox: LetterboxConfig, card: str) -> None:
     """Write an engine, or an ONNX file where ``model`` is one, with all that is needed to run it.
 
     Args:
@@ -34,7 +32,7 @@ def write_package(
         main = next((name for name in files if not name.endswith((".json", ".bin"))), files[0])
         manifest = model.engine.manifest
         engine = {"runtime": manifest.engine, "version": manifest.version, "file": f"{ENGINE}/{main}"}
-    values = contract(model, onnx, config, letterbox, engine)
+    values = contract(model, onnx, letterbox, engine)
     (folder / "model.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "model.hpp").write_text(header(values), encoding="utf-8")
     for sample in sorted(SAMPLES.iterdir()):

@@ -15,6 +15,7 @@ from repq.layers import LayerId
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.recipe import NmsConfig, PreprocessConfig
+from repq.thresholds import Thresholds
 
 Precision = Literal["float32", "float16", "int8", "int8_float16"]
 _PREFIX = "repq."
@@ -34,6 +35,7 @@ class GraphMetadata:
         int8_layers: the quantized layers, in graph order.
         layout: what the columns of the detections mean.
         preprocessing: how images become its input.
+        thresholds: what counts as found where it is used.
         preprocess: what the graph does of that before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
         target: the runtime that the graph is for; empty: nobody said.
@@ -49,6 +51,7 @@ class GraphMetadata:
     int8_layers: tuple[LayerId, ...] = ()
     layout: OutputLayout = OutputLayout()
     preprocessing: Preprocessing = Preprocessing()
+    thresholds: Thresholds = Thresholds()
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     target: str = ""
@@ -86,6 +89,7 @@ def _entries(metadata: GraphMetadata) -> dict[str, str]:
         "int8_layers": json.dumps(metadata.int8_layers),
         "layout": metadata.layout.to_json(),
         "preprocessing": metadata.preprocessing.to_json(),
+        "thresholds": metadata.thresholds.to_json(),
         "maxima": json.dumps(dict(metadata.maxima)),
     }
     if metadata.preprocess != PreprocessConfig():
@@ -143,6 +147,7 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         int8_layers=tuple(LayerId(layer) for layer in value("int8_layers")),
         layout=OutputLayout.from_json(entries.get("layout", "{}")),
         preprocessing=Preprocessing.from_json(entries.get("preprocessing", before.to_json())),
+        thresholds=Thresholds.from_json(entries.get("thresholds", "{}")),
         preprocess=preprocess,
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
         target=entries.get("target", ""),

@@ -18,6 +18,7 @@ from repq.errors import RepqError
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.results import Variant
+from repq.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -40,6 +41,7 @@ class Spec:
         num_classes: number of object classes.
         strides: input pixels per cell of each output level, finest first.
         preprocessing: how images become its input.
+        thresholds: what counts as found where it is used.
         widths: of a pruned model, layers whose input channels, output channels and groups are not the usual ones.
     """
 
@@ -50,6 +52,7 @@ class Spec:
     num_classes: int
     strides: tuple[int, ...]
     preprocessing: Preprocessing = Preprocessing()
+    thresholds: Thresholds = Thresholds()
     widths: tuple[tuple[str, int, int, int], ...] = ()
 
     @property

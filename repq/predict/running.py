@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice, repeat, takewhile
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from repq.api.detected import Detected
 from repq.api.model import Model, Size
-from repq.api.service import Prepared, Service, finder_of
+from repq.api.service import Prepared, Service, finder_of, thresholds_of
 from repq.data import prefetch
 from repq.errors import DataError, RepqError
 from repq.files import replacing_folder
@@ -42,14 +42,13 @@ from repq.predict.outputs import (
 from repq.predict.sources import Pending, Source
 from repq.printable import printable
 from repq.progress import Progress, silent
-from repq.recipe import PredictConfig
+from repq.recipe import DeployConfig, PredictConfig
 from repq.report.boxes import Found, compared, draw_boxes, side_by_side
 from repq.results import Comparison, PredictReport
 from repq.stopping import Stopped
 
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
-CONFIDENCE = 0.25
 _NAMED = 20
 
 
@@ -114,15 +113,14 @@ def predict(
     models = [model] if other is None else [model, other]
     _demand_place(out, sources, force=force)
     _demand_same_classes(models)
-    confidence = CONFIDENCE if config.confidence is None else config.confidence
-    size = model.size(imgsz)
-    finders = [
-        finder_of(one, one.size(imgsz), confidence, config.iou, config.max_detections) for one in models
-    ]  # fmt: skip
+    size, thresholds = model.size(imgsz), thresholds_of(model, _asked(config), log)
+    if other is not None:
+        thresholds_of(other, asdict(thresholds), log)  # it is looked at by those of the first: says where it has others
+    finders = [finder_of(one, one.size(imgsz), thresholds) for one in models]
     titles = [one.label if len({each.label for each in models}) > 1 else str(one.path) for one in models]
     names = model.class_names
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
-             "confidence": confidence, **({"other": other.label} if other else {})}  # fmt: skip
+             **asdict(thresholds), **({"other": other.label} if other else {})}  # fmt: skip
     job = _Job(finders, config, config.batch or model.batch or 1, titles, names)
     for one in models:
         one.running  # noqa: B018 (it starts, before time is taken)
@@ -156,7 +154,7 @@ def predict(
         engine=model.running.engine,
         precision=model.precision,
         imgsz=size,
-        confidence=confidence,
+        confidence=thresholds.confidence,
         images=tally.images,
         boxes=tally.per_class.total(),
         per_class={named(names, label): found for label, found in tally.per_class.most_common()},
@@ -279,8 +277,7 @@ def detected(
     Raises:
         RepqError: the settings do not fit the model.
     """
-    confidence = CONFIDENCE if config.confidence is None else config.confidence
-    finder = finder_of(model, model.size(imgsz), confidence, config.iou, config.max_detections)
+    finder = finder_of(model, model.size(imgsz), thresholds_of(model, _asked(config), log))
     job = _Job([finder], config, config.batch or model.batch or 1, [model.label], model.class_names)
 
     def found() -> Iterator[Detected]:
@@ -292,6 +289,10 @@ def detected(
                 yield Detected(name, image, rows, model.class_names)
 
     return found()
+
+
+def _asked(config: PredictConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in DeployConfig.model_fields}
 
 
 def _skip(tally: _Tally, json_file: JsonFile, name: str, reason: str, count: int = 1) -> None:

@@ -7,6 +7,7 @@ type. The metadata entry ``quantization`` is JSON with the settings and the laye
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
+from repq.log import Log, quiet
 from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, load_graph, save_checkpoint
 from repq.preprocessing import preset
 from repq.quant.state import apply_scales, insert_quantizers, quantized_layers, scale_table
-from repq.recipe import GraphConfig, PtqConfig
+from repq.recipe import DeployConfig, GraphConfig, PtqConfig
 from repq.scales import IntegerType, LayerScales, TensorScale
 
 _KEY = "quantization"
@@ -63,6 +65,16 @@ class Weights:
     @property
     def quantized(self) -> bool:
         return self.config is not None
+
+    def with_thresholds(self, asked: DeployConfig, label: str, log: Log = quiet) -> Weights:
+        """The same weights, of which other boxes count where they are used.
+
+        Args:
+            label: the file; where somebody set other thresholds in it, both values are logged.
+        """
+        model = copy.copy(self.model)
+        model.spec = replace(model.spec, thresholds=model.spec.thresholds.changed(asked.model_dump(), label, log))
+        return replace(self, model=model)
 
     @property
     def plan(self) -> QuantPlan:

@@ -9,12 +9,14 @@ from repq.recipe.data import Detections
 class PredictConfig(Config):
     """What counts as found, and what is written of it. ``predictions.json`` is written always."""
 
-    confidence: Share | None = setting(None, flag="--conf", help="Boxes of a higher score count.  [default: 0.25]")
+    confidence: Share | None = setting(
+        None, flag="--conf", help="Boxes of a higher score count.  [default: the model's, or 0.25]"
+    )
     iou: float | None = setting(
-        None, gt=0, le=1, flag="--iou", help="IoU threshold of the suppression.  [default: 0.65, or that in the graph]"
+        None, gt=0, le=1, flag="--iou", help="IoU threshold of the suppression.  [default: the model's, or 0.65]"
     )
     max_detections: Detections | None = setting(
-        None, flag="--max-detections", help="Boxes of an image at most.  [default: 300, or that in the graph]"
+        None, flag="--max-detections", help="Boxes of an image at most.  [default: the model's, or 300]"
     )
     batch: Batch | None = setting(
         None, flag="--batch", help="Images of one forward pass.  [default: the model's, or 1]"

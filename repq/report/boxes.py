@@ -7,6 +7,7 @@ at most `LABEL_SHARE` of it and none covers another; the surest boxes are named 
 from __future__ import annotations
 
 import colorsys
+import functools
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -147,6 +148,7 @@ def side_by_side(image: Image, findings: Sequence[Found], class_names: Sequence[
     return np.hstack([part for panel in panels for part in (gap, panel)][1:])
 
 
+@functools.cache
 def class_colour(index: int) -> Colour:
     """A BGR colour for a class, always the same: hues by the golden angle, so that neighbouring classes differ."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.61803399) % 1.0, 0.78, 0.92)

@@ -8,7 +8,7 @@ from pathlib import Path
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EngineName, EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
+from repq.recipe import DeployConfig, EngineName, EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PtqReport
 from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
@@ -46,13 +46,14 @@ class PtqJob:
     target: EngineName | None = None
     evaluate: bool = True
     graph: GraphConfig = GraphConfig()
+    deploy: DeployConfig = DeployConfig()
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
         """Quantize, and measure where it is to run."""
         report = ptq_checkpoint(
             self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
-            eval_config=self.eval_config, plan=self.plan, graph=self.graph, device=self.device,
-            evaluate=self.evaluate, progress=progress, log=log,
+            eval_config=self.eval_config, plan=self.plan, graph=self.graph, deploy=self.deploy,
+            device=self.device, evaluate=self.evaluate, progress=progress, log=log,
         )  # fmt: skip
         after = report.accuracy_quantized
         held = Held(report, None if after is None else after.ap, "the simulation", self.plan is not None)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.api.exporting import merged, to_onnx, write_graph, write_onnx
-from repq.recipe import ExportConfig
+from repq.log import Log, quiet
+from repq.recipe import DeployConfig, ExportConfig
 from repq.results import ExportedGraphs, ExportReport
 from repq.stages.stage import Job, Section, Stage
 
@@ -21,11 +22,14 @@ def export_checkpoint(
     imgsz: tuple[int, int],
     config: ExportConfig,
     *,
+    deploy: DeployConfig = DeployConfig(),
     maxima_from: Path | None = None,
+    log: Log = quiet,
 ) -> ExportReport:
     """Write a checkpoint as ONNX: Q/DQ nodes for a quantized one, plain float else (fused on the way).
 
     Args:
+        deploy: thresholds of its use that the file is to say; the checkpoint's where none are given.
         maxima_from: a quantized checkpoint of the same model, whose activation maxima keep a float one in FP16 from
             overflowing; a quantized ``model`` carries its own.
 
@@ -34,7 +38,7 @@ def export_checkpoint(
     """
     from repq.quant import load_weights
 
-    weights = load_weights(model)
+    weights = load_weights(model).with_thresholds(deploy, model.name, log)
     maxima = None if maxima_from is None else load_weights(maxima_from).maxima
     return write_onnx(weights, out, imgsz, _with_target(config, weights), maxima)
 
@@ -56,10 +60,12 @@ def _export(job: Job) -> ExportedGraphs:
     from repq.report.text import export_text
 
     imgsz, quantized = job.recipe.imgsz, load_weights(job.quantized)
-    config = _with_target(job.section("export", ExportConfig), quantized)
+    config, deploy = _with_target(job.section("export", ExportConfig), quantized), job.section("deploy", DeployConfig)
     plain = config.model_copy(update={"float16": False, "float16_io": False})
     found: dict[str, ExportReport] = {}
-    for opened, names in ((load_weights(job.fused), ("float32", "float16")), (quantized, ("int8", "int8_float16"))):
+    started = load_weights(job.fused).with_thresholds(deploy, "the checkpoint", job.log)
+    trained = quantized.with_thresholds(deploy, job.quantized.name)
+    for opened, names in ((started, ("float32", "float16")), (trained, ("int8", "int8_float16"))):
         graph = merged(to_onnx(opened, imgsz, plain), plain)
         for name, settings in zip(names, (plain, config) if config.float16 else (plain,), strict=False):
             report = write_graph(graph, job.payload / f"{name}.onnx", imgsz, settings, quantized.maxima)
@@ -75,7 +81,7 @@ def _plain_graphs(recipe: Recipe) -> None:
 
 
 STAGE = Stage(
-    "export", _export, {"export": Section(ExportConfig)}, ("imgsz",),
+    "export", _export, {"export": Section(ExportConfig), "deploy": Section(DeployConfig)}, ("imgsz",),
     reads=("fuse/fused.safetensors", "ptq/quantized.safetensors", "qat/quantized.safetensors"), result=ExportedGraphs,
     check=_plain_graphs,
 )  # fmt: skip

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from repq.api.opening import load
-from repq.recipe import DeployConfig, engine_title
+from repq.recipe import engine_title
 from repq.report.blocks import Block, Column, Columns, Facts, Text, number, table
 from repq.report.numbers import fraction, mebibytes, milliseconds
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, ExportedGraphs, PtqReport, Verdict
 from repq.stages.build import built
-from repq.stages.stage import Job, Section, Stage
+from repq.stages.stage import Job, Stage
 from repq.stages.verdict import judged
 
 
@@ -40,9 +40,8 @@ def _package(job: Job) -> None:
         graph = "int8_float16"
     onnx = load(artifacts["export"] / f"{graph}.onnx")
     model = onnx if name is None else load(engines[name])
-    config = job.section("deploy", DeployConfig)
     card = model_card(job, verdict, name or f"{verdict.ship}-int8", timed, artifacts["eval"].result(Accuracies).models)
-    write_package(job.payload, model, onnx, config, job.recipe.eval.letterbox, card)
+    write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card)
     job.log(f"  to ship: {name or onnx.label}")
 
 
@@ -101,7 +100,7 @@ _FILES = (
 )
 
 STAGE = Stage(
-    "package", _package, {"deploy": Section(DeployConfig)},
-    ("name", "imgsz", "eval", "data", "target", "max_drop", "min_speedup"),
+    "package", _package,
+    uses=("name", "imgsz", "eval", "data", "target", "max_drop", "min_speedup"),
     reads=("build/*", "export/*", "eval/eval.json", "bench/bench.json", "ptq/ptq.json"), publish="deploy",
 )  # fmt: skip

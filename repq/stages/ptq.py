@@ -13,7 +13,7 @@ from repq.api.quantizing import corrected, fused, open_float, planned, quantized
 from repq.api.running import Options
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, GraphConfig, PtqConfig
+from repq.recipe import DeployConfig, EvalConfig, GraphConfig, PtqConfig
 from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
 from repq.stages.data import labelled, read_data
 from repq.stages.stage import Job, Section, Stage
@@ -37,6 +37,7 @@ def ptq_checkpoint(
     eval_config: EvalConfig,
     plan: Path | None = None,
     graph: GraphConfig = GraphConfig(),
+    deploy: DeployConfig = DeployConfig(),
     device: str = "cpu",
     evaluate: bool = True,
     progress: Progress = silent,
@@ -48,6 +49,7 @@ def ptq_checkpoint(
         data: a data set, or a folder or list file of images, by which nothing is evaluated.
         plan: a plan file, whose float layers are added to ``config.keep_float``.
         graph: what the file of ``weights`` does not say of itself.
+        deploy: thresholds of its use that ``out`` is to say; those of ``weights`` where none are given.
 
     Raises:
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
@@ -65,7 +67,8 @@ def ptq_checkpoint(
         demand_objects(val_set)
         warn_of_overlap(calibrated, val_set.records, log)
     listed = None if plan is None else read_plan(plan)
-    start = fused(open_float(weights, log, imgsz, graph), device)
+    opened = open_float(weights, log, imgsz, graph).with_thresholds(deploy, weights.name, log)
+    start = fused(opened, device)
     if listed is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(listed, start.model))})
     train_set = fitted(train_set, start.names, weights.name, log)
@@ -77,8 +80,8 @@ def ptq_checkpoint(
     def accuracy(found: Weights) -> Accuracy | None:
         if val_set is None:
             return None
-        opened = of_weights(weights.name, replace(found, names=None), Options(device=device))
-        return accuracy_of(opened, val_set, imgsz, eval_config, progress)
+        handle = of_weights(weights.name, replace(found, names=None), Options(device=device))
+        return accuracy_of(handle, val_set, imgsz, eval_config, progress)
 
     before, after, own, counts = accuracy(start), accuracy(made.weights), None, None
     # Corrections fit the scales that they were made with: without those scales there is nothing to compare.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, TrainConfig
+from repq.recipe import DeployConfig, EvalConfig, TrainConfig
 from repq.results import Curves, TrainReport
 from repq.stages.stage import Job, Section, Stage
 
@@ -39,6 +40,7 @@ def train_detector(
     splits: tuple[str, str] = ("train", "val"),
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
+    deploy: DeployConfig = DeployConfig(),
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
@@ -53,6 +55,7 @@ def train_detector(
 
     Args:
         state: file that lets a killed training continue; remove it to start again.
+        deploy: thresholds of its use that the weights are to say.
 
     Raises:
         RepqError: the data, the initial weights, the scales or the teacher are not usable, or the loss is not finite.
@@ -72,6 +75,8 @@ def train_detector(
         train_set, val_set = splits_to_train_on(data, splits, start=initial.names if initial else None, log=log)
         model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
+        thresholds = model.spec.thresholds.changed(deploy.model_dump(), "the weights", log)
+        model.spec = replace(model.spec, thresholds=thresholds)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
 
         def after_epoch(trainer: Trainer) -> None:

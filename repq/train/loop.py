@@ -164,8 +164,9 @@ def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None =
 
 
 def _like(trained: Detector, name: str, num_classes: int) -> Spec:
-    """The spec of another model with the same entries, for images prepared as for ``trained``."""
-    spec: Spec = replace(get_spec(name, trained.spec.num_classes), preprocessing=trained.spec.preprocessing)
+    """The spec of another model with the same entries, for images prepared and boxes counted as for ``trained``."""
+    kept = {"preprocessing": trained.spec.preprocessing, "thresholds": trained.spec.thresholds}
+    spec: Spec = replace(get_spec(name, trained.spec.num_classes), **kept)
     own, other = (
         {entry: value.shape for entry, value in model.state_dict().items()} for model in (trained, outline(spec, False))
     )

@@ -1,8 +1,9 @@
-"""The size and the classes travel with a model from command to command."""
+"""The size, the classes and the thresholds travel with a model from command to command."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,13 @@ import pytest
 import torch
 from command_lines import Material, invoke, refused
 
+from repq.api.opening import build_model, load
+from repq.errors import RepqError
+from repq.thresholds import Thresholds
+
 OWN = (64, 96)
 NAMES = ["ring", "triangle", "cross"]
+USE = {"confidence": 0.125, "iou": 0.5, "max_detections": 7}
 
 
 @pytest.fixture
@@ -23,7 +29,8 @@ def weights(material: Material, folder: Path) -> Path:
     torch.manual_seed(0)
     save_checkpoint("w.safetensors", build("yolov6n_v2", 3).eval(), names=NAMES)
     line = ("--data", material.files["--data"], "--no-eval", "--plain", "--images", 2)
-    run("ptq", "w.safetensors", *line, "--imgsz", "64x96", "-o", "int8.safetensors")
+    use = ("--use-conf", 0.125, "--use-iou", 0.5, "--use-max-detections", 7)
+    run("ptq", "w.safetensors", *line, *use, "--imgsz", "64x96", "-o", "int8.safetensors")
     return folder / "int8.safetensors"
 
 
@@ -41,12 +48,14 @@ def test_every_later_command_takes_it(weights: Path, material: Material, folder:
     for model in (weights, "int8.onnx", "engine"):
         found = run("predict", model, "a.png", "-o", "out")
         assert found["imgsz"] == list(OWN)
-        assert json.loads(Path("out/predictions.json").read_text())["classes"] == NAMES
+        written = json.loads(Path("out/predictions.json").read_text())
+        assert written["classes"] == NAMES and {name: written[name] for name in USE} == USE
         assert run("eval", model, *data)["images"] == 2
     assert run("check", weights, "engine", *data, "--max-drop", 1)["images"] == 2
     tuned = ("--no-eval", "--epochs", 1, "--batch", 2, "-o", "tuned.safetensors")
     run("qat", weights, *data, *tuned)
     assert run("export", "tuned.safetensors", "-o", "tuned.onnx")["imgsz"] == list(OWN)
+    assert asdict(load(Path("tuned.onnx")).thresholds) == USE
 
 
 def test_a_contradiction_is_said_with_both_values(weights: Path, material: Material, folder: Path) -> None:
@@ -55,6 +64,47 @@ def test_a_contradiction_is_said_with_both_values(weights: Path, material: Mater
     run("export", weights, "-o", "own.onnx")
     message = refused(invoke("eval", "own.onnx", "--data", material.files["--data"], "--imgsz", "32x64"))
     assert "64x96" in message and "32x64" in message
+
+
+def test_other_thresholds_are_taken_and_said_with_both_values(weights: Path, folder: Path) -> None:
+    cv2.imwrite("a.png", np.zeros((50, 60, 3), np.uint8))
+    shown = invoke("export", weights, "-o", "other.onnx", "--use-iou", 0.25).output
+    assert "0.5" in shown and "0.25" in shown and "confidence" not in shown
+    assert asdict(load(Path("other.onnx")).thresholds) == {**USE, "iou": 0.25}
+    shown = invoke("predict", "other.onnx", "a.png", "--conf", 0.75).output
+    assert "0.125" in shown and "0.75" in shown
+    assert json.loads(Path("predictions/predictions.json").read_text())["confidence"] == 0.75
+    shown = invoke("predict", weights, "a.png", "--compare", "other.onnx").output
+    assert "iou 0.25" in shown and "0.5 is asked for" in shown
+
+
+def test_a_suppression_in_the_graph_decides(weights: Path, folder: Path) -> None:
+    cv2.imwrite("a.png", np.zeros((50, 60, 3), np.uint8))
+    run("export", weights, "-o", "nms.onnx", "--nms", "--conf", 0.5, "--iou", 0.75, "--max-detections", 3)
+    assert run("predict", "nms.onnx", "a.png")["confidence"] == 0.5
+    message = refused(invoke("predict", "nms.onnx", "a.png", "--iou", 0.5))
+    assert "0.75" in message and "0.5" in message
+
+
+def test_handles_carry_thresholds(folder: Path) -> None:
+    """Through folding and graphs, into engines; of two files of one model, the handle's own is not changed."""
+    first = build_model("yolov6n_v2", 3)
+    model = first.with_thresholds(confidence=0.5).with_thresholds(max_detections=9)
+    wanted = Thresholds(confidence=0.5, max_detections=9)
+    assert first.thresholds == Thresholds() and model.thresholds == wanted
+    engine = model.fuse().export("m.onnx", imgsz=OWN).build("onnxruntime", out="engine")
+    assert (
+        engine.thresholds == load(Path("engine")).thresholds == load(model.save("m.safetensors")).thresholds == wanted
+    )
+    with pytest.raises(RepqError, match="confidence"):
+        model.with_thresholds(confidence=2)
+
+
+def test_of_the_usual_nothing_is_said() -> None:
+    said: list[str] = []
+    assert Thresholds().changed({"confidence": 0.5, "iou": None}, "m", said.append) == Thresholds(confidence=0.5)
+    assert Thresholds(0.5).changed({"confidence": 0.5}, "m", said.append) == Thresholds(0.5)
+    assert not said
 
 
 def test_a_size_that_nobody_gave_is_said(weights: Path, folder: Path) -> None:

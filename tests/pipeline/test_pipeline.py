@@ -110,12 +110,18 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
             {"ptq": {**TINY["ptq"], "keep_float": ["detect.*"]}},  # type: ignore[dict-item]
             ["ptq", "export", "build", "check", "eval", "bench", "package", "report"],
         ),
+        (
+            {"deploy": {"confidence": 0.125}},
+            ["export", "build", "check", "eval", "bench", "package", "report"],
+        ),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(
     first: RunOutcome, work: Path, change: dict, expected: list[str]
 ) -> None:
     assert remade(run_recipe(recipe(**change), work)) == expected
+    about = json.loads((work / "deploy/model.json").read_text())
+    assert about["thresholds"]["confidence"] == change.get("deploy", {}).get("confidence", 0.25)
 
 
 def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, work: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -23,11 +23,12 @@ from repq.deploy import header, write_package
 from repq.model import build
 from repq.preprocessing import PRESETS
 from repq.quant import Weights
-from repq.recipe import DeployConfig, LetterboxConfig
+from repq.recipe import LetterboxConfig
+from repq.thresholds import Thresholds
 
 SIZE = (64, 96)
 NAMES = ("plain", 'with "quotes" and a \\', "Füße 猫?")
-CONFIG = DeployConfig(confidence=0.4, max_detections=40)
+THRESHOLDS = Thresholds(confidence=0.4, max_detections=40)
 
 
 def detector(preprocessing: str, folder: Path) -> repq.Model:
@@ -43,7 +44,7 @@ def detector(preprocessing: str, folder: Path) -> repq.Model:
     form = next(entry.preprocessing for entry in PRESETS if entry.name == preprocessing)
     stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     stem.weight.data *= form.divisor / 255
-    model.spec = replace(model.spec, preprocessing=form)
+    model.spec = replace(model.spec, preprocessing=form, thresholds=THRESHOLDS)
     return of_weights("noise", Weights(model, NAMES)).export(folder / "model.onnx", imgsz=SIZE)
 
 
@@ -51,7 +52,7 @@ def packed(folder: Path, onnx: repq.Model, runtime: str | None, letterbox: Lette
     model = onnx if runtime is None else onnx.build(runtime, out=folder / "built")
     out = folder / "deploy"
     out.mkdir()
-    write_package(out, model, onnx, CONFIG, letterbox, "# a card\n")
+    write_package(out, model, onnx, letterbox, "# a card\n")
     return out
 
 
@@ -72,7 +73,7 @@ def demand_same(text: str, model: repq.Model, image: Path, letterbox: LetterboxC
     from repq.api.service import as_exported, service_of
     from repq.data import read_image
 
-    settings = {**CONFIG.model_dump(), "multi_label": False, "clip": True, "letterbox": letterbox}
+    settings = {**asdict(THRESHOLDS), "multi_label": False, "clip": True, "letterbox": letterbox}
     expected = service_of(model, SIZE, as_exported(model, **settings)).detect([read_image(image)])[0]
     names, found = printed(text)
     assert 3 < len(expected) == len(found)
