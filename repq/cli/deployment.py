@@ -35,7 +35,7 @@ def export_command(
 
     imgsz = size_for(model, imgsz, shell.log)
     report = export_checkpoint(model, out, imgsz, export, maxima_from=maxima)
-    then = f"repq build {out} --engine {target or default_engines()[0]} -o {out.with_suffix('')}"
+    then = f"repq build {out} --engine {export.form or target or default_engines()[0]} -o {out.with_suffix('')}"
     shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 
 

@@ -61,25 +61,31 @@ class _IntegerConv:
         return (self.weight.astype(np.float32) * self.scale.reshape(shape)).astype(np.float32)
 
 
-def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, *, unsigned_weights: bool = False) -> onnx.ModelProto:
     """Return ``model`` with its quantized convolutions as integer ones where that is exact (see above).
 
     A graph without Q/DQ, or with subgraphs, comes back unchanged.
+
+    Args:
+        unsigned_weights: store weights as UINT8 with zero point 128. In a session as it is by default, sums of INT8
+            weights saturate at 16 bits on x86 without dot product instructions; those of UINT8 are exact everywhere.
     """
     graph = import_graph(model)
     if all(node.op != "DequantizeLinear" for node in graph.nodes) or any(graph.subgraphs()):
         return model
     restore_pairs(graph)
     # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
-    needed_in_float = _Lowering(graph, frozenset()).run().float_tensors
-    return export_graph(_Lowering(graph, frozenset(needed_in_float)).run().result())
+    weight_zero = 128 if unsigned_weights else 0
+    needed_in_float = _Lowering(graph, frozenset(), weight_zero).run().float_tensors
+    return export_graph(_Lowering(graph, frozenset(needed_in_float), weight_zero).run().result())
 
 
 class _Lowering:
     """Emits the new graph in one walk; convolutions, Relu and movers wait until somebody asks for their result."""
 
-    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str]) -> None:
+    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str], weight_zero: int) -> None:
         self._graph = graph
+        self._weight_zero = np.array(weight_zero, np.uint8 if weight_zero else np.int8)
         self._needed_in_float = needed_in_float
         self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
         self._convs = {node.outputs[0].name: conv for node in graph.nodes if (conv := _integer_conv(node))}
@@ -204,17 +210,21 @@ class _Lowering:
         integers, source = carried
         name = self._unique(title(conv.node))
         weight, scale = _room_for_bias(conv, source.scale)
+        zero_points = np.full(scale.shape, self._weight_zero, self._weight_zero.dtype)
         bias = np.rint(conv.bias.astype(np.float64) / (np.float64(source.scale) * scale)).astype(np.int32)
         inputs = [
             integers,
             *self._pair_constants(source),
-            self._constant(f"{name}.weight_int8", weight),
+            self._constant(f"{name}.weight_integers", self._integers_of(weight)),
             self._constant(f"{name}.weight_scale", scale),
-            self._constant(f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
+            self._constant(f"{name}.weight_zero_point", zero_points),
             *self._pair_constants(params),
             self._constant(f"{name}.bias_int32", bias),
         ]
         return self._add("QLinearConv", name, inputs, conv.node.attrs)
+
+    def _integers_of(self, weight: NDArray[np.int8]) -> NDArray[Any]:
+        return (weight.astype(np.int16) + self._weight_zero).astype(self._weight_zero.dtype)
 
     # --- writing the new graph
 
