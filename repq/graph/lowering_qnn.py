@@ -32,12 +32,15 @@ from onnx import ModelProto, TensorProto, helper
 
 from repq.errors import GraphError
 from repq.graph.anchors import anchors_of
+from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import activation_pairs
 from repq.graph.metadata import GraphMetadata, read_metadata
 from repq.graph.surgeon import array, element_type, export_graph, import_graph, is_constant, redirect, title
 from repq.recipe import PreprocessConfig
 
 _LIMIT = 32768
+_ROOM = 1.125
+"""Rounded weights go beyond the maxima of the float model; of 16 bits there is a part to spare for that."""
 Overrides = dict[str, list[dict[str, Any]]]
 
 
@@ -57,6 +60,7 @@ def lower(model: ModelProto) -> ModelProto:
     if metadata.nms is not None or metadata.preprocess != PreprocessConfig():
         raise GraphError("QNN runs the network alone", fix="export without --nms and preprocessing inside")
     graph = import_graph(model, shapes=True)
+    restore_pairs(graph)
     overrides = _float_weights(graph) | _ranges(graph, metadata)
     _drop_pairs(graph)
     joins = [title(tensor.inputs[0]) for tensor in graph.outputs if tensor.inputs and tensor.inputs[0].op == "Concat"]
@@ -102,7 +106,7 @@ def _ranges(graph: gs.Graph, metadata: GraphMetadata) -> Overrides:
         largest = bounds.get(tensor.name, metadata.maxima.get(anchors.get(tensor.name, "")))
         if largest is None:
             raise GraphError("the range of a tensor is not known", found=tensor.name, fix="quantize the model again")
-        scale = np.float32(max(largest, 2.0**-60) / (_LIMIT - 1))
+        scale = np.float32((_ROOM * largest or 1.0) / (_LIMIT - 1))  # one that is always zero: as if its maximum were 1
         overrides[tensor.name] = [{"scale": np.asarray(scale), "zero_point": np.array(_LIMIT, np.uint16)}]
     return overrides
 
@@ -120,9 +124,6 @@ def _input_bounds(graph: gs.Graph) -> Mapping[str, float]:
 
 
 def _drop_pairs(graph: gs.Graph) -> None:
-    from repq.graph.integer_concat import restore_pairs
-
-    restore_pairs(graph)
     for pair in activation_pairs(graph):
         redirect(pair.result, pair.source)
     graph.cleanup(recurse_functions=False)

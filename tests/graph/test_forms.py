@@ -27,17 +27,17 @@ from repq.graph.surgeon import import_graph
 from repq.quant import Weights, quantize
 from repq.recipe import CalibrationConfig, ExportConfig, NmsConfig, PtqConfig
 
-MODELS = ("n_v2", "lite_s")
+LABEL = "n_v2"
 NAMES = [form.name for form in FORMS]
 Exported = Callable[..., Path]
 
 
 @cache
-def weights(label: str, scheme: str = "symmetric") -> Weights:
-    model = detector(label)
+def weights(scheme: str = "symmetric") -> Weights:
+    model = detector(LABEL)
     config = PtqConfig(scheme=scheme, calibration=CalibrationConfig(method="max"))
     made = quantize(model, [torch.from_numpy(images())], config)
-    graph = float_graph(label)
+    graph = float_graph(LABEL)
     maxima = anchor_maxima(graph, tensor_maxima(graph, [images()])) if scheme == "symmetric" else {}
     return Weights(made.model, None, config, maxima=maxima)
 
@@ -47,9 +47,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("forms")
 
     @cache
-    def write(label: str, form: str | None, scheme: str = "symmetric") -> Path:
-        path = folder / f"{label}-{form}-{scheme}.onnx".replace(" ", "")
-        write_onnx(weights(label, scheme), path, SIZE, ExportConfig(form=form))
+    def write(form: str | None, scheme: str = "symmetric") -> Path:
+        path = folder / f"{form}-{scheme}.onnx"
+        write_onnx(weights(scheme), path, SIZE, ExportConfig(form=form))
         return path
 
     return write
@@ -61,9 +61,9 @@ def plainly(path: Path) -> NDArray[np.float32]:
     return session.run(None, {"images": images()})[0]
 
 
-def simulated(label: str, scheme: str = "symmetric") -> NDArray[np.float32]:
+def simulated(scheme: str = "symmetric") -> NDArray[np.float32]:
     with torch.inference_mode():
-        return weights(label, scheme).model(torch.from_numpy(images())).numpy()
+        return weights(scheme).model(torch.from_numpy(images())).numpy()
 
 
 def worst_snr(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
@@ -71,52 +71,49 @@ def worst_snr(expected: NDArray[np.float32], found: NDArray[np.float32]) -> floa
     return min(snr_db(expected[..., part], found[..., part]) for part in (slice(4), slice(5, None)))
 
 
-@pytest.mark.parametrize("label", MODELS)
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
-def test_plain_onnxruntime_computes_what_the_engine_computes(exported: Exported, label: str, scheme: str) -> None:
-    path = exported(label, "onnxruntime", scheme)
-    in_engine = build("onnxruntime", exported(label, None, scheme)).infer(images())["detections"]
+def test_plain_onnxruntime_computes_what_the_engine_computes(exported: Exported, scheme: str) -> None:
+    path = exported("onnxruntime", scheme)
+    in_engine = build("onnxruntime", exported(None, scheme)).infer(images())["detections"]
     np.testing.assert_array_equal(plainly(path), in_engine)
-    assert worst_snr(simulated(label, scheme), plainly(path)) > 40
+    assert worst_snr(simulated(scheme), plainly(path)) > 40
 
 
-@pytest.mark.parametrize("label", MODELS)
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
-def test_plain_openvino_computes_what_the_engine_computes(exported: Exported, label: str, scheme: str) -> None:
-    path = exported(label, "openvino", scheme)
-    in_engine = build("openvino", exported(label, None, scheme)).infer(images())["detections"]
+def test_plain_openvino_computes_what_the_engine_computes(exported: Exported, scheme: str) -> None:
+    path = exported("openvino", scheme)
+    in_engine = build("openvino", exported(None, scheme)).infer(images())["detections"]
     np.testing.assert_array_equal(in_openvino(load_onnx(path), images()), in_engine)
-    assert worst_snr(simulated(label, scheme), plainly(path)) > 40, "it is the same graph in ONNX Runtime"
+    assert worst_snr(simulated(scheme), plainly(path)) > 40, "it is the same graph in ONNX Runtime"
     assert not signed_concats(import_graph(load_onnx(path)))
 
 
-@pytest.mark.parametrize("label", MODELS)
-def test_qnn_has_16_bits_and_the_weights_of_the_simulation(exported: Exported, label: str) -> None:
-    model = load_onnx(exported(label, "qnn"))
+def test_qnn_has_16_bits_and_the_weights_of_the_simulation(exported: Exported) -> None:
+    model = load_onnx(exported("qnn"))
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert {constants[node.input[2]].dtype for node in quantizers} == {np.dtype(np.uint16)}
     written = {node.input[0] for node in quantizers}
     inner = [node for node in model.graph.node if node.op_type in ("Conv", "Concat", "HardSwish")]
     assert all(node.output[0] in written for node in inner if node.output[0] != "detections")
-    original = {t.name: onnx.numpy_helper.to_array(t) for t in load_onnx(exported(label, None)).graph.initializer}
+    original = {t.name: onnx.numpy_helper.to_array(t) for t in load_onnx(exported(None)).graph.initializer}
     layers = [name for name in original if name.endswith(".weight")]
     assert layers
     for name in layers:
         np.testing.assert_array_equal(constants[f"{name}_quantized"], original[name])
-    assert worst_snr(simulated(label), plainly(exported(label, "qnn"))) > 35
+    assert worst_snr(simulated(), plainly(exported("qnn"))) > 40
 
 
 @pytest.mark.parametrize("form", NAMES)
 def test_a_file_says_what_it_is_for_and_opens_as_a_model(exported: Exported, form: str) -> None:
-    path = exported("lite_s", form)
+    path = exported(form)
     metadata = read_metadata(load_onnx(path))
     assert metadata is not None
     assert (metadata.form, metadata.target) == (form, form)
     opened = repq.load(path)
     assert opened.running.engine == form_named(form).runs_in
-    assert sorted(opened.layers) == sorted(repq.load(exported("lite_s", None)).layers)
-    plain = repq.load(exported("lite_s", None)).infer(images())
+    assert sorted(opened.layers) == sorted(repq.load(exported(None)).layers)
+    plain = repq.load(exported(None)).infer(images())
     assert worst_snr(plain, opened.infer(images())) > 35
     assert not lint(load_onnx(path)).at_least("error")
     assert len(lint(load_onnx(path)).layers) == len(opened.layers)
@@ -126,7 +123,7 @@ def test_a_file_says_what_it_is_for_and_opens_as_a_model(exported: Exported, for
 
 @pytest.mark.parametrize("form", NAMES)
 def test_writing_a_form_twice_is_writing_it_once(exported: Exported, form: str) -> None:
-    once = load_onnx(exported("lite_s", form))
+    once = load_onnx(exported(form))
     twice, report = in_form(once, form)
     assert not report.changed
     assert twice == once
@@ -137,31 +134,31 @@ def test_writing_a_form_twice_is_writing_it_once(exported: Exported, form: str) 
 
 @pytest.mark.parametrize("form", ["openvino", "onnxruntime"])
 def test_a_float_graph_stays_as_it_is(form: str) -> None:
-    written, report = in_form(float_graph("n_v2"), form)
-    assert written.graph == float_graph("n_v2").graph
+    written, report = in_form(float_graph(LABEL), form)
+    assert written.graph == float_graph(LABEL).graph
     assert not report.changed
 
 
 def test_the_form_of_tensorrt_has_the_settings_of_its_target(exported: Exported) -> None:
-    metadata = read_metadata(load_onnx(exported("n_v2", "tensorrt")))
+    metadata = read_metadata(load_onnx(exported("tensorrt")))
     assert metadata is not None and metadata.precision == "int8_float16"
-    assert not lint(load_onnx(exported("n_v2", "tensorrt"))).at_least("warning")
+    assert not lint(load_onnx(exported("tensorrt"))).at_least("warning")
 
 
 def test_what_a_runtime_does_not_take_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "x.onnx"
-    for form, scheme in (("tensorrt", "asymmetric"), ("qnn", "asymmetric")):
-        with pytest.raises(GraphError, match="TensorRT|QNN"):
-            write_onnx(weights("n_v2", scheme), out, SIZE, ExportConfig(form=form))
+    for form in ("tensorrt", "qnn"):
+        with pytest.raises(GraphError, match="TensorRT" if form == "tensorrt" else "QNN"):
+            write_onnx(weights("asymmetric"), out, SIZE, ExportConfig(form=form))
     with pytest.raises(GraphError, match="network alone"):
-        write_onnx(weights("n_v2"), out, SIZE, ExportConfig(form="qnn", nms=NmsConfig()))
+        write_onnx(weights(), out, SIZE, ExportConfig(form="qnn", nms=NmsConfig()))
     with pytest.raises(ValidationError, match="none of onnxruntime"):
         ExportConfig(form="opencv")
     assert not out.exists()
 
 
 def test_integer_operators_are_for_onnxruntime_alone(exported: Exported) -> None:
-    path = exported("n_v2", "onnxruntime")
+    path = exported("onnxruntime")
     with pytest.raises(EngineError, match="for onnxruntime alone"):
         build("openvino", path)
     assert build("onnxruntime", path).describe().precision_counts()["int8"] > 0
