@@ -210,11 +210,11 @@ def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) 
     )  # fmt: skip
 
 
-def engines_of(path: Path) -> tuple[EngineName | None, ...]:
-    """What runs a model of a path if nobody says: of an ONNX file the engines that it is compared in, else itself."""
+def engines_of(onnx: Path) -> tuple[EngineName, ...]:
+    """The engines that an ONNX file is compared in if nobody says: its form's, or those on the CPU."""
     from repq.engine.source import read_source
 
-    return _engines_for(read_source(path)) if path.suffix == ".onnx" else (None,)
+    return _engines_for(read_source(onnx))
 
 
 def _engines_for(source: Source) -> tuple[EngineName, ...]:

@@ -55,7 +55,11 @@ def check_models(
     open_ = partial(load, imgsz=imgsz, graph=graph, log=log)
     reference = open_(reference_path, device=device)
     if others:
-        candidates = [open_(path, engine=engine) for path in others for engine in (engines or engines_of(path))]
+        candidates = [
+            open_(path, engine=engine)
+            for path in others
+            for engine in ((engines or engines_of(path)) if path.suffix == ".onnx" else (None,))
+        ]
     else:
         candidates = [open_(reference_path, engine=engine) for engine in engines or default_engines()]
     return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
