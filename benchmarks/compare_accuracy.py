@@ -24,7 +24,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peers import NncfPeer, OnnxRuntimePeer, modelopt_int8, summary
+from peers import NncfPeer, QuantizeStaticPeer, modelopt_int8, summary
 
 from repq.bench import capture_environment
 from repq.data import DetectionDataset, batches, calibration_set, load_dataset
@@ -66,7 +66,7 @@ def candidates(
     for preset in ("performance", "mixed"):
         peer = NncfPeer(plain, images, preset)
         yield peer.label, "openvino", summary(peer.layers()), peer.infer(2)
-    ort_peer = OnnxRuntimePeer(plain, images, folder)
+    ort_peer = QuantizeStaticPeer(plain, images, folder)
     yield ort_peer.label, "onnxruntime", summary(ort_peer.layers()), ort_peer.infer(2)
     try:
         path = modelopt_int8(plain, images, folder)

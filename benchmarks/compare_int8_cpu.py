@@ -1,9 +1,10 @@
 """FP32 against INT8 on this CPU: repq's engines, NNCF and ONNX Runtime's own quantizer, side by side in one run.
 
 The weights are random, with batch-norm statistics from real forward passes: speed does not depend on their values, as
-long as no activation is dead or infinite.
+long as no activation is dead or infinite. Files that ``repq export --for`` writes run in the plain runtimes, too.
 
     python benchmarks/compare_int8_cpu.py                      # YOLOv6-S, 640x640, batch 1, two threads
+    python benchmarks/compare_int8_cpu.py --weights ../shared/checkpoints/yolov6lite_s_coco.pt --imgsz 320
     python benchmarks/compare_int8_cpu.py --model yolov6n_v2 --imgsz 320 --threads 1 --threads 2
 """
 
@@ -11,21 +12,23 @@ from __future__ import annotations
 
 import datetime
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peers import NncfPeer, OnnxRuntimePeer, Peer, summary
+from peers import NncfPeer, OnnxRuntimePeer, OpenVinoPeer, Peer, QuantizeStaticPeer, summary
 
 from repq.bench import Runner, TimedModel, bench
 from repq.engine import build as build_engine
 from repq.engine import load as load_engine
-from repq.export import export_float, export_quantized, save_onnx
+from repq.export import export_float, export_quantized, load_onnx, save_onnx
+from repq.graph.forms import in_form
 from repq.model import Detector, build
 from repq.progress import on_terminal
-from repq.quant import quantize
+from repq.quant import load_weights, quantize
 from repq.recipe import BenchConfig, BuildConfig, CalibrationConfig, EngineName, ExportConfig, PtqConfig
 from repq.reparam import fuse
 from repq.results import BenchReport, ModelInfo
@@ -77,6 +80,20 @@ def float_and_int8(
         paths[f"repq INT8 ({scheme})"] = folder / f"{scheme}.onnx"
         save_onnx(paths[f"repq INT8 ({scheme})"], export_quantized(quantized.model, imgsz, config))
     return paths
+
+
+def plain_files(path: Path, label: str) -> list[Peer]:
+    """The file of a graph in the form of each runtime, run by that runtime alone."""
+    kinds: dict[str, type[OnnxRuntimePeer] | type[OpenVinoPeer]] = {
+        "onnxruntime": OnnxRuntimePeer,
+        "openvino": OpenVinoPeer,
+    }
+    found: list[Peer] = []
+    for form, kind in kinds.items():
+        written = path.with_suffix(f".{form}.onnx")
+        save_onnx(written, in_form(load_onnx(path), form)[0])
+        found.append(kind(f"{label}, file --for {form}", written))
+    return found
 
 
 def repq_model(label: str, engine: EngineName, onnx_path: Path, folder: Path) -> TimedModel:
@@ -134,6 +151,7 @@ def markdown(report: BenchReport, title: str) -> str:
 
 @click.command(help=__doc__)
 @click.option("--model", "name", default="yolov6s", show_default=True)
+@click.option("--weights", type=Path, help="A checkpoint in place of random weights.")
 @click.option("--imgsz", default=640, show_default=True)
 @click.option("--batch", default=1, show_default=True)
 @click.option("--threads", multiple=True, type=int, default=(2,), show_default=True)
@@ -144,6 +162,7 @@ def markdown(report: BenchReport, title: str) -> str:
 @click.option("--out", type=Path, default=RESULTS, show_default=True)
 def main(
     name: str,
+    weights: Path | None,
     imgsz: int,
     batch: int,
     threads: tuple[int, ...],
@@ -157,13 +176,15 @@ def main(
     images = [image.repeat(batch, 0) for image in smooth_noise(count, size, seed + 1)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        paths = float_and_int8(random_model(name, size, seed), images, size, batch, folder)
+        model = random_model(name, size, seed) if weights is None else fuse(load_weights(weights).model)
+        name = model.spec.name
+        paths = float_and_int8(model, images, size, batch, folder)
         engines: tuple[EngineName, ...] = ("openvino", "onnxruntime")
         models = [repq_model(label, engine, path, folder) for label, path in paths.items() for engine in engines]
-        peers: list[Peer] = [
-            NncfPeer(paths["FP32"], images, "performance"),
-            OnnxRuntimePeer(paths["FP32"], images, folder),
-        ]
+        peers = [peer for label, path in paths.items() if label != "FP32" for peer in plain_files(path, label)]
+        peers.append(QuantizeStaticPeer(paths["FP32"], images, folder))
+        if find_spec("nncf"):
+            peers.append(NncfPeer(paths["FP32"], images, "performance"))
         models += [peer.timed(batch) for peer in peers]
         config = BenchConfig(
             batches=(batch,), threads=threads, warmup=3, rounds=rounds, runs_per_round=runs, end_to_end=False

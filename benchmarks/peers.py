@@ -52,23 +52,16 @@ class Peer:
         return TimedModel(info, lambda threads: Runner(self.infer(threads)), batch)
 
 
-class NncfPeer(Peer):
-    """``nncf.quantize`` on the OpenVINO model, run by OpenVINO with the options that repq's engine uses."""
+class OpenVinoPeer(Peer):
+    """A model in plain OpenVINO, with the options that repq's engine uses. Default: the file as it is."""
 
-    def __init__(self, onnx_path: Path, images: Sequence[Images], preset: str) -> None:
-        import nncf
+    def __init__(self, label: str, onnx_path: Path) -> None:
         import openvino
 
-        super().__init__(f"NNCF INT8 ({preset})", "openvino")
+        super().__init__(label, "openvino")
         source = read_source(onnx_path)
         self._ids = source.layers
-        model = openvino.Core().read_model(source.model.SerializeToString())
-        self._model = nncf.quantize(
-            model,
-            nncf.Dataset(list(images)),
-            preset=nncf.QuantizationPreset(preset),
-            subset_size=len(images),
-        )
+        self._model = openvino.Core().read_model(source.model.SerializeToString())
 
     def _compiled(self, threads: int | None) -> Any:
         import openvino
@@ -93,40 +86,27 @@ class NncfPeer(Peer):
             return sum(file.stat().st_size for file in Path(scratch).iterdir())
 
 
-class OnnxRuntimePeer(Peer):
-    """``quantize_static``: Q/DQ, UINT8 activations, INT8 weights per channel; run without any change to the graph.
+class NncfPeer(OpenVinoPeer):
+    """``nncf.quantize`` on the OpenVINO model."""
 
-    The decoding after the last convolutions is left out: boxes up to 640 and scores up to 1 in one 8-bit tensor would
-    leave no score at all.
-    """
+    def __init__(self, onnx_path: Path, images: Sequence[Images], preset: str) -> None:
+        import nncf
 
-    def __init__(self, onnx_path: Path, images: Sequence[Images], folder: Path) -> None:
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Reader(CalibrationDataReader):
-            def __init__(self, name: str) -> None:
-                self._feeds: Iterator[dict[str, Images]] = iter([{name: image} for image in images])
-
-            def get_next(self) -> dict[str, Images] | None:
-                return next(self._feeds, None)
-
-        super().__init__("ONNX Runtime quantize_static (U8S8)", "onnxruntime")
-        prepared = folder / "ort-prepared.onnx"
-        self._path = folder / "ort-int8.onnx"
-        quant_pre_process(str(onnx_path), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(self._path),
-            Reader(read_source(onnx_path).input.name),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=decoding_nodes(onnx.load(str(prepared))),
+        super().__init__(f"NNCF INT8 ({preset})", onnx_path)
+        self._model = nncf.quantize(
+            self._model,
+            nncf.Dataset(list(images)),
+            preset=nncf.QuantizationPreset(preset),
+            subset_size=len(images),
         )
+
+
+class OnnxRuntimePeer(Peer):
+    """A file in a session of ONNX Runtime as it is by default, but for the number of threads."""
+
+    def __init__(self, label: str, onnx_path: Path) -> None:
+        super().__init__(label, "onnxruntime")
+        self._path = onnx_path
 
     def _session(self, threads: int | None, optimized: str | None = None) -> Any:
         import onnxruntime
@@ -155,6 +135,41 @@ class OnnxRuntimePeer(Peer):
 
     def size_bytes(self) -> int:
         return self._path.stat().st_size
+
+
+class QuantizeStaticPeer(OnnxRuntimePeer):
+    """``quantize_static``: Q/DQ, UINT8 activations, INT8 weights per channel; run without any change to the graph.
+
+    The decoding after the last convolutions is left out: boxes up to 640 and scores up to 1 in one 8-bit tensor would
+    leave no score at all.
+    """
+
+    def __init__(self, onnx_path: Path, images: Sequence[Images], folder: Path) -> None:
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):
+            def __init__(self, name: str) -> None:
+                self._feeds: Iterator[dict[str, Images]] = iter([{name: image} for image in images])
+
+            def get_next(self) -> dict[str, Images] | None:
+                return next(self._feeds, None)
+
+        super().__init__("ONNX Runtime quantize_static (U8S8)", folder / "ort-int8.onnx")
+        prepared = folder / "ort-prepared.onnx"
+        quant_pre_process(str(onnx_path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(self._path),
+            Reader(read_source(onnx_path).input.name),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=decoding_nodes(onnx.load(str(prepared))),
+        )
 
 
 def modelopt_int8(onnx_path: Path, images: Sequence[Images], folder: Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repq.recipe import ExportConfig
+from repq.recipe import ExportConfig, for_target
 from repq.results import ExportReport, PassReport, QdqCount
 
 if TYPE_CHECKING:
@@ -40,12 +40,17 @@ def write_onnx(
 ) -> ExportReport:
     """Write weights as ONNX: Q/DQ nodes for quantized ones, plain float else (fused on the way).
 
+    A file in the form of a runtime has the settings that suit it, where ``config`` does not say otherwise.
+
     Args:
         maxima: activation maxima that keep float weights in FP16 from overflowing; quantized ones carry their own.
 
     Raises:
         RepqError: the size does not fit the model, or the file cannot be written.
     """
+    if config.form is not None:
+        given = config.model_dump(exclude_unset=True)
+        config = ExportConfig.model_validate(for_target(config.form, {"export": given})["export"])
     graph = merged(to_onnx(weights, imgsz, config), config)
     return write_graph(graph, out, imgsz, config, weights.maxima if maxima is None else maxima)
 
@@ -78,13 +83,17 @@ def write_graph(
     """Type a graph as FP16 and put the work of a service inside, as ``config`` says, and write it."""
     from repq.export import save_onnx
     from repq.graph import layer_nodes, lint
+    from repq.graph.forms import in_form
     from repq.graph.passes import PASSES, Outcome, PassContext, run_passes
 
     context = PassContext(config, quantized=_metadata(merged.graph).precision == "int8", maxima=maxima)
     graph, outcomes, passes = run_passes(merged.graph, context, [entry for entry in PASSES if not entry.shared])
     half = outcomes.get("to_fp16", Outcome()).touched
     metadata = _metadata(graph)
-    int8 = len(metadata.int8_layers)
+    int8, layers = len(metadata.int8_layers), len(layer_nodes(graph))
+    if config.form is not None:
+        graph, written = in_form(graph, config.form)
+        passes = (*passes, written)
     save_onnx(out, graph)
     return ExportReport(
         out=str(out),
@@ -100,7 +109,7 @@ def write_graph(
         fp32_nodes=half.get("fp32_nodes", ()),
         raised_scales=half.get("raised_scales", ()),
         layers_int8=int8,
-        layers_float=len(layer_nodes(graph)) - int8,
+        layers_float=layers - int8,
         size_bytes=out.stat().st_size,
         findings=lint(graph).findings,
         passes=(*merged.passes, *passes),

@@ -186,11 +186,12 @@ def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) 
 
     source = read_source(path)
     config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
+    usual = _engines_for(source)[0]
 
     def started(options: Options, layout: OutputLayout = OutputLayout()) -> Running:
         from repq.engine import build
 
-        return in_engine(build(options.engine or default_engines()[0], path, config), layout)
+        return in_engine(build(options.engine or usual, path, config), layout)
 
     own = "repq.spec" in source.metadata
     opened = _of_graph("onnx", path.name, source, started, options, path=path, graph=graph)
@@ -207,6 +208,22 @@ def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) 
         opened, layout=form.layout, preprocessing=form.preprocessing, num_classes=form.classes, notes=form.notes,
         names=class_names(source.metadata), start=partial(started, layout=form.layout),
     )  # fmt: skip
+
+
+def engines_of(onnx: Path) -> tuple[EngineName, ...]:
+    """The engines that an ONNX file is compared in if nobody says: its form's, or those on the CPU."""
+    from repq.engine.source import read_source
+
+    return _engines_for(read_source(onnx))
+
+
+def _engines_for(source: Source) -> tuple[EngineName, ...]:
+    from repq.graph import parse_metadata
+    from repq.graph.forms import form_named
+
+    metadata = parse_metadata(source.metadata)
+    form = None if metadata is None else form_named(metadata.form)
+    return default_engines() if form is None else (form.runs_in,)
 
 
 def _outputs_of(path: Path, source: Source) -> Outputs:

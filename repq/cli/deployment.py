@@ -30,12 +30,15 @@ def export_command(
     graph; the file says what is inside, and `repq eval` and `repq bench` act by it.
     """
     from repq.api.sizes import size_for
+    from repq.graph.forms import form_named
     from repq.report.text import export_text
     from repq.stages import export_checkpoint
 
     imgsz = size_for(model, imgsz, shell.log)
     report = export_checkpoint(model, out, imgsz, export, deploy=deploy, maxima_from=maxima, log=shell.log)
-    then = f"repq build {out} --engine {target or default_engines()[0]} -o {out.with_suffix('')}"
+    form = None if export.form is None else form_named(export.form)
+    engine = form.runs_in if form is not None else target or default_engines()[0]
+    then = f"repq build {out} --engine {engine} -o {out.with_suffix('')}"
     shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import AnySeed, Data, Model, Models, OwnSize, ValSplit
 from repq.cli.shell import Shell
-from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
+from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig
 from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
@@ -67,7 +67,7 @@ def check_command(
 
     imgsz = size_for(models, imgsz, shell.log)
     report = check_models(
-        models, data, split, imgsz, check, eval, engines=engines or default_engines(), graph=graph, device=device,
+        models, data, split, imgsz, check, eval, engines=engines, graph=graph, device=device,
         progress=shell.progress, log=shell.log,
     )  # fmt: skip
     shell.finish(report.values(), lambda: check_table(report))

@@ -7,6 +7,7 @@ for, checked, timed and reported.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repq import __version__
 from repq.engine.availability import guarded, torch_rows
@@ -21,6 +22,9 @@ from repq.errors import EngineError
 from repq.machine.cpu import cpu_features, cpu_name
 from repq.recipe import BuildConfig, EngineName
 from repq.results import Availability, Expectation
+
+if TYPE_CHECKING:
+    from repq.engine.source import Source
 
 __all__ = [
     "ENGINES",
@@ -74,6 +78,7 @@ def build(
     chosen = runtime(name)
     version = chosen.version()
     source = read_source(Path(onnx_path))
+    _demand_readable(source, name)
     manifest = EngineManifest(
         engine=name,
         version=version,
@@ -93,6 +98,20 @@ def build(
         expected=expected,
     )
     return chosen.build(source, manifest)
+
+
+def _demand_readable(source: Source, name: EngineName) -> None:
+    """Refuse a file in a form that this runtime does not read (OpenVINO ends the process over integer operators)."""
+    from repq.graph import parse_metadata
+    from repq.graph.forms import form_named
+
+    metadata = parse_metadata(source.metadata)
+    form = None if metadata is None else form_named(metadata.form)
+    if form is not None and not form.portable and form.name != name:
+        raise EngineError(
+            f"{source.name} is written for {form.name} alone",
+            fix=f"build it with --engine {form.name}, or export it without --for",
+        )
 
 
 def load(folder: Path, *, threads: int | None = None) -> Engine:

@@ -65,16 +65,22 @@ def read_source(path: Path) -> Source:
 def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[LayerId, ...]]:
     """Give every convolution node its layer's id as its name (in place); return all ids and those with INT8 scales.
 
+    Integer convolutions have it already; one layer may be several of them.
+
     Raises:
         EngineError: two layers have one name.
     """
     from repq.graph.integers import quantized_value
-    from repq.graph.layer_join import LAYER_OPS
+    from repq.graph.layer_join import LAYER_OPS, integer_layer
     from repq.graph.surgeon import import_graph
 
     layers: list[LayerId] = []
     int8: list[LayerId] = []
     for position, (stored, node) in enumerate(zip(model.graph.node, import_graph(model).nodes, strict=True)):
+        if (computed := integer_layer(node)) is not None:
+            layers += [computed] if computed not in layers else []
+            int8 += [computed] if computed not in int8 else []
+            continue
         if node.op not in LAYER_OPS:
             continue
         match = _WEIGHT.fullmatch(quantized_value(node.inputs[1]).name)

@@ -7,6 +7,7 @@ Node names and metadata are copies of the id; this join never reads them.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -19,6 +20,7 @@ from repq.layers import LayerId
 
 LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
 _SUFFIX = ".weight"
+_INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 
 
@@ -74,6 +76,12 @@ def layer_id(node: gs.Node) -> LayerId | None:
     if weight is None or not weight.name.endswith(_SUFFIX):
         return None
     return LayerId(weight.name.removesuffix(_SUFFIX))
+
+
+def integer_layer(node: gs.Node) -> LayerId | None:
+    """The layer of a QLinearConv that ``lowering_onnxruntime`` wrote, once or several times; None for other nodes."""
+    found = _INTEGER_WEIGHT.fullmatch(node.inputs[3].name) if node.op == "QLinearConv" else None
+    return LayerId(found["layer"]) if found else None
 
 
 def stored_weight(node: gs.Node) -> gs.Constant | None:

@@ -29,7 +29,8 @@ from repq.graph.integers import (
     quantized_value,
     quantizers,
 )
-from repq.graph.layer_join import layer_id
+from repq.graph.layer_join import integer_layer, layer_id
+from repq.graph.metadata import parse_metadata
 from repq.graph.residuals import float_operands
 from repq.graph.scale_merging import unequal_groups
 from repq.graph.surgeon import array, element_type, import_graph, is_constant, producer, title
@@ -60,19 +61,27 @@ class Scan:
     """A graph with what all rules look up: its tensors, the predicted extra kernels, and ``signed_concats``.
 
     Integers that meet in a Concat are shown to the rules as pairs in front of it.
+
+    Attributes:
+        runtime: whose rules count; empty: all of them.
+        form: the runtime whose form the graph has; empty: none.
     """
 
     graph: gs.Graph
     tensors: dict[str, gs.Tensor]
     kernels: tuple[ExtraKernel, ...]
     signed_concats: tuple[str, ...]
+    runtime: str
+    form: str
 
     @classmethod
-    def of(cls, model: ModelProto) -> Scan:
+    def of(cls, model: ModelProto, runtime: str = "") -> Scan:
         graph = import_graph(model, shapes=True)
         concats = tuple(map(title, signed_concats(graph)))
         restore_pairs(graph)
-        return cls(graph, graph.tensors(), extra_kernels(graph), concats)
+        metadata = parse_metadata(graph.properties)
+        form = "" if metadata is None else metadata.form
+        return cls(graph, graph.tensors(), extra_kernels(graph), concats, runtime, form)
 
     def traffic(self, kernel: ExtraKernel) -> int:
         """Bytes that an extra kernel reads and writes; a free axis counts as 1, and so does an unknown shape."""
@@ -85,7 +94,10 @@ class Scan:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: its id, severity, what it says, where that comes from, the check, and the runtime that it is about."""
+    """A rule: its id, severity, what it says, where that comes from, the check, and the runtime that it is about.
+
+    ``runtime`` is empty for a rule that is about all.
+    """
 
     id: str
     severity: Severity
@@ -109,7 +121,7 @@ class Rule:
 
 def layer_name(node: gs.Node) -> str:
     """The ``LayerId`` of a layer, or the node's own name in a graph that repq did not write."""
-    return layer_id(node) or title(node)
+    return integer_layer(node) or layer_id(node) or title(node)
 
 
 def _has_fp16_scale(node: gs.Node) -> bool:
@@ -326,7 +338,13 @@ def _signed_concats(scan: Scan) -> Iterator[Hit]:
         )
 
 
+def _other_forms(scan: Scan) -> Iterator[Hit]:
+    if scan.form and scan.runtime not in ("", scan.form):
+        yield Hit("graph", f"it is written for {scan.form}: export it for {scan.runtime} (--for), or for nobody")
+
+
 RULES: tuple[Rule, ...] = (
+    Rule("other-form", "error", "A graph in the form of another runtime", "repq export", _other_forms, runtime=""),
     Rule("nonzero-zero-point", "error", "A zero point that is not 0", QUANTIZED_TYPES, _zero_points),
     Rule("unsigned-integers", "error", "UINT8 instead of INT8", QUANTIZED_TYPES, _unsigned),
     Rule("quantized-bias", "error", "A bias stored as INT32", PARSER, _biases),

@@ -18,7 +18,7 @@ from repq.graph.extra_kernels import counts_of
 from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer
 from repq.graph.lint_rules import RULES, Scan, layer_name
 from repq.graph.metadata import read_metadata
-from repq.graph.surgeon import element_type, producer
+from repq.graph.surgeon import element_type, producer, title
 from repq.results import LintedLayer, LintReport
 
 
@@ -28,15 +28,19 @@ def lint(model: ModelProto, target: str | None = None) -> LintReport:
     Args:
         target: the runtime whose rules count. Default: what the graph says that it is for; all of them if it does not.
     """
-    scan, metadata = Scan.of(model), read_metadata(model)
+    metadata = read_metadata(model)
     chosen = target or (metadata.target if metadata is not None else "")
-    rules = [rule for rule in RULES if chosen in ("", rule.runtime)]
+    scan = Scan.of(model, chosen)
+    rules = [rule for rule in RULES if "" in (chosen, rule.runtime) or rule.runtime == chosen]
     findings = tuple(finding for rule in rules for finding in rule.findings(scan))
-    layers = tuple(_row(node) for node in scan.graph.nodes if node.op in WEIGHTED_OPS)
+    rows = {title(node): _row(node) for node in scan.graph.nodes if node.op in {*WEIGHTED_OPS, "QLinearConv"}}
+    layers = tuple({row.layer: row for row in rows.values()}.values())
     return LintReport(layers=layers, findings=findings, counts=counts_of(scan.graph))
 
 
 def _row(node: gs.Node) -> LintedLayer:
+    if node.op == "QLinearConv":
+        return LintedLayer(layer=layer_name(node), precision="int8", reason="it is an integer operator")
     if is_int8_layer(node):
         return LintedLayer(layer=layer_name(node), precision="int8", reason="input and weight are quantized")
     if has_int8_weight(node):

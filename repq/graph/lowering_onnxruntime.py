@@ -23,7 +23,8 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
 input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
 edge. A convolution that somebody reads in float (a prediction layer, an addition) stays a float convolution, with its
-dequantized weight stored; ConvTranspose has no integer kernel.
+dequantized weight stored. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling,
+becomes a 1x1 convolution to ``O s s`` channels and DepthToSpace.
 """
 
 from __future__ import annotations
@@ -61,25 +62,31 @@ class _IntegerConv:
         return (self.weight.astype(np.float32) * self.scale.reshape(shape)).astype(np.float32)
 
 
-def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, *, unsigned_weights: bool = False) -> onnx.ModelProto:
     """Return ``model`` with its quantized convolutions as integer ones where that is exact (see above).
 
     A graph without Q/DQ, or with subgraphs, comes back unchanged.
+
+    Args:
+        unsigned_weights: store weights as UINT8 with zero point 128. In a session as it is by default, sums of INT8
+            weights saturate at 16 bits on x86 without dot product instructions; those of UINT8 are exact everywhere.
     """
     graph = import_graph(model)
     if all(node.op != "DequantizeLinear" for node in graph.nodes) or any(graph.subgraphs()):
         return model
     restore_pairs(graph)
     # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
-    needed_in_float = _Lowering(graph, frozenset()).run().float_tensors
-    return export_graph(_Lowering(graph, frozenset(needed_in_float)).run().result())
+    weight_zero = 128 if unsigned_weights else 0
+    needed_in_float = _Lowering(graph, frozenset(), weight_zero).run().float_tensors
+    return export_graph(_Lowering(graph, frozenset(needed_in_float), weight_zero).run().result())
 
 
 class _Lowering:
     """Emits the new graph in one walk; convolutions, Relu and movers wait until somebody asks for their result."""
 
-    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str]) -> None:
+    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str], weight_zero: int) -> None:
         self._graph = graph
+        self._weight_zero = np.array(weight_zero, np.uint8 if weight_zero else np.int8)
         self._needed_in_float = needed_in_float
         self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
         self._convs = {node.outputs[0].name: conv for node in graph.nodes if (conv := _integer_conv(node))}
@@ -198,23 +205,42 @@ class _Lowering:
         return self._append("Clip", f"{integers.name}_relu", [integers, least])
 
     def _convolve(self, conv: _IntegerConv, params: Parameters) -> gs.Tensor | None:
-        carried = self._carried(conv.node.inputs[0])
-        if carried is None or conv.node.op != "Conv":
+        carried, block = self._carried(conv.node.inputs[0]), _block_size(conv)
+        if carried is None or (conv.node.op == "ConvTranspose" and block is None):
             return None
         integers, source = carried
         name = self._unique(title(conv.node))
+        if block is not None:
+            integers = self._add_conv(name, _unfolded(conv), integers, source, params, {})
+            layout = {"blocksize": block, "mode": "CRD"}
+            return self._append("DepthToSpace", f"{name}/DepthToSpace", [integers], layout)
+        return self._add_conv(name, conv, integers, source, params, conv.node.attrs)
+
+    def _add_conv(
+        self,
+        name: str,
+        conv: _IntegerConv,
+        integers: gs.Tensor,
+        source: Parameters,
+        params: Parameters,
+        attributes: dict[str, Any],
+    ) -> gs.Tensor:
         weight, scale = _room_for_bias(conv, source.scale)
+        zero_points = np.full(scale.shape, self._weight_zero, self._weight_zero.dtype)
         bias = np.rint(conv.bias.astype(np.float64) / (np.float64(source.scale) * scale)).astype(np.int32)
         inputs = [
             integers,
             *self._pair_constants(source),
-            self._constant(f"{name}.weight_int8", weight),
+            self._constant(f"{name}.weight_integers", self._integers_of(weight)),
             self._constant(f"{name}.weight_scale", scale),
-            self._constant(f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
+            self._constant(f"{name}.weight_zero_point", zero_points),
             *self._pair_constants(params),
             self._constant(f"{name}.bias_int32", bias),
         ]
-        return self._add("QLinearConv", name, inputs, conv.node.attrs)
+        return self._add("QLinearConv", name, inputs, attributes)
+
+    def _integers_of(self, weight: NDArray[np.int8]) -> NDArray[Any]:
+        return (weight.astype(np.int16) + self._weight_zero).astype(self._weight_zero.dtype)
 
     # --- writing the new graph
 
@@ -282,6 +308,24 @@ def _integer_conv(node: gs.Node) -> _IntegerConv | None:
         return None
     steps = np.broadcast_to(scale.reshape(-1), (channels,)).copy()
     return _IntegerConv(node, weight, steps, bias.astype(np.float32))
+
+
+def _block_size(conv: _IntegerConv) -> int | None:
+    """The stride of a ConvTranspose whose kernel is its stride, so that no two places of its input meet."""
+    node, (height, width) = conv.node, conv.weight.shape[2:]
+    plain = {"group": 1, "dilations": [1, 1], "pads": [0, 0, 0, 0], "output_padding": [0, 0], "auto_pad": "NOTSET"}
+    if node.op != "ConvTranspose" or "output_shape" in node.attrs or height != width:
+        return None
+    if node.attrs.get("strides", [1, 1]) != [height, width]:
+        return None
+    return int(height) if all(node.attrs.get(key, value) == value for key, value in plain.items()) else None
+
+
+def _unfolded(conv: _IntegerConv) -> _IntegerConv:
+    """Such a ConvTranspose (C, O, s, s) as the convolution (O s s, C, 1, 1) that DepthToSpace (CRD) puts in place."""
+    inputs, outputs, height, width = conv.weight.shape
+    weight = conv.weight.transpose(1, 2, 3, 0).reshape(outputs * height * width, inputs, 1, 1)
+    return _IntegerConv(conv.node, weight, conv.scale.repeat(height * width), conv.bias.repeat(height * width))
 
 
 def _room_for_bias(conv: _IntegerConv, input_scale: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

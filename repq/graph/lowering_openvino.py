@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from repq.graph.integer_concat import restore_pairs
+from repq.graph.integer_concat import concat_integers, concatenate, restore_pairs, signed_concats
 from repq.graph.integers import Pair, activation_pairs, copies_values, values_of
 from repq.graph.surgeon import add_node, export_graph, import_graph, is_output, producer, title
 
@@ -48,7 +48,10 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
             if never_negative:
                 _clip_above(graph, pair, constants)
             _retype(pair, 0 if never_negative else 128, constants)
-    return export_graph(graph) if changed or groups else model
+    if groups or (changed and not signed_concats(graph)):
+        concatenate(graph)  # what stays signed, such as pairs with FP16 scales
+        return export_graph(graph)
+    return concat_integers(model)
 
 
 def _is_symmetric(pair: Pair) -> bool:
@@ -104,6 +107,7 @@ def _retype(pair: Pair, zero_point: int, constants: dict[str, gs.Constant]) -> N
     constant = _constant(f"uint8_zero_point_{zero_point}", np.array(zero_point, np.uint8), constants)
     for node in (pair.quantize, pair.dequantize):
         node.inputs[2] = constant
+    pair.quantize.outputs[0].dtype = np.uint8
 
 
 def _clip_above(graph: gs.Graph, pair: Pair, constants: dict[str, gs.Constant]) -> None:

@@ -39,6 +39,7 @@ class GraphMetadata:
         preprocess: what the graph does of that before its first layer.
         nms: the suppression at its end; None: it ends with all detections.
         target: the runtime that the graph is for; empty: nobody said.
+        form: the runtime whose form it has (``repq.graph.forms``); empty: the one that all passes know.
         maxima: largest magnitude of each tensor on the calibration images, where they were measured.
     """
 
@@ -55,6 +56,7 @@ class GraphMetadata:
     preprocess: PreprocessConfig = PreprocessConfig()
     nms: NmsConfig | None = None
     target: str = ""
+    form: str = ""
     maxima: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -94,8 +96,7 @@ def _entries(metadata: GraphMetadata) -> dict[str, str]:
     }
     if metadata.preprocess != PreprocessConfig():
         entries["preprocess"] = metadata.preprocess.model_dump_json()
-    if metadata.target:
-        entries["target"] = metadata.target
+    entries |= {key: value for key in ("target", "form") if (value := getattr(metadata, key))}
     if metadata.nms is not None:
         entries["nms"] = metadata.nms.model_dump_json()
     return {_PREFIX + key: value for key, value in entries.items()}
@@ -151,5 +152,6 @@ def _parse(entries: dict[str, str]) -> GraphMetadata:
         preprocess=preprocess,
         nms=NmsConfig.model_validate_json(entries["nms"]) if "nms" in entries else None,
         target=entries.get("target", ""),
+        form=entries.get("form", ""),
         maxima={str(name): float(largest) for name, largest in json.loads(entries.get("maxima", "{}")).items()},
     )

@@ -12,6 +12,7 @@ from repq.recipe.data import Detections, LetterboxConfig
 
 EngineName = Annotated[str, OneOf("repq.engine:ENGINES")]
 RuntimeName = Annotated[str, OneOf("repq.engine:ENGINES", also=("torch",))]
+FormName = Annotated[str, OneOf("repq.graph.forms:FORMS")]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Mebibytes = Annotated[int, Field(ge=1, le=1 << 20)]
 _TENSORRT = "--engine tensorrt"
@@ -92,6 +93,10 @@ class ExportConfig(Config):
     target: EngineName | None = setting(
         None, help="The runtime that the graph is for: the file says so, and lint looks at it with its eyes."
     )
+    form: FormName | None = setting(
+        None, flag="--for", excludes="--target",
+        help="The file is what this runtime computes right and fast without repq's engine; implies --target.",
+    )  # fmt: skip
     preprocess: PreprocessConfig = setting(PreprocessConfig(), help="What the graph does before its first layer.")
     nms: NmsConfig | None = setting(
         None, flag="--nms", help="The graph ends with boxes (B, K, 6): x1, y1, x2, y2, score, class."

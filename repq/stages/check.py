@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from repq.api.measuring import agreement
-from repq.api.opening import load
+from repq.api.opening import engines_of, load
 from repq.errors import RepqError, ToleranceError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import CheckConfig, EngineName, EvalConfig, GraphConfig
+from repq.recipe import CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
 from repq.results import Accuracies, CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
@@ -38,6 +38,10 @@ def check_models(
 ) -> CheckReport:
     """Compare models with the first one; alone, it is compared with the engines built from it.
 
+    Args:
+        engines: what runs ONNX files, and what is built of a checkpoint alone. Default: those on the CPU, and for a
+            file in the form of a runtime that runtime.
+
     Raises:
         RepqError: a model or the data cannot be used.
     """
@@ -52,10 +56,12 @@ def check_models(
     reference = open_(reference_path, device=device)
     if others:
         candidates = [
-            open_(path, engine=engine) for path in others for engine in (engines if path.suffix == ".onnx" else (None,))
+            open_(path, engine=engine)
+            for path in others
+            for engine in ((engines or engines_of(path)) if path.suffix == ".onnx" else (None,))
         ]
     else:
-        candidates = [open_(reference_path, engine=engine) for engine in engines]
+        candidates = [open_(reference_path, engine=engine) for engine in engines or default_engines()]
     return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
 
 

@@ -47,7 +47,7 @@ def _with_target(config: ExportConfig, weights: Weights) -> ExportConfig:
     """The settings; where no target is named and no runtime with rules of lint takes the scheme, with one that does."""
     from repq.engine import ENGINES
 
-    if config.target is not None or weights.config is None:
+    if config.target is not None or config.form is not None or weights.config is None:
         return config
     suited = [entry for entry in ENGINES if entry.settings["ptq"]["scheme"] == weights.config.scheme]
     named = suited[0].name if suited and not any(entry.lints for entry in suited) else None
@@ -78,6 +78,8 @@ def _plain_graphs(recipe: Recipe) -> None:
     config = recipe.export
     if config.nms is not None or config.preprocess.uint8 or config.preprocess.bgr:
         raise ValueError("a run compares plain graphs: export.preprocess and export.nms are for `repq export`")
+    if config.form is not None:
+        raise ValueError("a run builds all engines from one graph: export.form is for `repq export`")
 
 
 STAGE = Stage(

@@ -25,8 +25,7 @@ NCNN = pytest.param(
 ENGINES = ("onnxruntime", "openvino", NCNN)
 FLOAT_ENGINES = (*ENGINES, "opencv")
 IMAGES = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
-# ONNX Runtime's CPU provider has no integer ConvTranspose, and head.pred is read in float.
-ORT_FLOAT = {"neck.up", "head.pred"}
+ORT_FLOAT = {"head.pred"}  # it is read in float
 
 
 def reference(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

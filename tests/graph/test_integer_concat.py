@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from small_graphs import graph, int8, kinds, normal, run, table, uint8
 
-from repq.graph import concat_integers, count_qdq, insert_qdq, lint, propagate_qdq, to_fp16
-from repq.graph.integer_concat import restore_pairs
+from repq.graph import concat_integers, count_qdq, insert_qdq, lint, lowering_openvino, propagate_qdq, to_fp16
+from repq.graph.integer_concat import restore_pairs, signed_concats
 from repq.graph.surgeon import export_graph, import_graph
 
 openvino = pytest.importorskip("openvino")
@@ -99,6 +99,15 @@ def test_a_lite_model_in_plain_openvino(scheme: str) -> None:
     exported = concat_integers(quantized_graph("lite_s", scheme))
     x = images()
     assert snr_db(run(exported, images=x)[0][..., :4], in_openvino(exported, x)[..., :4]) > 30
+
+
+def test_openvino_gets_no_signed_concat_with_fp16_scales_either() -> None:
+    half, _ = to_fp16(joined(["relu", "signed"]))
+    for graph_in_either_form in (half, concat_integers(half)):
+        lowered = lowering_openvino.lower(graph_in_either_form)
+        assert not signed_concats(import_graph(lowered))
+        np.testing.assert_array_equal(run(lowered, x=X)[0], run(half, x=X)[0])
+        assert lowering_openvino.lower(lowered) is lowered
 
 
 def test_fp16_graphs_have_the_form_too() -> None:
