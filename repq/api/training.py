@@ -70,6 +70,7 @@ def train_model(
         start=None if isinstance(model, str) else model.names,
         teacher=teacher.names if teacher else None,
         log=log,
+        progress=progress,
     )
     if isinstance(model, str):
         detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model

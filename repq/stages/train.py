@@ -69,8 +69,9 @@ def train_detector(
         config = config if initial is None else settings_for(config, initial.model)
         teacher = open_float(config.distill.teacher, log) if config.distill else None
         train_set, val_set = splits_to_train_on(
-            data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log
-        )
+            data, splits, start=initial.names if initial else None, teacher=teacher.names if teacher else None, log=log,
+            progress=progress,
+        )  # fmt: skip
         model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
