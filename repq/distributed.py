@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -173,6 +174,26 @@ def gathered(value: Value) -> list[Value]:
     with waiting_for_others():
         dist.all_gather_object(parts, value)
     return parts
+
+
+def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
+    """Check that every process reads the same data, whatever disk it has them on.
+
+    Raises:
+        TrainingError: names the hosts and ranks whose images or labels are not those of the first process.
+    """
+    if current_processes().count == 1:
+        return
+    own = [dataset.identity() for dataset in datasets]
+    hosts = gathered((socket.gethostname(), [len(dataset) for dataset in datasets], own))
+    others = [rank for rank, (_, _, found) in enumerate(hosts) if found != hosts[0][2]]
+    if others:
+        said = [f"rank {rank} on {hosts[rank][0]} has {hosts[rank][1]} images" for rank in (0, *others[:5])]
+        raise TrainingError(
+            f"{len(others)} of the {len(hosts)} processes have other data than the first",
+            found=f"{'; '.join(said)}; names, labels or pixels differ",
+            fix="copy the data set from the first host to these, or put it where all hosts read it",
+        )
 
 
 def wait_for_all() -> None:

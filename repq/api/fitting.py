@@ -11,6 +11,7 @@ from repq.api.images import open_data
 from repq.errors import DataError
 from repq.log import Log, quiet
 from repq.printable import printable
+from repq.progress import Progress, silent
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset, ImageRecord
@@ -52,6 +53,7 @@ def splits_to_train_on(
     *,
     start: Sequence[str] | None = None,
     log: Log = quiet,
+    progress: Progress = silent,
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The splits to learn from and to evaluate on, with the same classes in one order.
 
@@ -64,7 +66,7 @@ def splits_to_train_on(
     """
     from repq.data import demand_objects, fit_splits, warn_of_overlap
 
-    train_set, val_set, notes = fit_splits(*(open_data(data, split, log) for split in splits))
+    train_set, val_set, notes = fit_splits(*(open_data(data, split, log, progress) for split in splits))
     for note in notes:
         log(note)
     demand_objects(train_set, "a detector cannot be trained")

@@ -15,6 +15,7 @@ from repq.errors import DataError
 from repq.files import scratch_folder
 from repq.log import Log, quiet
 from repq.printable import printable
+from repq.progress import Progress, silent
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset, ImageRecord
@@ -130,7 +131,7 @@ def with_sizes(dataset: DetectionDataset) -> DetectionDataset:
     return dataset.subset(_measured(dataset.records, str(dataset.root)))
 
 
-def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
+def open_data(data: Images, split: str, log: Log = quiet, progress: Progress = silent) -> DetectionDataset:
     """A split of a data.yaml or COCO .json; says what had to be left out or was taken in another way.
 
     A folder or list file has no labels, no class names and no splits: all of it is the split.
@@ -146,7 +147,7 @@ def open_data(data: Images, split: str, log: Log = quiet) -> DetectionDataset:
         raise DataError("this needs a labelled data set", found="images alone", fix="give a data.yaml or a COCO .json")
     if is_unlabelled(data):
         return _unlabelled(Path(data), split)
-    dataset = load_dataset(Path(data), split)
+    dataset = load_dataset(Path(data), split, progress=progress)
     for line in dataset.problems.lines():
         log(f"{printable(data)} {printable(split)}: {line}")
     return dataset

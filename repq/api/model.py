@@ -305,7 +305,9 @@ class Model:
 
         size, chosen = self.size(imgsz), settings_of(EvalConfig, config or as_exported(self), settings, "evaluation")
         options = self.options
-        return accuracy_of(self, open_data(data, split, options.log), size, chosen, options.progress, options.log)
+        return accuracy_of(
+            self, open_data(data, split, options.log, options.progress), size, chosen, options.progress, options.log
+        )
 
     def check(
         self, data: str | Path | DetectionDataset, *others: Model,
@@ -332,7 +334,7 @@ class Model:
         candidates = others or tuple(
             self.build(engine, imgsz=size, batch=None) for engine in (default_engines() if engines is None else engines)
         )
-        dataset = open_data(data, split, self.options.log)
+        dataset = open_data(data, split, self.options.log, self.options.progress)
         return agreement(
             self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
             self.options.log,
@@ -593,7 +595,9 @@ class Model:
         with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             if chosen.task_weight and not train_set.objects:
                 raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
-            val_set = train_set if chosen.eval_interval is None else open_data(data, val_split, options.log)
+            val_set = (
+                train_set if chosen.eval_interval is None else open_data(data, val_split, options.log, options.progress)
+            )
             if train_set.objects:
                 train_set, val_set = (
                     fitted(part, self.names, self.label, options.log) for part in (train_set, val_set)

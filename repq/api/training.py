@@ -68,7 +68,7 @@ def train_model(
     if teacher is None and chosen.distill is not None:
         teacher = load(chosen.distill.teacher, engine="torch", imgsz=size)
     start = None if isinstance(model, str) else model.names
-    train_set, val_set = splits_to_train_on(data, splits, start=start, log=log)
+    train_set, val_set = splits_to_train_on(data, splits, start=start, log=log, progress=progress)
     if isinstance(model, str):
         detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
     else:

@@ -18,16 +18,20 @@ from repq.reading import reason
 
 def as_boxes(rows: Sequence[Sequence[float]] = ()) -> NDArray[np.float32]:
     """Rows of class, centre x, y, width, height as an (n, 5) float32 array; (0, 5) without rows."""
-    return np.array(rows, np.float32).reshape(-1, 5)
+    return np.array(rows, np.float32).reshape(-1, 5) if len(rows) else NO_BOXES
 
 
-@dataclass(frozen=True, eq=False)
+NO_BOXES = np.zeros((0, 5), np.float32)
+NO_AREAS = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class ImageRecord:
     """One image and its objects.
 
     Attributes:
         name: path relative to the data set's root, with ``/`` between folders: the image's identity on any machine.
-        path: where the file lies here.
+        file: where it lies here; ``path`` is the same as a `Path`, which takes four times the memory of a text.
         width, height: of the pixels as `read_image` gives them, that is after the EXIF orientation.
         labels: (n, 5) float32 objects: class, box centre x, y, width, height as fractions of the image.
         areas: (n,) float32 object areas in square pixels, for the COCO size classes. The segment's area where the
@@ -37,12 +41,16 @@ class ImageRecord:
     """
 
     name: str
-    path: Path
+    file: Path | str
     width: int
     height: int
     labels: NDArray[np.float32] = field(default_factory=as_boxes)
-    areas: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    areas: NDArray[np.float32] = field(default_factory=lambda: NO_AREAS)
     crowds: NDArray[np.float32] = field(default_factory=as_boxes)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def folder_of(file: Path) -> Path:
     return Path(os.path.realpath(file) if os.path.islink(file) else os.path.abspath(file)).parent  # noqa: PTH114, PTH100
 
 
-def name_below(path: Path, root: Path) -> str:
+def name_below(path: Path | str, root: Path) -> str:
     """The name of an image: its path relative to the root, with ``/`` between folders."""
     start = f"{root}{os.sep}"
     text = str(path)
@@ -60,9 +60,10 @@ def name_below(path: Path, root: Path) -> str:
     return relative.replace(os.sep, "/")
 
 
-def place(root: Path, name: str) -> Path:
+def place(root: Path, name: str) -> str:
     """The path of an image from its name, which may lead out of the root (``../other/a.jpg``)."""
-    return Path(os.path.normpath(root / name)) if ".." in name else root / name
+    path = os.path.join(root, name)  # noqa: PTH118 (data sets have many)
+    return os.path.normpath(path) if ".." in name else path
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -72,11 +73,15 @@ def place(root: Path, name: str) -> Path:
 class FoundImages:
     """Image files of a split, in no particular order, and what was seen beside them and not taken."""
 
-    paths: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     again: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(file) for file in self.files]
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for each kind of thing that was not taken."""
@@ -116,7 +121,7 @@ def find_images(sources: Sequence[Path], root: Path) -> FoundImages:
         if os.path.isdir(source):  # noqa: PTH112 (Path's raises on names that are too long)
             _search(source, root, found)
         elif source.suffix.lower() == ".txt" and os.path.isfile(source):  # noqa: PTH113
-            found.paths += _read_list(source, root)
+            found.files += map(str, _read_list(source, root))
         else:
             raise DataError(
                 f"{printable(source)} is no image folder and no list file",
@@ -155,7 +160,7 @@ def _search(source: Path, root: Path, found: FoundImages) -> None:
                 if suffix in IMAGE_SUFFIXES:
                     found.hidden.append(name_below(Path(entry.path), root))
             elif suffix in IMAGE_SUFFIXES:
-                found.paths.append(Path(entry.path))
+                found.files.append(entry.path)
             elif suffix not in _COMPANIONS:
                 found.other[suffix] += 1
 
@@ -180,20 +185,40 @@ def _read_list(path: Path, root: Path) -> Iterator[Path]:
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def label_path(image: Path) -> Path:
+def label_paths(images: Iterable[str]) -> list[str]:
+    """`label_path` of many images; each folder of labels is listed once, in place of asking for each file."""
+    listed: dict[str, frozenset[str]] = {}
+    found = []
+    for image in images:
+        written = _label_beside(image)
+        folder, _, name = written.rpartition(os.sep)
+        if folder not in listed:
+            listed[folder] = _names_in(folder)
+        found.append(written if name in listed[folder] else label_path(image))
+    return found
+
+
+def _names_in(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder or os.sep))  # noqa: PTH208 (names are wanted, of many files)
+    except OSError:  # it is not there, for instance
+        return frozenset()
+
+
+def label_path(image: str) -> str:
     """Return where an image's labels lie: the last folder ``images`` becomes ``labels``, the suffix ``.txt``.
 
     Without such a folder the label file lies beside the image. If there is none and the image is reached by a link,
     the place belongs to what the link leads to.
     """
-    written = _label_beside(str(image))
+    written = _label_beside(image)
     if not os.path.lexists(written):
         real = os.path.realpath(image)
-        if real != str(image):
+        if real != image:
             other = _label_beside(real)
             if os.path.lexists(other):
-                return Path(other)
-    return Path(written)
+                return other
+    return written
 
 
 def _label_beside(image: str) -> str:

@@ -10,15 +10,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data.dataset import ImageRecord, Problems
-from repq.data.image_files import place
+from repq.data.dataset import NO_AREAS, NO_BOXES, ImageRecord, Problems
 from repq.files import cache_folder, replacing
 from repq.reading import JSON_LIMIT, read_bytes
 
@@ -31,7 +30,7 @@ def cache_path(source: Path, split: str) -> Path:
     return cache_folder() / "labels" / f"{key}.npz"
 
 
-def files_key(files: Iterable[Path], settings: Sequence[str]) -> str:
+def files_key(files: Iterable[Path | str], settings: Sequence[str]) -> str:
     """Hash the settings and, of every file, path, size, inode and times of change; a missing file counts too.
 
     A copy that keeps size and time of modification has another inode or another time of change (ctime), which
@@ -48,20 +47,26 @@ def files_key(files: Iterable[Path], settings: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def load(path: Path, expected: str, root: Path) -> tuple[tuple[ImageRecord, ...], Problems] | None:
-    """Return what a cache holds, or None if it is absent, damaged, or of another key."""
+def load(path: Path, expected: str, images: Mapping[str, str]) -> tuple[tuple[ImageRecord, ...], Problems] | None:
+    """Return what a cache holds, or None if it is absent, damaged, or of another key.
+
+    Args:
+        images: name to path, of all images of the split.
+    """
     try:
         with np.load(io.BytesIO(read_bytes(path, JSON_LIMIT)), allow_pickle=False) as arrays:
             text = json.loads(arrays["text"].tobytes())
             if text["key"] != expected:
                 return None
             sizes = arrays["sizes"].reshape(-1, 4).astype(np.int64)
-            labels, areas = _split(arrays["labels"], sizes[:, 2], 5), _split(arrays["areas"], sizes[:, 2])
-            crowds = _split(arrays["crowds"], sizes[:, 3], 5)
-        records = tuple(
-            ImageRecord(name, place(root, name), int(size[0]), int(size[1]), *arrays)
-            for name, size, *arrays in zip(text["names"], sizes, labels, areas, crowds, strict=True)
-        )
+            labels = _split(arrays["labels"], sizes[:, 2], NO_BOXES)
+            areas = _split(arrays["areas"], sizes[:, 2], NO_AREAS)
+            crowds = _split(arrays["crowds"], sizes[:, 3], NO_BOXES)
+        wide, high = sizes[:, 0].tolist(), sizes[:, 1].tolist()
+        paths = map(images.__getitem__, text["names"])
+        records = tuple(map(ImageRecord, text["names"], paths, wide, high, labels, areas, crowds))
+        if len(records) != len(sizes):
+            raise ValueError("the names of the cache do not fit its arrays")
         return records, Problems(*(tuple(map(str, lines)) for lines in text["problems"]))
     except Exception:  # whatever a damaged file may do to the readers of npz and JSON: it is made anew
         return None
@@ -87,8 +92,12 @@ def save(path: Path, key: str, records: Sequence[ImageRecord], problems: Problem
         )
 
 
-def _split(rows: NDArray[np.float32], counts: NDArray[np.int64], width: int = 0) -> list[NDArray[np.float32]]:
+def _split(
+    rows: NDArray[np.float32], counts: NDArray[np.int64], none: NDArray[np.float32]
+) -> Iterator[NDArray[np.float32]]:
+    """The rows of each image; ``none`` for an image without."""
     rows = rows.astype(np.float32, copy=False)
-    if len(rows) != counts.sum() or counts.min(initial=0) < 0 or rows.shape[1:] != ((width,) if width else ()):
+    if len(rows) != counts.sum() or counts.min(initial=0) < 0 or rows.shape[1:] != none.shape[1:]:
         raise ValueError("the arrays of the cache do not fit together")
-    return np.split(rows, np.cumsum(counts)[:-1]) if len(counts) else []
+    ends = np.cumsum(counts).tolist()
+    return (rows[end - count : end] if count else none for end, count in zip(ends, counts.tolist(), strict=True))

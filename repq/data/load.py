@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from repq.data import labels_cache
 from repq.data.coco import find_image, read_annotations, read_coco, size_problem
 from repq.data.data_yaml import SplitSource, read_source
 from repq.data.dataset import Annotation, DetectionDataset, ImageRecord, Problems
-from repq.data.image_files import find_images, label_path, name_below, place
-from repq.data.images import read_image
+from repq.data.image_files import find_images, label_paths, name_below, place
+from repq.data.images import image_size
 from repq.data.loader import prefetch
 from repq.data.yolo import read_labels
 from repq.errors import DataError
 from repq.printable import printable
 from repq.progress import Progress, silent
+
+Item = TypeVar("Item")
 
 FORMS = {
     "polygon": "{} labels are polygons; their bounding boxes are taken",
@@ -26,6 +29,8 @@ FORMS = {
     "unlabelled": "{} of {} images have no label file; they are taken as images without objects",
 }
 """What is said of labels that are used, but not as plain boxes of an own label file; see `Annotation.counts`."""
+
+_TOGETHER = 32  # images that are handed to a thread at a time; to hand over each alone costs as much as a small image
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class _Listing:
     """
 
     names: tuple[str, ...]
-    images: dict[str, Path]
-    files: tuple[Path, ...]
+    images: dict[str, str]
+    files: tuple[Path | str, ...]
     annotate: Callable[[str, int, int], Annotation | str]
     problems: Problems
 
@@ -68,7 +73,7 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
         (*(listing.images[name] for name in ordered), *listing.files),
         (*listing.names, "|", str(source.keypoints), *listing.problems.labels),
     )
-    checked = labels_cache.load(cache, key, source.root)
+    checked = labels_cache.load(cache, key, listing.images)
     if checked is None:
         checked = _check(listing, ordered, progress)
         if checked[0]:
@@ -89,7 +94,8 @@ def listed_images(path: Path, split: str) -> tuple[ImageRecord, ...]:
         DataError: the description makes no sense.
     """
     images = _listing_of(path, read_source(path, split)).images
-    return tuple(ImageRecord(name, images[name], 0, 0) for name in sorted(images) if images[name].is_file())
+    there = (name for name in sorted(images) if os.path.isfile(images[name]))  # noqa: PTH113 (there are many)
+    return tuple(ImageRecord(name, images[name], 0, 0) for name in there)
 
 
 def _listing_of(path: Path, source: SplitSource) -> _Listing:
@@ -111,9 +117,9 @@ def _yolo_listing(path: Path, source: SplitSource) -> _Listing:
             f"{printable(path)} names no classes", found="neither 'names' nor 'nc'", fix="add 'names: [first, …]'"
         )
     files = find_images(source.images, source.root)
-    found = sorted(name_below(image, source.root) for image in files.paths)
+    found = sorted(name_below(image, source.root) for image in files.files)
     images = {name: place(source.root, name) for name in found}
-    label_files = {name: label_path(image) for name, image in images.items()}
+    label_files = dict(zip(images, label_paths(images.values()), strict=True))
     if images and not any(map(os.path.lexists, label_files.values())):
         raise DataError(
             f"no image of the split {printable(source.split)!r} of {printable(path)} has a label file",
@@ -152,16 +158,16 @@ def _coco_listing(source: SplitSource) -> _Listing:
 
 def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[tuple[ImageRecord, ...], Problems]:
     def check(name: str) -> tuple[ImageRecord | str, Annotation | None]:
-        path, shown = listing.images[name], printable(name)
+        path = listing.images[name]
         try:
-            height, width = read_image(path).shape[:2]
+            width, height = image_size(path)
         except DataError as error:
-            return f"{shown}: {error.found or error.what}", None
+            return f"{printable(name)}: {error.found or error.what}", None
         annotation = listing.annotate(name, width, height)
         if isinstance(annotation, str):
-            return f"{shown}: {annotation}", None
+            return f"{printable(name)}: {annotation}", None
         if annotation.is_spoilt:
-            return f"{shown}: all its labels are broken", annotation
+            return f"{printable(name)}: all its labels are broken", annotation
         return ImageRecord(
             name, path, width, height, annotation.labels, annotation.areas, annotation.crowds
         ), annotation
@@ -170,10 +176,8 @@ def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[t
     images: list[str] = []
     labels: list[str] = []
     counts: Counter[str] = Counter()
-    checked = prefetch(check, ordered, workers=min(8, os.cpu_count() or 1), ahead=64)
-    for name, (outcome, annotation) in zip(
-        ordered, progress(checked, total=len(ordered), label="checking images"), strict=True
-    ):
+    checked = progress(_each(check, ordered), total=len(ordered), label="checking images")
+    for name, (outcome, annotation) in zip(ordered, checked, strict=True):
         if annotation is not None:
             labels += [f"{printable(name)}, {problem}" for problem in annotation.problems]
             counts.update(annotation.counts)
@@ -183,3 +187,11 @@ def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[t
             records.append(outcome)
     notes = tuple(FORMS[form].format(counts[form], len(ordered)) for form in FORMS if counts[form])
     return tuple(records), Problems(tuple(images), tuple(labels), notes)
+
+
+def _each(function: Callable[[str], Item], names: Sequence[str]) -> Iterator[Item]:
+    """What ``function`` gives for each name, in order, by threads of which each takes some names at a time."""
+    parts = (names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER))
+    workers = min(8, os.cpu_count() or 1)
+    for found in prefetch(lambda part: list(map(function, part)), parts, workers=workers, ahead=2 * workers):
+        yield from found

@@ -16,7 +16,7 @@ _ROUNDING = 1e-4  # label files are printed with few digits, so a 1 may read 1.0
 _LIMIT = 64 * MIB
 
 
-def read_labels(path: Path, num_classes: int, width: int, height: int, keypoints: int = 0) -> Annotation | str:
+def read_labels(path: Path | str, num_classes: int, width: int, height: int, keypoints: int = 0) -> Annotation | str:
     """Read a label file; a missing or empty one means an image without objects. Broken lines are left out.
 
     Args:
@@ -39,7 +39,7 @@ def read_labels(path: Path, num_classes: int, width: int, height: int, keypoints
         fields = line.split()
         if not fields:
             continue
-        row, form = parse_line(fields, num_classes, keypoints)
+        row, form = _usual_row(fields, num_classes) or parse_line(fields, num_classes, keypoints)
         if isinstance(row, str):
             problems.append(f"line {number}: {row}")
         elif row in rows:
@@ -51,6 +51,16 @@ def read_labels(path: Path, num_classes: int, width: int, height: int, keypoints
     labels = as_boxes(list(rows))
     areas = labels[:, 3] * labels[:, 4] * width * height
     return Annotation(labels, areas, problems=tuple(problems), counts=counts)
+
+
+def _usual_row(fields: list[str], num_classes: int) -> tuple[tuple[float, ...], str] | None:
+    """What `parse_line` says of five numbers that need no correction; None for others. Most lines are such."""
+    try:
+        class_id, x, y, width, height = row = tuple(map(float, fields))
+    except ValueError:  # no number, or not five
+        return None
+    plain = 0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1  # what is not finite is none of these
+    return (row, "") if plain and 0 <= class_id < num_classes and class_id.is_integer() else None
 
 
 def parse_line(fields: list[str], num_classes: int, keypoints: int = 0) -> tuple[tuple[float, ...] | str, str]:

@@ -45,7 +45,7 @@ def check_models(
     Raises:
         RepqError: a model or the data cannot be used.
     """
-    dataset = read_data(data, split, log)
+    dataset = read_data(data, split, log, progress)
     reference_path, *others = models
     if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
         raise RepqError(

@@ -9,23 +9,24 @@ from repq.api.fitting import look_for_overlap
 from repq.api.images import is_unlabelled, open_data
 from repq.log import Log, quiet
 from repq.printable import printable
+from repq.progress import Progress, silent
 from repq.stages.stage import Job, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
 
 
-def read_data(data: Path, split: str, log: Log = quiet) -> DetectionDataset:
+def read_data(data: Path, split: str, log: Log = quiet, progress: Progress = silent) -> DetectionDataset:
     """Load a split and log what had to be skipped, and what was taken in another way than it is written."""
-    return open_data(data, split, log)
+    return open_data(data, split, log, progress)
 
 
-def labelled(data: Path, split: str, log: Log = quiet) -> DetectionDataset | None:
+def labelled(data: Path, split: str, log: Log = quiet, progress: Progress = silent) -> DetectionDataset | None:
     """A split to evaluate on; None, which is said, where there are images alone."""
     if is_unlabelled(data):
         log(f"{printable(data)} has no labels: AP is not measured")
         return None
-    return read_data(data, split, log)
+    return read_data(data, split, log, progress)
 
 
 def draw_calibration_set(

@@ -58,7 +58,7 @@ def diagnose_checkpoint(
     from repq.quant import on_device_of
     from repq.quant.diagnosis import diagnose
 
-    dataset = read_data(data, split, log)
+    dataset = read_data(data, split, log, progress)
     records = calibration_set(dataset, config.calibration)
     start = fused(open_float(weights, log, imgsz, graph), device)
     model = start.model

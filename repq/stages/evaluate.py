@@ -36,7 +36,7 @@ def evaluate_model(
     Raises:
         RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
     """
-    dataset = read_data(data, split, log)
+    dataset = read_data(data, split, log, progress)
     opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads, graph=graph)
     return accuracy_of(opened, dataset, imgsz, config, progress, log), opened
 
@@ -44,7 +44,7 @@ def evaluate_model(
 def _evaluate(job: Job) -> Accuracies:
     """AP of every engine; those that the check has run on the whole split are not run again."""
     recipe, checked = job.recipe, job.artifacts["check"].result(Accuracies, "accuracies.json")
-    dataset = read_data(job.data, recipe.data.val, job.log)
+    dataset = read_data(job.data, recipe.data.val, job.log, job.progress)
     known = {name: found for name, found in checked.models.items() if found.images == len(dataset)}
     found = {}
     for name, folder in built(job).items():

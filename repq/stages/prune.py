@@ -63,8 +63,8 @@ def prune_checkpoint(
     opened = fused(open_float(weights, log, imgsz, graph))
     train_set = val_set = None
     if data is not None:
-        train_set = fitted(with_sizes(read_data(data, splits[0], log)), opened.names, weights.name, log)
-        val_set = labelled(data, splits[1], log) if evaluate else None
+        train_set = fitted(with_sizes(read_data(data, splits[0], log, progress)), opened.names, weights.name, log)
+        val_set = labelled(data, splits[1], log, progress) if evaluate else None
         val_set = None if val_set is None else fitted(val_set, opened.names, weights.name, log)
     pruner = Pruner(opened.model)
     groups = groups_of(pruner.channels, _scores(pruner, train_set, imgsz, config), config)

@@ -60,8 +60,8 @@ def ptq_checkpoint(
     from repq.quant.corrections import asked_for
     from repq.quant.plan_file import read_plan
 
-    train_set = read_data(data, train_split, log)
-    val_set = labelled(data, val_split, log) if evaluate else None
+    train_set = read_data(data, train_split, log, progress)
+    val_set = labelled(data, val_split, log, progress) if evaluate else None
     calibrated = calibration_set(train_set, config.calibration)
     if val_set is not None:
         demand_objects(val_set)

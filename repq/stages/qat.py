@@ -82,8 +82,8 @@ def qat_checkpoint(
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
-        train_set = with_sizes(read_data(data, splits[0], log))
-        val_set = labelled(data, splits[1], log) if evaluate else None
+        train_set = with_sizes(read_data(data, splits[0], log, progress))
+        val_set = labelled(data, splits[1], log, progress) if evaluate else None
         _demand_labels(config, train_set, val_set)
         if val_set is not None:
             demand_objects(val_set)

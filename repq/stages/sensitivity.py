@@ -70,7 +70,7 @@ def measure_sensitivity(
     with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
         if not processes.is_first:
             progress, log = silent, quiet
-        dataset = read_data(data, split, log)
+        dataset = read_data(data, split, log, progress)
         start = open_float(weights, log, imgsz, graph)
         dataset = fitted(dataset, start.names, weights.name, log)
         look_for_overlap(dataset.records, data, val_split, log)

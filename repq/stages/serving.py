@@ -47,7 +47,7 @@ def bench_service(
     """
     from repq.bench import time_service
 
-    records = read_data(data, split, log).records[:images]
+    records = read_data(data, split, log, progress).records[:images]
     files = [record.path.read_bytes() for record in records]
     rows: list[ServiceRow] = []
     for threads in config.threads:

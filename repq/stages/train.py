@@ -72,7 +72,8 @@ def train_detector(
         initial = open_float(config.weights, log) if config.weights else None
         config = config if initial is None else settings_for(config, initial.model)
         teacher = fused(open_float(config.distill.teacher, log, imgsz)) if config.distill else None
-        train_set, val_set = splits_to_train_on(data, splits, start=initial.names if initial else None, log=log)
+        start = initial.names if initial else None
+        train_set, val_set = splits_to_train_on(data, splits, start=start, log=log, progress=progress)
         model = _initial_model(config, initial, train_set.num_classes, seed, log)
         model.spec.check_size(*imgsz)
         thresholds = model.spec.thresholds.changed(deploy.model_dump(), "the weights", log)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repq.data import DetectionDataset, ImageCache
-from repq.distributed import copy_from_first, current_processes, evaluate_together, told_by_first
+from repq.distributed import copy_from_first, current_processes, demand_same_data, evaluate_together, told_by_first
 from repq.errors import TrainingError
 from repq.identity import Identity
 from repq.memory import keep_freed_memory
@@ -113,6 +113,7 @@ class Trainer:
 
     def run(self, progress: Progress = silent) -> None:
         """Train to the end, from the saved state if there is one, and save after every epoch."""
+        demand_same_data((self.job.train_set, self.job.val_set))
         if self.device.type == "cpu":
             keep_freed_memory()
         path = self.state_path if self.processes.is_first else None

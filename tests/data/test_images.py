@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from repq.data import read_image
+from repq.data.images import image_size
 from repq.errors import DataError
 
 
@@ -99,3 +102,25 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "absent.jpg")
     with pytest.raises(DataError):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".ppm", ".jp2"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_that_of_the_pixels_and_what_cannot_be_read_has_none(
+    tmp_path: Path, pixels: np.ndarray, suffix: str, orientation: int
+) -> None:
+    data = encoded(suffix, pixels)
+    whole = with_exif_orientation(data, orientation) if suffix == ".jpg" else data
+    path = tmp_path / f"a{suffix}"
+    for share in (1.0, 0.9, 0.5, 0.05, 0.0):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        assert outcome(image_size, path) == outcome(read_image, path)
+
+
+def outcome(read: Callable[[Path], Any], path: Path) -> tuple[int, int] | str:
+    """Width and height, or what is said."""
+    try:
+        found = read(path)
+    except DataError as error:
+        return str(error)
+    return found if isinstance(found, tuple) else (found.shape[1], found.shape[0])

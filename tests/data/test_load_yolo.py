@@ -287,3 +287,20 @@ def test_the_time_for_a_label_file_grows_with_its_lines(tmp_path: Path) -> None:
             assert not isinstance(found, str) and len(found.labels) == count
         spent.append(min(times) / count)
     assert spent[1] < 4 * spent[0]
+
+
+def test_the_first_look_shows_how_far_it_is_and_the_second_gives_the_same(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, {f"{number:03}": BOX for number in range(70)})  # more than a thread takes at a time
+    seen: list[tuple[str, int | None, int]] = []
+
+    def watched(items, /, *, total=None, label=""):
+        count = 0
+        for item in items:
+            count += 1
+            yield item
+        seen.append((label, total, count))
+
+    first, second = (load_dataset(path, "val", progress=watched) for _ in range(2))
+    assert seen == [("checking images", 70, 70)]
+    assert [record.path for record in first.records] == [record.path for record in second.records]
+    assert fingerprint(first) == fingerprint(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,33 @@ def test_more_processes_than_images_are_refused(folder: Path) -> None:
     job.check(processes=3)
     with pytest.raises(TrainingError, match="for 5 processes"):
         job.check(processes=5)
+
+
+OTHER_DISK = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from small_training import QUICK, SIZE, tiny_model
+from repq.data import load_dataset
+from repq.errors import TrainingError
+from repq.train import train
+
+path = Path(sys.argv[1]) / f"disk{os.environ['RANK']}" / "data.yaml"
+try:
+    train(tiny_model(), load_dataset(path, "train"), load_dataset(path, "val"), SIZE, QUICK)
+except TrainingError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_disk_with_other_labels_is_refused_and_named(tmp_path: Path) -> None:
+    for rank in range(2):
+        make_demo_set(tmp_path / f"disk{rank}", DemoConfig(train_images=6, val_images=2, size=64, classes=2))
+    label = next((tmp_path / "disk1" / "labels" / "train").glob("*.txt"))
+    label.write_text(label.read_text() + "1 0.5 0.5 0.1 0.1\n")
+    worker = tmp_path / "worker.py"
+    worker.write_text(OTHER_DISK)
+    for status, message in start_two(worker, tmp_path, Path(__file__).parent):
+        assert status == 1
+        assert "1 of the 2 processes have other data than the first" in message
+        assert f"rank 1 on {socket.gethostname()} has [6, 2] images" in message
