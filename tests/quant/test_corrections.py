@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
 from small_detectors import SIZE, images, uneven
 from torch import Tensor, nn
+from torch.nn import functional
 
 from repq.errors import QuantizationError
 from repq.export import export_float
@@ -37,7 +39,7 @@ from repq.quant import (
 from repq.quant.convolution import is_depthwise, quantized_weight
 from repq.quant.corrections.equalize import equalize, find_chains
 from repq.quant.corrections.outputs import channel_moments, correct_outputs
-from repq.quant.corrections.rounding import adapt_rounding, best_rounding, input_grams
+from repq.quant.corrections.rounding import POSITIONS, adapt_rounding, best_rounding, input_grams, sampled_patches
 from repq.quant.corrections.split import split_layers
 from repq.quant.scaling import channel_scale
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
@@ -254,6 +256,19 @@ def test_adapted_rounding_is_next_to_the_weight_and_never_worse(
 
     assert error(found) <= error(nearest) * (1 + 1e-5)
     assert torch.equal(best_rounding(found, scale, gram), found), "what is on the grid stays"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(1, 1, 0, 1), (3, 1, 1, 1), ((5, 3), 2, (2, 1), 1), (3, (1, 2), (2, 3), (2, 3))],
+)
+def test_sampled_patches_are_columns_of_all(kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    conv = nn.Conv2d(4, 4, kernel, stride, padding, dilation)
+    image = torch.randn(4, 41, 37, generator=torch.Generator().manual_seed(0))
+    found = sampled_patches(image, conv, torch.Generator().manual_seed(1))
+    every = functional.unfold(image[None], conv.kernel_size, conv.dilation, padding, conv.stride)[0]  # type: ignore[arg-type]
+    chosen = torch.randperm(every.shape[1], generator=torch.Generator().manual_seed(1))[:POSITIONS]
+    assert torch.equal(found.flatten(0, 1), every[:, chosen])
 
 
 def test_adapted_rounding_lowers_the_error_of_most_layers(lite: Detector) -> None:

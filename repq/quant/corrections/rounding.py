@@ -135,13 +135,33 @@ def _groups(layers: dict[LayerId, QuantConv2d]) -> Iterator[list[LayerId]]:
 
 def _adder(name: LayerId, grams: dict[LayerId, Tensor], generator: torch.Generator) -> Any:
     def hook(module: QuantConv2d, inputs: tuple[Tensor, ...]) -> None:
-        for image in module.input_quantizer(inputs[0]).split(1):
-            patches = functional.unfold(
-                image, module.kernel_size, module.dilation, module.padding, module.stride  # type: ignore[arg-type]
-            )[0]  # fmt: skip
-            chosen = torch.randperm(patches.shape[1], generator=generator)[:POSITIONS].to(patches.device)
-            x = patches[:, chosen].view(module.groups, -1, len(chosen))
+        for image in inputs[0]:
+            patches = sampled_patches(image, module, generator)
+            x = module.input_quantizer(patches[None])[0].reshape(module.groups, -1, patches.shape[-1])
             gram = x @ x.transpose(1, 2)
             grams[name] = grams[name] + gram if name in grams else gram
 
     return hook
+
+
+def sampled_patches(image: Tensor, conv: nn.Conv2d, generator: torch.Generator) -> Tensor:
+    """What a convolution sees of one image at output positions drawn at random, with zeros around it.
+
+    Only those patches are gathered: a matrix of all of them is several times as large as the image.
+
+    Args:
+        image: (C, H, W).
+
+    Returns:
+        (C, kernel height * width, positions), at most ``POSITIONS`` of them.
+    """
+    assert not isinstance(conv.padding, str), "a fused model"
+    (down, across), (high, wide), (step_y, step_x) = conv.padding, conv.kernel_size, conv.dilation
+    padded = functional.pad(image, (across, across, down, down))
+    rows = 1 + (padded.shape[1] - step_y * (high - 1) - 1) // conv.stride[0]
+    columns = 1 + (padded.shape[2] - step_x * (wide - 1) - 1) // conv.stride[1]
+    chosen = torch.randperm(rows * columns, generator=generator)[:POSITIONS].to(image.device)
+    row, column = (chosen // columns * conv.stride[0])[None], (chosen % columns * conv.stride[1])[None]
+    y = torch.arange(high, device=image.device).mul(step_y).repeat_interleave(wide)[:, None] + row
+    x = torch.arange(wide, device=image.device).mul(step_x).repeat(high)[:, None] + column
+    return padded[:, y, x]
