@@ -54,21 +54,37 @@ def prune_checkpoint(
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
     from repq.model import count_macs
-    from repq.prune.choosing import choose, groups_of
-    from repq.prune.cutting import Pruner
+    from repq.prune.choosing import choose, groups_of, share_of_macs
+    from repq.prune.cutting import Means, Pruner
+    from repq.prune.sensitivity import Harm, group_harms, weighed
     from repq.quant.qat import train_quantized
+    from repq.quant.qat.imitation import ImitationWeights
 
     resolve_device(device)
-    opened = fused(open_float(weights, log, imgsz, graph))
+    trained = open_float(weights, log, imgsz, graph)
+    opened = fused(trained)
     train_set = val_set = None
     if data is not None:
         train_set = fitted(with_sizes(read_data(data, splits[0], log)), opened.names, weights.name, log)
         val_set = labelled(data, splits[1], log) if evaluate else None
         val_set = None if val_set is None else fitted(val_set, opened.names, weights.name, log)
     pruner = Pruner(opened.model)
-    groups = groups_of(pruner.channels, _scores(pruner, train_set, imgsz, config), config)
-    kept = choose(pruner, groups, config, imgsz)
-    smaller = pruner.cut(kept)
+    groups = groups_of(pruner.channels, _scores(pruner, trained.model, train_set, imgsz, config), config)
+    means: Means = {}
+    if train_set is not None and config.compensate:
+        means = pruner.means(_pixels(opened.model, train_set, imgsz, config.images))
+    harms: list[Harm] = []
+    share = share_of_macs(pruner, imgsz)
+    if config.scope == "sensitivity":
+        if train_set is None:
+            raise RepqError("a sweep looks at images", found="no --data", fix="give --data, or --scope global")
+        harms = group_harms(
+            pruner, groups, _pixels(opened.model, train_set, imgsz, config.sweep_images), means,
+            levels=config.sweep_levels, weights=ImitationWeights.from_config(config.recovery), progress=progress,
+        )  # fmt: skip
+        groups = weighed(groups, harms, share, pruner)
+    kept = choose(pruner, groups, config, share, config.target_macs)
+    smaller = pruner.cut(kept, means)
 
     def accuracy(model: Detector, title: str) -> Accuracy | None:
         if val_set is None:
@@ -110,17 +126,26 @@ def prune_checkpoint(
     )
 
 
-def _scores(pruner: Any, dataset: DetectionDataset | None, imgsz: tuple[int, int], config: PruneConfig) -> Any:
+def _pixels(model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int) -> Iterator[Tensor]:
+    """Network input of the first images."""
+    return (pixels for pixels, _ in _looked_at(model, dataset, imgsz, images))
+
+
+def _scores(
+    pruner: Any, trained: Detector, dataset: DetectionDataset | None, imgsz: tuple[int, int], config: PruneConfig
+) -> Any:
     """The importance of every unit."""
-    from repq.prune.choosing import activation_scores, taylor_scores, unit_scores, weight_scores
+    from repq.prune.choosing import activation_scores, norm_scores, taylor_scores, unit_scores, weight_scores
 
     model, kind = pruner.model, config.importance
     if kind in ("l1", "l2"):
         return unit_scores(pruner.channels, weight_scores(model, int(kind[1])))
+    if kind == "bn":
+        return unit_scores(pruner.channels, norm_scores(trained))
     if dataset is None:
         raise RepqError(f"importance by {kind} looks at images", found="no --data", fix="give --data, or l1 or l2")
     if kind == "activation":
-        found = activation_scores(model, (pixels for pixels, _ in _looked_at(model, dataset, imgsz, config.images)))
+        found = activation_scores(model, _pixels(model, dataset, imgsz, config.images))
         return unit_scores(pruner.channels, found)
     if not dataset.objects:
         raise RepqError("importance by taylor needs labels", fix="give a labelled data set, or another importance")

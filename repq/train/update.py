@@ -19,6 +19,7 @@ from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, set_rates
+from repq.train.units import step_in_units
 
 LAYOUT = torch.channels_last
 """Of images and weights: convolutions gain from it on GPUs and on CPUs, above all backwards."""
@@ -117,7 +118,7 @@ class Stepper(ABC):
 
 
 class Updater(Stepper):
-    """Learns to detect: labels, and a teacher if there is one."""
+    """Learns to detect: labels, and a teacher if there is one. Steps of a fused model are relative to its weights."""
 
     def __init__(
         self,
@@ -129,6 +130,8 @@ class Updater(Stepper):
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__(model, config, device, build_optimizer(model, config, scales))
+        if model.deploy:
+            step_in_units(self.optimizer, model)
         self.teacher = teacher
         self.objective = objective_of(model, config)
 
