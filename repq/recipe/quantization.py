@@ -221,6 +221,16 @@ class PruneConfig(Config):
         "global", flag="--scope", help="Whether channels of all layers compete, every group gives the same share, or "
         "groups give by what pruning each alone costs on --data.",
     )  # fmt: skip
+    latency: EngineName | None = setting(
+        None, flag="--latency", excludes=("--ratio", "--target-macs"),
+        help="The target is latency in this runtime, timed in float32: give --max-ms or --latency-ratio.",
+    )  # fmt: skip
+    max_ms: float | None = setting(
+        None, gt=0, le=1e6, flag="--max-ms", needs="--latency", excludes="--latency-ratio", help="Milliseconds."
+    )
+    latency_ratio: float | None = setting(
+        None, gt=0, lt=1, flag="--latency-ratio", needs="--latency", help="Share of the whole model's latency."
+    )
     round: int = setting(8, ge=1, le=128, flag="--round", help="What is left of a pruned layer divides by this.")
     max_ratio: float = setting(0.7, gt=0, lt=1, help="Largest share of a group that goes.")
     compensate: bool = setting(True, help="With --data, let biases stand for the means of the channels that leave.")
@@ -228,6 +238,14 @@ class PruneConfig(Config):
     sweep_images: Count = setting(16, help="Images that the sweep of --scope sensitivity looks at.")
     sweep_levels: Annotated[int, Field(ge=1, le=64)] = setting(4, help="Numbers of channels that it tries of a group.")
     recovery: RecoveryConfig = setting(RecoveryConfig(), help="Training after pruning.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PruneConfig:
+        if (self.max_ms is not None) + (self.latency_ratio is not None) != (self.latency is not None):
+            raise ValueError("latency needs a target, max_ms or latency_ratio, and these need latency")
+        if self.latency is not None and self.ratio is not None:
+            raise ValueError("give one target: ratio, target_macs or latency")
+        return self
 
 
 ApSweep = Literal["only_int8", "only_float"]
