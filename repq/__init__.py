@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repq.recipe import NmsConfig as NmsConfig
     from repq.recipe import PlanConfig as PlanConfig
     from repq.recipe import PreprocessConfig as PreprocessConfig
+    from repq.recipe import PruneConfig as PruneConfig
     from repq.recipe import PtqConfig as PtqConfig
     from repq.recipe import QatConfig as QatConfig
     from repq.recipe import SensitivityConfig as SensitivityConfig
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from repq.results import ExportReport as ExportReport
     from repq.results import FusionReport as FusionReport
     from repq.results import PlanReport as PlanReport
+    from repq.results import PruneReport as PruneReport
     from repq.results import Sensitivity as Sensitivity
     from repq.results import TrainReport as TrainReport
     from repq.results import WeightsDescription as WeightsDescription
@@ -55,11 +57,12 @@ switch_off_telemetry()
 
 _CONFIGS = (
     "BenchConfig BuildConfig CalibrationConfig CheckConfig CorrectionConfig EvalConfig ExportConfig LetterboxConfig "
-    "NmsConfig PlanConfig PreprocessConfig PtqConfig QatConfig SensitivityConfig TrainConfig TtaConfig"
+    "NmsConfig PlanConfig PreprocessConfig PruneConfig PtqConfig QatConfig SensitivityConfig "
+    "TrainConfig TtaConfig"
 )
 _RESULTS = (
-    "Accuracy BenchReport CheckReport EngineDescription ExportReport FusionReport PlanReport Sensitivity TrainReport "
-    "WeightsDescription"
+    "Accuracy BenchReport CheckReport EngineDescription ExportReport FusionReport PlanReport PruneReport Sensitivity "
+    "TrainReport WeightsDescription"
 )
 _HOMES = {
     "Model": "repq.api.model",

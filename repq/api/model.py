@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from repq.recipe import (
     PlanConfig,
     PredictConfig,
     PreprocessConfig,
+    PruneConfig,
     PtqConfig,
     QatConfig,
     SensitivityConfig,
@@ -619,6 +621,42 @@ class Model:
                 progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
+
+    def prune(
+        self, images: Images | None = None, *, imgsz: Size | None = None, split: str = "train", seed: int = 0,
+        config: PruneConfig | None = None, **settings: Any,
+    ) -> Model:  # fmt: skip
+        """Remove the channels of a float checkpoint that are worth least; it is fused on the way.
+
+        Args:
+            images: as of `quantize`; all count in the recovery. Without any, only weights are looked at.
+            config, settings: a `repq.PruneConfig`, or its fields: ``target_macs``, ``ratio``, ``latency``,
+                ``importance``, ``scope``, ``round``, ``recovery`` …
+
+        Returns:
+            A handle of the smaller model; ``report`` is a `repq.PruneReport`.
+
+        Raises:
+            RepqError: it is no float checkpoint; the target cannot be reached; or images or labels are missing.
+        """
+        from repq.api.fitting import fitted
+        from repq.api.images import with_sizes
+        from repq.api.pruning import pruned
+
+        weights, size, options = self.floats("be pruned"), self.size(imgsz), self.options
+        chosen = settings_of(PruneConfig, config, settings, "pruning")
+        with ExitStack() as stack:
+            train_set = None
+            if images is not None:
+                opened = as_dataset(images, split, limit=ALL, seed=seed, names=self.class_names, log=options.log)
+                train_set = with_sizes(stack.enter_context(opened))
+                if train_set.objects:
+                    train_set = fitted(train_set, self.names, self.label, options.log)
+            made, report = pruned(
+                weights, chosen, train_set=train_set, val_set=None, imgsz=size, device=options.device, seed=seed,
+                progress=options.progress, log=options.log,
+            )  # fmt: skip
+        return self._with(made, size, report)
 
     def export(
         self, path: str | Path, *, imgsz: Size | None = None, maxima: Model | None = None,

@@ -71,10 +71,29 @@ def time_plans(
     progress: Progress = silent,
 ) -> list[list[float]]:
     """Milliseconds of every timed inference of each plan, given by its INT8 layers; the plans take turns."""
+    graphs = [_planned(graph, scales, int8) for int8 in plans]
+    return time_graphs(engine, graphs, imgsz, config, seed=seed, progress=progress, label="latency of plans")
+
+
+def time_graphs(
+    engine: EngineName,
+    graphs: Sequence[ModelProto],
+    imgsz: tuple[int, int],
+    config: BenchConfig,
+    *,
+    label: str,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[list[float]]:
+    """Milliseconds of every timed inference of each graph, which take turns; the first number of threads counts.
+
+    Raises:
+        EngineError: the runtime cannot build a graph.
+    """
     images = _noise(imgsz, seed)
-    with plan_engines(engine, graph, scales, plans, config) as engines:
+    with _engines(engine, graphs, config) as engines:
         runs = [partial(built.infer, images) for built in engines]
-        return time_in_turns(runs, config, progress=progress, label="latency of plans")
+        return time_in_turns(runs, config, progress=progress, label=label)
 
 
 @contextmanager
@@ -86,12 +105,22 @@ def plan_engines(
     config: BenchConfig,
 ) -> Iterator[list[Engine]]:
     """One engine for each plan, given by its INT8 layers, as long as the block runs."""
+    with _engines(name, [_planned(graph, scales, int8) for int8 in plans], config) as engines:
+        yield engines
+
+
+def _planned(graph: ModelProto, scales: ScaleTable, int8: Sequence[LayerId]) -> ModelProto:
+    chosen = {layer: scales[layer] for layer in int8}
+    return propagate_qdq(insert_qdq(graph, chosen)) if chosen else graph
+
+
+@contextmanager
+def _engines(name: EngineName, graphs: Sequence[ModelProto], config: BenchConfig) -> Iterator[list[Engine]]:
     with scratch_folder() as folder:
         engines = []
-        for number, int8 in enumerate(plans):
+        for number, graph in enumerate(graphs):
             path = folder / f"{number}.onnx"
-            chosen = {layer: scales[layer] for layer in int8}
-            save_onnx(path, propagate_qdq(insert_qdq(graph, chosen)) if chosen else graph)
+            save_onnx(path, graph)
             engines.append(build(name, path, BuildConfig(threads=config.threads[0])))
         yield engines
 

@@ -72,7 +72,10 @@ def prune_command(
     shell: Shell, weights: Weights, out: CheckpointOut,
     prune: Annotated[
         PruneConfig,
-        Offer("ratio", "target_macs", "importance", "scope", "round", "recovery.epochs", "recovery.task_weight"),
+        Offer(
+            "ratio", "target_macs", "latency", "max_ms", "latency_ratio", "importance", "scope", "round",
+            "recovery.epochs", "recovery.task_weight",
+        ),
     ],
     eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: ValSplit = "val",
     imgsz: OwnSize = None, device: TorchDevice = "cpu", seed: AnySeed = 0,

@@ -78,7 +78,7 @@ def total(*branches: Affine) -> Affine:
 
 def conv_and_norm(layer: str, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Fold:
     """The fold of ``bn(conv(x))``."""
-    return Fold(layer, (conv.weight,), after_batch_norm(conv_affine(conv), bn))
+    return Fold(layer, (conv.weight,), after_batch_norm(conv_affine(conv), bn), (bn,))
 
 
 class Fold(NamedTuple):
@@ -88,11 +88,13 @@ class Fold(NamedTuple):
         layer: its path below the block, in the fused form.
         kernels: the kernels of the branches before folding, as trained.
         affine: what it computes.
+        norms: the batch norms that went into it.
     """
 
     layer: str
     kernels: tuple[Tensor, ...]
     affine: Affine
+    norms: tuple[nn.BatchNorm2d, ...] = ()
 
 
 @runtime_checkable

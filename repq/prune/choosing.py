@@ -17,8 +17,9 @@ from repq.layers import LayerId
 from repq.model import Detector, count_macs
 from repq.model.detector import layers_of
 from repq.prune.channels import FIXED, Channels
-from repq.prune.cutting import Pruner
+from repq.prune.cutting import Kept, Pruner
 from repq.recipe import PruneConfig
+from repq.reparam.fuse import folded_blocks
 
 Scores = Mapping[LayerId, NDArray[np.float64]]
 """The importance of every output channel of a layer."""
@@ -49,6 +50,31 @@ def weight_scores(model: Detector, power: int) -> Scores:
     found = {}
     for layer, module in layers_of(model):
         found[layer] = _relative(_of_outputs(module, module.weight.detach().abs() ** power) ** (1 / power))
+    return found
+
+
+def norm_scores(model: Detector) -> Scores:
+    """The scale of the batch norms behind each output channel, over the mean of its layer: of branches the sum.
+
+    A layer without batch norm (predictions, squeeze and excitation) has none (Liu et al., "Network Slimming",
+    1708.06519, section 3).
+
+    Args:
+        model: before fusing, with batch norms.
+
+    Raises:
+        RepqError: it has none.
+    """
+    found: dict[LayerId, NDArray[np.float64]] = {}
+    for block in folded_blocks(model):
+        if block.norms:
+            scales = torch.stack([norm.weight.detach().abs() for norm in block.norms])
+            found[LayerId(block.layer)] = _relative(scales.sum(0))
+    if not found:
+        raise RepqError(
+            "importance by bn looks at batch norms", found=f"{model.spec.name} without any: it is fused, or a graph",
+            fix="prune the checkpoint from before fusing, or choose another importance",
+        )  # fmt: skip
     return found
 
 
@@ -151,35 +177,37 @@ def _group(
 # --- how many --------------------------------------------------------------------------------------------------------
 
 
-def choose(pruner: Pruner, groups: Sequence[Group], config: PruneConfig, imgsz: tuple[int, int]) -> NDArray[np.bool_]:
+def choose(
+    pruner: Pruner, groups: Sequence[Group], config: PruneConfig, cost: Callable[[Kept], float], most: float
+) -> Kept:
     """For every unit whether it stays: as few go as the target asks for.
+
+    Args:
+        cost: of what is kept, such as `share_of_macs`; with ``config.ratio`` it is not asked.
+        most: the target: what the cost may be.
 
     Raises:
         RepqError: the target cannot be reached.
     """
     ordered = _ordered(groups, config)
     counts = np.cumsum([0, *(group.steps[piece] for group, piece in ordered)])
-    share = _macs(pruner, imgsz)
 
-    def kept(pieces: int) -> NDArray[np.bool_]:
-        stays = np.ones(pruner.channels.count, bool)
-        gone: Counter[int] = Counter()
-        for group, piece in ordered[:pieces]:
-            gone[id(group)] += group.steps[piece]
-        for group in groups:
-            stays[group.units[: gone[id(group)]]] = False
-        return stays
+    def kept(pieces: int) -> Kept:
+        gone = Counter(id(group) for group, _ in ordered[:pieces])
+        return without(pruner, [(group, gone[id(group)]) for group in groups])
 
     def reached(pieces: int) -> bool:
         if config.ratio is not None:
             return bool(counts[pieces] >= config.ratio * sum(len(group.units) for group in groups))
-        return share(kept(pieces)) <= config.target_macs
+        return cost(kept(pieces)) <= most
 
     if not ordered or not reached(len(ordered)):
-        most = counts[-1] / max(1, sum(len(group.units) for group in groups))
+        channels = counts[-1] / max(1, sum(len(group.units) for group in groups))
+        left = (
+            "" if config.ratio is not None else f", which leaves {cost(kept(len(ordered))):.3g} of at most {most:.3g}"
+        )
         raise RepqError(
-            "so much cannot be pruned", found=f"at most {most:.0%} of the channels, which leaves "
-            f"{share(kept(len(ordered))):.0%} of the multiply-adds",
+            "so much cannot be pruned", found=f"at most {channels:.0%} of the channels{left}",
             fix="ask for less, or let more of a group go (max_ratio), or a smaller --round",
         )  # fmt: skip
     low, high = 0, len(ordered)
@@ -189,25 +217,33 @@ def choose(pruner: Pruner, groups: Sequence[Group], config: PruneConfig, imgsz: 
     return kept(low)
 
 
+def without(pruner: Pruner, gone: Iterable[tuple[Group, int]]) -> Kept:
+    """For every unit whether it stays when groups lose so many of their pieces, the least important first."""
+    stays = np.ones(pruner.channels.count, bool)
+    for group, pieces in gone:
+        stays[group.units[: sum(group.steps[:pieces])]] = False
+    return stays
+
+
 def _ordered(groups: Sequence[Group], config: PruneConfig) -> list[tuple[Group, int]]:
     """The pieces of all groups in the order in which they go."""
     pieces = [(group, number) for group in groups for number in range(len(group.steps))]
 
     def place(entry: tuple[Group, int]) -> float:
         group, number = entry
-        return group.scores[number] if config.scope == "global" else sum(group.steps[: number + 1]) / len(group.units)
+        return group.scores[number] if config.scope != "layer" else sum(group.steps[: number + 1]) / len(group.units)
 
     return sorted(pieces, key=place)
 
 
-def _macs(pruner: Pruner, imgsz: tuple[int, int]) -> Callable[[NDArray[np.bool_]], float]:
+def share_of_macs(pruner: Pruner, imgsz: tuple[int, int]) -> Callable[[Kept], float]:
     """The share of the multiply-adds that is left, computed from the widths."""
     counts = count_macs(pruner.model, imgsz)
     own = {layer: (m.in_channels, m.out_channels, m.groups) for layer, m in layers_of(pruner.model)}
     each = {layer: count * own[layer][2] / (own[layer][0] * own[layer][1]) for layer, count in counts.items()}
     total = sum(counts.values())
 
-    def share(kept: NDArray[np.bool_]) -> float:
+    def share(kept: Kept) -> float:
         widths = {**own, **pruner.widths(kept)}
         return sum(each[layer] * i * o / g for layer, (i, o, g) in widths.items()) / total
 

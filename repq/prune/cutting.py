@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from repq.errors import RepqError
 from repq.layers import LayerId
@@ -25,6 +28,8 @@ from repq.prune.channels import Channels, find_channels, labels_of
 
 Kept = NDArray[np.bool_]
 """For every unit whether it stays."""
+Means = Mapping[LayerId, Tensor]
+"""The mean of every input channel of layers, over images and positions."""
 _TOLERANCE = 1e-3
 _SHAPED = frozenset({"Reshape", "Split", "Slice", "Expand", "Resize"})
 
@@ -64,26 +69,71 @@ class Pruner:
         for layer, module in layers_of(self.model):
             if layer in self.channels.outputs:
                 own_in, own_out = (int(kept[units].sum()) for units in self._units(layer))
-                depthwise = module.groups == module.in_channels and module.groups > 1
-                found[layer] = own_in, own_out, own_in if depthwise else module.groups
+                found[layer] = own_in, own_out, own_in if _is_depthwise(module) else module.groups
         return found
 
     def _units(self, layer: LayerId) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self.channels.inputs[layer], self.channels.outputs[layer]
 
-    def masked(self, kept: Kept) -> Detector:
-        """The detector as it is, but that no layer reads what is not kept: it answers as the smaller one does."""
+    def masked(self, kept: Kept, means: Means = MappingProxyType({})) -> Detector:
+        """The detector as it is, but that no layer reads what is not kept: it answers as the smaller one does.
+
+        Args:
+            means: of the input channels of layers; where they are given, biases stand for the means of what is gone.
+        """
         model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for layer, module in layers_of(model):
-                if layer in self.channels.inputs and not module.groups == module.in_channels > 1:
-                    module.weight[
-                        _slices(module, *(~kept[units] for units in self._units(layer)), inputs_only=True)
-                    ] = 0
+        for layer, module in layers_of(model):
+            if layer in self.channels.inputs:
+                self.mute(layer, module, kept, means.get(layer))
         return model
 
-    def cut(self, kept: Kept) -> Detector:
-        """The smaller detector, which is compared with `masked` on noise.
+    def readers(self, units: NDArray[np.int64]) -> tuple[LayerId, ...]:
+        """The layers whose weights `mute` changes when these units are gone."""
+        return tuple(
+            layer
+            for layer, module in layers_of(self.model)
+            if layer in self.channels.inputs
+            and not _is_depthwise(module)
+            and np.isin(self.channels.inputs[layer], units).any()
+        )
+
+    @torch.no_grad()
+    def mute(self, layer: LayerId, module: Any, kept: Kept, means: Tensor | None = None) -> None:
+        """Let one layer no longer read what is not kept, in place; its bias then stands for ``means`` of that."""
+        gone = torch.from_numpy(~kept[self.channels.inputs[layer]])
+        if _is_depthwise(module) or not gone.any():
+            return
+        if means is not None and module.bias is not None:
+            module.bias += _constant_answer(module, torch.where(gone, means, 0.0))
+        module.weight[_slices(module, *(~kept[units] for units in self._units(layer)), inputs_only=True)] = 0
+
+    def means(self, images: Iterable[Tensor]) -> dict[LayerId, Tensor]:
+        """The mean of every input channel of every layer over images (B, 3, H, W).
+
+        Raises:
+            RepqError: there are no images.
+        """
+        sums: dict[LayerId, Tensor] = {}
+        count = 0
+
+        def hook(layer: LayerId) -> Callable[..., None]:
+            def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                sums[layer] = sums.get(layer, 0) + inputs[0].mean((2, 3)).sum(0)
+
+            return look
+
+        with torch.no_grad(), ExitStack() as stack:
+            for layer, module in layers_of(self.model):
+                stack.callback(module.register_forward_pre_hook(hook(layer)).remove)
+            for batch in images:
+                self.model(batch)
+                count += len(batch)
+        if not count:
+            raise RepqError("there is nothing to look at", found="no images", fix="give at least one image")
+        return {layer: total / count for layer, total in sums.items()}
+
+    def cut(self, kept: Kept, means: Means = MappingProxyType({})) -> Detector:
+        """The smaller detector, which is compared with `masked` on noise; ``means`` as there.
 
         Raises:
             RepqError: a layer would be empty, or the smaller detector answers otherwise.
@@ -91,8 +141,9 @@ class Pruner:
         widths = self.widths(kept)
         if empty := [layer for layer, (own_in, own_out, _) in widths.items() if not own_in or not own_out]:
             raise RepqError(f"no channel of {empty[0]} would be left", fix="prune less")
-        state = dict(self.model.state_dict())
-        for layer, module in layers_of(self.model):
+        whole = self.masked(kept, means)
+        state = dict(whole.state_dict())
+        for layer, module in layers_of(whole):
             if layer in widths:
                 masks = [kept[units] for units in self._units(layer)]
                 state[f"{layer}.weight"] = module.weight.detach()[_slices(module, *masks)].clone()
@@ -107,14 +158,14 @@ class Pruner:
             spec = replace(self.model.spec, widths=tuple((layer, *width) for layer, width in changed.items()))
         smaller = outline(spec, True)
         smaller.load_state_dict(state, assign=True)
-        self._verify(smaller.eval(), kept)
+        self._verify(smaller.eval(), whole)
         return smaller
 
     @torch.no_grad()
-    def _verify(self, smaller: Detector, kept: Kept) -> None:
+    def _verify(self, smaller: Detector, whole: Detector) -> None:
         noise = torch.rand(1, 3, *smallest_size(self.model), generator=torch.Generator().manual_seed(0))
         noise = self.model.spec.preprocessing.normalize(noise * 255)
-        wanted, found = self.masked(kept)(noise), smaller(noise)
+        wanted, found = whole(noise), smaller(noise)
         error = float((wanted - found).abs().max() / wanted.abs().max()) if wanted.shape == found.shape else np.inf
         if not error <= _TOLERANCE:
             raise RepqError("the pruned model does not compute what is left of the model",
@@ -160,13 +211,25 @@ def smallest_size(model: Detector) -> tuple[int, int]:
     return model.spec.only_size or (side, side)
 
 
+def _is_depthwise(module: Any) -> bool:
+    return bool(module.groups == module.in_channels > 1)
+
+
+def _constant_answer(module: Any, values: Tensor) -> Tensor:
+    """What a layer without its bias answers, far from borders, to constant channels; over a stride the mean."""
+    image, kernel = values.view(1, -1, 1, 1), module.weight.sum((2, 3), keepdim=True)
+    if isinstance(module, nn.ConvTranspose2d):
+        kernel = kernel / (module.stride[0] * module.stride[1])
+        return functional.conv_transpose2d(image, kernel, groups=module.groups).flatten()
+    return functional.conv2d(image, kernel, groups=module.groups).flatten()
+
+
 def _slices(module: Any, inputs: Kept, outputs: Kept, *, inputs_only: bool = False) -> Any:
     """The part of a layer's weight for these input and output channels, or for these inputs and all outputs."""
     groups, transposed = module.groups, isinstance(module, nn.ConvTranspose2d)
     if inputs_only:
         outputs = np.ones_like(outputs)
-    depthwise = groups == module.in_channels and groups > 1
-    if depthwise:
+    if _is_depthwise(module):
         first, second = (inputs, None) if transposed else (outputs, None)
     elif transposed:
         first, second = inputs, outputs.reshape(groups, -1)[0]

@@ -222,16 +222,39 @@ class PruneConfig(Config):
         help="Share of the removable channels that goes.",
     )  # fmt: skip
     target_macs: float = setting(0.7, gt=0, lt=1, flag="--target-macs", help="Share of the multiply-adds that stays.")
-    importance: Literal["l1", "l2", "taylor", "activation"] = setting(
-        "l2", flag="--importance", help="What a channel is worth; taylor and activation look at --data."
+    importance: Literal["l1", "l2", "bn", "taylor", "activation"] = setting(
+        "l2", flag="--importance",
+        help="What a channel is worth; bn looks at batch norms (unfused WEIGHTS), taylor and activation at --data.",
+    )  # fmt: skip
+    scope: Literal["global", "layer", "sensitivity"] = setting(
+        "global", flag="--scope", help="Whether channels of all layers compete, every group gives the same share, or "
+        "groups give by what pruning each alone costs on --data.",
+    )  # fmt: skip
+    latency: EngineName | None = setting(
+        None, flag="--latency", excludes=("--ratio", "--target-macs"),
+        help="The target is latency in this runtime, timed in float32: give --max-ms or --latency-ratio.",
+    )  # fmt: skip
+    max_ms: float | None = setting(
+        None, gt=0, le=1e6, flag="--max-ms", needs="--latency", excludes="--latency-ratio", help="Milliseconds."
     )
-    scope: Literal["global", "layer"] = setting(
-        "global", flag="--scope", help="Whether channels of all layers compete, or every group gives the same share."
+    latency_ratio: float | None = setting(
+        None, gt=0, lt=1, flag="--latency-ratio", needs="--latency", help="Share of the whole model's latency."
     )
     round: int = setting(8, ge=1, le=128, flag="--round", help="What is left of a pruned layer divides by this.")
     max_ratio: float = setting(0.7, gt=0, lt=1, help="Largest share of a group that goes.")
-    images: Count = setting(64, help="Images that taylor and activation look at.")
+    compensate: bool = setting(True, help="With --data, let biases stand for the means of the channels that leave.")
+    images: Count = setting(64, help="Images that taylor, activation and the means look at.")
+    sweep_images: Count = setting(16, help="Images that the sweep of --scope sensitivity looks at.")
+    sweep_levels: Annotated[int, Field(ge=1, le=64)] = setting(4, help="Numbers of channels that it tries of a group.")
     recovery: RecoveryConfig = setting(RecoveryConfig(), help="Training after pruning.")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PruneConfig:
+        if (self.max_ms is not None) + (self.latency_ratio is not None) != (self.latency is not None):
+            raise ValueError("latency needs a target, max_ms or latency_ratio, and these need latency")
+        if self.latency is not None and self.ratio is not None:
+            raise ValueError("give one target: ratio, target_macs or latency")
+        return self
 
 
 ApSweep = Literal["only_int8", "only_float"]

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from repq.errors import RepqError
 from repq.model import Affine, Detector, Foldable, build
@@ -22,6 +22,7 @@ class Folded:
         layer: path of the fused convolution.
         kernels: the branch kernels before folding, as trained.
         affine: the fused kernel and bias, float64.
+        norms: the batch norms that went into it.
     """
 
     block: str
@@ -29,6 +30,7 @@ class Folded:
     layer: str
     kernels: tuple[Tensor, ...]
     affine: Affine
+    norms: tuple[nn.BatchNorm2d, ...] = ()
 
 
 def fuse(model: Detector) -> Detector:
@@ -47,7 +49,7 @@ def folded_blocks(model: Detector) -> Iterator[Folded]:
     """Fold every block of a trained detector, one after the other, in module order."""
     for path, module in model.named_modules():
         for fold in module.folds() if isinstance(module, Foldable) else ():
-            yield Folded(path, type(module).__name__, f"{path}.{fold.layer}", fold.kernels, fold.affine)
+            yield Folded(path, type(module).__name__, f"{path}.{fold.layer}", fold.kernels, fold.affine, fold.norms)
 
 
 def assemble(model: Detector, blocks: Sequence[Folded]) -> Detector:

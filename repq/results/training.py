@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from repq.results.accuracy import Accuracy, Curves
 from repq.results.base import Range, Result, measured_time
 
@@ -69,11 +71,16 @@ class BlockFusion(Result):
 
 
 class PrunedGroup(Result):
-    """Layers whose channels were removed together: how many units there were, and how many are left."""
+    """Layers whose channels were removed together: how many units there were, and how many are left.
+
+    ``losses`` are those of a sweep, in which this group alone has so many units left: what the answers lose against the
+    whole model's, 0 or more. Empty: not measured.
+    """
 
     layers: tuple[str, ...]
     before: int
     after: int
+    losses: dict[int, float] = Field(default_factory=dict)
 
 
 class PruneReport(Result):

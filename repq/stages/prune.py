@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from repq.api.fitting import fitted
 from repq.api.images import with_sizes
-from repq.api.measuring import accuracy_of
-from repq.api.opening import of_weights, save_weights
-from repq.api.quantizing import fused, open_float
-from repq.api.running import Options, resolve_device
-from repq.errors import RepqError
+from repq.api.opening import save_weights
+from repq.api.pruning import pruned
+from repq.api.quantizing import open_float
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PruneConfig
-from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport
+from repq.results import PruneReport
 from repq.stages.data import labelled, read_data
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from repq.data import DetectionDataset
-    from repq.model import Detector
 
 
 def prune_checkpoint(
@@ -53,112 +42,15 @@ def prune_checkpoint(
         CheckpointError: the weights are quantized.
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
-    from repq.data import class_places
-    from repq.model import count_macs
-    from repq.prune.choosing import choose, groups_of
-    from repq.prune.cutting import Pruner
-    from repq.quant.qat import train_quantized
-
-    resolve_device(device)
-    opened = fused(open_float(weights, log, imgsz, graph))
+    trained = open_float(weights, log, imgsz, graph)
     train_set = val_set = None
     if data is not None:
-        train_set = fitted(with_sizes(read_data(data, splits[0], log, progress)), opened.names, weights.name, log)
+        train_set = fitted(with_sizes(read_data(data, splits[0], log, progress)), trained.names, weights.name, log)
         val_set = labelled(data, splits[1], log, progress) if evaluate else None
-        val_set = None if val_set is None else fitted(val_set, opened.names, weights.name, log)
-    pruner = Pruner(opened.model)
-    groups = groups_of(pruner.channels, _scores(pruner, train_set, imgsz, config), config)
-    kept = choose(pruner, groups, config, imgsz)
-    smaller = pruner.cut(kept)
-
-    def accuracy(model: Detector, title: str) -> Accuracy | None:
-        if val_set is None:
-            return None
-        handle = of_weights(title, replace(opened, model=model), Options(device=device))
-        found = accuracy_of(handle, val_set, imgsz, eval_config, progress)
-        log(f"{title}: AP {found.ap:.4f}")
-        return found
-
-    before, pruned = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
-    recovered: Accuracy | None = None
-    epochs: tuple[EpochRow, ...] = ()
-    if config.recovery.epochs and train_set is not None:
-        named = config.recovery.teacher
-        teacher = opened if named is None else fused(open_float(named, log, imgsz))
-        outcome = train_quantized(
-            smaller, teacher.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,
-            teacher_classes=class_places(opened.names or train_set.names, teacher.names, "the teacher"),
-            eval_config=eval_config, progress=progress,
-        )  # fmt: skip
-        smaller, epochs = outcome.model, outcome.epochs
-        recovered = accuracy(smaller, "recovered")
-    save_weights(out, replace(opened, model=smaller), imgsz)
-    counts = [sum(count_macs(model, imgsz).values()) for model in (opened.model, smaller)]
-    sizes = [sum(value.numel() for value in model.parameters()) for model in (opened.model, smaller)]
-    return PruneReport(
-        model=opened.model.spec.name,
-        importance=config.importance,
-        groups=tuple(
-            PrunedGroup(layers=tuple(group.layers), before=len(group.units), after=int(kept[group.units].sum()))
-            for group in groups
-        ),
-        fixed=sum(int((units == 0).sum()) for units in pruner.channels.outputs.values()),
-        macs_before=counts[0],
-        macs_after=counts[1],
-        parameters_before=sizes[0],
-        parameters_after=sizes[1],
-        accuracy_before=before,
-        accuracy_pruned=pruned,
-        accuracy_recovered=recovered,
-        epochs=epochs,
-    )
-
-
-def _scores(pruner: Any, dataset: DetectionDataset | None, imgsz: tuple[int, int], config: PruneConfig) -> Any:
-    """The importance of every unit."""
-    from repq.prune.choosing import activation_scores, taylor_scores, unit_scores, weight_scores
-
-    model, kind = pruner.model, config.importance
-    if kind in ("l1", "l2"):
-        return unit_scores(pruner.channels, weight_scores(model, int(kind[1])))
-    if dataset is None:
-        raise RepqError(f"importance by {kind} looks at images", found="no --data", fix="give --data, or l1 or l2")
-    if kind == "activation":
-        found = activation_scores(model, (pixels for pixels, _ in _looked_at(model, dataset, imgsz, config.images)))
-        return unit_scores(pruner.channels, found)
-    if not dataset.objects:
-        raise RepqError("importance by taylor needs labels", fix="give a labelled data set, or another importance")
-    return unit_scores(pruner.channels, taylor_scores(model, _losses(model, dataset, imgsz, config.images)), add=True)
-
-
-def _looked_at(
-    model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int
-) -> Iterator[tuple[Tensor, list[Any]]]:
-    """Network input, and the objects of each image: class, x1, y1, x2, y2 in its pixels."""
-    import numpy as np
-    import torch
-
-    from repq.data import batches, pixel_boxes
-
-    records = dataset.records[:images]
-    for batch in batches(records, imgsz, 8, preprocessing=model.spec.preprocessing):
-        rows = []
-        for index, transform in zip(batch.indices, batch.transforms, strict=True):
-            record = records[index]
-            boxes = transform.to_input(pixel_boxes(record.labels, record.width, record.height))
-            rows.append(np.column_stack([record.labels[:, 0], boxes]).astype(np.float32))
-        yield torch.from_numpy(batch.images), rows
-
-
-def _losses(model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int) -> Iterator[Tensor]:
-    import torch
-
-    from repq.train.assigner import pad_objects
-    from repq.train.boxes import anchor_grid
-    from repq.train.objective import objective_of
-
-    objective, strides = objective_of(model), model.spec.strides
-    grid = anchor_grid([(imgsz[0] // s, imgsz[1] // s) for s in strides], strides, torch.device("cpu"))
-    for pixels, rows in _looked_at(model, dataset, imgsz, images):
-        found = objective.loss(model.answer(model.features(pixels)), pad_objects(rows), grid)
-        yield found.total_sum / found.target_score.clamp(min=1)
+        val_set = None if val_set is None else fitted(val_set, trained.names, weights.name, log)
+    smaller, report = pruned(
+        trained, config, train_set=train_set, val_set=val_set, imgsz=imgsz, eval_config=eval_config, device=device,
+        seed=seed, progress=progress, log=log,
+    )  # fmt: skip
+    save_weights(out, smaller, imgsz)
+    return report

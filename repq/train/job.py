@@ -47,7 +47,7 @@ class TrainJob:
             TrainingError: they don't.
         """
         model, classes = self.model.spec, self.train_set.num_classes
-        if self.model.deploy:
+        if self.model.deploy and not model.widths:
             raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
         check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
         _check_batch_norm(self, processes)

@@ -11,7 +11,7 @@ from repq.distributed import joined_processes, told_by_first
 from repq.errors import TrainingError
 from repq.model import Detector, Spec, build, get_spec, outline
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, TrainConfig
+from repq.recipe import EvalConfig, QatConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
 from repq.results import TrainReport
 from repq.train.balance import with_class_weights
@@ -121,17 +121,28 @@ class FineTuned:
 def settings_for(config: TrainConfig, trained: Detector) -> TrainConfig:
     """The settings of a fine-tuning: those that ``trained`` was published with, where none are given.
 
+    A pruned model is fused: without batch norms it learns by the steps of quantization-aware training.
+
     Raises:
         TrainingError: they name a model of another family.
     """
     own = trained.spec
-    if get_spec(config.model).family == own.family:
+    related = get_spec(config.model).family == own.family
+    if related and not trained.deploy:
         return config
-    if "model" in config.model_fields_set:
+    if not related and "model" in config.model_fields_set:
         fix = "leave the model away: the weights tell it"
         raise TrainingError(f"the weights are none of {config.model}", found=own.name, fix=fix)
     given = {name: getattr(config, name) for name in config.model_fields_set}
-    return TrainConfig.model_validate({**given, "model": own.name})
+    steps = {name: getattr(QatConfig(), name) for name in _STEPS} if trained.deploy else {}
+    return TrainConfig.model_validate({**steps, "model": own.name, **given})
+
+
+_STEPS = (
+    "optimizer", "learning_rate", "rate_batch", "momentum", "weight_decay", "warmup_steps", "warmup_epochs",
+    "warmup_shape", "warmup_bias_learning_rate", "max_grad_norm", "ema_decay", "ema_ramp_steps", "scale", "hsv",
+)  # fmt: skip
+"""What the steps of a training hang on."""
 
 
 def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None = None) -> FineTuned:
@@ -143,14 +154,20 @@ def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None =
     fresh weights of a detector's class predictions are constants, so the result does not depend on any seed.
 
     Raises:
-        TrainingError: ``trained`` is fused, or of another model than the settings name.
+        TrainingError: ``trained`` is fused (and not pruned), or of another model than the settings name, or pruned for
+            another number of classes.
     """
-    if trained.deploy:
+    if trained.deploy and not trained.spec.widths:
         raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+    if trained.deploy and num_classes != trained.spec.num_classes:
+        raise TrainingError(
+            "a pruned model keeps its classes", fix="train the whole model on the new classes, then prune it",
+            found=f"{trained.spec.num_classes} in the checkpoint, {num_classes} in the data set",
+        )  # fmt: skip
     spec = replace(trained.spec, num_classes=num_classes)
     if config is not None and "model" in config.model_fields_set and config.model != trained.spec.name:
         spec = _like(trained, config.model, num_classes)
-    model = build(spec)
+    model = build(spec, deploy=trained.deploy)
     own = model.state_dict()
     kept = {name: value for name, value in trained.state_dict().items() if own[name].shape == value.shape}
     model.load_state_dict({**own, **kept})

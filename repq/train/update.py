@@ -21,6 +21,7 @@ from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
+from repq.train.units import step_in_units
 
 LAYOUT = torch.channels_last
 """Of images and weights: convolutions gain from it on GPUs and on CPUs, above all backwards."""
@@ -127,7 +128,7 @@ class Stepper(ABC):
 
 
 class Updater(Stepper):
-    """Learns to detect: labels, and a teacher if there is one."""
+    """Learns to detect: labels, and a teacher if there is one. Steps of a fused model are relative to its weights."""
 
     def __init__(
         self,
@@ -140,6 +141,8 @@ class Updater(Stepper):
     ) -> None:
         further = projector_groups(teacher, config.weight_decay)
         super().__init__(model, config, device, build_optimizer(model, config, scales, further), teacher=teacher)
+        if model.deploy:
+            step_in_units(self.optimizer, model)
         self.objective = objective_of(model, config)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:

@@ -25,10 +25,21 @@ from repq.model.onnx_graph.detector import GraphDetector
 from repq.model.onnx_graph.reading import read_graph
 from repq.model.onnx_graph.skeleton import to_skeleton, with_weights
 from repq.prune.channels import FIXED
-from repq.prune.choosing import activation_scores, choose, groups_of, unit_scores, weight_scores
+from repq.prune.choosing import (
+    activation_scores,
+    choose,
+    groups_of,
+    norm_scores,
+    share_of_macs,
+    unit_scores,
+    weight_scores,
+    without,
+)
 from repq.prune.cutting import Pruner, smallest_size
+from repq.prune.sensitivity import group_harms, weighed
 from repq.recipe import DemoConfig, PruneConfig, RecoveryConfig
 from repq.stages import prune_checkpoint
+from repq.train.distill import Teacher
 
 NAMES = ["yolov6n", "yolov6n_v2", "yolov6lite_s", "yolov6s_mbla", "yolox_nano"]
 
@@ -117,7 +128,7 @@ def test_targets_and_rounding_hold(pruner: Pruner, scope: Any, step: int) -> Non
     config = PruneConfig(target_macs=0.8, scope=scope, round=step)
     scores = unit_scores(pruner.channels, weight_scores(pruner.model, 2))
     groups = groups_of(pruner.channels, scores, config)
-    kept = choose(pruner, groups, config, smallest_size(pruner.model))
+    kept = choose(pruner, groups, config, share_of_macs(pruner, smallest_size(pruner.model)), config.target_macs)
     smaller = pruner.cut(kept)
     before, after = (sum(count_macs(m, smallest_size(m)).values()) for m in (pruner.model, smaller))
     assert 0.7 < after / before <= 0.8
@@ -134,7 +145,7 @@ def test_what_cannot_be_pruned_is_said(pruner: Pruner) -> None:
     config = PruneConfig(ratio=0.99)
     groups = groups_of(pruner.channels, np.zeros(pruner.channels.count), config)
     with pytest.raises(RepqError, match="so much cannot be pruned"):
-        choose(pruner, groups, config, smallest_size(pruner.model))
+        choose(pruner, groups, config, share_of_macs(pruner, smallest_size(pruner.model)), config.target_macs)
     nothing = np.zeros(pruner.channels.count, bool)
     with pytest.raises(RepqError, match="no channel of"):
         pruner.cut(nothing)
@@ -144,6 +155,77 @@ def test_activations_rank_silent_channels_last(pruner: Pruner) -> None:
     found = activation_scores(pruner.model, [noise(pruner.model)])
     for layer, units in pruner.channels.outputs.items():
         assert found[layer].shape == units.shape and (found[layer] >= 0).all()
+
+
+def test_means_of_constant_channels_make_up_for_them(pruner: Pruner) -> None:
+    """Where what leaves is constant, and no border shows, biases stand for it exactly."""
+    kept = some_kept(pruner)
+    layers = dict(layers_of(pruner.model))
+    for layer in pruner.readers(np.flatnonzero(~kept)):
+        module = copy.deepcopy(layers[layer])
+        gone = torch.from_numpy(~kept[pruner.channels.inputs[layer]])
+        means = torch.linspace(-1, 1, module.in_channels)
+        x = torch.rand(1, module.in_channels, 12, 12, generator=torch.Generator().manual_seed(0))
+        x[:, gone] = means[gone, None, None]
+        wanted = module(x)
+        pruner.mute(layer, module, kept, means)
+        inner = slice(3, 3 if isinstance(module, nn.ConvTranspose2d) else -3)
+        found = module(x)
+        if isinstance(module, nn.ConvTranspose2d):  # every position of the stride has a kernel of its own
+            found, wanted = (nn.functional.avg_pool2d(y, module.stride) for y in (found, wanted))
+            inner = slice(None)
+        torch.testing.assert_close(found[..., inner, inner], wanted[..., inner, inner], rtol=1e-4, atol=1e-5)
+
+
+def test_the_smaller_model_has_the_biases_of_the_muted_one(pruner: Pruner) -> None:
+    kept, x = some_kept(pruner), noise(pruner.model)
+    means = pruner.means([x])
+    whole, smaller = pruner.masked(kept, means), pruner.cut(kept, means)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(x), whole(x), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(whole(x), pruner.masked(kept)(x), atol=1e-6)
+
+
+def test_the_sweep_sees_what_a_whole_pass_sees(pruner: Pruner) -> None:
+    """What is replayed of a group equals a pass of the muted model, and costs more the more is gone."""
+    model, x = pruner.model, noise(pruner.model)
+    config = PruneConfig(round=4)
+    scores = unit_scores(pruner.channels, weight_scores(model, 2))
+    groups = [group for group in groups_of(pruner.channels, scores, config) if group.steps][::5]
+    recovery = RecoveryConfig(projector_weight=1.0)  # which would have to learn first: the sweep leaves it out
+    harms = group_harms(pruner, groups, [x], {}, levels=2, config=recovery)
+    assert all(harm.pieces[-1] == len(group.steps) for harm, group in zip(harms, groups, strict=True))
+    assert all(loss >= 0 for harm in harms for loss in harm.losses) and any(harm.losses[-1] > 0 for harm in harms)
+    last = without(pruner, [(groups[-1], harms[-1].pieces[0])])
+    with torch.no_grad():
+        own, taught = (m.answer(m.features(x)) for m in (pruner.masked(last), model))
+        teacher = Teacher(copy.deepcopy(model), model, RecoveryConfig())
+        loss = teacher.loss(own, taught, smallest_size(model), 0.0)
+    assert harms[-1].losses[0] == pytest.approx(max(0, float(loss.total_sum / loss.target_score)), rel=1e-4, abs=1e-6)
+    again = group_harms(pruner, groups, [x, x], {}, levels=2, config=recovery)
+    for one, other in zip(harms, again, strict=True):  # a mean, and nothing of one group is left for the next
+        np.testing.assert_allclose(one.losses, other.losses, rtol=1e-5, atol=1e-7)
+    share = share_of_macs(pruner, smallest_size(model))
+    for group, was, harm in zip(weighed(groups, harms, share, pruner), groups, harms, strict=True):
+        assert len(group.scores) == len(was.steps) and list(group.scores) == sorted(group.scores)
+        saved = 1 - share(without(pruner, [(was, len(was.steps))]))
+        assert group.scores[-1] * saved >= harm.losses[-1] * 0.999 / len(was.steps)
+
+
+@pytest.mark.parametrize("name", ["yolov6n", "yolov6lite_s", "yolox_nano"])
+def test_batch_norms_rank_what_they_scale(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name, 3)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1)
+                module.weight[0] = 0
+    found, deployed = norm_scores(model), dict(layers_of(build(name, 3, deploy=True)))
+    assert found and all(values.shape == (deployed[layer].out_channels,) for layer, values in found.items())
+    assert all(values[0] == 0 and values[1:].min() > 0 for values in found.values())
+    with pytest.raises(RepqError, match="batch norms"):
+        norm_scores(build(name, 3, deploy=True))
 
 
 @pytest.mark.parametrize("name", ["yolov6l", "yolox_x"])
@@ -223,7 +305,7 @@ def test_a_pruned_graph_answers_as_what_is_left_of_it(toy: GraphDetector, monkey
     monkeypatch.setattr(pruner, "_verify", lambda *_: None)  # the toy is no detector; its outputs are compared here
     config = PruneConfig(ratio=0.3, round=2, scope="layer")
     groups = groups_of(pruner.channels, unit_scores(pruner.channels, weight_scores(toy, 2)), config)
-    kept = choose(pruner, groups, config, (32, 32))
+    kept = choose(pruner, groups, config, share_of_macs(pruner, (32, 32)), 1.0)
     smaller = pruner.cut(kept)
     x = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
     found, wanted = (run_onnx(with_weights(m.spec.graph, m.state_dict()), x) for m in (smaller, pruner.masked(kept)))

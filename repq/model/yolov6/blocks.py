@@ -143,7 +143,8 @@ class ReparamBlock(nn.Module):
         return self.nonlinearity(self.rbr_reparam(x) if self.deploy else self.branches(x))
 
     def folds(self) -> Iterable[Fold]:
-        return [Fold("rbr_reparam", *self.merged())]
+        norms = tuple(module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+        return [Fold("rbr_reparam", *self.merged(), norms)]
 
     def merged(self) -> tuple[tuple[Tensor, ...], Affine]:
         """The kernels of the branches, and ``branches`` as one convolution."""

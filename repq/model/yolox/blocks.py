@@ -77,7 +77,7 @@ class FocusUnit(ConvUnit):
         large = small.new_zeros(small.shape[0], 3, 6, 6)
         for (dy, dx), part in zip(self.PARTS, small.chunk(4, dim=1), strict=True):
             large[:, :, dy::2, dx::2] = part
-        return [Fold("conv", (self.conv.weight,), Affine(large, bias))]
+        return [Fold("conv", (self.conv.weight,), Affine(large, bias), (self.bn,))]
 
 
 def space_to_depth(x: Tensor) -> Tensor:

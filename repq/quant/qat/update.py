@@ -8,13 +8,13 @@ import torch
 
 from repq.model import Detector, TrainOutput
 from repq.quant.qat.learned import scale_parameters
-from repq.quant.qat.units import step_in_units
 from repq.recipe import QatConfig
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import optimizer_of, parameter_groups
+from repq.train.units import step_in_units
 from repq.train.update import Stepper, projector_groups
 
 

@@ -162,6 +162,7 @@ def prune_blocks(report: PruneReport) -> list[Block]:
                code=True),
         number("Channels before", "before", count),
         number("After", "after", count),
+        number("Loss, most of it gone", lambda row: max(row.losses.values(), default=None), compact, optional=True),
     )  # fmt: skip
     rows = [row for row in report.groups if row.after < row.before]
     whole, left = report.macs_before, report.macs_after

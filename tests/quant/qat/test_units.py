@@ -7,7 +7,7 @@ import torch
 from small_qat import float_model
 from torch import nn
 
-from repq.quant.qat.units import bias_unit, step_in_units, weight_unit
+from repq.train.units import bias_unit, step_in_units, weight_unit
 
 
 def test_without_a_gradient_no_bit_changes() -> None:

@@ -1,0 +1,227 @@
+"""Structured pruning of opened weights: from a model to a smaller one, and what that cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from repq.api.measuring import accuracy_of
+from repq.api.opening import of_weights
+from repq.api.quantizing import fused, open_float
+from repq.api.running import Options, resolve_device
+from repq.errors import RepqError
+from repq.log import Log, quiet
+from repq.progress import Progress, silent
+from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig
+from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor
+
+    from repq.data import DetectionDataset
+    from repq.model import Detector
+    from repq.prune.choosing import Group
+    from repq.prune.cutting import Kept, Means, Pruner
+    from repq.prune.sensitivity import Harm
+    from repq.quant import Weights
+
+
+def pruned(
+    trained: Weights,
+    config: PruneConfig,
+    *,
+    train_set: DetectionDataset | None,
+    val_set: DetectionDataset | None,
+    imgsz: tuple[int, int],
+    eval_config: EvalConfig = EvalConfig(),
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> tuple[Weights, PruneReport]:
+    """Float weights without the channels that are worth least, fused, after recovery.
+
+    Args:
+        train_set: images to rank channels by, and to recover on; None: only weights are looked at.
+        val_set: labelled images to measure AP on; None: it is not measured.
+
+    Raises:
+        RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
+    """
+    from repq.data import class_places
+    from repq.model import count_macs
+    from repq.prune.choosing import choose, groups_of, share_of_macs
+    from repq.prune.cutting import Pruner
+    from repq.prune.sensitivity import group_harms, weighed
+    from repq.quant.qat import train_quantized
+
+    resolve_device(device)
+    opened = fused(trained)
+    pruner = Pruner(opened.model)
+    groups = groups_of(pruner.channels, _scores(pruner, trained.model, train_set, imgsz, config), config)
+    means: Means = {}
+    if train_set is not None and config.compensate:
+        means = pruner.means(_pixels(opened.model, train_set, imgsz, config.images))
+    harms: list[Harm] = []
+    share = share_of_macs(pruner, imgsz)
+    if config.scope == "sensitivity":
+        if train_set is None:
+            raise RepqError("a sweep looks at images", found="no --data", fix="give --data, or --scope global")
+        harms = group_harms(
+            pruner, groups, _pixels(opened.model, train_set, imgsz, config.sweep_images), means,
+            levels=config.sweep_levels, config=config.recovery, progress=progress,
+        )  # fmt: skip
+        groups = weighed(groups, harms, share, pruner)
+    cost, most = share, config.target_macs
+    if config.latency is not None:
+        cost, most = _latency(pruner, means, config.latency, config, imgsz, log)
+    kept = choose(pruner, groups, config, cost, most)
+    smaller = pruner.cut(kept, means)
+
+    def accuracy(model: Detector, title: str) -> Accuracy | None:
+        if val_set is None:
+            return None
+        handle = of_weights(title, replace(opened, model=model), Options(device=device))
+        found = accuracy_of(handle, val_set, imgsz, eval_config, progress)
+        log(f"{title}: AP {found.ap:.4f}")
+        return found
+
+    before, pruned = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
+    recovered: Accuracy | None = None
+    epochs: tuple[EpochRow, ...] = ()
+    if config.recovery.epochs and train_set is not None:
+        named = config.recovery.teacher
+        told = opened if named is None else fused(open_float(named, log, imgsz))
+        outcome = train_quantized(
+            smaller, told.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,
+            teacher_classes=class_places(opened.names or train_set.names, told.names, "the teacher"),
+            eval_config=eval_config, progress=progress,
+        )  # fmt: skip
+        smaller, epochs = outcome.model, outcome.epochs
+        recovered = accuracy(smaller, "recovered")
+    counts = [sum(count_macs(model, imgsz).values()) for model in (opened.model, smaller)]
+    sizes = [sum(value.numel() for value in model.parameters()) for model in (opened.model, smaller)]
+    report = PruneReport(
+        model=opened.model.spec.name,
+        importance=config.importance,
+        groups=tuple(
+            PrunedGroup(
+                layers=tuple(group.layers),
+                before=len(group.units),
+                after=int(kept[group.units].sum()),
+                losses=losses,
+            )
+            for group, losses in zip(groups, _losses_left(groups, harms), strict=True)
+        ),
+        fixed=sum(int((units == 0).sum()) for units in pruner.channels.outputs.values()),
+        macs_before=counts[0],
+        macs_after=counts[1],
+        parameters_before=sizes[0],
+        parameters_after=sizes[1],
+        accuracy_before=before,
+        accuracy_pruned=pruned,
+        accuracy_recovered=recovered,
+        epochs=epochs,
+    )
+    return replace(opened, model=smaller), report
+
+
+def _losses_left(groups: Sequence[Group], harms: Sequence[Harm]) -> list[dict[int, float]]:
+    """What the sweep, if there was one, found of each group, by the units that were left."""
+    if not harms:
+        return [{} for _ in groups]
+    return [
+        {
+            len(group.units) - sum(group.steps[:pieces]): loss
+            for pieces, loss in zip(harm.pieces, harm.losses, strict=True)
+        }
+        for group, harm in zip(groups, harms, strict=True)
+    ]
+
+
+def _latency(
+    pruner: Pruner, means: Means, engine: EngineName, config: PruneConfig, imgsz: tuple[int, int], log: Log
+) -> tuple[Callable[[Kept], float], float]:
+    """Latency as a share of the whole model's, both taking turns in one runtime, and what it may be."""
+    from repq.bench.plans import time_graphs
+    from repq.export import export_float
+
+    bench = BenchConfig(threads=(os.cpu_count() or 1,))
+    whole = export_float(pruner.model, imgsz)
+
+    def medians(*graphs: ModelProto) -> list[float]:
+        return [median(times) for times in time_graphs(engine, graphs, imgsz, bench, label="latency")]
+
+    def cost(kept: Kept) -> float:
+        before, after = medians(whole, export_float(pruner.cut(kept, means), imgsz))
+        log(f"{engine}: {after:.3g} ms, {after / before:.0%} of the whole model's {before:.3g} ms")
+        return after / before
+
+    if config.latency_ratio is not None:
+        return cost, config.latency_ratio
+    assert config.max_ms is not None  # the settings have one of both
+    (own,) = medians(whole)
+    return cost, config.max_ms / own
+
+
+def _pixels(model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int) -> Iterator[Tensor]:
+    """Network input of the first images."""
+    return (pixels for pixels, _ in _looked_at(model, dataset, imgsz, images))
+
+
+def _scores(
+    pruner: Any, trained: Detector, dataset: DetectionDataset | None, imgsz: tuple[int, int], config: PruneConfig
+) -> Any:
+    """The importance of every unit."""
+    from repq.prune.choosing import activation_scores, norm_scores, taylor_scores, unit_scores, weight_scores
+
+    model, kind = pruner.model, config.importance
+    if kind in ("l1", "l2"):
+        return unit_scores(pruner.channels, weight_scores(model, int(kind[1])))
+    if kind == "bn":
+        return unit_scores(pruner.channels, norm_scores(trained))
+    if dataset is None:
+        raise RepqError(f"importance by {kind} looks at images", found="no --data", fix="give --data, or l1 or l2")
+    if kind == "activation":
+        found = activation_scores(model, _pixels(model, dataset, imgsz, config.images))
+        return unit_scores(pruner.channels, found)
+    if not dataset.objects:
+        raise RepqError("importance by taylor needs labels", fix="give a labelled data set, or another importance")
+    return unit_scores(pruner.channels, taylor_scores(model, _losses(model, dataset, imgsz, config.images)), add=True)
+
+
+def _looked_at(
+    model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int
+) -> Iterator[tuple[Tensor, list[Any]]]:
+    """Network input, and the objects of each image: class, x1, y1, x2, y2 in its pixels."""
+    import numpy as np
+    import torch
+
+    from repq.data import batches, pixel_boxes
+
+    records = dataset.records[:images]
+    for batch in batches(records, imgsz, 8, preprocessing=model.spec.preprocessing):
+        rows = []
+        for index, transform in zip(batch.indices, batch.transforms, strict=True):
+            record = records[index]
+            boxes = transform.to_input(pixel_boxes(record.labels, record.width, record.height))
+            rows.append(np.column_stack([record.labels[:, 0], boxes]).astype(np.float32))
+        yield torch.from_numpy(batch.images), rows
+
+
+def _losses(model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], images: int) -> Iterator[Tensor]:
+    import torch
+
+    from repq.train.assigner import pad_objects
+    from repq.train.boxes import anchor_grid
+    from repq.train.objective import objective_of
+
+    objective, strides = objective_of(model), model.spec.strides
+    grid = anchor_grid([(imgsz[0] // s, imgsz[1] // s) for s in strides], strides, torch.device("cpu"))
+    for pixels, rows in _looked_at(model, dataset, imgsz, images):
+        found = objective.loss(model.answer(model.features(pixels)), pad_objects(rows), grid)
+        yield found.total_sum / found.target_score.clamp(min=1)
