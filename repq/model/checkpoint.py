@@ -129,7 +129,8 @@ def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
     try:
         with in_utf8(path) as there, safe_open(there, framework="pt") as file:
             header = dict(file.metadata() or {})
-            tensors = {entry: file.get_tensor(entry) for entry in file.keys()}  # noqa: SIM118 (no mapping)
+            # Copies: a tensor that lies as in the file may not be aligned, and kernels then sum in another order.
+            tensors = {entry: file.get_tensor(entry).clone() for entry in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file", found=str(error), fix="copy or write it again"

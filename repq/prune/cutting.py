@@ -146,7 +146,7 @@ class Pruner:
         for layer, module in layers_of(whole):
             if layer in widths:
                 masks = [kept[units] for units in self._units(layer)]
-                state[f"{layer}.weight"] = module.weight.detach()[_slices(module, *masks)].clone()
+                state[f"{layer}.weight"] = module.weight.detach()[_slices(module, *masks)].contiguous()
                 if module.bias is not None:
                     state[f"{layer}.bias"] = module.bias.detach()[torch.from_numpy(masks[1])].clone()
         if isinstance(self.model, GraphDetector):

@@ -304,7 +304,8 @@ def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(onnx_file)
 def test_dynamic_int8_is_near_float_and_says_what_it_is(onnx_file, tmp_path):
     engine = build("onnxruntime", onnx_file(detector()), BuildConfig(threads=1, dynamic=True))
     description = engine.describe()
-    assert {row.precision for row in description.layers if row.layer not in ORT_FLOAT} == {"int8"}
+    float_ = {row.layer for row in description.layers if row.precision != "int8"}
+    assert float_ == {"neck.up"}  # quantize_dynamic leaves transposed convolutions as they are
     assert "slow" in description.note
     found = engine.infer(IMAGES)["detections"]
     assert 20 < snr_db(reference(detector(), IMAGES), found) < 60
