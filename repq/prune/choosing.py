@@ -24,6 +24,8 @@ from repq.reparam.fuse import folded_blocks
 Scores = Mapping[LayerId, NDArray[np.float64]]
 """The importance of every output channel of a layer."""
 
+_LATENCY_STEPS = 32  # of the search: what is measured is not finer
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -210,11 +212,12 @@ def choose(
             "so much cannot be pruned", found=f"at most {channels:.0%} of the channels{left}",
             fix="ask for less, or let more of a group go (max_ratio), or a smaller --round",
         )  # fmt: skip
-    low, high = 0, len(ordered)
+    stride = 1 if config.latency is None else max(1, len(ordered) // _LATENCY_STEPS)
+    low, high = 0, -(-len(ordered) // stride)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle + 1, high)
-    return kept(low)
+        low, high = (low, middle) if reached(min(middle * stride, len(ordered))) else (middle + 1, high)
+    return kept(min(low * stride, len(ordered)))
 
 
 def without(pruner: Pruner, gone: Iterable[tuple[Group, int]]) -> Kept:

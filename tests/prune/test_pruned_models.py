@@ -58,7 +58,7 @@ def test_it_loads_evaluates_fuses_and_exports(pruned: Path, data: Path, tmp_path
 
 def test_it_quantizes_and_learns_in_int8(pruned: Path, data: Path, tmp_path: Path) -> None:
     model = repq.load(pruned)
-    quantized = model.quantize(data, imgsz=SIZE, split="train", limit=4)
+    quantized = model.quantize(data, imgsz=SIZE, split="train", limit=4, auto=False)
     trained = quantized.qat(data, imgsz=SIZE, epochs=1, batch=4)
     graph = trained.export(tmp_path / "int8.onnx", imgsz=SIZE, batch=1)
     assert graph.quantized and len(graph.layers) == len(model.layers)
@@ -98,22 +98,21 @@ def test_handles_prune(tmp_path: Path, data: Path) -> None:
     assert any(group.losses for group in small.report.groups)
     assert repq.load(small.save(tmp_path / "small.safetensors")).spec == whole.spec
     with pytest.raises(CheckpointError, match="quantized already"):
-        small.quantize(data, imgsz=SIZE, split="train", limit=2).prune(imgsz=SIZE)
+        small.quantize(data, imgsz=SIZE, split="train", limit=2, auto=False).prune(imgsz=SIZE)
 
 
-def test_latency_is_a_target(data: Path, tmp_path: Path) -> None:
+def test_latency_is_a_target(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "whole.safetensors", build("yolov6n_v2", 2, deploy=True))
+    whole, out = tmp_path / "whole.onnx", tmp_path / "small.safetensors"
+    save_onnx(whole, export_float(build("yolov6n_v2", 2, deploy=True).eval(), (128, 128)))
     seen: list[str] = []
     config = PruneConfig(latency="openvino", latency_ratio=0.97)
-    report = prune_checkpoint(
-        tmp_path / "whole.safetensors", tmp_path / "small.safetensors", config, imgsz=(128, 128), log=seen.append
-    )
+    report = prune_checkpoint(whole, out, config, imgsz=(128, 128), log=seen.append)
     assert report.macs_after < report.macs_before
     assert sum("of the whole model's" in line for line in seen) >= 2
     config = PruneConfig(latency="openvino", max_ms=1e-4)
     with pytest.raises(RepqError, match="so much cannot be pruned"):
-        prune_checkpoint(tmp_path / "whole.safetensors", tmp_path / "x.safetensors", config, imgsz=(64, 64))
+        prune_checkpoint(whole, tmp_path / "x.safetensors", config, imgsz=(128, 128))
 
 
 @pytest.mark.parametrize("values", [{"latency": "openvino"}, {"max_ms": 3.0}, {"latency_ratio": 0.5},
