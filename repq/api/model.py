@@ -623,13 +623,13 @@ class Model:
         return self._with(replace(start, model=outcome.model), size, outcome)
 
     def prune(
-        self, images: Images | None = None, *, imgsz: Size | None = None, split: str = "train", seed: int = 0,
+        self, data: Images | None = None, *, imgsz: Size | None = None, split: str = "train", seed: int = 0,
         config: PruneConfig | None = None, **settings: Any,
     ) -> Model:  # fmt: skip
         """Remove the channels of a float checkpoint that are worth least; it is fused on the way.
 
         Args:
-            images: as of `quantize`; all count in the recovery. Without any, only weights are looked at.
+            data: as ``images`` of `quantize`; all count in the recovery. Without any, only weights are looked at.
             config, settings: a `repq.PruneConfig`, or its fields: ``target_macs``, ``ratio``, ``latency``,
                 ``importance``, ``scope``, ``round``, ``recovery`` …
 
@@ -647,8 +647,8 @@ class Model:
         chosen = settings_of(PruneConfig, config, settings, "pruning")
         with ExitStack() as stack:
             train_set = None
-            if images is not None:
-                opened = as_dataset(images, split, limit=ALL, seed=seed, names=self.class_names, log=options.log)
+            if data is not None:
+                opened = as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log)
                 train_set = with_sizes(stack.enter_context(opened))
                 if train_set.objects:
                     train_set = fitted(train_set, self.names, self.label, options.log)
