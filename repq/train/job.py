@@ -12,6 +12,7 @@ from repq.recipe import EvalConfig, TrainConfig
 from repq.reparam.repopt import RepScales, takes_scales
 from repq.train.distill import check_teacher
 from repq.train.loader import smallest_batch
+from repq.train.objective import demand_trainable
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class TrainJob:
             TrainingError: they don't.
         """
         model, classes = self.model.spec, self.train_set.num_classes
-        if self.model.deploy and not model.widths:
-            raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+        demand_trainable(self.model)
         check_images(model, self.train_set, self.imgsz, self.config.batch, processes)
         _check_batch_norm(self, processes)
         if self.config.class_weights and len(self.config.class_weights) != classes:

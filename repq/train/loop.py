@@ -18,6 +18,7 @@ from repq.train.balance import with_class_weights
 from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
+from repq.train.objective import demand_trainable
 from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
 
@@ -154,11 +155,10 @@ def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None =
     fresh weights of a detector's class predictions are constants, so the result does not depend on any seed.
 
     Raises:
-        TrainingError: ``trained`` is fused (and not pruned), or of another model than the settings name, or pruned for
-            another number of classes.
+        TrainingError: ``trained`` is fused (and not pruned), of a family without loss, of another model than the
+            settings name, or pruned for another number of classes.
     """
-    if trained.deploy and not trained.spec.widths:
-        raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
+    demand_trainable(trained)
     if trained.deploy and num_classes != trained.spec.num_classes:
         raise TrainingError(
             "a pruned model keeps its classes", fix="train the whole model on the new classes, then prune it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from repq.errors import TrainingError
-from repq.model import Detector, TrainOutput, family_named
+from repq.model import Detector, Spec, TrainOutput, family_named
 from repq.recipe import TrainConfig
 from repq.train.assigner import Objects
 from repq.train.boxes import AnchorGrid
@@ -44,7 +44,7 @@ class Objective:
         Raises:
             TrainingError: models of this family cannot be trained on labels.
         """
-        raise TrainingError(f"{self.spec.name} cannot be trained on labels", found=f"{self.spec.family} has no loss")
+        raise _without_loss(self.spec)
 
     def corners(self, distances: Tensor, seen: Tensor, grid: AnchorGrid) -> Tensor:
         """The boxes x1, y1, x2, y2 in pixels, (P, 4), of the raw ones (B, N, any) at P points; here they are raw.
@@ -54,6 +54,22 @@ class Objective:
             grid: of the N points.
         """
         return distances[seen]
+
+
+def _without_loss(spec: Spec) -> TrainingError:
+    return TrainingError(f"{spec.name} cannot be trained on labels", found=f"{spec.family} has no loss")
+
+
+def demand_trainable(model: Detector) -> None:
+    """Refuse a detector that labels cannot train.
+
+    Raises:
+        TrainingError: its family has no loss, or it is fused and not pruned.
+    """
+    if family_named(model.spec.family).objective(model, TrainConfig()) is None:
+        raise _without_loss(model.spec)
+    if model.deploy and not model.spec.widths:
+        raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")
 
 
 def objective_of(model: Detector, config: TrainConfig = TrainConfig()) -> Objective:
