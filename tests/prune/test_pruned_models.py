@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,21 @@ from repq.data import make_demo_set
 from repq.errors import CheckpointError, RepqError, TrainingError
 from repq.export import export_float
 from repq.graph import save_onnx
-from repq.model import build, load_checkpoint, save_checkpoint
+from repq.model import Detector, build, get_spec, load_checkpoint, save_checkpoint
 from repq.recipe import DemoConfig, EvalConfig, PruneConfig, TrainConfig
 from repq.stages import prune_checkpoint, train_detector
 
 SIZE = (64, 64)
 NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
+
+
+def made(name: str, *, deploy: bool = False) -> Detector:
+    """A detector of two classes with random weights; of YOLOv6-N with few blocks."""
+    torch.manual_seed(0)
+    spec = get_spec(name, 2)
+    if name.startswith("yolov6n"):
+        spec = replace(spec, backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
+    return build(spec, deploy=deploy).eval()
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +39,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=NAMES)
 def pruned(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pruned")
-    torch.manual_seed(0)
     whole, out = folder / "whole.safetensors", folder / "small.safetensors"
     names = repq.data.load_dataset(data, "val").names
     if request.param == "onnx":
         whole = folder / "whole.onnx"
-        save_onnx(whole, export_float(build("yolov6lite_s", 2, deploy=True).eval(), SIZE))
+        save_onnx(whole, export_float(made("yolov6n_v2", deploy=True), SIZE))
         names = None
     else:
-        save_checkpoint(whole, build(request.param, 2), names=names)
+        save_checkpoint(whole, made(request.param), names=names)
     config = PruneConfig(ratio=0.2, round=4, scope="layer", images=4)
     report = prune_checkpoint(whole, out, config, data=data, imgsz=SIZE, evaluate=False)
     assert report.macs_after < report.macs_before
@@ -90,8 +99,7 @@ def test_it_trains_on_labels(pruned: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_handles_prune(tmp_path: Path, data: Path) -> None:
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "whole.safetensors", build("yolov6n_v2", 2))
+    save_checkpoint(tmp_path / "whole.safetensors", made("yolov6n_v2"))
     whole = repq.load(tmp_path / "whole.safetensors")
     small = whole.prune(data, imgsz=SIZE, target_macs=0.8, scope="sensitivity", importance="bn", images=4)
     assert isinstance(small.report, repq.PruneReport) and small.report.macs_after <= 0.8 * small.report.macs_before
@@ -102,9 +110,8 @@ def test_handles_prune(tmp_path: Path, data: Path) -> None:
 
 
 def test_latency_is_a_target(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.safetensors"
-    save_onnx(whole, export_float(build("yolov6n_v2", 2, deploy=True).eval(), (128, 128)))
+    save_onnx(whole, export_float(made("yolov6n_v2", deploy=True), (128, 128)))
     seen: list[str] = []
     config = PruneConfig(latency="openvino", latency_ratio=0.97)
     report = prune_checkpoint(whole, out, config, imgsz=(128, 128), log=seen.append)
