@@ -47,7 +47,7 @@ def detector(label: str) -> Detector:
     full = get_spec(name, classes)
     fields = ("backbone_channels", "top_down_channels", "bottom_up_channels")
     channels = {f: tuple(max(6, round(c * width)) for c in getattr(full, f)) for f in fields}
-    repeats = {f: tuple(min(n, 4) for n in getattr(full, f)) for f in ("backbone_repeats", "neck_repeats")}
+    repeats = {f: tuple(min(n, 2) for n in getattr(full, f)) for f in ("backbone_repeats", "neck_repeats")}
     spec = replace(full, **channels, **repeats)
     torch.manual_seed(0)
     model = build(spec, deploy=True).eval()
