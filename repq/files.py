@@ -52,8 +52,8 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
     old = new.with_suffix(".old.part")
-    new.mkdir()
     try:
+        new.mkdir()
         with naming(folder):
             yield new
             if keep_others:
@@ -83,8 +83,8 @@ def scratch_folder() -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     folder = _beside(Path(tempfile.gettempdir()) / "repq")
-    folder.mkdir(mode=0o700)
     try:
+        folder.mkdir(mode=0o700)  # inside: a signal may come as soon as it is there
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -125,11 +125,16 @@ def chosen(
 ) -> Choice:
     """The fastest that loses no more AP than allowed against the first; INT8 has to earn its place.
 
+    Where the first finds nothing, nothing is chosen: equal zeros would pass any bound.
+
     Args:
         max_ms: bound of the median latency at the smallest batch.
         min_speedup: how many times as fast as the fastest float one INT8 has to be.
     """
     reference = contenders[0]
+    if not reference.ap > 0:
+        reason = f"{reference.model} has AP {reference.ap:g} on these images: what another loses cannot be measured"
+        return Choice(ship=None, int8_pays=False, max_drop=max_drop, max_ms=max_ms, reasons=(reason,))
     timed = sorted((row for row in contenders if row.first.p50_ms is not None), key=_ms)
     exact = [row for row in timed if reference.ap - row.ap <= max_drop]
     good = [row for row in exact if max_ms is None or _ms(row) <= max_ms]

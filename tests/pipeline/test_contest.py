@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repq import build_model
+from repq import build_model, load
 from repq.cli import main
+from repq.data import load_dataset
 from repq.pipeline.contest import RESULT, chosen
 from repq.results import BatchTiming, Contender, Contest
 
@@ -51,6 +54,13 @@ def test_the_choice_is_the_fastest_within_the_bounds(
     assert choice.reasons
 
 
+@given(fields(), st.floats(0, 1))
+def test_nothing_is_chosen_where_the_float_model_finds_nothing(rows: list[Contender], max_drop: float) -> None:
+    choice = chosen([contender("torch", 0.0, 50.0), *rows], max_drop)
+    assert choice.ship is None and not choice.int8_pays
+    assert "cannot be measured" in choice.reasons[0]
+
+
 def test_int8_has_to_earn_its_place() -> None:
     rows = [contender("torch", 0.5, 50.0), contender("a", 0.5, 10.0), contender("b", 0.499, 9.0, "int8")]
     assert chosen(rows, 0.005).ship == "b"
@@ -65,8 +75,20 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]
     from repq.recipe.data import DemoConfig
 
     folder = tmp_path_factory.mktemp("contest")
-    make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=4, size=64))
-    build_model("yolov6n_v2", 3).save(folder / "tiny.safetensors")
+    data = make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=4, size=64))
+    model = build_model("yolov6n_v2", 3)
+    assert model.weights is not None
+    for name, parameter in model.weights.model.detect.named_parameters():
+        if "_preds" in name and name.endswith("weight"):  # they start at zero: all scores would be alike
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        elif "_preds" in name:
+            parameter.data.fill_(-1.0 if "cls" in name else 1.0)
+    model = load(model.save(folder / "tiny.safetensors"))
+    for record in load_dataset(data, "val").records:  # the labels are what the model finds, so that it has an AP
+        found = model.detect(record.path, imgsz=64, conf=0.0, max_detections=3)
+        boxes = np.column_stack([(found[:, :2] + found[:, 2:4]) / 2, found[:, 2:4] - found[:, :2]]) / 64
+        rows = [" ".join(map(str, (int(row[5]), *box))) for row, box in zip(found, boxes, strict=True)]
+        next((folder / "set").rglob(f"labels/val/{record.path.stem}.txt")).write_text("\n".join(rows))
     arguments = [
         "compare", str(folder / "tiny.safetensors"), "--data", str(folder / "set/data.yaml"), "--imgsz", "64",
         "-o", str(folder / "out"), *(part for text in QUICK for part in ("--set", text)),
@@ -90,7 +112,7 @@ def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Pat
             assert timing.reason or (timing.p50_ms and timing.p50_ms <= timing.p95_ms <= timing.p99_ms)  # type: ignore[operator]
             assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
         assert row.variant == "int8" or not row.int8_macs_share
-    assert found.choice is not None
+    assert found.choice is not None and found.contenders[0].ap > 0
     page = (compared[1] / "report.html").read_text()
     assert "AP against latency" in page and all(row.detail[:20] in page for row in found.missing)
 
