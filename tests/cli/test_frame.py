@@ -109,7 +109,8 @@ def test_a_signal_ends_with_one_line_and_leaves_nothing(
         f"sys.argv = ['repq', 'fuse', {str(material.files['WEIGHTS'])!r}, '-o', {str(out)!r}, '--imgsz', '640']\n"
         "def kill():\n"
         + ("    while 'click' not in sys.modules: pass\n" if moment == "import" else
-           "    while not os.listdir(os.environ['TMPDIR']): time.sleep(0.001)\n")
+           "    while not any(os.path.isdir(os.path.join(os.environ['TMPDIR'], name))\n"
+           "                  for name in os.listdir(os.environ['TMPDIR'])): time.sleep(0.001)\n")
         + f"    os.kill(os.getpid(), {int(number)})\n"
         "threading.Thread(target=kill, daemon=True).start()\n"
         "runpy.run_module('repq', run_name='__main__')\n"
