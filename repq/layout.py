@@ -5,7 +5,6 @@ Arrays are of numpy or torch: what is used of either has one name in both.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +13,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict
 
 from repq.errors import EngineError
+from repq.json_value import JsonValue
 
 BoxForm = Literal["centre", "corners"]
 
 
 @dataclass(frozen=True)
-class OutputLayout:
+class OutputLayout(JsonValue):
     """What a detector's outputs mean: how they become one array of detections, and the columns of that.
 
     The default is the form that most YOLO detectors have: one output (B, N, 5 + classes) in pixels of the network
@@ -135,21 +135,6 @@ class OutputLayout:
 
     def values(self) -> dict[str, Any]:
         return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.values())
-
-    @staticmethod
-    def from_json(text: str) -> OutputLayout:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        return _LAYOUTS.validate_json(text)
-
-
-_LAYOUTS = TypeAdapter(OutputLayout)
 
 
 def _library(array: Any) -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict
 
 from repq.errors import RepqError
+from repq.json_value import JsonValue
 
 _PLANES = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(JsonValue):
     """Where an image lies in the input, and ``(p / divisor - mean) / std`` of its pixels p in 0..255.
 
     The defaults are those that YOLOv6 was trained with.
@@ -63,21 +63,6 @@ class Preprocessing:
                 plane -= mean
                 plane /= std
         return pixels
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Preprocessing:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        return _ADAPTER.validate_json(text)
-
-
-_ADAPTER = TypeAdapter(Preprocessing)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict
 
+from repq.json_value import JsonValue
 from repq.log import Log, quiet
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class Thresholds(JsonValue):
     """What counts as found. Measuring AP has settings of its own (`repq.recipe.EvalConfig`).
 
     Attributes:
@@ -46,20 +46,6 @@ class Thresholds:
                 log(f"{label} works at {name.replace('_', ' ')} {own:g}; {value:g} is asked for")
         return replace(self, **given)
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Thresholds:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        return _ADAPTER.validate_json(text)
-
 
 USUAL = Thresholds()
 """Of a model of which nobody said others."""
-
-_ADAPTER = TypeAdapter(Thresholds)

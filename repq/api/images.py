@@ -169,11 +169,9 @@ def _as_record(image: Image, number: int, folder: Path) -> ImageRecord:
 
 def _measured(records: Sequence[ImageRecord], source: str) -> list[ImageRecord]:
     """The records with their images' sizes, which training and AP need."""
-    from repq.data import prefetch, read_image
+    from repq.data import image_size, prefetch
 
     if not records:
         raise DataError(f"there are no images in {source}", fix="give at least one image")
-    sizes = prefetch(lambda record: read_image(record.path).shape, records)
-    return [
-        replace(record, width=width, height=height) for record, (height, width, _) in zip(records, sizes, strict=True)
-    ]
+    sizes = prefetch(lambda record: image_size(record.file), records)
+    return [replace(record, width=width, height=height) for record, (width, height) in zip(records, sizes, strict=True)]

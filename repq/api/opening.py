@@ -218,11 +218,9 @@ def engines_of(onnx: Path) -> tuple[EngineName, ...]:
 
 
 def _engines_for(source: Source) -> tuple[EngineName, ...]:
-    from repq.graph import parse_metadata
-    from repq.graph.forms import form_named
+    from repq.graph.forms import form_of
 
-    metadata = parse_metadata(source.metadata)
-    form = None if metadata is None else form_named(metadata.form)
+    form = form_of(source.metadata)
     return default_engines() if form is None else (form.runs_in,)
 
 

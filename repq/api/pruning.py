@@ -217,11 +217,10 @@ def _losses(model: Detector, dataset: DetectionDataset, imgsz: tuple[int, int], 
     import torch
 
     from repq.train.assigner import pad_objects
-    from repq.train.boxes import anchor_grid
+    from repq.train.boxes import grid_of
     from repq.train.objective import objective_of
 
-    objective, strides = objective_of(model), model.spec.strides
-    grid = anchor_grid([(imgsz[0] // s, imgsz[1] // s) for s in strides], strides, torch.device("cpu"))
+    objective, grid = objective_of(model), grid_of(imgsz, model.spec.strides, torch.device("cpu"))
     for pixels, rows in _looked_at(model, dataset, imgsz, images):
         found = objective.loss(model.answer(model.features(pixels)), pad_objects(rows), grid)
         yield found.total_sum / found.target_score.clamp(min=1)

@@ -7,7 +7,7 @@ from repq.data.classes import class_places, fit_classes, fit_splits
 from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, image_hashes, pixel_boxes
 from repq.data.demo import make_demo_set
 from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
-from repq.data.images import decode_image, read_image
+from repq.data.images import decode_image, image_size, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
 from repq.data.load import listed_images, load_dataset
 from repq.data.loader import Batch, batches, prefetch, to_input
@@ -30,6 +30,7 @@ __all__ = [
     "fit_classes",
     "fit_splits",
     "image_hashes",
+    "image_size",
     "letterbox",
     "letterbox_transform",
     "listed_images",

@@ -102,11 +102,9 @@ def build(
 
 def _demand_readable(source: Source, name: EngineName) -> None:
     """Refuse a file in a form that this runtime does not read (OpenVINO ends the process over integer operators)."""
-    from repq.graph import parse_metadata
-    from repq.graph.forms import form_named
+    from repq.graph.forms import form_of
 
-    metadata = parse_metadata(source.metadata)
-    form = None if metadata is None else form_named(metadata.form)
+    form = form_of(source.metadata)
     if form is not None and not form.portable and form.name != name:
         raise EngineError(
             f"{source.name} is written for {form.name} alone",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,15 +156,16 @@ class OnnxRuntimeEngine(Engine):
         with scratch_folder() as scratch:
             optimized = scratch / _MODEL
             session = open_session(
-                self._data, self.manifest.threads, self._provider, optimized=optimized, profiled=True
+                self._data, self.manifest.threads, self._provider, optimized=optimized, profile_in=scratch
             )
             graph = _graph_of(optimized)
-        feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
-        for _ in range(runs + 1):
-            session.run(None, feed)
+            feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
+            for _ in range(runs + 1):
+                session.run(None, feed)
+            events = _events(session)
         owner = owners(graph, self.manifest.layers, result_names(self._model.graph))
         times: dict[tuple[str, str], list[float]] = {}
-        for event in _events(session):
+        for event in events:
             if event["name"].endswith("_kernel_time"):
                 key = event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")
                 times.setdefault(key, []).append(event["dur"] / 1e3)
@@ -180,8 +180,9 @@ class OnnxRuntimeEngine(Engine):
     def _placement(self) -> str:
         shape = [size if isinstance(size, int) else 1 for size in self.manifest.input.shape]
         images = np.zeros(shape, self.manifest.input.dtype)
-        session = open_session(self._data, self.manifest.threads, self._provider, profiled=True)
-        counts = nodes_by_provider(session, {self.manifest.input.name: images})
+        with scratch_folder() as scratch:
+            session = open_session(self._data, self.manifest.threads, self._provider, profile_in=scratch)
+            counts = nodes_by_provider(session, {self.manifest.input.name: images})
         return ", ".join(f"{count} nodes ran on {name}" for name, count in counts.items())
 
 
@@ -277,9 +278,18 @@ def conversions(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
 
 
 def open_session(
-    data: bytes, threads: int | None, provider: Provider, *, optimized: Path | None = None, profiled: bool = False
+    data: bytes,
+    threads: int | None,
+    provider: Provider,
+    *,
+    optimized: Path | None = None,
+    profile_in: Path | None = None,
 ) -> Any:
     """A session as the engine runs it: every optimization, and exact integer sums on every CPU.
+
+    Args:
+        optimized: where to write the graph that it runs.
+        profile_in: folder of the notes that profiling takes; None: none are taken.
 
     Raises:
         EngineError: ONNX Runtime cannot run the model, or lacks the provider.
@@ -298,9 +308,9 @@ def open_session(
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    if profiled:
+    if profile_in is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "repq-onnxruntime")
+        options.profile_file_prefix = str(profile_in / "profile")
     try:
         # Without this it would take the CPU when a GPU provider fails, with no more than a line in its log.
         session = onnxruntime.InferenceSession(

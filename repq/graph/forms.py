@@ -6,7 +6,7 @@ whoever runs it gets the same. A form is one entry of ``FORMS``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,14 @@ class Form:
 def form_named(name: str) -> Form | None:
     """The form of this name; None: there is none."""
     return next((form for form in FORMS if form.name == name), None)
+
+
+def form_of(properties: Mapping[str, str]) -> Form | None:
+    """The form that a graph with these metadata properties has; None: none."""
+    from repq.graph.metadata import parse_metadata
+
+    metadata = parse_metadata(properties)
+    return None if metadata is None else form_named(metadata.form)
 
 
 def in_form(model: ModelProto, name: str) -> tuple[ModelProto, PassReport]:

@@ -37,8 +37,6 @@ from repq.graph.layer_join import LAYER_OPS, layers_of
 from repq.graph.surgeon import import_graph, is_constant, producer
 from repq.layers import LayerId
 
-"""Tensors that must share a scale, in graph order."""
-
 
 class UnionFind:
     """Disjoint sets of names; every name is at first a set of its own."""

@@ -20,9 +20,7 @@ Source: ONNX Runtime, ``onnxruntime.quantization.execution_providers.qnn``.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, helper
 
 from repq.errors import GraphError
+from repq.files import scratch_folder
 from repq.graph.anchors import anchors_of
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import activation_pairs
@@ -150,8 +149,8 @@ def _quantized(plain: ModelProto, overrides: Overrides, kept: list[str], like: M
         def get_next(self) -> dict[str, Any] | None:
             return next(self._feeds, None)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        written = Path(scratch) / "qnn.onnx"
+    with scratch_folder() as scratch:
+        written = scratch / "qnn.onnx"
         config = get_qnn_qdq_config(
             plain,
             OneImage(),

@@ -6,15 +6,15 @@ models, and a subclass of ``repq.model.Detector`` that runs them. Importing this
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from repq.errors import RepqError
+from repq.json_value import adapter
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.results import Variant
@@ -92,7 +92,7 @@ class Spec:
     def to_json(self) -> str:
         """The spec as one JSON object."""
         kind: Any = type(self)
-        return _adapter(kind).dump_json(self).decode()
+        return adapter(kind).dump_json(self).decode()
 
     @classmethod
     def from_json(cls: type[S], text: str) -> S:
@@ -103,7 +103,7 @@ class Spec:
         """
         try:
             kind: Any = cls
-            spec: S = _adapter(kind).validate_json(text)
+            spec: S = adapter(kind).validate_json(text)
             return spec
         except ValidationError as error:
             problem = error.errors()[0]
@@ -113,11 +113,6 @@ class Spec:
                 found=f"{where or 'text'}: {problem['msg']}",
                 fix="use a file that this version of repq wrote",
             ) from None
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -198,18 +199,20 @@ def choose(
         gone = Counter(id(group) for group, _ in ordered[:pieces])
         return without(pruner, [(group, gone[id(group)]) for group in groups])
 
+    @cache  # a measured one takes long, and would be another the next time
+    def left(pieces: int) -> float:
+        return cost(kept(pieces))
+
     def reached(pieces: int) -> bool:
         if config.ratio is not None:
             return bool(counts[pieces] >= config.ratio * sum(len(group.units) for group in groups))
-        return cost(kept(pieces)) <= most
+        return left(pieces) <= most
 
     if not ordered or not reached(len(ordered)):
         channels = counts[-1] / max(1, sum(len(group.units) for group in groups))
-        left = (
-            "" if config.ratio is not None else f", which leaves {cost(kept(len(ordered))):.3g} of at most {most:.3g}"
-        )
+        least = "" if config.ratio is not None else f", which leaves {left(len(ordered)):.3g} of at most {most:.3g}"
         raise RepqError(
-            "so much cannot be pruned", found=f"at most {channels:.0%} of the channels{left}",
+            "so much cannot be pruned", found=f"at most {channels:.0%} of the channels{least}",
             fix="ask for less, or let more of a group go (max_ratio), or a smaller --round",
         )  # fmt: skip
     stride = 1 if config.latency is None else max(1, len(ordered) // _LATENCY_STEPS)
