@@ -84,13 +84,14 @@ def write_graph(
     from repq.export import save_onnx
     from repq.graph import layer_nodes, lint
     from repq.graph.forms import in_form
+    from repq.graph.layer_join import whole_layer
     from repq.graph.passes import PASSES, Outcome, PassContext, run_passes
 
     context = PassContext(config, quantized=_metadata(merged.graph).precision == "int8", maxima=maxima)
     graph, outcomes, passes = run_passes(merged.graph, context, [entry for entry in PASSES if not entry.shared])
     half = outcomes.get("to_fp16", Outcome()).touched
     metadata = _metadata(graph)
-    int8, layers = len(metadata.int8_layers), len(layer_nodes(graph))
+    int8, layers = len(metadata.int8_layers), len({whole_layer(layer) for layer in layer_nodes(graph)})
     if config.form is not None:
         graph, written = in_form(graph, config.form)
         passes = (*passes, written)

@@ -15,9 +15,8 @@ from hashlib import sha256
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from repq.graph.layer_join import LAYER_OPS, layer_id
+from repq.graph.layer_join import LAYER_OPS, layer_id, whole_layer
 from repq.graph.surgeon import import_graph, is_constant
-from repq.layers import LayerId
 
 _SAME_VALUE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 _SHAPED = frozenset({"Concat", "Expand", "Reshape"})
@@ -48,7 +47,7 @@ def anchor_maxima(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, f
 
 def _anchor(node: gs.Node, number: int, read: list[str]) -> str:
     if node.op in LAYER_OPS and (layer := layer_id(node)) is not None:
-        return f"{LayerId(layer.removesuffix('.fine'))}:out"
+        return f"{whole_layer(layer)}:out"
     if node.op in _SAME_VALUE or _sums_split_layer(node, read):
         return read[0]
     constants = [] if node.op in _SHAPED else [t.values.tobytes() for t in node.inputs if is_constant(t)]

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from repq.errors import GraphError
-from repq.graph.layer_join import layers_of, stored_weight
+from repq.graph.layer_join import fine_part, layers_of, stored_weight
 from repq.graph.propagation import add_pair
 from repq.graph.surgeon import add_node, array, export_graph, import_graph, producer
 from repq.layers import LayerId
@@ -92,7 +92,7 @@ def insert(graph: gs.Graph, scales: Mapping[LayerId, LayerScales]) -> bool:
         if fine is not None:
             steps = weight.scale.reshape(_broadcast_shape(values.ndim, weight))
             residual = np.asarray(values - quantized_integers(values, weight).astype(np.float32) * steps, np.float32)
-            _add_fine(graph, node, f"{layer}.fine", quantized_integers(residual, fine), fine, factors)
+            _add_fine(graph, node, fine_part(layer), quantized_integers(residual, fine), fine, factors)
     return changed
 
 

@@ -22,6 +22,17 @@ LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
 _SUFFIX = ".weight"
 _INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
+_FINE = ".fine"
+
+
+def fine_part(layer: LayerId) -> LayerId:
+    """The id of the second convolution of a layer whose weight is split."""
+    return LayerId(layer + _FINE)
+
+
+def whole_layer(layer: LayerId) -> LayerId:
+    """The layer that a convolution belongs to: the two convolutions of a split layer are one."""
+    return LayerId(layer.removesuffix(_FINE))
 
 
 def layer_nodes(model: ModelProto, layers: Iterable[LayerId] | None = None) -> dict[LayerId, NodeProto]:

@@ -18,6 +18,7 @@ from repq.engine.base import TensorInfo
 from repq.engine.tensorrt_building import trtexec_line
 from repq.errors import EngineError
 from repq.graph import letterbox_input, uint8_input
+from repq.identity import hash_json
 from repq.machine import cuda
 from repq.machine.cuda import Gpu
 from repq.recipe import BuildConfig, LetterboxConfig, TensorRtConfig
@@ -80,8 +81,10 @@ def test_an_engine_of_another_tensorrt_is_refused(tmp_path: Path) -> None:
 
 
 def change_manifest(folder: Path, **values: str) -> None:
+    """Make a saved engine one that was built elsewhere: its manifest is whole, and says so."""
     saved = json.loads((folder / "engine.json").read_text())
     saved["manifest"].update(values)
+    saved["manifest_sha256"] = hash_json(saved["manifest"])
     (folder / "engine.json").write_text(json.dumps(saved))
 
 
