@@ -288,6 +288,14 @@ def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
         forms.float_.plan(arrays, imgsz=SIZE, max_drop=0.1, config=repq.SensitivityConfig(end_to_end=False))
 
 
+def test_a_split_layer_is_one_layer_of_the_exported_graph(forms: Forms, tmp_path: Path) -> None:
+    correct = repq.CorrectionConfig(split_below_db=200.0)
+    split = forms.float_.quantize(forms.images[:1], imgsz=SIZE, correct=correct, keep_float=["detect.*_preds.*"])
+    report = split.export(tmp_path / "split.onnx").report
+    assert report.layers_float == 6
+    assert report.layers_int8 + report.layers_float == len(split.layers)
+
+
 def test_fusing_proves_itself_on_images(forms: Forms) -> None:
     image = picture(40, 40)
     fused = forms.float_.fuse(forms.images, imgsz=SIZE)
