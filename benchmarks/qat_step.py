@@ -44,7 +44,6 @@ from repq.train import MovingAverage, Rates, Teacher
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.trainer import moved
 
-CPU = torch.device("cpu")
 RATES = Rates(1e-4, 1e-4, 0.9)
 RESULTS = Path(__file__).parent / "results"
 LABELS_ALONE = {"task_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.0, "box_weight": 0.0}
@@ -70,19 +69,19 @@ class Contender:
         return time.perf_counter() - started
 
 
-def contenders(fused: Detector, calibrated: Detector, config: QatConfig) -> dict[str, Contender]:
+def contenders(fused: Detector, calibrated: Detector, config: QatConfig, device: torch.device) -> dict[str, Contender]:
     found = {}
     for name, start, scales in (
         ("float", fused, None), ("QAT frozen", calibrated, "frozen"), ("QAT learned", calibrated, "learned"),
     ):  # fmt: skip
         for with_teacher in (False, True):
-            model = moved(copy.deepcopy(start), CPU).train()
+            model = moved(copy.deepcopy(start), device).train()
             if scales == "learned":
                 learn_scales(model)
             kind = QatUpdater if with_teacher else WithoutTeacher
             settings = config if with_teacher else config.model_copy(update=LABELS_ALONE)
-            teacher = Teacher(moved(copy.deepcopy(fused), CPU), model, settings)
-            updater = kind(model, teacher, settings, CPU)
+            teacher = Teacher(moved(copy.deepcopy(fused), device), model, settings)
+            updater = kind(model, teacher, settings, device)
             title = f"{name}, teacher" if with_teacher else name
             found[title] = Contender(updater, MovingAverage(model, 0.99, 50), [])
     return found
@@ -112,8 +111,9 @@ def ratio(own: list[float], other: list[float]) -> float:
 @click.option("--scheme", type=click.Choice(["symmetric", "asymmetric"]), default="symmetric", show_default=True)
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--save", is_flag=True, help="Write the samples to benchmarks/results/.")
-def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: int, save: bool) -> None:
+def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: int, device: str, save: bool) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -129,9 +129,9 @@ def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: 
     pixels = torch.from_numpy(batches[0].images).permute(0, 3, 1, 2).float() / 255
     calibrate(calibrated, [pixels.contiguous().numpy()], settings.calibration)
 
-    runners = contenders(fused, calibrated, config)
+    runners = contenders(fused, calibrated, config, torch.device(device))
     measure(runners, batches, rounds)
-    click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {scheme}, {threads} threads, {rounds} rounds")
+    click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {scheme}, {device}, {threads} threads, {rounds} rounds")
     click.echo(f"{'':22} median ms  over float  over float with the same loss")
     rows = []
     for title, runner in runners.items():
@@ -148,10 +148,10 @@ def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: 
             f"{title:22} {row['median_ms']:9.1f}  {row['over_float']:10.2f}  {row['over_float_same_loss']:10.2f}"
         )
     if save:
-        path = RESULTS / f"{date.today().isoformat()}-qat-step-{model}-{imgsz}.json"
+        path = RESULTS / f"{date.today().isoformat()}-qat-step-{model}-{imgsz}{'' if device == 'cpu' else '-gpu'}.json"
         environment = capture_environment().model_dump(mode="json")
         path.write_text(json.dumps({"settings": config.model_dump(mode="json"), "model": model, "imgsz": imgsz,
-                                    "scheme": scheme, "threads": threads, "environment": environment,
+                                    "scheme": scheme, "device": device, "threads": threads, "environment": environment,
                                     "rows": rows}, indent=1) + "\n")  # fmt: skip
         click.echo(str(path))
 

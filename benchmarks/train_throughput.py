@@ -111,7 +111,8 @@ class PlainUpdater(Updater):
     """Leaves images in torch's default layout."""
 
     def pixels(self, batch: TrainBatch) -> Tensor:
-        return torch.from_numpy(batch.images).permute(0, 3, 1, 2).to(torch.float32).contiguous() / 255
+        images = torch.from_numpy(batch.images).to(self.device)
+        return images.permute(0, 3, 1, 2).to(torch.float32).contiguous() / 255
 
 
 def assign_one_by_one(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGrid) -> Assignment:
@@ -137,6 +138,7 @@ class Job:
     config: TrainConfig
     threads: int
     steps: int
+    device: str = "cpu"
 
 
 class Arrangement:
@@ -157,9 +159,9 @@ class Arrangement:
                 self.cache.image(index)  # steady state
         torch.manual_seed(0)
         model = build(job.model, self.dataset.num_classes).train()
-        if not plain:
-            model = model.to(memory_format=LAYOUT)
-        self.updater = (PlainUpdater if plain else Updater)(model, job.config, torch.device("cpu"))
+        device = torch.device(job.device)
+        model = model.to(device) if plain else model.to(device, memory_format=LAYOUT)
+        self.updater = (PlainUpdater if plain else Updater)(model, job.config, device)
         if plain:
             self.updater.options = replace(self.updater.options, assign=assign_one_by_one)
         self.average = MovingAverage(self.updater.model, 0.999, 100)
@@ -202,11 +204,13 @@ def serve(job: Job, plain: bool, workers: int | None, line: Connection) -> None:
 
 
 def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[TrainBatch]) -> dict[str, float]:
-    """Seconds of each part of one step on the CPU, in order; loading as it is without threads beside it."""
+    """Seconds of each part of one step, in order; loading as it is without threads beside it."""
     times, last = {}, time.perf_counter()
 
     def note(name: str) -> None:
         nonlocal last
+        if updater.device.type == "cuda":
+            torch.cuda.synchronize()
         times[name], last = time.perf_counter() - last, time.perf_counter()
 
     batch = next(source)
@@ -237,18 +241,20 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 @click.option("--steps", default=6, show_default=True, help="Updates a round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
-    model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, out: Path | None,
+    model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, device: str,
+    out: Path | None,
 ) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
         config = TrainConfig(batch=batch, mosaic=1.0)
-        speeds, steps_apart = measure(Job(model, path, imgsz, config, threads, steps), rounds)
+        speeds, steps_apart = measure(Job(model, path, imgsz, config, threads, steps, device), rounds)
     medians = {name: statistics.median(found) for name, found in speeds.items()}
     rival = max((name for name in medians if name != "repq"), key=medians.__getitem__)
     ratios = [own / other for own, other in zip(speeds["repq"], speeds[rival], strict=True)]
-    click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {threads} threads")
+    click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {device}, {threads} threads")
     for name, found in speeds.items():
         rows = ", ".join(f"{speed:.1f}" for speed in found)
         click.echo(f"{name:26} {medians[name]:7.1f} images/s  (rounds: {rows})")
@@ -261,7 +267,7 @@ def main(
     if out is not None:
         figures = {
             "model": model, "data": data.parent.name if data else "demo", "imgsz": imgsz, "batch": batch,
-            "threads": threads, "images_per_s": speeds, "ratio_median": statistics.median(ratios),
+            "threads": threads, "device": device, "images_per_s": speeds, "ratio_median": statistics.median(ratios),
             "parts_ms": parts, "environment": capture_environment().values(),
         }  # fmt: skip
         write_text(out, json.dumps(figures, indent=1))

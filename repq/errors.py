@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from repq.printable import printable_lines
 
 
@@ -13,9 +17,13 @@ class RepqError(Exception):
             escaped in all three.
         found: what was found instead of what was expected.
         fix: what to do about it.
+
+    Attributes:
+        result: what a command had found before it failed, which JSON output holds beside the error.
     """
 
     exit_code = 2
+    result: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, what: str, *, found: str | None = None, fix: str | None = None) -> None:
         self.what = printable_lines(what)

@@ -14,7 +14,7 @@ from repq.evaluate import Detections, Predict, boxes_in_images, resampled_accura
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
-from repq.recipe import CheckConfig, EvalConfig
+from repq.recipe import CheckConfig, EvalConfig, ap_drop, holds
 from repq.results import Agreement, CheckReport, ModelInfo
 
 
@@ -88,13 +88,14 @@ def check_agreement(
     rows = []
     for (model, _), tally in zip(candidates, tallies, strict=True):
         accuracy = resampled_accuracy(Detections(images, tuple(tally.boxes)), dataset)
+        drop = ap_drop(reference_accuracy.ap, accuracy.ap)
         rows.append(
             Agreement(
                 **dict(model),
                 snr_db={name: difference.snr_db for name, difference in tally.differences.items()},
                 max_abs_error={name: difference.max_abs for name, difference in tally.differences.items()},
                 accuracy=accuracy,
-                ap_gap=accuracy.ap - reference_accuracy.ap,
+                ap_gap=None if drop is None else -drop,
             )
         )
     return CheckReport(
@@ -108,5 +109,8 @@ def check_agreement(
 
 
 def _within(row: Agreement, config: CheckConfig) -> bool:
-    loud_enough = config.min_snr_db is None or min(row.snr_db.values()) >= config.min_snr_db
-    return abs(row.ap_gap) <= config.max_drop and loud_enough
+    if config.min_snr_db is not None and min(row.snr_db.values()) < config.min_snr_db:
+        return False
+    if row.ap_gap is None and config.min_snr_db is not None:
+        return True  # AP cannot tell, the outputs can
+    return holds(None if row.ap_gap is None else abs(row.ap_gap), config.max_drop)

@@ -80,7 +80,7 @@ def _complain(error: RepqError, code: int, as_json: bool, color: str | None = "r
     if as_json:
         values = {"what": error.what, "found": error.found, "fix": error.fix, "exit_code": code}
         with suppress(OSError):  # the message is on standard error in any case
-            click.echo(json.dumps({"format": FORMAT, "error": values}, indent=1))
+            click.echo(json.dumps({"format": FORMAT, **error.result, "error": values}, indent=1, allow_nan=False))
     click.secho(f"error: {printable_lines(str(error))}", fg=color, err=True)
 
 

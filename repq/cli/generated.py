@@ -269,7 +269,8 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
         parsed = parse_settings(model, nested, what=name)
         demand_places(options, parsed)
         shell = Shell(as_json, everything=everything, quiet=quiet, verbose=verbose, log_file=log_file)
-        function(shell, **{key: getattr(parsed, key) for key in model.model_fields})
+        with shell.one_result():
+            function(shell, **{key: getattr(parsed, key) for key in model.model_fields})
 
     more = [
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output."),

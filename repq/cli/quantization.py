@@ -28,6 +28,7 @@ from repq.recipe import (
     PtqConfig,
     QatConfig,
     SensitivityConfig,
+    ap_drop,
 )
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
@@ -170,7 +171,7 @@ def qat_command(
     }
     shell.finish(values, lambda: qat_table(report))
     before, after = metric_of(report.accuracy_float), metric_of(report.accuracy_trained)
-    drop = None if before is None or after is None else before - after
+    drop = None if before is None or after is None else ap_drop(before, after)
     fix = f"train longer: --epochs {2 * qat.epochs} and another OUT, or learn from the labels too: --task-weight 1"
     demand_budget(drop, budget.max_drop, "the simulation", fix)
 

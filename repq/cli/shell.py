@@ -7,13 +7,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from repq.cli.frame import FORMAT
+from repq.errors import RepqError
 from repq.printable import printable_lines
 
 
@@ -32,6 +34,7 @@ class Shell:
         log_file: Path | None = None,
     ) -> None:  # fmt: skip
         self.as_json, self.everything, self.quiet, self.verbose = as_json, everything, quiet, verbose
+        self._result: dict[str, Any] | None = None
         self._log = None if log_file is None else log_file.open("a", encoding="utf-8")
 
     def log(self, line: str) -> None:
@@ -52,8 +55,19 @@ class Shell:
         """Print one JSON object that has a form of its own."""
         click.echo(json.dumps(values, indent=1, allow_nan=False))
 
+    @contextmanager
+    def one_result(self) -> Iterator[None]:
+        """A command: under ``--json`` its result, or what it had found and why it failed, is one object."""
+        try:
+            yield
+        except RepqError as error:
+            error.result = self._result or {}
+            raise
+        if self._result is not None:
+            self.print_json({"format": FORMAT, **self._result})
+
     def finish(self, values: dict[str, Any], text: Callable[[], str] | str, *, next: str = "") -> None:
-        """Print one JSON object, or the text; under ``torchrun`` the first process does.
+        """Print the text, or keep the values for one JSON object; under ``torchrun`` the first process does.
 
         Args:
             values: with ``out`` where something was written.
@@ -62,7 +76,7 @@ class Shell:
         if os.environ.get("RANK", "0") != "0":
             return
         if self.as_json:
-            self.print_json({"format": FORMAT, **values})
+            self._result = values
         else:
             from repq.report.text import shown_on
 

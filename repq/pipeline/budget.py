@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from repq.recipe import PlanConfig, QatConfig
+from repq.recipe import PlanConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
 from repq.stages.verdict import Budgeted, drops
@@ -32,8 +32,9 @@ def _name(recipe: Recipe) -> str:
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 
 
-def lost(recipe: Budgeted, measured: Accuracies) -> float:
-    """AP that INT8 loses: in the target, or in the engine that loses most."""
+def lost(recipe: Budgeted, measured: Accuracies) -> float | None:
+    """AP that INT8 loses: in the target, or in the engine that loses most. None: it cannot be measured in any."""
     found = drops(measured)
     chosen = {recipe.target: found[recipe.target]} if recipe.target in found else found
-    return max((before - after for before, after in chosen.values()), default=0.0)
+    lost = [drop for before, after in chosen.values() if (drop := ap_drop(before, after)) is not None]
+    return max(lost, default=None)

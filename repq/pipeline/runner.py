@@ -50,14 +50,15 @@ def run_recipe(
     """
     from repq.stages.check import demand_agreement
 
-    found, tried = list[tuple[float, Recipe, dict[str, Artifact]]](), list[tuple[str, float]]()
+    found, tried = list[tuple[float, Recipe, dict[str, Artifact]]](), list[tuple[str, float | None]]()
     for name, attempt in ways(recipe):
-        if tried:
-            log(f"INT8 loses {tried[-1][1]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
+        if found:
+            log(f"INT8 loses {found[-1][0]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
         artifacts = make_artifacts(attempt, work, "eval", progress, log)
-        tried.append((name, lost(attempt, artifacts["eval"].result(Accuracies))))
-        found.append((tried[-1][1], attempt, artifacts))
-        if as_it_is or tried[-1][1] <= recipe.max_drop:
+        drop = lost(attempt, artifacts["eval"].result(Accuracies))
+        tried.append((name, drop))
+        found.append((0.0 if drop is None else drop, attempt, artifacts))
+        if as_it_is or drop is None or drop <= recipe.max_drop:
             break
     _, recipe, artifacts = min(found, key=lambda one: one[0])
     artifacts = make_artifacts(recipe, work, "bench", progress, log, artifacts)

@@ -33,7 +33,7 @@ from repq.quant.ptq import Observed, apply, observe_model
 from repq.quant.rows import channel_ratio, output_rows
 from repq.quant.similarity import ErrorSums, head_snr_db, outputs_of, similarity
 from repq.quant.state import quantized_layers, quantizing, switched
-from repq.recipe import CorrectionConfig, PtqConfig
+from repq.recipe import CorrectionConfig, PtqConfig, ap_drop
 from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
 
 TOO_LITTLE_DB = 10.0
@@ -82,7 +82,7 @@ def diagnose(
     ap_float = None if ap is None else ap(fused)
 
     def measured(model: Detector) -> tuple[float, float | None]:
-        drop = None if ap is None or ap_float is None else ap_float - ap(model)
+        drop = None if ap is None or ap_float is None else ap_drop(ap_float, ap(model))
         return head_snr_db(model, held_out, wanted), drop
 
     found: dict[WayName, tuple[float, float | None]] = {

@@ -5,7 +5,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 
 from repq.recipe.ablation import Ablation
 from repq.recipe.base import Config, ImageSize
-from repq.recipe.budget import Budget, for_target
+from repq.recipe.budget import Budget, ap_drop, for_target, holds
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
 from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
@@ -80,10 +80,12 @@ __all__ = [
     "TrainConfig",
     "Trial",
     "TtaConfig",
+    "ap_drop",
     "as_overrides",
     "default_engines",
     "engine_title",
     "for_target",
+    "holds",
     "load_ablation",
     "load_recipe",
     "parse_recipe",

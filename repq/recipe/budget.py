@@ -14,6 +14,16 @@ def max_drop(help: str = "AP that INT8 may lose, in the engines.") -> Any:
     return setting(0.005, flag="--max-drop", help=help)
 
 
+def ap_drop(before: float, after: float) -> float | None:
+    """AP that is lost, 0..1; None where there was none before: a model that finds nothing has nothing to lose."""
+    return before - after if before > 0 else None
+
+
+def holds(drop: float | None, max_drop: float) -> bool:
+    """Whether a loss is within the bound; one that could not be measured is within a bound of 1, which is none."""
+    return max_drop >= 1 if drop is None else drop <= max_drop
+
+
 class Budget(Config):
     """What is good enough to ship, and what may be done to get there."""
 

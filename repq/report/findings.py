@@ -79,7 +79,10 @@ def _check_findings(summary: ReportSummary) -> list[Finding]:
     check = summary.get(CHECK)
     if check is None or not check.engines:
         return []
-    widest = max(check.engines, key=lambda engine: abs(engine.ap_gap))
+    widest = max(check.engines, key=lambda engine: abs(engine.ap_gap or 0.0))
+    if widest.ap_gap is None:
+        text = "AP cannot compare the engines with torch's simulation, which finds no object; SNR can."
+        return [Finding("warn", text, "See Agreement; look at what the model finds with repq predict.")]
     gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed ±{compact(check.max_drop)})"
     if check.passed:
         return [Finding("good", f"The engines agree with torch's simulation; the widest gap is {gap}.")]

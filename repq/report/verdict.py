@@ -5,6 +5,8 @@ from __future__ import annotations
 from repq.recipe import engine_title
 from repq.results import Verdict
 
+_LOST = {False: "INT8 loses too much", True: "not shown to be good"}
+
 
 def sentences(verdict: Verdict) -> list[str]:
     """Each engine, the worst first; what was tried; what to ship."""
@@ -12,13 +14,17 @@ def sentences(verdict: Verdict) -> list[str]:
     lines = []
     for row in sorted(verdict.engines, key=lambda row: row.good):
         bound = f"a loss of {verdict.max_drop:g} is allowed" if verdict.max_drop < 1 else "any loss is allowed"
-        facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({-row.drop:+.4f}; {bound})"
+        change = (
+            f"{-row.drop:+.4f}; {bound}" if row.drop is not None else "FP32 finds nothing, so a loss cannot be seen"
+        )
+        facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({change})"
         facts += "" if row.speedup is None else f", {row.speedup:.2f} times as fast as FP32"
-        why = ["INT8 loses too much"] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
+        why = [_LOST[row.drop is None]] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
         pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""
         lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
     if len(verdict.ways) > 1:
-        lines.append("tried: " + "; ".join(f"{name} (loses {drop:.4f})" for name, drop in verdict.ways))
+        tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
+        lines.append("tried: " + "; ".join(tried))
     if verdict.ship is not None:
         lines.append(f"to ship: {engine_title(verdict.ship)} INT8")
     return lines

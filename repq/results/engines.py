@@ -88,7 +88,7 @@ class Agreement(ModelInfo):
     snr_db: dict[str, float]  # per output: boxes, scores; infinite where they are equal
     max_abs_error: dict[str, float]
     accuracy: Accuracy
-    ap_gap: float  # AP minus reference AP
+    ap_gap: float | None  # AP minus reference AP; None: the reference finds nothing, so AP cannot tell them apart
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ class EngineVerdict(Result):
     """INT8 against FP32 in one engine. None: not measured there.
 
     Attributes:
-        drop: AP that INT8 loses, 0..1; negative where it gains.
+        drop: AP that INT8 loses, 0..1; negative where it gains. None: FP32 has AP 0, so it cannot be measured.
         speedup: FP32 median latency over that of INT8.
         holds: whether the drop is within the budget.
         pays: whether INT8 is as much faster as was asked for.
@@ -18,7 +18,7 @@ class EngineVerdict(Result):
     engine: str
     ap_float: float
     ap_int8: float
-    drop: float
+    drop: float | None
     speedup: float | None
     holds: bool
     pays: bool
@@ -32,7 +32,7 @@ class Verdict(Result):
     """What came out of a run.
 
     Attributes:
-        ways: what was tried to hold the budget, in order, with the largest AP drop of each.
+        ways: what was tried to hold the budget, in order, with the largest AP drop of each. None: not measurable.
         ship: the engine to ship: the target, or the fastest against FP32 of those that are good; None: none is.
         next: what to try next, where nothing is to be shipped.
     """
@@ -40,6 +40,6 @@ class Verdict(Result):
     max_drop: float
     min_speedup: float
     engines: tuple[EngineVerdict, ...]
-    ways: tuple[tuple[str, float], ...]
+    ways: tuple[tuple[str, float | None], ...]
     ship: str | None
     next: str | None = None

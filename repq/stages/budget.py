@@ -8,7 +8,16 @@ from pathlib import Path
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import DeployConfig, EngineName, EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
+from repq.recipe import (
+    DeployConfig,
+    EngineName,
+    EvalConfig,
+    GraphConfig,
+    PlanConfig,
+    PtqConfig,
+    SensitivityConfig,
+    ap_drop,
+)
 from repq.results import PtqReport
 from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
@@ -26,9 +35,9 @@ class Held:
 
     @property
     def drop(self) -> float | None:
-        """AP that is lost; None: it was not evaluated."""
+        """AP that is lost; None: it was not evaluated, or the float model finds nothing."""
         before = self.report.accuracy_float
-        return None if before is None or self.ap is None else before.ap - self.ap
+        return None if before is None or self.ap is None else ap_drop(before.ap, self.ap)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
     """
     first = job.run(out, progress, log)
+    if first.ap is not None and first.drop is None:
+        log("the float model finds no object in these images (AP 0): what INT8 loses cannot be measured")
     if first.drop is None or first.drop <= max_drop or first.planned or not job.config.auto:
         return first
     log(f"loses {first.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")

@@ -13,7 +13,7 @@ from repq.files import write_text
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
-from repq.results import Accuracies, CheckReport
+from repq.results import Accuracies, Agreement, CheckReport
 from repq.stages.build import built
 from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
@@ -73,13 +73,23 @@ def demand_agreement(report: CheckReport) -> None:
     """
     if report.passed:
         return
-    worst = max(report.engines, key=lambda row: abs(row.ap_gap))
+    worst = max(report.engines, key=lambda row: abs(row.ap_gap or 0.0))
+    if worst.ap_gap is None and report.min_snr_db is None:
+        raise ToleranceError(
+            "the engines cannot be compared by AP: the reference finds no object",
+            found=f"AP 0 in {report.reference.images} images; SNR {worst.snr_db}",
+            fix="look at what it finds (repq predict), its preset and image size; or compare outputs: --min-snr 30",
+        )
     bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
     raise ToleranceError(
         "the engines do not compute what the reference computes",
-        found=f"{worst.title}: AP gap {worst.ap_gap:+.4f}, SNR {worst.snr_db}; allowed: {report.max_drop}{bound}",
+        found=f"{worst.title}: AP gap {_gap(worst)}, SNR {worst.snr_db}; allowed: {report.max_drop}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
+
+
+def _gap(row: Agreement) -> str:
+    return "not measurable" if row.ap_gap is None else f"{row.ap_gap:+.4f}"
 
 
 def _check(job: Job) -> CheckReport:
@@ -90,7 +100,7 @@ def _check(job: Job) -> CheckReport:
         log=job.log,
     )  # fmt: skip
     for row in report.engines:
-        job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({row.ap_gap:+.4f})")
+        job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({_gap(row)})")
     found = Accuracies(models={row.model: row.accuracy for row in report.engines})
     write_text(job.payload / ACCURACIES, found.model_dump_json(indent=1))
     typed = job.artifacts["export"] / "int8_float16.onnx"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from repq.recipe import ap_drop, holds
 from repq.results import Accuracies, BenchReport, BenchRow, EngineVerdict, Verdict
 
 
@@ -30,7 +31,9 @@ def drops(measured: Accuracies) -> dict[str, tuple[float, float]]:
     }
 
 
-def judged(recipe: Budgeted, measured: Accuracies, bench: BenchReport, tried: Sequence[tuple[str, float]]) -> Verdict:
+def judged(
+    recipe: Budgeted, measured: Accuracies, bench: BenchReport, tried: Sequence[tuple[str, float | None]]
+) -> Verdict:
     """Which engine to ship, by AP and latency.
 
     Args:
@@ -52,9 +55,10 @@ def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapp
     slow, quick, speedup = timed.get(f"{engine}-float32"), timed.get(f"{engine}-int8"), None
     if slow is not None and quick is not None and quick.latency_ms_median > 0:
         speedup = slow.latency_ms_median / quick.latency_ms_median
+    drop = ap_drop(before, after)
     return EngineVerdict(
-        engine=engine, ap_float=before, ap_int8=after, drop=before - after, speedup=speedup,
-        holds=before - after <= recipe.max_drop, pays=speedup is None or speedup >= recipe.min_speedup,
+        engine=engine, ap_float=before, ap_int8=after, drop=drop, speedup=speedup,
+        holds=holds(drop, recipe.max_drop), pays=speedup is None or speedup >= recipe.min_speedup,
     )  # fmt: skip
 
 
@@ -65,6 +69,8 @@ def _next(recipe: Budgeted, rows: list[EngineVerdict]) -> str:
         return f"repq run … --target {others[0]}"
     if all(row.holds for row in wanted):
         return "ship the FP32 engine, or another runtime: repq doctor lists them"
+    if any(row.drop is None for row in wanted):
+        return "look at what the float model finds (repq predict MODEL IMAGES): its training, image size and preset"
     if not recipe.allow_qat:
         return "repq run … --allow-qat"
     return "repq run … --set qat.epochs=30, or a larger --max-drop"

@@ -1,7 +1,8 @@
-"""A model that gives NaN or infinities: every command that runs it ends with an error that names output and engine."""
+"""A model that gives NaN, infinities or nothing: no command takes that for a figure or for agreement."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,15 @@ def test_finite_weights_whose_output_overflows(material: Material, folder: Path)
                   ["sensitivity", "--data", data, "--calib-images", 2, "-o", out, "--auto"]):  # fmt: skip
         line = [words[0], folder / "loud.safetensors", *words[1:], "--imgsz", SIZE]
         assert "not finite" in refused(invoke(*line)), words
+
+
+def test_zero_ap_is_no_agreement(material: Material, folder: Path) -> None:
+    model, other = detector(0.0, 0, folder / "one.onnx"), detector(1e-3, 0, folder / "other.onnx")
+    command = ["check", model, other, "--data", material.files["--data"], "--imgsz", SIZE, "--engine", "onnxruntime"]
+    failed = invoke(*command)
+    assert failed.exit_code == 1 and "finds no object" in failed.output and "--min-snr" in failed.output
+    told = json.loads(invoke(*command, "--json").stdout)
+    assert told["passed"] is False and told["engines"][0]["ap_gap"] is None
+    assert told["error"]["exit_code"] == 1
+    assert invoke(*command, "--min-snr", 1).exit_code == 0
+    assert invoke(*command, "--min-snr", 300).exit_code == 1

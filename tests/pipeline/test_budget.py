@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from repq.bench import capture_environment
 from repq.pipeline.budget import lost, ways
-from repq.recipe import Recipe, engine_title, parse_recipe
+from repq.recipe import Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
 from repq.stages.verdict import judged
@@ -68,6 +68,24 @@ def test_what_is_to_be_shipped_holds_and_pays_and_else_there_is_a_next_step(foun
         assert ("does not pay" in line) == (speedup < 1)
         if speedup < 1:
             assert all(engine_title(other) in line for other in good)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.999))
+def test_a_model_that_finds_nothing_holds_no_bound(before: float, after: float, bound: float) -> None:
+    drop = ap_drop(before, after)
+    assert (drop is None) == (before == 0)
+    assert holds(drop, bound) == (before > 0 and before - after <= bound)
+    assert holds(drop, 1.0)
+
+
+@pytest.mark.parametrize("target", [None, "openvino"])
+def test_nothing_is_shipped_where_fp32_finds_nothing(target: str | None) -> None:
+    accuracies, bench = measured({"openvino": (0.0, 0.0, 2.0)})
+    verdict = judged(recipe(target=target), accuracies, bench, [("corrections", lost(recipe(), accuracies))])
+    assert verdict.ship is None and verdict.engines[0].drop is None and verdict.ways == (("corrections", None),)
+    assert verdict.next is not None and "float model finds" in verdict.next
+    assert "finds nothing" in sentences(verdict)[0]
+    assert judged(recipe(max_drop=1.0), accuracies, bench, []).ship == "openvino"
 
 
 def test_the_loss_is_that_of_the_target_or_the_largest() -> None:
