@@ -103,7 +103,7 @@ def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> 
     ("change", "expected"),
     [
         ({"bench": {**TINY["bench"], "rounds": 3}}, ["bench", "package", "report"]),  # type: ignore[dict-item]
-        ({"check": {"max_drop": 0.9}}, ["check", "report"]),
+        ({"check": {"min_snr_db": 1.0}}, ["check", "report"]),
         ({"report": {"images": 0}}, ["report"]),
         ({"train": {**TINY["train"], "workers": 1, "cache_mib": 7}}, []),  # type: ignore[dict-item]
         (
