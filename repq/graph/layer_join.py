@@ -2,6 +2,7 @@
 
 ``images, <LayerId>.weight, bias -> Conv -> y`` in a float graph, and after quantization
 ``<LayerId>.weight (INT8) -> DequantizeLinear -> Conv`` or ``<LayerId>.weight -> Quantize -> Dequantize -> Conv``.
+A Gemm or MatMul is a layer where its second input comes from such an initializer; all others are operators.
 Node names and metadata are copies of the id; this join never reads them.
 """
 
@@ -16,9 +17,8 @@ from onnx import ModelProto, NodeProto
 
 from repq.errors import GraphError
 from repq.graph.surgeon import import_graph, is_constant, producer, title
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
 _SUFFIX = ".weight"
 _INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
@@ -42,26 +42,25 @@ def layer_nodes(model: ModelProto, layers: Iterable[LayerId] | None = None) -> d
 
 
 def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[LayerId, gs.Node]:
-    """Return the Conv or ConvTranspose node of every layer, in graph order.
+    """Return the node of every layer, in graph order.
 
     Args:
         graph: a float or Q/DQ graph.
         layers: the ids that the graph must hold, neither more nor fewer; None accepts any.
 
     Raises:
-        GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two convolutions share one
-            weight, or the graph's ids differ from ``layers`` (both differences are named).
+        GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two layers share one weight, or
+            the graph's ids differ from ``layers`` (both differences are named).
     """
     found: dict[LayerId, list[gs.Node]] = defaultdict(list)
     nameless: list[str] = []
     for node in graph.nodes:
-        if node.op in LAYER_OPS:
-            layer = layer_id(node)
-            if layer is None:
-                weight = stored_weight(node)
-                nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
-            else:
-                found[layer].append(node)
+        layer = layer_id(node)
+        if layer is not None:
+            found[layer].append(node)
+        elif node.op in CONVOLUTIONS:
+            weight = stored_weight(node)
+            nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
     if nameless:
         raise GraphError(
             "some convolutions cannot be joined to a layer",
@@ -71,7 +70,7 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
     shared = [f"{layer} ({len(nodes)} nodes)" for layer, nodes in found.items() if len(nodes) > 1]
     if shared:
         raise GraphError(
-            "several convolutions share one weight initializer, so they cannot be told apart",
+            "several layers share one weight initializer, so they cannot be told apart",
             found=_listed(shared),
             fix="give each its own copy named <LayerId>.weight: `repq export` does",
         )
@@ -82,8 +81,8 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
 
 
 def layer_id(node: gs.Node) -> LayerId | None:
-    """The layer that a convolution computes; None: its weight has no name of that form."""
-    weight = stored_weight(node)
+    """The layer that a node computes; None: it is no convolution or product, or its weight has no name of that form."""
+    weight = stored_weight(node) if node.op in CONVOLUTIONS | PRODUCTS else None
     if weight is None or not weight.name.endswith(_SUFFIX):
         return None
     return LayerId(weight.name.removesuffix(_SUFFIX))
@@ -108,7 +107,7 @@ def stored_weight(node: gs.Node) -> gs.Constant | None:
 def _assert_same(expected: set[LayerId], found: set[LayerId]) -> None:
     if expected != found:
         raise GraphError(
-            "the layers of the model and the convolutions of the graph differ",
+            "the layers of the model and those of the graph differ",
             found=f"only in the model: {_listed(sorted(expected - found))}; "
             f"only in the graph: {_listed(sorted(found - expected))}",
             fix="export the graph from this very model",
