@@ -19,6 +19,9 @@ from repq.errors import GraphError
 from repq.graph.surgeon import import_graph, is_constant, producer, title
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 
+INTEGER_OPS = {"QLinearConv": 3, "MatMulIntegerToFloat": 1}
+"""The integer operators that ``lowering_onnxruntime`` writes for layers, with the slot of the weight."""
+
 _SUFFIX = ".weight"
 _INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
@@ -89,8 +92,9 @@ def layer_id(node: gs.Node) -> LayerId | None:
 
 
 def integer_layer(node: gs.Node) -> LayerId | None:
-    """The layer of a QLinearConv that ``lowering_onnxruntime`` wrote, once or several times; None for other nodes."""
-    found = _INTEGER_WEIGHT.fullmatch(node.inputs[3].name) if node.op == "QLinearConv" else None
+    """The layer of an operator that ``lowering_onnxruntime`` wrote, once or several times; None for other nodes."""
+    slot = INTEGER_OPS.get(node.op)
+    found = None if slot is None else _INTEGER_WEIGHT.fullmatch(node.inputs[slot].name)
     return LayerId(found["layer"]) if found else None
 
 
