@@ -153,7 +153,7 @@ _TAKEN = frozenset(
 
 
 def _drop_unread(model: ModelProto) -> None:
-    """Remove nodes that no output needs, and initializers that nobody reads."""
+    """Remove nodes that no output needs, initializers that nobody reads, and inputs that only name initializers."""
     needed = {output.name for output in model.graph.output}
     for node in reversed(list(model.graph.node)):
         if needed.isdisjoint(node.output):
@@ -161,7 +161,8 @@ def _drop_unread(model: ModelProto) -> None:
         else:
             needed.update(node.input)
     stored = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    inputs = [value for value in model.graph.input if value.name not in {tensor.name for tensor in stored}]
+    named = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in named]
     kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in stored]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -51,9 +51,9 @@ class Detector(nn.Module):
         centres, strides = cells()
         self.register_buffer("centres", torch.tensor(centres, dtype=torch.float32))
         self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32))
-        for parameter in self.parameters():
-            if parameter.ndim > 1:  # as they are drawn by default, tokens would hardly differ
-                nn.init.kaiming_normal_(parameter)
+        for layer in (*self.stem, self.down, *self.attention.modules()):  # as drawn by default, tokens hardly differ
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.stem(x)
@@ -68,16 +68,23 @@ class Detector(nn.Module):
 
 
 @cache
-def exported(opset: int) -> ModelProto:
-    """The graph of one image."""
+def _exported() -> ModelProto:
     torch.manual_seed(0)
     model = Detector().eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model, (torch.rand(1, 3, SIZE, SIZE),), dynamo=True, opset_version=opset, input_names=["images"],
+            model, (torch.rand(1, 3, SIZE, SIZE),), dynamo=True, opset_version=18, input_names=["images"],
             output_names=["output"], verbose=False,
         )  # fmt: skip
     assert program is not None
     found: ModelProto = program.model_proto
     return found
+
+
+def exported(opset: int = 18) -> ModelProto:
+    """The graph of one image. Its operators mean the same in opset 17 to 23."""
+    model = ModelProto()
+    model.CopyFrom(_exported())
+    model.opset_import[0].version = opset
+    return model
