@@ -89,7 +89,9 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
         if node.op not in CONVOLUTIONS and (matrix is None or matrix.values.ndim != 2):
             continue
         match = _WEIGHT.fullmatch(quantized_value(node.inputs[1]).name)
-        stored.name = LayerId(match["layer"] if match else node.name or f"{node.op}_{position}")
+        stored.name = match["layer"] if match else node.name or f"{node.op}_{position}"
+        if matrix is not None and stored.name in layers:  # several products may read one matrix
+            stored.name += f"_{position}"
         layers.append(LayerId(stored.name))
         for reader in node.outputs[0].outputs if matrix is not None else ():
             if reader.op == "Add" and any(map(is_constant, reader.inputs)):

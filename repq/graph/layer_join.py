@@ -2,7 +2,7 @@
 
 ``images, <LayerId>.weight, bias -> Conv -> y`` in a float graph, and after quantization
 ``<LayerId>.weight (INT8) -> DequantizeLinear -> Conv`` or ``<LayerId>.weight -> Quantize -> Dequantize -> Conv``.
-A Gemm or MatMul is a layer where its second input comes from such an initializer; all others are operators.
+A Gemm or MatMul is a layer where it alone reads such an initializer as its second input; all others are operators.
 Node names and metadata are copies of the id; this join never reads them.
 """
 
@@ -49,18 +49,21 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
 
     Args:
         graph: a float or Q/DQ graph.
-        layers: the ids that the graph must hold, neither more nor fewer; None accepts any.
+        layers: the ids that the graph must hold, neither more nor fewer; products of other ids are operators. None
+            accepts any.
 
     Raises:
         GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two layers share one weight, or
             the graph's ids differ from ``layers`` (both differences are named).
     """
+    wanted = None if layers is None else set(layers)
     found: dict[LayerId, list[gs.Node]] = defaultdict(list)
     nameless: list[str] = []
     for node in graph.nodes:
         layer = layer_id(node)
         if layer is not None:
-            found[layer].append(node)
+            if node.op in CONVOLUTIONS or wanted is None or layer in wanted:
+                found[layer].append(node)
         elif node.op in CONVOLUTIONS:
             weight = stored_weight(node)
             nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
@@ -70,16 +73,17 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
             found=_listed(nameless),
             fix="their weights must be initializers named <LayerId>.weight: export with `repq export`",
         )
-    shared = [f"{layer} ({len(nodes)} nodes)" for layer, nodes in found.items() if len(nodes) > 1]
+    several = {layer: nodes for layer, nodes in found.items() if len(nodes) > 1}
+    shared = [f"{layer} ({len(n)} nodes)" for layer, n in several.items() if any(node.op in CONVOLUTIONS for node in n)]
     if shared:
         raise GraphError(
             "several layers share one weight initializer, so they cannot be told apart",
             found=_listed(shared),
             fix="give each its own copy named <LayerId>.weight: `repq export` does",
         )
-    joined = {layer: nodes[0] for layer, nodes in found.items()}
-    if layers is not None:
-        _assert_same(set(layers), set(joined))
+    joined = {layer: nodes[0] for layer, nodes in found.items() if layer not in several}
+    if wanted is not None:
+        _assert_same(wanted, set(joined))
     return joined
 
 

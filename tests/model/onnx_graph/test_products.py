@@ -17,6 +17,7 @@ from detectors import CLASSES, SIZE, Graph
 from onnx import ModelProto, helper, numpy_helper
 
 from repq.engine import availability, build
+from repq.engine.source import name_layers
 from repq.export import export_float, export_quantized
 from repq.graph import insert_qdq, layer_nodes, lint, read_metadata
 from repq.graph.forms import in_form
@@ -244,6 +245,18 @@ def test_a_matrix_of_several_products_becomes_one_for_each(tmp_path: Path) -> No
     assert torch.equal(first.weight, second.weight) and first.weight is not second.weight
     for value, wanted in zip(run(export_float(model, IMGSZ), noise(1)), run(before, noise(1)), strict=True):
         np.testing.assert_array_equal(value, wanted)
+
+
+def test_graphs_of_other_tools_may_share_a_matrix() -> None:
+    """In those that repq wrote each layer has its own; here no product is a layer, and engines tell all apart."""
+    nodes = [helper.make_node("MatMul", ["x", "fc.weight"], ["a"], "one"),
+             helper.make_node("Gemm", ["a", "fc.weight"], ["b"], "two")]  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, 1, dims) for name, dims in (("x", [4, 4]), ("b", None))]
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "fc.weight")
+    model = helper.make_model(helper.make_graph(nodes, "net", ends[:1], ends[1:], [weight]))
+    assert layer_nodes(model) == {}
+    layers, int8 = name_layers(model)
+    assert len(set(layers)) == 2 and not int8
 
 
 def test_names_that_are_taken_are_left_to_nobody_else(tmp_path: Path) -> None:
