@@ -63,7 +63,7 @@ class Detector(nn.Module):
         rows = torch.cat([head(x).flatten(2) for head, x in zip(self.heads, (fine, coarse), strict=True)], 2).transpose(
             1, 2
         )
-        xy, wh = (rows[..., :2] + self.centres) * self.strides, rows[..., 2:4].exp() * self.strides
+        xy, wh = (rows[..., :2] + self.centres) * self.strides, rows[..., 2:4].clamp(max=4).exp() * self.strides
         return torch.cat((xy, wh, rows[..., 4:].sigmoid()), 2)
 
 

@@ -79,7 +79,7 @@ def test_a_plan_comes_from_a_measurement(files: Path, tmp_path: Path) -> None:
     assert set(PRODUCTS) <= rows.keys()
     assert all(0 < rows[layer]["local"]["snr_db"] < 100 for layer in PRODUCTS)
     kept = set(found["plan"]["float_layers"])
-    assert set(yaml.safe_load((tmp_path / "out/plan.yaml").read_text())["keep_float"]) == kept and len(kept) == 3
+    assert set(yaml.safe_load((tmp_path / "out/plan.yaml").read_text())["float"]) == kept and len(kept) == 3
     out = tmp_path / "int8.onnx"
     values(
         "ptq", files / "float.onnx", *common(files), *FEW, "--plain", "--plan", tmp_path / "out/plan.yaml", "-o", out
@@ -92,7 +92,8 @@ def test_qat_trains_products(files: Path, tmp_path: Path) -> None:
     quick = ("--epochs", 1, "--set", "batch=4", "--set", "workers=0")
     found = values("qat", files / "float.onnx", *common(files), *FEW, *quick, "-o", out)
     assert set(PRODUCTS) <= set(found["int8_layers"]) == int8_of(out)
-    assert {row["layer"] for row in found["scales"]} >= set(PRODUCTS)
+    ratios = {row["layer"]: row["weight_ratio"] for row in found["changes"]}
+    assert all(ratios[layer] != 1 for layer in PRODUCTS)
 
 
 def test_diagnose_looks_at_products(files: Path) -> None:
