@@ -1,7 +1,7 @@
 """Layer identity, selectors and the quantization plan.
 
-A ``LayerId`` is the path of a convolution in the *fused* model, such as ``neck.Rep_p4.conv1.rbr_reparam``. It is the
-one key of every table, plan, ONNX node and engine report.
+A ``LayerId`` is the path of a layer in the *fused* model, such as ``neck.Rep_p4.conv1.rbr_reparam``. Layers are
+convolutions, and products with a stored matrix. It is the one key of every table, plan, ONNX node and engine report.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import NewType
 from repq.errors import SelectorError
 
 LayerId = NewType("LayerId", str)
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+"""The operators of ONNX that compute layers: a product is one where its second factor is a stored matrix."""
 
 
 def select(layers: Sequence[LayerId], selectors: Iterable[str]) -> tuple[LayerId, ...]:

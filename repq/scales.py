@@ -45,9 +45,9 @@ class TensorScale:
 
 @dataclass(frozen=True)
 class LayerScales:
-    """The scales of one quantized convolution: its input activation and its weight.
+    """The scales of one quantized layer: its input activation and its weight.
 
-    ``fine`` is that of what rounding the weight leaves, if the layer runs as two convolutions.
+    ``fine`` is that of what rounding the weight leaves, if the layer runs as two.
     """
 
     input: TensorScale

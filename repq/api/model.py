@@ -86,7 +86,7 @@ class Model:
         names: class names, where they are known.
         num_classes: None for an ONNX file that does not tell.
         imgsz: height and width in pixels, where the file fixes them.
-        layers: ids of all convolutions of the deployed network, in its own order.
+        layers: ids of all layers of the deployed network, in its own order.
         quantized: whether layers of it quantize.
         spec: the architecture, such as ``yolov6s_v2``, where it is known.
         batch: the batch size, where the file fixes it.

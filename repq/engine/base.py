@@ -42,7 +42,7 @@ class EngineManifest(Result):
         input: the image tensor, (batch, channels, height, width), or (batch, height, width, 3) of a graph that
             letterboxes.
         metadata: the ONNX file's own metadata, such as class names.
-        layers: id of every convolution, in graph order.
+        layers: id of every layer, in graph order.
         int8_layers: those whose input and weight both have a scale in the source: what was asked for, not what runs.
         threads: CPU threads; None leaves the choice to the runtime.
         device: what it runs on.

@@ -99,12 +99,11 @@ def _demand_shape(wanted: TensorInfo) -> None:
 def _integers(graph: gs.Graph) -> dict[str, _Integers]:
     """Integers and scales of every layer whose input and weight have some, by node name."""
     from repq.graph.integers import arriving_parameters, is_int8_layer
-    from repq.graph.layer_join import LAYER_OPS
     from repq.graph.surgeon import array, producer
 
     found = {}
     for node in graph.nodes:
-        if node.op not in LAYER_OPS or not is_int8_layer(node):
+        if node.op not in ("Conv", "ConvTranspose") or not is_int8_layer(node):
             continue
         dequantize, parameters = producer(node.inputs[1]), arriving_parameters(node.inputs[0])
         weight, scale, zero = (array(dequantize, slot) for slot in range(3))

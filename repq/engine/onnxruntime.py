@@ -42,8 +42,10 @@ NAMES: dict[Provider, str] = {
 }
 """Setting -> ONNX Runtime's own name."""
 
-_INTEGER_KINDS = frozenset({"QLinearConv", "ConvInteger"})
-_FLOAT_KINDS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv"})
+_INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
+_FLOAT_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv"})
+_INTEGER_KINDS = _INTEGER_CONVOLUTIONS | {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_FLOAT_KINDS = _FLOAT_CONVOLUTIONS | {"Gemm", "MatMul", "FusedGemm", "FusedMatMul"}
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "Add", "Mul"})
 _CONVERSIONS = {
     "QuantizeLinear": "quantize",
@@ -56,8 +58,8 @@ _BEFORE_LAYERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "
 _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
-# What ONNX Runtime appends to a node's name when it rewrites it, and what the lowering appends to a repeated one.
-_SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\d+)+$")
+# What ONNX Runtime adds to a node's name when it rewrites it, and what the lowering appends to a repeated one.
+_ADDED = re.compile(r"^fused |(_nchwc|_token_\d+|/\d+|/MatMulAddFusion)+$")
 
 
 class OnnxRuntime(Runtime):
@@ -246,7 +248,7 @@ def layer_nodes(
     for node in graph.node:
         if node.op_type not in _INTEGER_KINDS | _FLOAT_KINDS:
             continue
-        name = _SUFFIX.sub("", node.name)
+        name = _ADDED.sub("", node.name)
         weight = _constant_behind(node.input[_weight_input(node)], producers)
         candidates = (node.name, name, weight.partition(".weight")[0] if ".weight" in weight else "", results.get(name))
         layer = next((c for c in candidates if c in wanted), None)
@@ -262,12 +264,12 @@ def result_names(graph: onnx.GraphProto) -> dict[str, LayerId]:
             readers.setdefault(tensor, []).append(node)
     names: dict[str, LayerId] = {}
     for node in graph.node:
-        if node.op_type in _FLOAT_KINDS | _INTEGER_KINDS:
+        if node.op_type in _FLOAT_CONVOLUTIONS | _INTEGER_CONVOLUTIONS:
             tensor = node.output[0]
-            names[tensor] = LayerId(_SUFFIX.sub("", node.name))
+            names[tensor] = LayerId(_ADDED.sub("", node.name))
             while len(readers.get(tensor, [])) == 1 and readers[tensor][0].op_type in _ACTIVATIONS:
                 tensor = readers[tensor][0].output[0]
-                names.setdefault(tensor, LayerId(_SUFFIX.sub("", node.name)))
+                names.setdefault(tensor, LayerId(_ADDED.sub("", node.name)))
     return names
 
 
@@ -369,7 +371,9 @@ def _graph_of(path: Path) -> onnx.GraphProto:
 
 
 def _weight_input(node: onnx.NodeProto) -> int:
-    return 3 if node.op_type == "QLinearConv" else 1
+    from repq.graph.layer_join import INTEGER_OPS
+
+    return INTEGER_OPS.get(node.op_type, 1)
 
 
 def _constant_behind(tensor: str, producers: Mapping[str, onnx.NodeProto]) -> str:

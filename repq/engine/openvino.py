@@ -7,6 +7,7 @@ an FP32 baseline would not be one. INT8 layers come from the Q/DQ pairs of the g
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.source import SUM
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
 from repq.files import scratch_folder
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'repq[openvino]'"
 
 _IR = "model.xml"
+# What OpenVINO appends to a node's name when it takes its bias or its scales off, and what `source` did.
+_ADDED = re.compile(rf"(/WithoutBiases|/Dequantization(Subtract|Multiply)|{SUM})+$")
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_LAYER_TYPES = ("Convolution", "Deconvolution")
+_LAYER_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 class OpenVino(Runtime):
@@ -208,7 +212,7 @@ def _nodes_of_layers(nodes: Iterable[Mapping[str, str]]) -> dict[str, Mapping[st
     for node in nodes:
         if node["layerType"] in _LAYER_TYPES:
             for name in node["originalLayersNames"].split(","):
-                found.setdefault(name.removesuffix("/WithoutBiases"), node)
+                found.setdefault(_ADDED.sub("", name), node)
     return found
 
 

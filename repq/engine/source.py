@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 from repq.onnx_file import read_model, refusing
 
 if TYPE_CHECKING:
     import onnx
 
+SUM = "/Sum"
 _WEIGHT = re.compile(r"(?P<layer>.+)\.weight(?:[._].*)?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An ONNX model, checked; every convolution node in it bears its layer's id as its name."""
+    """An ONNX model, checked; the node of every layer in it bears the layer's id as its name."""
 
     model: onnx.ModelProto
     name: str
@@ -63,34 +64,43 @@ def read_source(path: Path) -> Source:
 
 
 def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[LayerId, ...]]:
-    """Give every convolution node its layer's id as its name (in place); return all ids and those with INT8 scales.
+    """Give the node of every layer the layer's id as its name (in place); return all ids and those with INT8 scales.
 
-    Integer convolutions have it already; one layer may be several of them.
+    Layers are convolutions, and products with a stored matrix; an Add of a constant to such a product gets its name and
+    ``SUM``. Integer operators have their names already; one layer may be several of them.
 
     Raises:
         EngineError: two layers have one name.
     """
     from repq.graph.integers import quantized_value
-    from repq.graph.layer_join import LAYER_OPS, integer_layer
-    from repq.graph.surgeon import import_graph
+    from repq.graph.layer_join import integer_layer, stored_weight
+    from repq.graph.surgeon import import_graph, is_constant
 
     layers: list[LayerId] = []
     int8: list[LayerId] = []
-    for position, (stored, node) in enumerate(zip(model.graph.node, import_graph(model).nodes, strict=True)):
+    nodes = import_graph(model).nodes
+    protos = {id(node): stored for stored, node in zip(model.graph.node, nodes, strict=True)}
+    for position, (stored, node) in enumerate(zip(model.graph.node, nodes, strict=True)):
         if (computed := integer_layer(node)) is not None:
             layers += [computed] if computed not in layers else []
             int8 += [computed] if computed not in int8 else []
             continue
-        if node.op not in LAYER_OPS:
+        matrix = stored_weight(node) if node.op in PRODUCTS else None
+        if node.op not in CONVOLUTIONS and (matrix is None or matrix.values.ndim != 2):
             continue
         match = _WEIGHT.fullmatch(quantized_value(node.inputs[1]).name)
-        stored.name = LayerId(match["layer"] if match else node.name or f"{node.op}_{position}")
+        stored.name = match["layer"] if match else node.name or f"{node.op}_{position}"
+        if matrix is not None and stored.name in layers:  # several products may read one matrix
+            stored.name += f"_{position}"
         layers.append(LayerId(stored.name))
+        for reader in node.outputs[0].outputs if matrix is not None else ():
+            if reader.op == "Add" and any(map(is_constant, reader.inputs)):
+                protos[id(reader)].name = stored.name + SUM
         if all(map(_is_dequantized, node.inputs[:2])):
             int8.append(LayerId(stored.name))
     shared = [layer for layer, count in Counter(layers).items() if count > 1]
     if shared:
-        raise EngineError("several convolutions have one name", found=", ".join(shared), fix="give each its own weight")
+        raise EngineError("several layers have one name", found=", ".join(shared), fix="give each its own weight")
     return tuple(layers), tuple(int8)
 
 

@@ -217,7 +217,7 @@ def _count_product(kernel: Kernel, node: gs.Node) -> None:
             rows, columns, depth = prod(data[2:]), weight[1] * prod(weight[2:]), weight[0] // groups
         kernel.groups = groups
     else:
-        rows, columns, depth = prod(out[:-1]), out[-1], weight[-2] if len(weight) > 1 else weight[0]
+        rows, columns, depth = prod(out[:-1]), out[-1], data[0 if node.attrs.get("transA") else -1]
     kernel.gemm = (rows, columns, depth)
     kernel.flops += 2 * rows * columns * depth * kernel.groups
 

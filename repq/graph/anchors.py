@@ -15,7 +15,7 @@ from hashlib import sha256
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from repq.graph.layer_join import LAYER_OPS, layer_id, whole_layer
+from repq.graph.layer_join import layer_id, whole_layer
 from repq.graph.surgeon import import_graph, is_constant
 
 _SAME_VALUE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
@@ -46,7 +46,7 @@ def anchor_maxima(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, f
 
 
 def _anchor(node: gs.Node, number: int, read: list[str]) -> str:
-    if node.op in LAYER_OPS and (layer := layer_id(node)) is not None:
+    if (layer := layer_id(node)) is not None:
         return f"{whole_layer(layer)}:out"
     if node.op in _SAME_VALUE or _sums_split_layer(node, read):
         return read[0]

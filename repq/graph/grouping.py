@@ -33,9 +33,9 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from repq.graph.integers import copies_values, has_int8_weight, quantized_value, values_of
-from repq.graph.layer_join import LAYER_OPS, layers_of
+from repq.graph.layer_join import layer_id, layers_of
 from repq.graph.surgeon import import_graph, is_constant, producer
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, LayerId
 
 
 class UnionFind:
@@ -134,7 +134,7 @@ def _read_as_int8(graph: gs.Graph, int8_layers: Collection[LayerId] | None) -> s
     if int8_layers is not None:
         readers += [node for layer, node in layers_of(graph).items() if layer in int8_layers]
     elif not readers:
-        readers = [node for node in graph.nodes if node.op in LAYER_OPS]
+        readers = [node for node in graph.nodes if node.op in CONVOLUTIONS or layer_id(node) is not None]
     return {quantized_value(node.inputs[0]).name for node in readers}
 
 

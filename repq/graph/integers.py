@@ -19,8 +19,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from repq.graph.surgeon import array, is_constant, is_output, producer
+from repq.layers import CONVOLUTIONS, PRODUCTS
 
-WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTED_OPS = CONVOLUTIONS | PRODUCTS
 VIEWS = frozenset({"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
 """Operators that copy values and need no kernel: layers write to where they are read."""
 COPYING = VIEWS | {"DepthToSpace", "MaxPool", "Resize", "SpaceToDepth", "Transpose"}

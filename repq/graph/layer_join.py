@@ -2,6 +2,7 @@
 
 ``images, <LayerId>.weight, bias -> Conv -> y`` in a float graph, and after quantization
 ``<LayerId>.weight (INT8) -> DequantizeLinear -> Conv`` or ``<LayerId>.weight -> Quantize -> Dequantize -> Conv``.
+A Gemm or MatMul is a layer where it alone reads such an initializer as its second input; all others are operators.
 Node names and metadata are copies of the id; this join never reads them.
 """
 
@@ -16,9 +17,11 @@ from onnx import ModelProto, NodeProto
 
 from repq.errors import GraphError
 from repq.graph.surgeon import import_graph, is_constant, producer, title
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
+INTEGER_OPS = {"QLinearConv": 3, "MatMulIntegerToFloat": 1}
+"""The integer operators that ``lowering_onnxruntime`` writes for layers, with the slot of the weight."""
+
 _SUFFIX = ".weight"
 _INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
@@ -42,56 +45,60 @@ def layer_nodes(model: ModelProto, layers: Iterable[LayerId] | None = None) -> d
 
 
 def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[LayerId, gs.Node]:
-    """Return the Conv or ConvTranspose node of every layer, in graph order.
+    """Return the node of every layer, in graph order.
 
     Args:
         graph: a float or Q/DQ graph.
-        layers: the ids that the graph must hold, neither more nor fewer; None accepts any.
+        layers: the ids that the graph must hold, neither more nor fewer; products of other ids are operators. None
+            accepts any.
 
     Raises:
-        GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two convolutions share one
-            weight, or the graph's ids differ from ``layers`` (both differences are named).
+        GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two layers share one weight, or
+            the graph's ids differ from ``layers`` (both differences are named).
     """
+    wanted = None if layers is None else set(layers)
     found: dict[LayerId, list[gs.Node]] = defaultdict(list)
     nameless: list[str] = []
     for node in graph.nodes:
-        if node.op in LAYER_OPS:
-            layer = layer_id(node)
-            if layer is None:
-                weight = stored_weight(node)
-                nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
-            else:
+        layer = layer_id(node)
+        if layer is not None:
+            if node.op in CONVOLUTIONS or wanted is None or layer in wanted:
                 found[layer].append(node)
+        elif node.op in CONVOLUTIONS:
+            weight = stored_weight(node)
+            nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
     if nameless:
         raise GraphError(
             "some convolutions cannot be joined to a layer",
             found=_listed(nameless),
             fix="their weights must be initializers named <LayerId>.weight: export with `repq export`",
         )
-    shared = [f"{layer} ({len(nodes)} nodes)" for layer, nodes in found.items() if len(nodes) > 1]
+    several = {layer: nodes for layer, nodes in found.items() if len(nodes) > 1}
+    shared = [f"{layer} ({len(n)} nodes)" for layer, n in several.items() if any(node.op in CONVOLUTIONS for node in n)]
     if shared:
         raise GraphError(
-            "several convolutions share one weight initializer, so they cannot be told apart",
+            "several layers share one weight initializer, so they cannot be told apart",
             found=_listed(shared),
             fix="give each its own copy named <LayerId>.weight: `repq export` does",
         )
-    joined = {layer: nodes[0] for layer, nodes in found.items()}
-    if layers is not None:
-        _assert_same(set(layers), set(joined))
+    joined = {layer: nodes[0] for layer, nodes in found.items() if layer not in several}
+    if wanted is not None:
+        _assert_same(wanted, set(joined))
     return joined
 
 
 def layer_id(node: gs.Node) -> LayerId | None:
-    """The layer that a convolution computes; None: its weight has no name of that form."""
-    weight = stored_weight(node)
+    """The layer that a node computes; None: it is no convolution or product, or its weight has no name of that form."""
+    weight = stored_weight(node) if node.op in CONVOLUTIONS | PRODUCTS else None
     if weight is None or not weight.name.endswith(_SUFFIX):
         return None
     return LayerId(weight.name.removesuffix(_SUFFIX))
 
 
 def integer_layer(node: gs.Node) -> LayerId | None:
-    """The layer of a QLinearConv that ``lowering_onnxruntime`` wrote, once or several times; None for other nodes."""
-    found = _INTEGER_WEIGHT.fullmatch(node.inputs[3].name) if node.op == "QLinearConv" else None
+    """The layer of an operator that ``lowering_onnxruntime`` wrote, once or several times; None for other nodes."""
+    slot = INTEGER_OPS.get(node.op)
+    found = None if slot is None else _INTEGER_WEIGHT.fullmatch(node.inputs[slot].name)
     return LayerId(found["layer"]) if found else None
 
 
@@ -108,7 +115,7 @@ def stored_weight(node: gs.Node) -> gs.Constant | None:
 def _assert_same(expected: set[LayerId], found: set[LayerId]) -> None:
     if expected != found:
         raise GraphError(
-            "the layers of the model and the convolutions of the graph differ",
+            "the layers of the model and those of the graph differ",
             found=f"only in the model: {_listed(sorted(expected - found))}; "
             f"only in the graph: {_listed(sorted(found - expected))}",
             fix="export the graph from this very model",

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto
 
 from repq.graph.extra_kernels import counts_of
 from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer
+from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.lint_rules import RULES, Scan, layer_name
 from repq.graph.metadata import read_metadata
 from repq.graph.surgeon import element_type, producer, title
@@ -33,13 +34,13 @@ def lint(model: ModelProto, target: str | None = None) -> LintReport:
     scan = Scan.of(model, chosen)
     rules = [rule for rule in RULES if "" in (chosen, rule.runtime) or rule.runtime == chosen]
     findings = tuple(finding for rule in rules for finding in rule.findings(scan))
-    rows = {title(node): _row(node) for node in scan.graph.nodes if node.op in {*WEIGHTED_OPS, "QLinearConv"}}
+    rows = {title(node): _row(node) for node in scan.graph.nodes if node.op in {*WEIGHTED_OPS, *INTEGER_OPS}}
     layers = tuple({row.layer: row for row in rows.values()}.values())
     return LintReport(layers=layers, findings=findings, counts=counts_of(scan.graph))
 
 
 def _row(node: gs.Node) -> LintedLayer:
-    if node.op == "QLinearConv":
+    if node.op in INTEGER_OPS:
         return LintedLayer(layer=layer_name(node), precision="int8", reason="it is an integer operator")
     if is_int8_layer(node):
         return LintedLayer(layer=layer_name(node), precision="int8", reason="input and weight are quantized")

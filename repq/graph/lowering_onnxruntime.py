@@ -25,6 +25,9 @@ input and weight scale; so an output may differ from the Q/DQ graph by one quant
 edge. A convolution that somebody reads in float (a prediction layer, an addition) stays a float convolution, with its
 dequantized weight stored. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling,
 becomes a 1x1 convolution to ``O s s`` channels and DepthToSpace.
+
+A MatMul or Gemm by a stored matrix becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
+writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a bias.
 """
 
 from __future__ import annotations
@@ -40,16 +43,22 @@ from numpy.typing import NDArray
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
+from repq.layers import CONVOLUTIONS, PRODUCTS
 
 _MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
 """Copying operators that have a UINT8 kernel."""
 
 _BIAS_LIMIT = float(2**31 - 2**8)
+_PLAIN = (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+"""Attributes of a Gemm that is a product and a sum alone."""
+
+OWN_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
 
 
 @dataclass(frozen=True, eq=False)
-class _IntegerConv:
-    """A convolution whose input and weight are quantized: (weight - 0) * scale[c], INT8, zero point 0."""
+class _IntegerLayer:
+    """A layer whose weight is quantized: (weight - 0) * scale[c], INT8, zero point 0."""
 
     node: gs.Node
     weight: NDArray[np.int8]
@@ -57,13 +66,13 @@ class _IntegerConv:
     bias: NDArray[np.float32]
 
     def float_weight(self) -> NDArray[np.float32]:
-        channels = 1 if self.node.op == "ConvTranspose" else 0
+        channels = output_axis(self.node)
         shape = [-1 if axis == channels else 1 for axis in range(self.weight.ndim)]
         return (self.weight.astype(np.float32) * self.scale.reshape(shape)).astype(np.float32)
 
 
 def lower(model: onnx.ModelProto, *, unsigned_weights: bool = False) -> onnx.ModelProto:
-    """Return ``model`` with its quantized convolutions as integer ones where that is exact (see above).
+    """Return ``model`` with its quantized layers as integer ones where that is exact (see above).
 
     A graph without Q/DQ, or with subgraphs, comes back unchanged.
 
@@ -89,7 +98,8 @@ class _Lowering:
         self._weight_zero = np.array(weight_zero, np.uint8 if weight_zero else np.int8)
         self._needed_in_float = needed_in_float
         self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
-        self._convs = {node.outputs[0].name: conv for node in graph.nodes if (conv := _integer_conv(node))}
+        self._layers = {node.outputs[0].name: layer for node in graph.nodes if (layer := _integer_layer(node))}
+        self._convs = {name: layer for name, layer in self._layers.items() if layer.node.op in CONVOLUTIONS}
         self._tensors: dict[str, gs.Tensor] = {}
         self._constants: dict[str, gs.Constant] = {}
         self._nodes: list[gs.Node] = []
@@ -111,6 +121,9 @@ class _Lowering:
         graph = gs.Graph(self._nodes, inputs, outputs, name=self._graph.name, opset=self._graph.opset)
         graph.import_domains = self._graph.import_domains
         graph.head, graph.properties = self._graph.head, self._graph.properties
+        domains = {entry.domain for entry in graph.head.opset_import}
+        if any(node.domain == OWN_DOMAIN for node in self._nodes) and OWN_DOMAIN not in domains:
+            graph.head.opset_import.add(domain=OWN_DOMAIN, version=1)
         return graph
 
     # --- the float side
@@ -134,17 +147,39 @@ class _Lowering:
 
     def _emit_float(self, node: gs.Node) -> None:
         self.float_tensors.update(tensor.name for tensor in node.outputs)
-        pair, conv = self._pairs.get(node.outputs[0].name), self._convs.get(node.outputs[0].name)
+        pair, layer = self._pairs.get(node.outputs[0].name), self._layers.get(node.outputs[0].name)
+        if layer is not None and node.op in PRODUCTS and (carried := self._carried(node.inputs[0])) is not None:
+            self._emit_product(layer, *carried)
+            return
         if pair is not None:
             inputs = [self._quantized(pair.source, _uint8(pair)), *self._pair_constants(_uint8(pair))]
         else:
             inputs = list(node.inputs)
-            if conv is not None:
-                inputs[1] = self._constant(f"{node.name}.weight", conv.float_weight())
+            if layer is not None:
+                inputs[1] = self._constant(f"{node.name}.weight", layer.float_weight())
             inputs = [self._float(tensor) for tensor in inputs]
         outputs = [self._new(tensor) for tensor in node.outputs]
         name = self._unique(title(node))
         self._nodes.append(gs.Node(node.op, name, dict(node.attrs), inputs, outputs, domain=node.domain))
+
+    def _emit_product(self, product: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
+        """Emit the integer product that writes float."""
+        node, name = product.node, self._unique(title(product.node))
+        weight = self._integers_of(product.weight if output_axis(node) else product.weight.T)
+        zero_points = np.full(product.scale.shape, self._weight_zero, self._weight_zero.dtype)
+        scale, zero_point = self._pair_constants(source)
+        inputs = [
+            integers,
+            self._constant(f"{name}.weight_integers", np.ascontiguousarray(weight)),
+            scale,
+            self._constant(f"{name}.weight_scale", product.scale),
+            zero_point,
+            self._constant(f"{name}.weight_zero_point", zero_points),
+        ]
+        if product.bias.any():
+            inputs.append(self._constant(f"{name}.bias_float", product.bias))
+        outputs = [self._new(node.outputs[0])]
+        self._nodes.append(gs.Node("MatMulIntegerToFloat", name, {}, inputs, outputs, domain=OWN_DOMAIN))
 
     def _new(self, tensor: gs.Tensor) -> gs.Tensor:
         """The tensor of the new graph that has this tensor's name."""
@@ -204,7 +239,7 @@ class _Lowering:
         least = self._constant(f"zero_point_{params.zero_point}", np.uint8(params.zero_point))
         return self._append("Clip", f"{integers.name}_relu", [integers, least])
 
-    def _convolve(self, conv: _IntegerConv, params: Parameters) -> gs.Tensor | None:
+    def _convolve(self, conv: _IntegerLayer, params: Parameters) -> gs.Tensor | None:
         carried, block = self._carried(conv.node.inputs[0]), _block_size(conv)
         if carried is None or (conv.node.op == "ConvTranspose" and block is None):
             return None
@@ -219,7 +254,7 @@ class _Lowering:
     def _add_conv(
         self,
         name: str,
-        conv: _IntegerConv,
+        conv: _IntegerLayer,
         integers: gs.Tensor,
         source: Parameters,
         params: Parameters,
@@ -290,27 +325,35 @@ def _is_weight(node: gs.Node) -> bool:
     return node.op == "DequantizeLinear" and is_constant(node.inputs[0])
 
 
-def _integer_conv(node: gs.Node) -> _IntegerConv | None:
-    source = producer(node.inputs[1]) if node.op in {"Conv", "ConvTranspose"} else None
+def output_axis(node: gs.Node) -> int:
+    """The axis of a layer's weight along which its output channels lie."""
+    return 1 if node.op in ("ConvTranspose", "MatMul") or (node.op == "Gemm" and not node.attrs.get("transB", 0)) else 0
+
+
+def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
+    source = producer(node.inputs[1]) if node.op in CONVOLUTIONS | PRODUCTS else None
     if source is None or not all(map(is_constant, source.inputs)) or not _is_weight(source):
         return None
     weight, scale, *rest = (tensor.values for tensor in source.inputs)
     if weight.dtype != np.int8 or scale.dtype != np.float32 or any(part.any() for part in rest):
         return None
-    output_axis = 1 if node.op == "ConvTranspose" else 0
-    if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != output_axis:
+    if node.op in PRODUCTS and (weight.ndim != 2 or any(node.attrs.get(key, value) != value for key, value in _PLAIN)):
         return None
-    channels, groups = weight.shape[output_axis], node.attrs.get("group", 1)
-    bias: NDArray[np.float32] | None = np.zeros(channels * groups if output_axis else channels, np.float32)
+    channel_axis = output_axis(node)
+    if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != channel_axis:
+        return None
+    channels = weight.shape[channel_axis]
+    outputs = channels * node.attrs.get("group", 1) if node.op == "ConvTranspose" else channels
+    bias: NDArray[np.float32] | None = np.zeros(outputs, np.float32)
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         bias = array(node, 2)
-    if bias is None:
+    if bias is None or bias.shape != (outputs,):
         return None
     steps = np.broadcast_to(scale.reshape(-1), (channels,)).copy()
-    return _IntegerConv(node, weight, steps, bias.astype(np.float32))
+    return _IntegerLayer(node, weight, steps, bias.astype(np.float32))
 
 
-def _block_size(conv: _IntegerConv) -> int | None:
+def _block_size(conv: _IntegerLayer) -> int | None:
     """The stride of a ConvTranspose whose kernel is its stride, so that no two places of its input meet."""
     node, (height, width) = conv.node, conv.weight.shape[2:]
     plain = {"group": 1, "dilations": [1, 1], "pads": [0, 0, 0, 0], "output_padding": [0, 0], "auto_pad": "NOTSET"}
@@ -321,14 +364,14 @@ def _block_size(conv: _IntegerConv) -> int | None:
     return int(height) if all(node.attrs.get(key, value) == value for key, value in plain.items()) else None
 
 
-def _unfolded(conv: _IntegerConv) -> _IntegerConv:
+def _unfolded(conv: _IntegerLayer) -> _IntegerLayer:
     """Such a ConvTranspose (C, O, s, s) as the convolution (O s s, C, 1, 1) that DepthToSpace (CRD) puts in place."""
     inputs, outputs, height, width = conv.weight.shape
     weight = conv.weight.transpose(1, 2, 3, 0).reshape(outputs * height * width, inputs, 1, 1)
-    return _IntegerConv(conv.node, weight, conv.scale.repeat(height * width), conv.bias.repeat(height * width))
+    return _IntegerLayer(conv.node, weight, conv.scale.repeat(height * width), conv.bias.repeat(height * width))
 
 
-def _room_for_bias(conv: _IntegerConv, input_scale: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _room_for_bias(conv: _IntegerLayer, input_scale: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Weight and scale with coarser steps in channels whose bias would not fit 32 bits in units of both scales.
 
     Such a channel is all but dead: its weights are about 2**-31 of its bias, and so is what the coarser steps lose.

@@ -14,6 +14,7 @@ from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model.families import family_named, get_spec
 from repq.model.family import Spec
+from repq.model.weighted import Layer, is_convolution, is_layer, output_axis
 
 
 class TrainOutput(NamedTuple):
@@ -93,7 +94,7 @@ def build(name_or_spec: str | Spec, num_classes: int = 80, *, deploy: bool = Fal
 
 def _resized(model: Detector, widths: Sequence[tuple[str, int, int, int]]) -> Detector:
     """Give layers other numbers of channels, never more than they have; in place."""
-    layers = dict(layers_of(model))
+    layers = dict(convolutions_of(model))
     for name, inputs, outputs, groups in widths:
         layer = layers.get(LayerId(name))
         fits = layer is not None and 0 < inputs <= layer.in_channels and 0 < outputs <= layer.out_channels
@@ -116,23 +117,31 @@ def outline(spec: Spec, deploy: bool) -> Detector:
         return build(spec, deploy=deploy)
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[LayerId, nn.Conv2d | nn.ConvTranspose2d]]:
-    """All convolutions of a model with their paths, in module order."""
+def layers_of(model: nn.Module) -> Iterator[tuple[LayerId, Layer]]:
+    """All layers of a model with their paths, in module order."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if is_layer(module):
             yield LayerId(name), module
 
 
+def convolutions_of(model: nn.Module) -> Iterator[tuple[LayerId, nn.Conv2d | nn.ConvTranspose2d]]:
+    """Those layers of a model that are convolutions, with their paths, in module order."""
+    for name, module in layers_of(model):
+        if is_convolution(module):
+            yield name, module
+
+
 def layer_ids(deploy_model: nn.Module) -> tuple[LayerId, ...]:
-    """Paths of all convolutions of a fused model, in module order."""
+    """Paths of all layers of a fused model, in module order."""
     return tuple(layer for layer, _ in layers_of(deploy_model))
 
 
 def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[LayerId, int]:
-    """Multiply-adds of every convolution for one image of ``imgsz`` (height, width, or one number for a square).
+    """Multiply-adds of every layer for one image of ``imgsz`` (height, width, or one number for a square).
 
     ``MACs = output elements * (C_in / groups) * k_h * k_w``; for a transposed convolution
-    ``input elements * (C_out / groups) * k_h * k_w``. Nothing is computed: shapes flow through the meta device.
+    ``input elements * (C_out / groups) * k_h * k_w``; for a matrix ``output elements * C_in``. Nothing is computed:
+    shapes flow through the meta device.
 
     Raises:
         RepqError: the size is no multiple of the model's coarsest stride.
@@ -144,7 +153,7 @@ def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[Lay
 
     def counter(layer: LayerId) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            counted = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+            counted = inputs[0] if output_axis(module) else output
             counts[layer] = counted.numel() * module.weight[0].numel()
 
         return hook

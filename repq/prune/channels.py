@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from repq.layers import LayerId
 from repq.model import Detector
-from repq.model.detector import layers_of
+from repq.model.detector import convolutions_of
 
 FIXED = 0
 """The unit of all channels that cannot be removed."""
@@ -104,7 +104,7 @@ def find_channels(model: Detector, x: Tensor, run: Callable[[Tensor], Any]) -> C
         x: (1, 3, H, W), as large as the input; its values are not read.
         run: the model, to its outputs.
     """
-    tracer = _Tracer({id(module.weight): layer for layer, module in layers_of(model)})
+    tracer = _Tracer({id(module.weight): layer for layer, module in convolutions_of(model)})
     image = _Labelled(torch.zeros((1, 1, 1, 1), dtype=torch.int64).expand(x.shape), tracer)
     with torch.no_grad():
         found = run(image)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model import Detector, count_macs
-from repq.model.detector import layers_of
+from repq.model.detector import convolutions_of
 from repq.prune.channels import FIXED, Channels
 from repq.prune.cutting import Kept, Pruner
 from repq.recipe import PruneConfig
@@ -51,7 +51,7 @@ class Group:
 def weight_scores(model: Detector, power: int) -> Scores:
     """The L1 or L2 norm of the weights of each output channel, over the mean of its layer."""
     found = {}
-    for layer, module in layers_of(model):
+    for layer, module in convolutions_of(model):
         found[layer] = _relative(_of_outputs(module, module.weight.detach().abs() ** power) ** (1 / power))
     return found
 
@@ -91,7 +91,7 @@ def activation_scores(model: Detector, images: Iterable[Tensor]) -> Scores:
 
         return look
 
-    hooks = [module.register_forward_hook(hook(layer)) for layer, module in layers_of(model)]
+    hooks = [module.register_forward_hook(hook(layer)) for layer, module in convolutions_of(model)]
     with torch.no_grad():
         for batch in images:
             model(batch)
@@ -112,7 +112,7 @@ def taylor_scores(model: Detector, losses: Iterable[Tensor]) -> Scores:
     for loss in losses:
         model.zero_grad(set_to_none=True)
         loss.backward()
-        for layer, module in layers_of(model):
+        for layer, module in convolutions_of(model):
             if module.weight.grad is not None:
                 change = _of_outputs(module, module.weight.detach() * module.weight.grad)
                 if module.bias is not None and module.bias.grad is not None:
@@ -245,12 +245,13 @@ def _ordered(groups: Sequence[Group], config: PruneConfig) -> list[tuple[Group, 
 def share_of_macs(pruner: Pruner, imgsz: tuple[int, int]) -> Callable[[Kept], float]:
     """The share of the multiply-adds that is left, computed from the widths."""
     counts = count_macs(pruner.model, imgsz)
-    own = {layer: (m.in_channels, m.out_channels, m.groups) for layer, m in layers_of(pruner.model)}
-    each = {layer: count * own[layer][2] / (own[layer][0] * own[layer][1]) for layer, count in counts.items()}
+    own = {layer: (m.in_channels, m.out_channels, m.groups) for layer, m in convolutions_of(pruner.model)}
+    each = {layer: counts[layer] * groups / (inputs * outputs) for layer, (inputs, outputs, groups) in own.items()}
     total = sum(counts.values())
+    fixed = total - sum(counts[layer] for layer in own)  # of matrices, whose channels stay
 
     def share(kept: Kept) -> float:
         widths = {**own, **pruner.widths(kept)}
-        return sum(each[layer] * i * o / g for layer, (i, o, g) in widths.items()) / total
+        return (fixed + sum(each[layer] * i * o / g for layer, (i, o, g) in widths.items())) / total
 
     return share

@@ -20,7 +20,7 @@ from torch.nn import functional
 from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model import Detector, outline
-from repq.model.detector import layers_of
+from repq.model.detector import convolutions_of
 from repq.model.onnx_graph.detector import GraphDetector
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import encode_skeleton, layer_nodes, read_skeleton
@@ -29,7 +29,7 @@ from repq.prune.channels import Channels, find_channels, labels_of
 Kept = NDArray[np.bool_]
 """For every unit whether it stays."""
 Means = Mapping[LayerId, Tensor]
-"""The mean of every input channel of layers, over images and positions."""
+"""The mean of every input channel of convolutions, over images and positions."""
 _TOLERANCE = 1e-3
 _SHAPED = frozenset({"Reshape", "Split", "Slice", "Expand", "Resize"})
 
@@ -66,7 +66,7 @@ class Pruner:
     def widths(self, kept: Kept) -> dict[LayerId, tuple[int, int, int]]:
         """Input channels, output channels and groups of every layer that runs."""
         found = {}
-        for layer, module in layers_of(self.model):
+        for layer, module in convolutions_of(self.model):
             if layer in self.channels.outputs:
                 own_in, own_out = (int(kept[units].sum()) for units in self._units(layer))
                 found[layer] = own_in, own_out, own_in if _is_depthwise(module) else module.groups
@@ -82,7 +82,7 @@ class Pruner:
             means: of the input channels of layers; where they are given, biases stand for the means of what is gone.
         """
         model = copy.deepcopy(self.model)
-        for layer, module in layers_of(model):
+        for layer, module in convolutions_of(model):
             if layer in self.channels.inputs:
                 self.mute(layer, module, kept, means.get(layer))
         return model
@@ -91,7 +91,7 @@ class Pruner:
         """The layers whose weights `mute` changes when these units are gone."""
         return tuple(
             layer
-            for layer, module in layers_of(self.model)
+            for layer, module in convolutions_of(self.model)
             if layer in self.channels.inputs
             and not _is_depthwise(module)
             and np.isin(self.channels.inputs[layer], units).any()
@@ -108,7 +108,7 @@ class Pruner:
         module.weight[_slices(module, *(~kept[units] for units in self._units(layer)), inputs_only=True)] = 0
 
     def means(self, images: Iterable[Tensor]) -> dict[LayerId, Tensor]:
-        """The mean of every input channel of every layer over images (B, 3, H, W).
+        """The mean of every input channel of every convolution over images (B, 3, H, W).
 
         Raises:
             RepqError: there are no images.
@@ -123,7 +123,7 @@ class Pruner:
             return look
 
         with torch.no_grad(), ExitStack() as stack:
-            for layer, module in layers_of(self.model):
+            for layer, module in convolutions_of(self.model):
                 stack.callback(module.register_forward_pre_hook(hook(layer)).remove)
             for batch in images:
                 self.model(batch)
@@ -143,7 +143,7 @@ class Pruner:
             raise RepqError(f"no channel of {empty[0]} would be left", fix="prune less")
         whole = self.masked(kept, means)
         state = dict(whole.state_dict())
-        for layer, module in layers_of(whole):
+        for layer, module in convolutions_of(whole):
             if layer in widths:
                 masks = [kept[units] for units in self._units(layer)]
                 state[f"{layer}.weight"] = module.weight.detach()[_slices(module, *masks)].contiguous()
@@ -152,7 +152,7 @@ class Pruner:
         if isinstance(self.model, GraphDetector):
             spec: Any = replace(self.model.spec, graph=self._graph(widths, kept))
         else:
-            own = {layer: (m.in_channels, m.out_channels, m.groups) for layer, m in layers_of(self.model)}
+            own = {layer: (m.in_channels, m.out_channels, m.groups) for layer, m in convolutions_of(self.model)}
             before = {layer: tuple(values) for layer, *values in self.model.spec.widths}
             changed = {layer: width for layer, width in widths.items() if width != own[layer] or layer in before}
             spec = replace(self.model.spec, widths=tuple((layer, *width) for layer, width in changed.items()))

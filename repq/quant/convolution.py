@@ -1,8 +1,8 @@
-"""Convolutions whose input and weight are fake-quantized. The bias is never quantized.
+"""Layers whose input and weight are fake-quantized. The bias is never quantized.
 
 A weight may be split into two INT8 tensors, coarse and fine: ``Q(w) + Q'(w - Q(w))``; see ``corrections.split``.
 
-Both are subclasses of torch's own modules with the same parameters, so state-dict entries keep their names.
+They are subclasses of the float modules with the same parameters, so state-dict entries keep their names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from repq.layers import LayerId
+from repq.model.weighted import Layer, Matrix, output_axis
 from repq.quant.convolve import Geometry, convolve
 from repq.quant.quantizer import Quantizer
 from repq.quant.scaling import Scheme
@@ -75,15 +76,29 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         )
 
 
-QuantizedLayer = QuantConv2d | QuantConvTranspose2d
+class QuantMatrix(Matrix):
+    """``y = Q(x) Q(W) + b``; one weight scale per output channel, or one for the tensor (axis None)."""
+
+    weight_axis: int | None
+    scheme: Scheme
+    input_quantizer: Quantizer
+    weight_quantizer: Quantizer
+    fine_quantizer: Quantizer | None
+    spare: Spare = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.multiply(self.input_quantizer(input), quantized_weight(self))
+
+
+QuantizedLayer = QuantConv2d | QuantConvTranspose2d | QuantMatrix
 
 
 def is_quantized(module: nn.Module) -> TypeGuard[QuantizedLayer]:
-    """Whether a module is a convolution with quantizers."""
-    return isinstance(module, QuantConv2d | QuantConvTranspose2d)
+    """Whether a module is a layer with quantizers."""
+    return isinstance(module, QuantizedLayer)
 
 
-def is_one_step(layer: QuantizedLayer) -> bool:
+def is_one_step(layer: QuantConv2d | QuantConvTranspose2d) -> bool:
     """Whether the layer is to run as one step that gradients go back through."""
     on = layer.input_quantizer.enabled and layer.weight_quantizer.enabled
     plain = layer.fine_quantizer is None and (layer.input_quantizer.axis is None or layer.groups == layer.in_channels)
@@ -113,10 +128,32 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def with_quantizers(
-    conv: nn.Conv2d | nn.ConvTranspose2d, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel"
+    module: Layer, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel"
 ) -> QuantizedLayer:
-    """A quantized convolution that takes over the parameters and the mode of ``conv``."""
-    kind: type[QuantizedLayer] = QuantConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else QuantConv2d
+    """A quantized layer that takes over the parameters and the mode of ``module``."""
+    quantized = _quantized_matrix(module) if isinstance(module, Matrix) else _quantized_convolution(module)
+    quantized.weight, quantized.bias = module.weight, module.bias
+    quantized.scheme = scheme
+    if granularity == "tensor":
+        quantized.weight_axis = None
+    quantized.input_quantizer = Quantizer(f"the input of {layer}")
+    quantized.weight_quantizer = Quantizer(f"the weight of {layer}")
+    quantized.fine_quantizer = None
+    return quantized.train(module.training)
+
+
+def _quantized_matrix(matrix: Matrix) -> QuantMatrix:
+    quantized = QuantMatrix(
+        matrix.in_channels, matrix.out_channels, transposed=matrix.transposed, bias=matrix.bias is not None,
+        device=torch.device("meta"),
+    )  # fmt: skip
+    quantized.weight_axis = output_axis(matrix)
+    return quantized
+
+
+def _quantized_convolution(conv: nn.Conv2d | nn.ConvTranspose2d) -> QuantConv2d | QuantConvTranspose2d:
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    kind: type[QuantConv2d | QuantConvTranspose2d] = QuantConvTranspose2d if transposed else QuantConv2d
     quantized = kind(
         conv.in_channels,
         conv.out_channels,
@@ -131,11 +168,4 @@ def with_quantizers(
     )
     if isinstance(conv, nn.ConvTranspose2d):
         quantized.output_padding = conv.output_padding
-    quantized.weight, quantized.bias = conv.weight, conv.bias
-    quantized.scheme = scheme
-    if granularity == "tensor":
-        quantized.weight_axis = None
-    quantized.input_quantizer = Quantizer(f"the input of {layer}")
-    quantized.weight_quantizer = Quantizer(f"the weight of {layer}")
-    quantized.fine_quantizer = None
-    return quantized.train(conv.training)
+    return quantized

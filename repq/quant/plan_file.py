@@ -5,7 +5,7 @@
       - backbone.lite_effiblock_2.0.conv_dw_2.block.conv   # head.snr 3.1, 0.2 % of the multiply-adds
       - detect.stems.*                    # globs are allowed
 
-Every convolution that the file does not name runs in INT8.
+Every layer that the file does not name runs in INT8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from repq.layers import LayerId, QuantPlan
 from repq.reading import read_yaml
 
 _KEYS = ("model", "float")
-_HEAD = "# Layers (ids or globs) that stay in float; every other convolution runs in INT8.\n"
+_HEAD = "# Layers (ids or globs) that stay in float; every other layer runs in INT8.\n"
 
 
 def write_plan(

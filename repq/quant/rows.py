@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repq.layers import LayerId
+from repq.model.weighted import is_layer, output_axis
 from repq.quant.calibration.histogram import Histogram
 from repq.quant.calibration.observation import Observation
 from repq.quant.calibration.ranges import squared_error
@@ -50,16 +51,16 @@ def int8_macs_share(rows: tuple[LayerQuantization, ...]) -> float:
 
 
 def _row(
-    layer: LayerId, conv: nn.Module, histogram: Histogram, scales: LayerScales | None, macs: int
+    layer: LayerId, module: nn.Module, histogram: Histogram, scales: LayerScales | None, macs: int
 ) -> LayerQuantization:
-    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-    weight = conv.weight.detach().float().cpu().numpy()
+    assert is_layer(module)
+    weight = module.weight.detach().float().cpu().numpy()
     return LayerQuantization(
         layer=layer,
         precision="int8" if scales else "float",
         macs=macs,
         weight_range=(float(weight.min()), float(weight.max())),
-        weight_channel_ratio=channel_ratio(conv),
+        weight_channel_ratio=channel_ratio(module),
         activation_range=_seen(histogram),
         activation_scale=float(scales.input.scale.max()) if scales else None,
         activation_zero_point=int(scales.input.zero_point.flat[0]) if scales else None,
@@ -74,16 +75,15 @@ def _seen(histogram: Histogram) -> Range:
     return (histogram.minimum, histogram.maximum) if histogram.total else (0.0, 0.0)
 
 
-def output_rows(conv: nn.Module) -> Tensor:
-    """Weights (C_out, the rest)."""
-    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-    weight = conv.weight.detach().float()
-    return (weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight).flatten(1)
+def output_rows(module: nn.Module) -> Tensor:
+    """The weight of a layer, (C_out, the rest)."""
+    assert is_layer(module)
+    return module.weight.detach().float().movedim(output_axis(module), 0).flatten(1)
 
 
-def channel_ratio(conv: nn.Module) -> float:
+def channel_ratio(module: nn.Module) -> float:
     """Largest over smallest non-zero magnitude of the output channels' weights."""
-    largest = output_rows(conv).abs().amax(1)
+    largest = output_rows(module).abs().amax(1)
     alive = largest[largest > 0]
     return float(alive.max() / alive.min()) if alive.numel() else 1.0
 

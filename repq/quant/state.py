@@ -1,4 +1,4 @@
-"""Put quantizers into a fused model, at the convolutions' own paths, and read and write their state."""
+"""Put quantizers into a fused model, at the layers' own paths, and read and write their state."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
+from repq.model.weighted import is_layer
 from repq.quant.convolution import QuantizedLayer, is_depthwise, is_quantized, set_quantizing, with_quantizers
 from repq.quant.quantizer import Quantizer
 from repq.recipe import PtqConfig
@@ -25,30 +26,30 @@ def insert_quantizers(fused: Model, plan: QuantPlan, config: PtqConfig) -> Model
     Before: ``x -> Conv(w, b)``. After: ``x -> Q -> Conv(Q(w), b)``. The copy has to be calibrated before it runs.
 
     Raises:
-        QuantizationError: a layer of the plan is not in the model, or is no convolution.
+        QuantizationError: a layer of the plan is not in the model, or is no float layer.
     """
     model = copy.deepcopy(fused)
     for layer in plan.int8:
         parent_path, _, name = layer.rpartition(".")
         try:
             parent = model.get_submodule(parent_path)
-            conv = model.get_submodule(layer)
+            module = model.get_submodule(layer)
         except AttributeError:
             raise QuantizationError(
                 f"the plan names {layer}, which the model does not have",
                 found="a model that is not fused, or a plan for another model",
                 fix="fuse the model first (`repq fuse`) and make the plan for it",
             ) from None
-        if is_quantized(conv) or not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+        if is_quantized(module) or not is_layer(module):
             raise QuantizationError(
-                f"{layer} cannot be quantized", found=type(conv).__name__, fix="name float Conv or ConvTranspose layers"
+                f"{layer} cannot be quantized", found=type(module).__name__, fix="name float layers (`repq describe`)"
             )
-        setattr(parent, name, with_quantizers(conv, layer, config.scheme, config.weight_granularity))
+        setattr(parent, name, with_quantizers(module, layer, config.scheme, config.weight_granularity))
     return model
 
 
 def quantized_layers(model: nn.Module) -> dict[LayerId, QuantizedLayer]:
-    """The convolutions that hold quantizers, in module order."""
+    """The layers that hold quantizers, in module order."""
     return {LayerId(name): module for name, module in model.named_modules() if is_quantized(module)}
 
 

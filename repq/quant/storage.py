@@ -144,19 +144,21 @@ def _quantized(float_: Weights, checkpoint: Checkpoint) -> Weights:
     int8, chosen = tuple(LayerId(layer) for layer in record.int8), set(record.int8)
     plan = QuantPlan(int8, tuple(layer for layer in layer_ids(float_.model) if layer not in chosen))
     model = insert_quantizers(float_.model, plan, record.config).eval()
-    apply_scales(model, {layer: _layer_scales(layer, checkpoint.extra) for layer in int8})
+    axes = {layer: module.weight_axis for layer, module in quantized_layers(model).items()}
+    apply_scales(model, {layer: _layer_scales(layer, axes[layer], checkpoint.extra) for layer in int8})
     return replace(float_, model=model, config=record.config, maxima=record.maxima, groups=record.groups)
 
 
-def _layer_scales(layer: LayerId, extra: Mapping[str, Tensor]) -> LayerScales:
+def _layer_scales(layer: LayerId, axis: int | None, extra: Mapping[str, Tensor]) -> LayerScales:
+    """The scales of a layer whose weight has its output channels along ``axis``."""
     return LayerScales(
-        input=_tensor_scale(f"{layer}.input", extra),
-        weight=_tensor_scale(f"{layer}.weight", extra),
-        fine=_tensor_scale(f"{layer}.fine", extra) if f"{layer}.fine.scale" in extra else None,
+        input=_tensor_scale(f"{layer}.input", 1, extra),  # the channels that a depthwise convolution reads
+        weight=_tensor_scale(f"{layer}.weight", axis, extra),
+        fine=_tensor_scale(f"{layer}.fine", axis, extra) if f"{layer}.fine.scale" in extra else None,
     )
 
 
-def _tensor_scale(name: str, extra: Mapping[str, Tensor]) -> TensorScale:
+def _tensor_scale(name: str, axis: int | None, extra: Mapping[str, Tensor]) -> TensorScale:
     scale, zero_point = extra.get(f"{name}.scale"), extra.get(f"{name}.zero_point")
     if scale is None or zero_point is None or zero_point.dtype not in _INTEGER_TYPES or scale.dtype != torch.float32:
         raise QuantizationError(
@@ -165,6 +167,4 @@ def _tensor_scale(name: str, extra: Mapping[str, Tensor]) -> TensorScale:
             fix="write the checkpoint again with `repq ptq`",
         )
     values: NDArray[np.float32] = scale.numpy()
-    # Two channel axes are in use: the output channels of a Conv's weight and the channels of a depthwise Conv's input.
-    axis = None if not values.ndim else 1 if name.endswith(".input") else 0
-    return TensorScale(values, zero_point.numpy(), _INTEGER_TYPES[zero_point.dtype], axis)
+    return TensorScale(values, zero_point.numpy(), _INTEGER_TYPES[zero_point.dtype], axis if values.ndim else None)

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repq.model.weighted import is_layer
+
 _LEAST = 2.0**-20  # beside the largest of the tensor: switched-off channels keep a unit
 
 
 def step_in_units(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """From now on let ``optimizer`` see the weights and biases of all convolutions, and their gradients, in units."""
+    """From now on let ``optimizer`` see the weights and biases of all layers, and their gradients, in units."""
     units: list[tuple[Tensor, Tensor]] = []
-    for conv in model.modules():
-        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
-            units.append((conv.weight, weight_unit(conv.weight.detach())))
-            if conv.bias is not None:
-                units.append((conv.bias, bias_unit(conv.bias.detach())))
+    for layer in model.modules():
+        if is_layer(layer):
+            units.append((layer.weight, weight_unit(layer.weight.detach())))
+            if layer.bias is not None:
+                units.append((layer.bias, bias_unit(layer.bias.detach())))
 
     @torch.no_grad()
     def enter(*_: Any) -> None:

@@ -62,6 +62,17 @@ def test_work_counted_by_hand() -> None:
     assert conv.gemm == (32 * 32, 64, 27)
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_the_depth_of_a_product_is_that_of_its_input(transposed: int) -> None:
+    shape = (16, 48) if transposed else (48, 16)
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], "g", transB=transposed)
+    ends = [helper.make_tensor_value_info(name, 1, dims) for name, dims in (("x", (10, 48)), ("y", None))]
+    weight = numpy_helper.from_array(np.ones(shape, np.float32), "w")
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    (kernel,) = kernels_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])).kernels
+    assert kernel.gemm == (10, 16, 48) and kernel.flops == 2 * 10 * 16 * 48
+
+
 def test_int8_moves_bytes_and_its_extra_kernel_is_counted() -> None:
     work = kernels_of(quantized(convolution()))
     conv = work.kernels[0]

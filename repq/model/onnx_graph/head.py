@@ -13,6 +13,7 @@ from functools import reduce
 from operator import and_
 
 from repq.errors import GraphError
+from repq.layers import CONVOLUTIONS
 from repq.model.onnx_graph.program import Program, Step, with_frees
 
 _RANKS = frozenset({"TopK", "NonMaxSuppression"})
@@ -92,7 +93,7 @@ def _dominators(program: Program) -> dict[int, int]:
 
 def _level_maps(program: Program, imgsz: tuple[int, int], ancestors: dict[int, int]) -> list[int]:
     """The map of each level, finest first; none where no convolution works on a map of the input's aspect."""
-    layers = [step for step in program.steps if step.layer is not None and _stride(program, step.writes[0], imgsz)]
+    layers = [step for step in _convolutions(program) if _stride(program, step.writes[0], imgsz)]
     inside = reduce(lambda bits, step: bits | ancestors[step.writes[0]], layers, 0)
     last: dict[int, list[Step]] = defaultdict(list)
     for step in layers:
@@ -117,8 +118,13 @@ def _stride(program: Program, number: int, imgsz: tuple[int, int]) -> int:
     return round(down) if down == across and down >= 2 else 0
 
 
+def _convolutions(program: Program) -> list[Step]:
+    """The layers that work on maps."""
+    return [step for step in program.steps if step.layer is not None and step.kind in CONVOLUTIONS]
+
+
 def _last_layer(program: Program) -> Step:
-    layers = [step for step in program.steps if step.layer is not None]
+    layers = _convolutions(program)
     if not layers:
         raise GraphError("no output of the graph hangs on a convolution", fix="export the whole detector")
     return layers[-1]

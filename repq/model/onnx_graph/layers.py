@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from onnx import NodeProto, helper
 from torch import Tensor, nn
 
+from repq.layers import PRODUCTS
 from repq.model.onnx_graph.operators.products import transposed_pads
 from repq.model.onnx_graph.operators.windows import padded, window_pads
+from repq.model.weighted import Matrix
 
 Pair = tuple[int, int]
 Run = Callable[[Tensor], Tensor]
@@ -39,17 +42,34 @@ class LayerForm:
         return nn.Conv2d(*self.channels, self.kernel, self.stride, self.padding, self.dilation, self.groups)
 
 
-Call = LayerForm | Run
+@dataclass(frozen=True)
+class MatrixForm:
+    """A product with a stored matrix, without its numbers; see `repq.model.weighted.Matrix`."""
+
+    channels: Pair
+    transposed: bool
+    bias: bool
+
+    def build(self) -> Matrix:
+        """The module, with fresh weights."""
+        return Matrix(*self.channels, transposed=self.transposed, bias=self.bias)
 
 
-def layer_calls(node: NodeProto, weight: tuple[int, ...], x: tuple[int, ...]) -> list[Call]:
+Form = LayerForm | MatrixForm
+Call = Form | Run
+
+
+def layer_calls(node: NodeProto, weight: tuple[int, ...], x: tuple[int, ...], *, bias: bool = True) -> list[Call]:
     """The layer of a node, with what its module cannot do before and after it.
 
     Args:
-        node: a Conv or ConvTranspose of two dimensions.
+        node: a Conv or ConvTranspose of two dimensions, a Gemm or a MatMul.
         weight: its shape.
         x: shape of the input.
+        bias: whether a MatMul has one.
     """
+    if node.op_type in PRODUCTS:
+        return _product(node, weight, x, bias or node.op_type == "Gemm")
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     kernel = _pair(weight[2:])
     stride, dilation = (_pair(values.get(name, (1, 1))) for name in ("strides", "dilations"))
@@ -62,6 +82,15 @@ def layer_calls(node: NodeProto, weight: tuple[int, ...], x: tuple[int, ...]) ->
         form = LayerForm(False, (weight[1] * groups, weight[0]), kernel, stride, inside, dilation, groups)
         return [form] if even else [partial(padded, pads=edges), form]
     return _transposed(values, weight, x, kernel, stride, dilation, groups, pads, auto_pad)
+
+
+def _product(node: NodeProto, weight: tuple[int, ...], x: tuple[int, ...], bias: bool) -> list[Call]:
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    inputs, outputs = weight[::-1] if transposed else weight
+    form = MatrixForm((inputs, outputs), transposed, bias)
+    if len(x) > 1:
+        return [form]
+    return [partial(torch.reshape, shape=(-1, inputs)), form, torch.flatten]  # one row for each image
 
 
 def _transposed(

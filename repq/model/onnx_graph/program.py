@@ -22,9 +22,9 @@ from torch import Tensor
 
 from repq.errors import RepqError
 from repq.layers import LayerId
-from repq.model.onnx_graph.layers import Call, LayerForm, layer_calls
+from repq.model.onnx_graph.layers import Call, Form, LayerForm, MatrixForm, layer_calls
 from repq.model.onnx_graph.operators import OPERATORS, host_value
-from repq.model.onnx_graph.skeleton import is_hollow
+from repq.model.onnx_graph.skeleton import bias_sums, is_hollow
 
 Batching = Literal["whole", "each"]
 Values = list[Tensor]  # of one tensor, for each image
@@ -81,7 +81,7 @@ class Program:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     shapes: Mapping[int, tuple[int, ...]]
-    forms: Mapping[LayerId, LayerForm]
+    forms: Mapping[LayerId, Form]
 
     def __deepcopy__(self, memo: object) -> Program:
         return self
@@ -159,6 +159,7 @@ class _Tracer:
     def __init__(self, model: ModelProto, probes: Mapping[str, Values]) -> None:
         self.opset, self.graph = opset_of(model), model.graph
         self.images = len(next(iter(probes.values()), ()))
+        self.sums = bias_sums(model)
         self.constants = {
             tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
             for tensor in model.graph.initializer
@@ -168,7 +169,7 @@ class _Tracer:
         self.numbers: dict[str, int] = {}
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.steps: list[Step] = []
-        self.forms: dict[LayerId, LayerForm] = {}
+        self.forms: dict[LayerId, Form] = {}
         self.inputs = tuple(self._number(name) for name in probes)
         for name, value in probes.items():
             self.shapes[self.numbers[name]] = tuple(value[0].shape)
@@ -178,9 +179,10 @@ class _Tracer:
     def add(self, node: NodeProto, layer: LayerId | None) -> None:
         if layer is not None:
             weight = next(tensor for tensor in self.graph.initializer if tensor.name == node.input[1])
-            shape = tuple(self.values[node.input[0]][0].shape)
-            self._add_layer(node, layer, layer_calls(node, tuple(weight.dims), shape))
-        else:
+            shape, add = tuple(self.values[node.input[0]][0].shape), self.sums.get(node.output[0])
+            calls = layer_calls(node, tuple(weight.dims), shape, bias=add is not None)
+            self._add_layer(node, layer, calls, (add or node).output[0])
+        elif node.output[0] not in self.values:  # else it is the bias of a layer
             self._add_operator(node)
         for name in set(node.input):
             self.uses[name] -= 1
@@ -211,13 +213,13 @@ class _Tracer:
         if name in self.constants:
             self._number(name)
 
-    def _add_layer(self, node: NodeProto, layer: LayerId, calls: Sequence[Call]) -> None:
+    def _add_layer(self, node: NodeProto, layer: LayerId, calls: Sequence[Call], result: str) -> None:
         """Calls follow one another: what is before the layer, the layer, what is after it."""
         name, value = node.input[0], self.values[node.input[0]]
         for number, call in enumerate(calls):
-            output = node.output[0] if number == len(calls) - 1 else f"{node.output[0]}/{number}"
+            output = result if number == len(calls) - 1 else f"{node.output[0]}/{number}"
             own = None
-            if isinstance(call, LayerForm):
+            if isinstance(call, LayerForm | MatrixForm):
                 module = call.build()
                 own, self.forms[layer] = layer, call
                 with torch.no_grad():

@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
-from torch import nn
+from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper, version_converter
 
 from repq.errors import GraphError
-from repq.layers import LayerId
-from repq.model.onnx_graph.operators import OPERATORS
-from repq.model.onnx_graph.program import bound, opset_of, title, unknown_operators
-from repq.model.onnx_graph.skeleton import LAYER_OPS
+from repq.layers import CONVOLUTIONS
+from repq.model.onnx_graph.constants import Constants, wiring
+from repq.model.onnx_graph.naming import name_layers
+from repq.model.onnx_graph.program import opset_of, unknown_operators
 from repq.onnx_file import read_model, refusing
 
 OPSETS = (11, 24)
@@ -74,7 +70,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
         name, size = _image_input(model, path, imgsz)
         notes += _fold_batch_norms(model)
         notes += _fold_biases(model)
-        _name_layers(model, path)
+        name_layers(model, path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return GraphFile(model, name, size, metadata, tuple(notes))
 
@@ -199,50 +195,16 @@ def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
                 yield attribute.t
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------
-
-
-class _Constants:
-    """Values that hang on constants alone, computed when they are asked for."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._opset = opset_of(model)
-        self._given = {value.name for value in model.graph.input} - self._stored.keys()
-
-    def value(self, name: str, depth: int = 50) -> NDArray[np.float32] | None:
-        """The value of a tensor; None: it is no constant."""
-        if name in self._stored:
-            return numpy_helper.to_array(self._stored[name])
-        node = self._makers.get(name)
-        if node is None or name in self._given or depth == 0:
-            return None
-        inputs = [self.value(entry, depth - 1) if entry else None for entry in node.input]
-        if any(value is None and entry for value, entry in zip(inputs, node.input, strict=True)):
-            return None
-        entry = OPERATORS[node.op_type]
-        tensors = [None if value is None else torch.from_numpy(np.array(value)) for value in inputs]
-        arguments = [t.tolist() if slot in entry.host and t is not None else t for slot, t in enumerate(tensors)]
-        result = bound(node, self._opset)(*arguments)
-        found = result if isinstance(result, torch.Tensor) else result[list(node.output).index(name)]
-        return np.asarray(found.numpy())
-
-
-def _wiring(model: ModelProto) -> tuple[Counter[str], dict[str, NodeProto]]:
-    """How many times each value is read, also as an output, and the node that makes it."""
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(output.name for output in model.graph.output)
-    return readers, {name: node for node in model.graph.node for name in node.output}
+# --- folding ----------------------------------------------------------------------------------------------------------
 
 
 def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
     """Fold batch normalizations into the convolutions that they alone read, in place."""
-    constants, folded = _Constants(model), 0
-    readers, makers = _wiring(model)
+    constants, folded = Constants(model), 0
+    readers, makers = wiring(model)
     for node in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
         conv = makers.get(node.input[0])
-        if conv is None or conv.op_type not in LAYER_OPS or readers[node.input[0]] != 1:
+        if conv is None or conv.op_type not in CONVOLUTIONS or readers[node.input[0]] != 1:
             continue
         weight = constants.value(conv.input[1])
         norm = [constants.value(name) for name in node.input[1:5]]
@@ -272,12 +234,12 @@ def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
 
 def _fold_biases(model: ModelProto) -> Iterator[str]:
     """Fold constants per channel into the biases of the convolutions that they are added to, in place."""
-    constants, folded = _Constants(model), 0
-    readers, makers = _wiring(model)
+    constants, folded = Constants(model), 0
+    readers, makers = wiring(model)
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         for own, other in (node.input, node.input[::-1]):
             conv, added = makers.get(own), constants.value(other, depth=2)
-            if conv is None or conv.op_type not in LAYER_OPS or len(conv.input) > 2 or readers[own] != 1:
+            if conv is None or conv.op_type not in CONVOLUTIONS or len(conv.input) > 2 or readers[own] != 1:
                 continue
             if added is None or added.ndim != 4 or added.shape != (1, added.shape[1], 1, 1):
                 continue
@@ -293,78 +255,3 @@ def _fold_biases(model: ModelProto) -> Iterator[str]:
             break
     if folded:
         yield f"folded {folded} additions of constants into the convolutions before them"
-
-
-def _name_layers(model: ModelProto, path: Path) -> None:
-    """Give the weights of every convolution of two dimensions the names of its layer, in place.
-
-    Raises:
-        GraphError: a weight is computed, or two convolutions share one.
-    """
-    constants = _Constants(model)
-    nodes = [node for node in model.graph.node if node.op_type in LAYER_OPS]
-    values = [constants.value(node.input[1]) for node in nodes]
-    computed = [title(node) for node, value in zip(nodes, values, strict=True) if value is None]
-    shared = [name for name, count in Counter(node.input[1] for node in nodes).items() if count > 1]
-    if computed or shared:
-        found = [f"computed: {', '.join(computed)}"] if computed else []
-        found += [f"read by several convolutions: {', '.join(shared)}"] if shared else []
-        raise GraphError(f"some convolutions of {path.name} have no weight of their own", found="; ".join(found),
-                         fix="export the model with one constant weight per convolution")  # fmt: skip
-    layers = [(node, value) for node, value in zip(nodes, values, strict=True) if value is not None and value.ndim == 4]
-    for layer, (node, value) in zip(_layer_ids([node for node, _ in layers]), layers, strict=True):
-        parts = {f"{layer}.weight": value}
-        if len(node.input) > 2 and node.input[2]:
-            bias = constants.value(node.input[2])
-            if bias is None:
-                raise GraphError(f"the bias of {title(node)} is computed", fix="export the model with constant biases")
-            parts[f"{layer}.bias"] = bias
-        for name, part in parts.items():
-            for tensor in [t for t in model.graph.initializer if t.name == name]:
-                model.graph.initializer.remove(tensor)
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(part, np.float32), name))
-        node.input[1:] = parts
-    _drop_unread(model)
-
-
-def _layer_ids(nodes: list[NodeProto]) -> list[LayerId]:
-    """Names of nodes as paths of modules: unique, no part that a module has already, none above another."""
-    found: list[str] = []
-    for node in nodes:
-        parts = [part for part in title(node).replace("/", ".").replace(":", "_").split(".") if part]
-        name = ".".join(f"{part}_" if hasattr(nn.Module, part) or part in _TAKEN else part for part in parts)
-        found.append(name or node.op_type)
-    counts = Counter(found)
-    prefixes = {name[:end] for name in found for end, letter in enumerate(name) if letter == "."}
-    seen: Counter[str] = Counter()
-    result = []
-    for name in found:
-        if counts[name] > 1 or name in prefixes:
-            seen[name] += 1
-            name = f"{name}.{seen[name]}"
-        result.append(LayerId(name))
-    return result
-
-
-_TAKEN = frozenset(
-    {"features", "predict", "outputs", "answer", "merged_layers", "spec", "deploy", "program", "parts", "training"}
-)
-"""Attributes of a `repq.model.Detector` of a graph and of its layers."""
-
-
-def _drop_unread(model: ModelProto) -> None:
-    """Remove nodes that no output needs, and initializers that nobody reads."""
-    needed = {output.name for output in model.graph.output}
-    for node in reversed(list(model.graph.node)):
-        if needed.isdisjoint(node.output):
-            model.graph.node.remove(node)
-        else:
-            needed.update(node.input)
-    stored = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    inputs = [value for value in model.graph.input if value.name not in {tensor.name for tensor in stored}]
-    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in stored]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
-    del model.graph.input[:]
-    model.graph.input.extend(values)

@@ -1,7 +1,7 @@
 """A graph without the weights of its layers, as text, and back.
 
 The layers' weights and biases are named ``<LayerId>.weight`` and ``<LayerId>.bias``; in a skeleton they have a shape
-and no values.
+and no values. The bias of a MatMul, which has none of its own, is what the Add behind it adds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 
-LAYER_OPS = frozenset({"Conv", "ConvTranspose"})
 _VALUES = ("float_data", "int32_data", "int64_data", "double_data", "string_data")
 
 
@@ -37,8 +36,8 @@ def to_skeleton(model: ModelProto) -> tuple[str, dict[str, NDArray[np.float32]]]
     hollow.CopyFrom(model)
     stored = {tensor.name: tensor for tensor in hollow.graph.initializer}
     weights: dict[str, NDArray[np.float32]] = {}
-    for node in layer_nodes(model).values():
-        for name in node.input[1:]:
+    for layer in layer_nodes(model):
+        for name in filter(stored.__contains__, parameter_names(layer)):
             weights[name] = numpy_helper.to_array(stored[name])
             shape = list(stored[name].dims)
             stored[name].Clear()
@@ -71,8 +70,20 @@ def layer_nodes(model: ModelProto) -> dict[LayerId, onnx.NodeProto]:
     return {
         LayerId(node.input[1].removesuffix(".weight")): node
         for node in model.graph.node
-        if node.op_type in LAYER_OPS and node.input[1] in names
+        if node.op_type in CONVOLUTIONS | PRODUCTS and node.input[1] in names
     }
+
+
+def bias_sums(model: ModelProto) -> dict[str, onnx.NodeProto]:
+    """The Add that holds the bias of a product, by what the product computes."""
+    sums = {name: node for node in model.graph.node if node.op_type == "Add" for name in node.input}
+    found = ((node.output[0], sums.get(f"{layer}.bias")) for layer, node in layer_nodes(model).items())
+    return {product: node for product, node in found if node is not None}
+
+
+def parameter_names(layer: LayerId) -> tuple[str, str]:
+    """What the weight and the bias of a layer are called."""
+    return f"{layer}.weight", f"{layer}.bias"
 
 
 def with_weights(text: str, state: Mapping[str, Tensor]) -> ModelProto:
@@ -81,11 +92,11 @@ def with_weights(text: str, state: Mapping[str, Tensor]) -> ModelProto:
     model.CopyFrom(read_skeleton(text))
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer, node in layer_nodes(model).items():
-        bias = state[f"{layer}.bias"]
-        if len(node.input) == 2 and bool(bias.any()):
-            node.input.append(f"{layer}.bias")
-            stored[f"{layer}.bias"] = model.graph.initializer.add(name=f"{layer}.bias")
-        for name in node.input[1:]:
+        _, bias = names = parameter_names(layer)
+        if bias in state and bias not in stored and bool(state[bias].any()):
+            node.input.append(bias)
+            stored[bias] = model.graph.initializer.add(name=bias)
+        for name in filter(stored.__contains__, names):
             values = state[name].detach().cpu().float().contiguous().numpy()
             stored[name].CopyFrom(numpy_helper.from_array(values, name))
     return model

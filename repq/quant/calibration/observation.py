@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
 from repq.quant.calibration import Calibrator, Observer, calibrator
 from repq.quant.calibration.histogram import Histogram
@@ -134,15 +135,21 @@ def watch(module: nn.Module, seen: Any) -> RemovableHandle:
 
 
 class ChannelRange:
-    """The smallest and the largest value of each channel, over all images seen."""
+    """The smallest and the largest value of each channel, over all images seen.
 
-    def __init__(self) -> None:
+    Args:
+        axis: along which the channels lie.
+    """
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
         self.low: Tensor | None = None
         self.high: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
-        """Take in activations (B, C, H, W)."""
-        low, high = values.detach().amin((0, 2, 3)), values.detach().amax((0, 2, 3))
+        """Take in activations, such as (B, C, H, W)."""
+        others = other_axes(values.ndim, self.axis)
+        low, high = values.detach().amin(others), values.detach().amax(others)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
@@ -157,10 +164,13 @@ def channel_ranges(
     model: nn.Module, layers: Iterable[LayerId], batches: Iterable[Tensor]
 ) -> dict[LayerId, ChannelRange]:
     """The ranges per channel of what ``layers`` receive, the model as it is."""
-    ranges = {layer: ChannelRange() for layer in layers}
+    ranges: dict[LayerId, ChannelRange] = {}
     with ExitStack() as stack:
-        for layer, seen in ranges.items():
-            stack.enter_context(watch(model.get_submodule(layer), seen))
+        for layer in layers:
+            module = model.get_submodule(layer)
+            assert is_layer(module)
+            ranges[layer] = ChannelRange(channel_axis(module))
+            stack.enter_context(watch(module, ranges[layer]))
         for images in batches:
             model(images)
     return ranges

@@ -29,7 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from repq.layers import LayerId
-from repq.model import Detector, layer_ids
+from repq.model import Detector
+from repq.model.detector import layers_of
+from repq.model.weighted import Layer, Matrix, along, is_layer, other_axes, output_axis
 from repq.quant.calibration.observation import channel_ranges
 from repq.quant.convolution import is_depthwise
 from repq.quant.tape import Operation, record_small
@@ -58,8 +60,7 @@ def find_chains(model: Detector) -> Chains:
 
     Only a ReLU that nobody else reads may lie between the two.
     """
-    layers = layer_ids(model)
-    modules = {layer: model.get_submodule(layer) for layer in layers}
+    modules = dict(layers_of(model))
     tape = record_small(model)
     producers = {number: done for done in tape.operations for number in done.outputs}
     readers = Counter(number for done in tape.operations for number in done.inputs) + Counter(tape.results)
@@ -69,19 +70,26 @@ def find_chains(model: Detector) -> Chains:
             continue
         found = _partner(step, producers, readers)
         if isinstance(found, Operation) and found.layer is not None:
-            conv = modules[step.layer]
-            assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-            if isinstance(modules[found.layer], nn.Conv2d) and (conv.groups == 1 or is_depthwise(conv)):
+            reason = _obstacle(modules[found.layer], modules[step.layer])
+            if reason is None:
                 pairs.append((found.layer, step.layer))
             else:
-                refused[step.layer] = "a grouped or a transposed convolution"
+                refused[step.layer] = reason
         else:
             refused[step.layer] = str(found)
     return Chains(tuple(pairs), refused)
 
 
+def _obstacle(first: Layer, second: Layer) -> str | None:
+    """What stands against equalizing two layers that follow one another; None: nothing."""
+    if isinstance(first, Matrix) or isinstance(second, Matrix):
+        return None if isinstance(first, Matrix) and isinstance(second, Matrix) else "a product of maps lies before it"
+    plain = isinstance(first, nn.Conv2d) and (second.groups == 1 or is_depthwise(second))
+    return None if plain else "a grouped or a transposed convolution"
+
+
 def _partner(step: Operation, producers: dict[int, Operation], readers: Counter[int]) -> Operation | str:
-    """The convolution whose output only this layer reads, or why there is none."""
+    """The layer whose output only this layer reads, or why there is none."""
     number = step.inputs[0]
     while True:
         before = producers.get(number)
@@ -108,20 +116,22 @@ def equalize(model: Detector, chains: Chains, batches: Iterable[Tensor]) -> None
     with torch.no_grad():
         for before, after in chains.pairs:
             first, second = model.get_submodule(before), model.get_submodule(after)
-            assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d | nn.ConvTranspose2d)
+            assert is_layer(first) and is_layer(second)
             factors = _factors(seen[after], input_magnitudes(second))
-            first.weight /= factors.view(-1, 1, 1, 1)
+            first.weight /= along(factors, output_axis(first), first.weight.ndim)
             if first.bias is not None:
                 first.bias /= factors
-            on_input = isinstance(second, nn.ConvTranspose2d) or is_depthwise(second)
-            second.weight *= factors.view((-1, 1, 1, 1) if on_input else (1, -1, 1, 1))
+            second.weight *= along(factors, _input_axis(second), second.weight.ndim)
 
 
-def input_magnitudes(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+def input_magnitudes(layer: Layer) -> Tensor:
     """The largest magnitude among the weights that each input channel meets, (C,)."""
-    if isinstance(conv, nn.ConvTranspose2d) or is_depthwise(conv):
-        return conv.weight.detach().abs().amax((1, 2, 3))
-    return conv.weight.detach().abs().amax((0, 2, 3))
+    return layer.weight.detach().abs().amax(other_axes(layer.weight.ndim, _input_axis(layer)))
+
+
+def _input_axis(layer: Layer) -> int:
+    """The axis of the weight along which input channels lie."""
+    return 0 if is_depthwise(layer) else 1 - output_axis(layer)
 
 
 def _factors(activations: Tensor, weights: Tensor) -> Tensor:

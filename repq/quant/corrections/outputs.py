@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.layers import LayerId
+from repq.model.weighted import Matrix, along, channel_axis, is_layer, other_axes
 from repq.quant.convolution import QuantizedLayer
 from repq.quant.quantizer import Quantizer
 from repq.quant.state import quantized_layers
@@ -56,22 +57,30 @@ def correct_outputs(model: nn.Module, reference: nn.Module, images: Tensor, what
         model(images)
 
 
-def channel_moments(y: Tensor) -> Moments:
-    """Mean and variance of each channel of (B, C, H, W), over images and positions."""
-    variance, mean = torch.var_mean(y.float(), dim=(0, 2, 3), correction=0)
+def channel_moments(y: Tensor, axis: int = 1) -> Moments:
+    """Mean and variance of each channel, over images and positions.
+
+    Args:
+        y: such as (B, C, H, W), its channels along ``axis``.
+    """
+    variance, mean = torch.var_mean(y.float(), dim=other_axes(y.ndim, axis), correction=0)
     return mean, variance
 
 
 def _noting(layer: LayerId, found: dict[LayerId, Moments]) -> Any:
-    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        found[layer] = channel_moments(y)
+    def hook(module: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        assert is_layer(module)
+        found[layer] = channel_moments(y, channel_axis(module))
 
     return hook
 
 
 def _correcting(wanted: Moments, what: Literal["mean", "moments"]) -> Any:
     def hook(module: QuantizedLayer, _inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        mean, variance = channel_moments(y)
+        if isinstance(module, Matrix) and module.bias is None:  # a MatMul that nothing is added to cannot be shifted
+            return y
+        axis = channel_axis(module)
+        mean, variance = channel_moments(y, axis)
         if what == "moments" and module.weight_axis is not None:
             gain = (wanted[1] / variance).sqrt()
             gain = torch.where(gain.isfinite() & (gain > 0), gain, 1.0).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
@@ -81,14 +90,15 @@ def _correcting(wanted: Moments, what: Literal["mean", "moments"]) -> Any:
         module.bias = nn.Parameter(shift if module.bias is None else gain * module.bias + shift)
         if bool((gain != 1).any()):
             scale_outputs(module, gain)
-        return y * gain.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return y * along(gain, axis, y.ndim) + along(shift, axis, y.ndim)
 
     return hook
 
 
 def scale_outputs(layer: QuantizedLayer, gain: Tensor) -> None:
     """Multiply the weight and its scales by a factor per output channel, in place: the integers do not change."""
-    layer.weight.data.mul_(gain.view(-1, 1, 1, 1))
+    assert layer.weight_axis is not None, "one scale for all channels"
+    layer.weight.data.mul_(along(gain, layer.weight_axis, layer.weight.ndim))
     for quantizer in (layer.weight_quantizer, layer.fine_quantizer):
         if quantizer is not None:
             _multiply(quantizer, gain)

@@ -24,15 +24,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from repq.layers import LayerId
+from repq.model.weighted import Matrix, output_axis
 from repq.progress import Progress, silent
-from repq.quant.convolution import QuantConv2d
+from repq.quant.convolution import QuantConv2d, QuantMatrix
 from repq.quant.state import quantized_layers
+
+Rounded = QuantConv2d | QuantMatrix
 
 POSITIONS = 256
 """Output positions of an image that a layer is fitted on, drawn at random."""
@@ -56,7 +58,7 @@ def adapt_rounding(model: nn.Module, batches: Sequence[Tensor], *, seed: int = 0
     layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
-        if isinstance(layer, QuantConv2d) and layer.fine_quantizer is None
+        if isinstance(layer, Rounded) and layer.fine_quantizer is None
     }
     groups = list(_groups(layers))
     work = progress(groups, total=len(groups), label="adaptive rounding")
@@ -65,11 +67,13 @@ def adapt_rounding(model: nn.Module, batches: Sequence[Tensor], *, seed: int = 0
         for name in names:
             layer = layers[name]
             assert layer.weight_quantizer.scale is not None, "a calibrated model"
-            layer.weight.data = best_rounding(layer.weight, layer.weight_quantizer.scale, grams.pop(name))
+            axis = output_axis(layer)
+            rounded = best_rounding(layer.weight.movedim(axis, 0), layer.weight_quantizer.scale, grams.pop(name))
+            layer.weight.data = rounded.movedim(0, axis).contiguous()
 
 
 def input_grams(
-    model: nn.Module, layers: dict[LayerId, QuantConv2d], batches: Sequence[Tensor], seed: int
+    model: nn.Module, layers: dict[LayerId, Rounded], batches: Sequence[Tensor], seed: int
 ) -> dict[LayerId, Tensor]:
     """``H = sum x x^T`` over sampled patches of each layer's quantized input; (groups, D, D), D weights per row."""
     grams: dict[LayerId, Tensor] = {}
@@ -86,9 +90,9 @@ def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     """Multiples of ``scale`` next to ``weight`` that minimize the layer's error.
 
     Args:
-        weight: (C_out, C_in / groups, k, k).
+        weight: (C_out, C_in / groups, k, k), or (C_out, C_in).
         scale: (C_out,), or one for all.
-        gram: (groups, D, D), D = C_in / groups * k * k.
+        gram: (groups, D, D), D = C_in / groups * k * k, or C_in.
     """
     rows = weight.detach().reshape(len(gram), -1, gram.shape[-1])  # (groups, rows, D)
     steps = scale.expand(len(weight)).view(len(gram), -1, 1)
@@ -119,11 +123,12 @@ def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     return (current * steps).reshape(weight.shape)
 
 
-def _groups(layers: dict[LayerId, QuantConv2d]) -> Iterator[list[LayerId]]:
+def _groups(layers: dict[LayerId, Rounded]) -> Iterator[list[LayerId]]:
     group: list[LayerId] = []
     used = 0
     for name, layer in layers.items():
-        size = 4 * layer.groups * int(np.prod(layer.weight.shape[1:])) ** 2
+        groups = 1 if isinstance(layer, Matrix) else layer.groups
+        size = 4 * groups * (layer.weight.numel() // layer.out_channels) ** 2
         if group and used + size > GRAM_BYTES:
             yield group
             group, used = [], 0
@@ -134,10 +139,13 @@ def _groups(layers: dict[LayerId, QuantConv2d]) -> Iterator[list[LayerId]]:
 
 
 def _adder(name: LayerId, grams: dict[LayerId, Tensor], generator: torch.Generator) -> Any:
-    def hook(module: QuantConv2d, inputs: tuple[Tensor, ...]) -> None:
-        for image in inputs[0]:
-            patches = sampled_patches(image, module, generator)
-            x = module.input_quantizer(patches[None])[0].reshape(module.groups, -1, patches.shape[-1])
+    def hook(module: Rounded, inputs: tuple[Tensor, ...]) -> None:
+        for image in inputs[0] if inputs[0].ndim > 2 else inputs[:1]:
+            if isinstance(module, Matrix):
+                patches, groups = sampled_rows(image, generator).t(), 1
+            else:
+                patches, groups = sampled_patches(image, module, generator), module.groups
+            x = module.input_quantizer(patches[None])[0].reshape(groups, -1, patches.shape[-1])
             gram = x @ x.transpose(1, 2)
             grams[name] = grams[name] + gram if name in grams else gram
 
@@ -165,3 +173,9 @@ def sampled_patches(image: Tensor, conv: nn.Conv2d, generator: torch.Generator) 
     y = torch.arange(high, device=image.device).mul(step_y).repeat_interleave(wide)[:, None] + row
     x = torch.arange(wide, device=image.device).mul(step_x).repeat(high)[:, None] + column
     return padded[:, y, x]
+
+
+def sampled_rows(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows (positions, C) of a tensor (…, C) drawn at random, at most ``POSITIONS`` of them."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[torch.randperm(len(rows), generator=generator)[:POSITIONS].to(x.device)]

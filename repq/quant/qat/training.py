@@ -157,8 +157,8 @@ def train_quantized(
 
 
 def _weights(model: Detector) -> list[torch.nn.Parameter]:
-    convolutions = [model.get_submodule(layer) for layer in layer_ids(model)]
-    return [parameter for module in convolutions for parameter in module.parameters(recurse=False)]
+    layers = [model.get_submodule(layer) for layer in layer_ids(model)]
+    return [parameter for module in layers for parameter in module.parameters(recurse=False)]
 
 
 def scale_changes(before: ScaleTable, after: ScaleTable) -> tuple[ScaleChange, ...]:
