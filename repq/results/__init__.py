@@ -70,6 +70,7 @@ from repq.results.training import (
     PruneReport,
     QatReport,
     ScaleChange,
+    SweptGroup,
     TrainReport,
 )
 from repq.results.verdict import EngineVerdict, Verdict
@@ -140,6 +141,7 @@ __all__ = [
     "ServiceRow",
     "Similarity",
     "Spread",
+    "SweptGroup",
     "TrainReport",
     "TrialFigures",
     "TtaCost",
