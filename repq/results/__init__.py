@@ -3,7 +3,7 @@
 Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
-from repq.results.ablation import AblationReport, Spread, TrialFigures
+from repq.results.ablation import AblationReport, Shipped, Spread, TrialFigures, spread_of
 from repq.results.accuracy import (
     Accuracies,
     Accuracy,
@@ -139,6 +139,7 @@ __all__ = [
     "ScaleChange",
     "Sensitivity",
     "ServiceRow",
+    "Shipped",
     "Similarity",
     "Spread",
     "SweptGroup",
@@ -152,4 +153,5 @@ __all__ = [
     "WeightsDescription",
     "change_interval",
     "metric_of",
+    "spread_of",
 ]

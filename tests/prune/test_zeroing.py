@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import numpy_helper
 
 import repq
+from repq.cli import main
 from repq.data import load_dataset, make_demo_set
 from repq.model import Detector, build, get_spec, load_checkpoint, save_checkpoint
 from repq.model.detector import layers_of
@@ -95,8 +97,9 @@ def test_a_recovery_keeps_the_zeros_and_moves_the_rest(whole: Path, data: Path, 
 @pytest.mark.parametrize(("scheme", "granularity"), [("symmetric", "channel"), ("asymmetric", "tensor")])
 def test_int8_keeps_the_zeros(sparse: repq.Model, data: Path, tmp_path: Path, scheme: Any, granularity: Any) -> None:
     quantized = sparse.quantize(
-        data, imgsz=SIZE, split="train", limit=2, auto=False, scheme=scheme, weight_granularity=granularity
-    )
+        data, imgsz=SIZE, split="train", limit=2, auto=False, scheme=scheme, weight_granularity=granularity,
+        correct={"rounding": "nearest" if scheme == "symmetric" else "adaptive"},
+    )  # fmt: skip
     kept_int8(sparse, quantized, tmp_path)
     if scheme == "symmetric":
         kept_int8(sparse, quantized.qat(data, imgsz=SIZE, epochs=1, batch=2, keep_zeros=True), tmp_path)
@@ -122,6 +125,16 @@ def kept_int8(sparse: repq.Model, quantized: repq.Model, folder: Path) -> None:
 def test_it_excludes_what_removes_channels(other: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="removes no channels"):
         PruneConfig.model_validate({"unstructured": 0.5, **other})
+
+
+def test_the_command_shows_the_sweep_beside_what_it_writes(whole: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    words = ["prune", str(whole), "--data", str(data), "--imgsz", "64", "--scope", "sensitivity", "--no-eval", "-o"]
+    result = CliRunner().invoke(main, [*words, str(out), "--set", "prune.images=4", "--set", "prune.sweep_levels=1"])
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in (tmp_path / "small.safetensors.sweep").iterdir()}
+    assert names == {"report.html", "report.md", "report.json", "pruning-sweep.svg"}
+    assert "trials of the sweep" in (tmp_path / "small.safetensors.sweep/report.html").read_text()
 
 
 def test_a_stopped_recovery_goes_on_to_the_same_weights(whole: Path, data: Path, tmp_path: Path) -> None:
