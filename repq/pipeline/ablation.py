@@ -16,9 +16,9 @@ from repq.results import (
     AblationReport,
     Accuracies,
     BenchReport,
-    CheckReport,
     LayerQuantization,
     PtqReport,
+    QatReport,
     Shipped,
     TrialFigures,
 )
@@ -67,18 +67,19 @@ def figures_of(outcome: RunOutcome) -> dict[str, float]:
     """What is compared of a run: AP in float, simulated and in the engines, speed, and the ranges that explain it."""
     artifacts = outcome.artifacts
     ptq = artifacts["ptq"].result(PtqReport)
-    check = artifacts["check"].result(CheckReport)
-    assert ptq.accuracy_float is not None, "a run evaluates"
+    quantized = artifacts["qat"].result(QatReport).accuracy_trained if "qat" in artifacts else ptq.accuracy_quantized
+    assert ptq.accuracy_float is not None and quantized is not None, "a run evaluates"
     figures = {
         "AP FP32": ptq.accuracy_float.ap,
         "AP50 FP32": ptq.accuracy_float.ap50,
-        "AP INT8 simulated": check.reference.ap,
-        "AP lost": ptq.accuracy_float.ap - check.reference.ap,
+        "AP INT8 simulated": quantized.ap,
+        "AP lost": ptq.accuracy_float.ap - quantized.ap,
     }
-    for row in check.engines:
-        title = engine_title(row.engine)
-        figures[f"AP INT8 {title}"] = row.accuracy.ap
-        figures[f"AP50 INT8 {title}"] = row.accuracy.ap50
+    for name, accuracy in artifacts["eval"].result(Accuracies).models.items():
+        engine, _, variant = name.rpartition("-")
+        if variant == "int8":
+            figures[f"AP INT8 {engine_title(engine)}"] = accuracy.ap
+            figures[f"AP50 INT8 {engine_title(engine)}"] = accuracy.ap50
     for engine in outcome.verdict.engines:
         if engine.speedup is not None:
             figures[f"times as fast as FP32, {engine_title(engine.engine)}"] = engine.speedup

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Table, Text, number, table
-from repq.report.numbers import change, count, fraction, plural, significant
+from repq.report.numbers import change, fraction, plural, significant
 from repq.results import AblationReport, Shipped, Spread, spread_of
 
 _SAME = 1e-9  # of an effect: rounding
@@ -32,14 +32,20 @@ class _Measure:
         """On the scale on which effects add up."""
         return math.log(max(self.value(shipped), 1e-12)) if self.relative else self.value(shipped)
 
-    def effect(self, amount: float) -> str:
-        return f"× {math.exp(amount):.3f}" if self.relative else change(amount)
+    def effect(self, amount: Spread) -> str:
+        """An effect on that scale, in words."""
+        if not self.relative:
+            return _ranged(amount, change)
+        factors = Spread(
+            mean=math.exp(amount.mean), low=math.exp(amount.low), high=math.exp(amount.high), deviation=None
+        )
+        return f"× {_ranged(factors, '{:.3f}'.format)}"
 
 
 _MEASURES = (
     _Measure("AP", lambda found: found.ap, fraction, relative=False),
     _Measure("AP50", lambda found: found.ap50, fraction, relative=False),
-    _Measure("Parameters", lambda found: found.parameters, lambda value: count(round(value))),
+    _Measure("Million parameters", lambda found: found.parameters / 1e6, significant),
     _Measure("Million multiply-adds", lambda found: found.macs / 1e6, significant),
     _Measure("Latency, ms", lambda found: found.latency_ms, significant),
     _Measure("Size, MiB", lambda found: found.size_bytes / 2**20, significant),
@@ -129,7 +135,7 @@ def is_shown(effect: Spread, seeds: int) -> bool:
 def _of_measure(measure: _Measure, seeds: int, row: _Row) -> str:
     effect = row.effects[measure.name]
     doubtful = "" if is_shown(effect, seeds) or _is_nothing(effect) else " ?"
-    return _ranged(effect, measure.effect) + doubtful
+    return measure.effect(effect) + doubtful
 
 
 def _is_nothing(effect: Spread) -> bool:
@@ -152,8 +158,8 @@ def _sentences(engine: str, rows: Sequence[_Row], seeds: int) -> list[str]:
             continue
         verb = "multiply to" if measure.relative else "add up to"
         lead = (
-            f"{measure.name} in {engine}: the single changes {verb} {_ranged(parts, measure.effect)}, "
-            f"all together give {_ranged(whole, measure.effect)}"
+            f"{measure.name} in {engine}: the single changes {verb} {measure.effect(parts)}, "
+            f"all together give {measure.effect(whole)}"
         )
         if _is_nothing(beyond):
             lines.append(f"{lead}: the same.")
@@ -161,9 +167,7 @@ def _sentences(engine: str, rows: Sequence[_Row], seeds: int) -> list[str]:
             lines.append(f"{lead}. An interaction is not shown: one seed says nothing of the spread.")
         elif is_shown(beyond, seeds):
             word = "more" if beyond.mean > 0 else "less"
-            lines.append(f"{lead}: {word} than that, by {_ranged(beyond, measure.effect)}.")
+            lines.append(f"{lead}: {word} than that, by {measure.effect(beyond)}.")
         else:
-            lines.append(
-                f"{lead}. An interaction is not shown: {_ranged(beyond, measure.effect)} over {plural(seeds, 'seed')}."
-            )
+            lines.append(f"{lead}. An interaction is not shown: {measure.effect(beyond)} over {plural(seeds, 'seed')}.")
     return lines

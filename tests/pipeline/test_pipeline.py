@@ -12,9 +12,12 @@ from click.testing import CliRunner, Result
 
 from repq.cli import main
 from repq.errors import RecipeError
+from repq.log import quiet
 from repq.pipeline import RunOutcome, run_recipe
+from repq.pipeline.runner import make_artifacts
+from repq.progress import silent
 from repq.recipe import Recipe, parse_recipe
-from repq.results import BenchReport, PruneReport, PtqReport
+from repq.results import Accuracies, BenchReport, PruneReport, PtqReport
 
 TINY = {
     "name": "tiny",
@@ -116,6 +119,14 @@ def test_pruning_is_a_stage_and_all_that_follows_takes_the_smaller_model(first: 
     assert (work / "pruning-sweep.svg").is_file()
     assert remade(run_recipe(smaller, work)) == []
     assert remade(run_recipe(recipe(), work)) == [], "without the section nothing is another artifact"
+
+
+def test_every_engine_is_evaluated_with_all_passes(first: RunOutcome, work: Path) -> None:
+    tta = {"scales": [1.0, 0.5], "inside": True, "flip": False}
+    made = make_artifacts(recipe(eval={"tta": tta}), work, "eval", silent, quiet)
+    found = made["eval"].result(Accuracies).models
+    assert set(found) == set(first.artifacts["eval"].result(Accuracies).models)
+    assert all(accuracy.tta is not None and accuracy.tta.passes == 2 for accuracy in found.values())
 
 
 @pytest.mark.parametrize(
