@@ -23,9 +23,9 @@ class _Stage(NamedTuple):
 
 
 class _Swept(NamedTuple):
-    """A group of the sweep, with one of the numbers of channels that were tried of it."""
+    """A group of the sweep by its number in the drawing, with one of the numbers of channels that were tried of it."""
 
-    layers: str
+    number: int
     group: PrunedGroup
     tried: SweptGroup
 
@@ -34,7 +34,7 @@ def prune_blocks(report: PruneReport) -> list[Block]:
     """The model before and after, what every group lost, the sweep, and the recovery."""
     blocks: list[Block] = [Text(_lead(report)), _stages_table(report)]
     if any(group.sweep for group in report.groups):
-        blocks += [Text(_SWEEP), sweep_figure(report), _sweep_table(report)]
+        blocks += [Text(_SWEEP), _sweep_figure(report), _sweep_table(report)]
     if report.zeros is None:
         blocks.append(_group_table(report))
     if report.epochs:
@@ -42,8 +42,7 @@ def prune_blocks(report: PruneReport) -> list[Block]:
     return blocks
 
 
-def sweep_figure(report: PruneReport) -> Figure:
-    """What each group costs, alone, and what it gave."""
+def _sweep_figure(report: PruneReport) -> Figure:
     alt = "loss of every group pruned alone, by how much of it is gone, and the share of its channels that went"
     return Figure("Pruning sweep", partial(pruning_sweep, report.groups), alt, wide=True, file="pruning-sweep.svg")
 
@@ -115,9 +114,11 @@ def _group_table(report: PruneReport) -> Table:
 
 
 def _sweep_table(report: PruneReport) -> Table:
-    rows = [_Swept(_name(group), group, tried) for group in report.groups for tried in group.sweep]
+    swept = enumerate((group for group in report.groups if group.sweep), start=1)
+    rows = [_Swept(place, group, tried) for place, group in swept for tried in group.sweep]
     columns: Columns[_Swept] = (
-        Column("Layers", "layers", code=True),
+        number("#", "number", str),
+        Column("Layers", lambda row: _name(row.group), code=True),
         number("Channels", lambda row: row.group.before, count),
         number("Left", lambda row: row.tried.left, count),
         number("Multiply-adds saved", lambda row: row.tried.macs_saved, percent),
