@@ -85,7 +85,7 @@ def test_variants_change_the_base_and_overrides_change_both(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}}, "variant 'odd'(.|\n)*scheme"),
+        ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}, "effects": None}, "variant 'odd'(.|\n)*scheme"),
         ({"variants": {}}, "variants"),
         ({"seeds": []}, "seeds"),
         ({"effects": {"baseline": "symmetric", "together": "both"}}, "'both', which is none of the variants"),
