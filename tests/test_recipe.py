@@ -64,6 +64,15 @@ def test_one_budget_rules_the_sections_that_do_not_say_otherwise(tmp_path: Path)
     assert load_recipe(path, ["max_drop=0.02", "plan.top=3"]).plan.max_drop is None
 
 
+def test_one_seed_rules_the_sections_that_do_not_say_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["seed=7", "plan={}", "sensitivity.images=4"])
+    assert recipe.ptq.calibration.seed == recipe.plan.seed == recipe.sensitivity.seed == 7 and recipe.ptq.auto
+    assert load_recipe(path, ["seed=7"]).sensitivity is None
+    assert load_recipe(path, ["seed=7", "ptq.calibration.seed=2"]).ptq.calibration.seed == 2
+    assert load_recipe(path, ["seed=7", "data={demo: {}}"]).data.demo.seed == 0
+
+
 @pytest.mark.parametrize("target", [entry.name for entry in ENGINES])
 def test_a_target_says_what_the_recipe_does_not(tmp_path: Path, target: str) -> None:
     path, wanted = write(tmp_path, MINIMAL), runtime(target).settings

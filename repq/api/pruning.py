@@ -1,10 +1,12 @@
-"""Structured pruning of opened weights: from a model to a smaller one, and what that cost."""
+"""Pruning of opened weights: from a model to a smaller one, and what that cost."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ from repq.api.running import Options, resolve_device
 from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig
-from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport
+from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig, RecoveryConfig
+from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport, SweptGroup
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -30,6 +32,15 @@ if TYPE_CHECKING:
     from repq.quant import Weights
 
 
+@dataclass(frozen=True, eq=False)
+class _Smaller:
+    """What is left of a model: without channels of ``groups``, or with the zeros that a recovery has to keep."""
+
+    model: Detector
+    groups: tuple[PrunedGroup, ...] = ()
+    fixed: int = 0
+
+
 def pruned(
     trained: Weights,
     config: PruneConfig,
@@ -40,47 +51,34 @@ def pruned(
     eval_config: EvalConfig = EvalConfig(),
     device: str = "cpu",
     seed: int = 0,
+    state: Path | None = None,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> tuple[Weights, PruneReport]:
-    """Float weights without the channels that are worth least, fused, after recovery.
+    """Float weights without the channels, or the single weights, that are worth least, fused, after recovery.
 
     Args:
         train_set: images to rank channels by, and to recover on; None: only weights are looked at.
         val_set: labelled images to measure AP on; None: it is not measured.
+        state: file that lets a killed recovery continue.
 
     Raises:
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
     from repq.data import class_places
     from repq.model import count_macs
-    from repq.prune.choosing import choose, groups_of, share_of_macs
-    from repq.prune.cutting import Pruner
-    from repq.prune.sensitivity import group_harms, weighed
+    from repq.prune.zeroing import share_of_zeros, without_smallest
     from repq.quant.qat import train_quantized
+    from repq.train import epoch_line
 
     resolve_device(device)
-    opened = fused(trained)
-    pruner = Pruner(opened.model)
-    groups = groups_of(pruner.channels, _scores(pruner, trained.model, train_set, imgsz, config), config)
-    means: Means = {}
-    if train_set is not None and config.compensate:
-        means = pruner.means(_pixels(opened.model, train_set, imgsz, config.images))
-    harms: list[Harm] = []
-    share = share_of_macs(pruner, imgsz)
-    if config.scope == "sensitivity":
-        if train_set is None:
-            raise RepqError("a sweep looks at images", found="no --data", fix="give --data, or --scope global")
-        harms = group_harms(
-            pruner, groups, _pixels(opened.model, train_set, imgsz, config.sweep_images), means,
-            levels=config.sweep_levels, config=config.recovery, progress=progress,
-        )  # fmt: skip
-        groups = weighed(groups, harms, share, pruner)
-    cost, most = share, config.target_macs
-    if config.latency is not None:
-        cost, most = _latency(pruner, means, config.latency, config, imgsz, log)
-    kept = choose(pruner, groups, config, cost, most)
-    smaller = pruner.cut(kept, means)
+    opened, recovery = fused(trained), config.recovery
+    if config.unstructured is None:
+        left = _narrowed(trained.model, opened.model, config, train_set, imgsz, progress, log)
+    else:
+        left = _Smaller(without_smallest(opened.model, config.unstructured))
+        recovery = recovery.model_copy(update={"keep_zeros": True})
+    smaller = left.model
 
     def accuracy(model: Detector, title: str) -> Accuracy | None:
         if val_set is None:
@@ -90,16 +88,17 @@ def pruned(
         log(f"{title}: AP {found.ap:.4f}")
         return found
 
-    before, pruned = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
+    before, after = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
     recovered: Accuracy | None = None
     epochs: tuple[EpochRow, ...] = ()
-    if config.recovery.epochs and train_set is not None:
-        named = config.recovery.teacher
+    if recovery.epochs and train_set is not None:
+        named = recovery.teacher
         told = opened if named is None else fused(open_float(named, log, imgsz))
         outcome = train_quantized(
-            smaller, told.model, train_set, val_set or train_set, imgsz, config.recovery, device=device, seed=seed,
+            smaller, told.model, train_set, val_set or train_set, imgsz, recovery, device=device, seed=seed,
             teacher_classes=class_places(opened.names or train_set.names, told.names, "the teacher"),
-            eval_config=eval_config, progress=progress,
+            state_path=state, eval_config=eval_config, progress=progress,
+            after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], recovery.epochs)),
         )  # fmt: skip
         smaller, epochs = outcome.model, outcome.epochs
         recovered = accuracy(smaller, "recovered")
@@ -107,40 +106,78 @@ def pruned(
     sizes = [sum(value.numel() for value in model.parameters()) for model in (opened.model, smaller)]
     report = PruneReport(
         model=opened.model.spec.name,
-        importance=config.importance,
-        groups=tuple(
-            PrunedGroup(
-                layers=tuple(group.layers),
-                before=len(group.units),
-                after=int(kept[group.units].sum()),
-                losses=losses,
-            )
-            for group, losses in zip(groups, _losses_left(groups, harms), strict=True)
-        ),
-        fixed=sum(int((units == 0).sum()) for units in pruner.channels.outputs.values()),
+        importance=config.importance if config.unstructured is None else "l1",
+        groups=left.groups,
+        fixed=left.fixed,
         macs_before=counts[0],
         macs_after=counts[1],
         parameters_before=sizes[0],
         parameters_after=sizes[1],
+        zeros=None if config.unstructured is None else share_of_zeros(smaller),
         accuracy_before=before,
-        accuracy_pruned=pruned,
+        accuracy_pruned=after,
         accuracy_recovered=recovered,
         epochs=epochs,
     )
     return replace(opened, model=smaller), report
 
 
-def _losses_left(groups: Sequence[Group], harms: Sequence[Harm]) -> list[dict[int, float]]:
-    """What the sweep, if there was one, found of each group, by the units that were left."""
-    if not harms:
-        return [{} for _ in groups]
-    return [
-        {
-            len(group.units) - sum(group.steps[:pieces]): loss
-            for pieces, loss in zip(harm.pieces, harm.losses, strict=True)
-        }
-        for group, harm in zip(groups, harms, strict=True)
+def _narrowed(
+    trained: Detector,
+    whole: Detector,
+    config: PruneConfig,
+    train_set: DetectionDataset | None,
+    imgsz: tuple[int, int],
+    progress: Progress,
+    log: Log,
+) -> _Smaller:
+    """``whole``, which is ``trained`` in its fused form, without the channels that are worth least."""
+    from repq.prune.choosing import choose, groups_of, share_of_macs
+    from repq.prune.cutting import Pruner
+    from repq.prune.sensitivity import group_harms, weighed
+
+    pruner = Pruner(whole)
+    groups = groups_of(pruner.channels, _scores(pruner, trained, train_set, imgsz, config), config)
+    means: Means = {}
+    if train_set is not None and config.compensate:
+        means = pruner.means(_pixels(whole, train_set, imgsz, config.images))
+    harms: list[Harm] = []
+    share = share_of_macs(pruner, imgsz)
+    if config.scope == "sensitivity":
+        if train_set is None:
+            raise RepqError("a sweep looks at images", found="no --data", fix="give --data, or --scope global")
+        harms = group_harms(
+            pruner, groups, _pixels(whole, train_set, imgsz, config.sweep_images), means,
+            levels=config.sweep_levels, config=config.recovery if config.recovery.imitates else RecoveryConfig(),
+            progress=progress,
+        )  # fmt: skip
+        groups = weighed(groups, harms, share, pruner)
+    cost, most = share, config.target_macs
+    if config.latency is not None:
+        cost, most = _latency(pruner, means, config.latency, config, imgsz, log)
+    kept = choose(pruner, groups, config, cost, most)
+    rows = [
+        PrunedGroup(
+            layers=tuple(group.layers),
+            before=len(group.units),
+            after=int(kept[group.units].sum()),
+            sweep=() if harm is None else _swept(pruner, group, harm, share),
+        )
+        for group, harm in zip_longest(groups, harms)
     ]
+    fixed = sum(int((units == 0).sum()) for units in pruner.channels.outputs.values())
+    return _Smaller(pruner.cut(kept, means), tuple(rows), fixed)
+
+
+def _swept(pruner: Pruner, group: Group, harm: Harm, share: Callable[[Kept], float]) -> tuple[SweptGroup, ...]:
+    """What the sweep found of a group."""
+    from repq.prune.choosing import without
+
+    def level(pieces: int, loss: float) -> SweptGroup:
+        left = len(group.units) - sum(group.steps[:pieces])
+        return SweptGroup(left=left, loss=loss, macs_saved=1 - share(without(pruner, [(group, pieces)])))
+
+    return tuple(map(level, harm.pieces, harm.losses))
 
 
 def _latency(

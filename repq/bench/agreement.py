@@ -57,7 +57,7 @@ def check_agreement(
     layout: OutputLayout = OutputLayout(),
     preprocessing: Preprocessing = Preprocessing(),
 ) -> CheckReport:
-    """Run the reference and every candidate on each batch and compare outputs and AP.
+    """Run the reference and every candidate on each batch and compare outputs and AP, of one pass each.
 
     Args:
         reference: network input (B, 3, H, W) to detections.

@@ -130,7 +130,7 @@ _FLOAT = {"needs": "WEIGHTS float"}
 
 def qat_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData,
-    qat: Annotated[QatConfig, Offer("teacher", "epochs", "batch", "scales", "task_weight")],
+    qat: Annotated[QatConfig, Offer("teacher", "epochs", "batch", "scales", "task_weight", "keep_zeros")],
     ptq: Annotated[
         PtqConfig,
         Offer(

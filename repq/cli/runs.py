@@ -76,7 +76,7 @@ def ablation_command(
     given = as_overrides(weights=weights, data=data, imgsz=imgsz, device=device)
     loaded, trials = load_ablation(ablation, [*overrides, *given], seeds)
     folder = work or Path("runs") / loaded.name
-    report = run_ablation(loaded.name, trials, folder, progress=shell.progress, log=shell.log)
+    report = run_ablation(loaded.name, trials, folder, effects=loaded.effects, progress=shell.progress, log=shell.log)
     shell.finish({**report.values(), "out": str(folder)}, lambda: ablation_table(report))
 
 

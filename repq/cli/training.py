@@ -74,7 +74,7 @@ def prune_command(
         PruneConfig,
         Offer(
             "ratio", "target_macs", "latency", "max_ms", "latency_ratio", "importance", "scope", "round",
-            "recovery.epochs", "recovery.task_weight",
+            "unstructured", "recovery.epochs", "recovery.task_weight",
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: ValSplit = "val",
@@ -85,15 +85,17 @@ def prune_command(
 ) -> None:  # fmt: skip
     """Channels that are coupled go together: by additions, concatenations, shuffles and depthwise layers. What is
     written loads, evaluates, quantizes and exports like any fused model. With --epochs it learns on the train split to
-    answer as the whole model does; that needs no labels.
+    answer as the whole model does; that needs no labels. A sweep (--scope sensitivity) is shown in OUT.sweep.
     """
     from repq.api.sizes import size_for
     from repq.report.text import prune_table
-    from repq.stages import prune_checkpoint
+    from repq.stages import prune_checkpoint, write_sweep
 
     imgsz = size_for(weights, imgsz, shell.log)
     report = prune_checkpoint(
         weights, out, prune, data=data, splits=("train", split), imgsz=imgsz, eval_config=eval, graph=graph,
         device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
     )  # fmt: skip
+    if prune.scope == "sensitivity":
+        write_sweep(report, out.with_name(f"{out.name}.sweep"), data=str(data), imgsz=imgsz, log=shell.log)
     shell.finish({**report.values(), "out": str(out)}, lambda: prune_table(report))

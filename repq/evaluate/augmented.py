@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repq.errors import RepqError
 from repq.evaluate.postprocess import suppress
-from repq.recipe import TtaConfig
+from repq.recipe import LetterboxConfig, TtaConfig
 
 A = TypeVar("A", bound=np.floating)
 Boxes = NDArray[np.float32]
@@ -19,10 +19,24 @@ Boxes = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """One look at every image: the network input's height and width, and whether it is mirrored left to right."""
+    """One look at every image.
+
+    Attributes:
+        size: height and width of the network's input.
+        mirrored: left to right.
+        scale: of the image within the input.
+    """
 
     size: tuple[int, int]
     mirrored: bool
+    scale: float = 1.0
+
+    def letterbox(self, config: LetterboxConfig) -> LetterboxConfig:
+        """How images get into the input; a scale goes by the long side of the room that they usually have."""
+        if self.scale == 1:
+            return config
+        side = config.inner_size or max(self.size) - 2 * config.border
+        return config.model_copy(update={"inner_size": max(1, round(side * self.scale))})
 
 
 PLAIN = TtaConfig(flip=False)
@@ -35,9 +49,12 @@ def views(imgsz: tuple[int, int], config: TtaConfig | None) -> tuple[View, ...]:
     def scaled(side: int, factor: float) -> int:
         return side if factor == 1 else max(1, round(side * factor / config.step)) * config.step
 
-    sizes = dict.fromkeys((scaled(imgsz[0], factor), scaled(imgsz[1], factor)) for factor in config.scales)
+    looks: Iterable[tuple[tuple[int, int], float]] = (
+        (imgsz, factor) if config.inside else ((scaled(imgsz[0], factor), scaled(imgsz[1], factor)), 1.0)
+        for factor in config.scales
+    )
     flips = (False, True) if config.flip else (False,)
-    found = [View(size, mirrored) for size in sizes for mirrored in flips]
+    found = [View(size, mirrored, scale) for size, scale in dict.fromkeys(looks) for mirrored in flips]
     return tuple(sorted(found, key=lambda view: view != View(imgsz, False)))
 
 

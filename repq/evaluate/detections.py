@@ -82,7 +82,7 @@ def detect_all(
     found: list[list[NDArray[np.float32]]] = []
     seconds: list[list[float]] = []
     for view in views(imgsz, config.tta):
-        loaded = batches(dataset, view.size, config.batch, config.letterbox, preprocessing)
+        loaded = batches(dataset, view.size, config.batch, view.letterbox(config.letterbox), preprocessing)
         of_view: list[NDArray[np.float32]] = []
         times: list[float] = []
         for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):

@@ -1,1 +1,1 @@
-"""Structured pruning: channels that are coupled are found from the network itself and removed together."""
+"""Pruning: channels that are coupled are found from the network itself and removed together; or single weights are."""

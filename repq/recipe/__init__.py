@@ -3,7 +3,7 @@
 A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 """
 
-from repq.recipe.ablation import Ablation
+from repq.recipe.ablation import Ablation, Effects
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import Budget, ap_drop, for_target, holds
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
@@ -54,6 +54,7 @@ __all__ = [
     "DemoConfig",
     "DeployConfig",
     "DistillConfig",
+    "Effects",
     "EngineName",
     "EvalConfig",
     "ExportConfig",

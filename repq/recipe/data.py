@@ -65,12 +65,24 @@ class TtaConfig(Config):
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = setting(
         (1.0,), min_length=1, flag="--tta-scale", needs="--tta", help="Factors of the input size; repeat for several."
     )
+    inside: bool = setting(
+        False, flag="--tta-inside", needs="--tta",
+        help="Scale images within an input of the usual size, which engines of one size take: factors up to 1.",
+    )  # fmt: skip
     flip: bool = setting(True, flag="--tta-flip/--no-tta-flip", needs="--tta", help="Look at mirrored images too.")
     merge: Literal["nms", "wbf"] = setting(
         "nms", flag="--tta-merge", needs="--tta", help="Suppression, or weighted box fusion (extra `tta`)."
     )
     iou: float = setting(0.65, gt=0, le=1, help="IoU from which boxes of several passes are of one object.")
     step: Pixels = setting(32, help="Scaled sizes are rounded to multiples of this; the coarsest stride fits.")
+
+    @model_validator(mode="after")
+    def _no_larger_than_the_input(self) -> TtaConfig:
+        if self.inside and max(self.scales) > 1:
+            raise ValueError(
+                f"an image scaled by {max(self.scales):g} does not lie inside the input: give factors to 1"
+            )
+        return self
 
 
 class EvalConfig(Config):

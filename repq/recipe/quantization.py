@@ -180,6 +180,11 @@ class QatConfig(ImitationConfig, LoopConfig):
     box_weight: Factor = setting(2.5, help="Weight of the imitation of boxes: of their distributions where both have "
                                  "equally many bins, else by GIoU.")  # fmt: skip
     final_factor: Share = setting(1.0, help="Share of the teacher's weights that is left at the end, after a cosine.")
+    keep_zeros: bool = setting(
+        False,
+        flag="--keep-zeros",
+        help="Weights that are zero stay zero, such as those of `repq prune --unstructured`.",
+    )
     eval_interval: Epochs | None = setting(
         None, help="Epochs between looks at the AP; null: none. The averaged weights of the last epoch are kept."
     )
@@ -215,7 +220,7 @@ class RecoveryConfig(QatConfig):
 
 
 class PruneConfig(Config):
-    """Structured pruning to a share of the channels, or of the multiply-adds."""
+    """Structured pruning to a share of the channels, or of the multiply-adds; or zeros in place of single weights."""
 
     ratio: float | None = setting(
         None, gt=0, lt=1, flag="--ratio", excludes="--target-macs",
@@ -240,6 +245,12 @@ class PruneConfig(Config):
     latency_ratio: float | None = setting(
         None, gt=0, lt=1, flag="--latency-ratio", needs="--latency", help="Share of the whole model's latency."
     )
+    unstructured: float | None = setting(
+        None, gt=0, lt=1, flag="--unstructured",
+        excludes=("--ratio", "--target-macs", "--latency", "--importance", "--scope", "--round"),
+        help="Instead: this share of all weights becomes zero, the smallest ones. Shapes stay, and dense engines gain "
+        "no latency from zeros. A recovery keeps them.",
+    )  # fmt: skip
     round: int = setting(8, ge=1, le=128, flag="--round", help="What is left of a pruned layer divides by this.")
     max_ratio: float = setting(0.7, gt=0, lt=1, help="Largest share of a group that goes.")
     compensate: bool = setting(True, help="With --data, let biases stand for the means of the channels that leave.")
@@ -254,6 +265,10 @@ class PruneConfig(Config):
             raise ValueError("latency needs a target, max_ms or latency_ratio, and these need latency")
         if self.latency is not None and self.ratio is not None:
             raise ValueError("give one target: ratio, target_macs or latency")
+        structured = ("ratio", "target_macs", "latency", "importance", "scope", "round", "max_ratio")
+        given = [name for name in structured if getattr(self, name) != type(self).model_fields[name].default]
+        if self.unstructured is not None and given:
+            raise ValueError(f"unstructured removes no channels: {given[0]} has no effect beside it")
         return self
 
 

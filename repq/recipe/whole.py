@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field, create_model, model_validator
 
+from repq.recipe.ablation import merged
 from repq.recipe.base import AnyPath, Config, Device, ImageSize, Name, Seed, resolve, setting
 from repq.recipe.budget import Budget, follow_budget, for_target
 from repq.recipe.data import DataConfig, EvalConfig, GraphConfig
@@ -57,7 +58,7 @@ class Recipe(Budget):
     def _as_the_target_wants(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return follow_budget(for_target(values.get("target"), values), ("plan", "check"))
+        return _follow_seed(follow_budget(for_target(values.get("target"), values), ("plan", "check")))
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -68,6 +69,15 @@ class Recipe(Budget):
     if TYPE_CHECKING:
 
         def __getattr__(self, section: str) -> Any: ...
+
+
+def _follow_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe; what it draws has its seed unless it says otherwise, but for the drawn data set."""
+    if "seed" not in values:
+        return dict(values)
+    own: dict[str, Any] = {"seed": values["seed"]}
+    given = [name for name in ("sensitivity", "plan") if isinstance(values.get(name), Mapping)]
+    return merged({"ptq": {"calibration": own}, **dict.fromkeys(given, own)}, values)
 
 
 def stages() -> Sequence[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from repq.files import write_text
 from repq.report.blocks import Block, Column, Figure, number, table
+from repq.report.effects import effect_blocks
 from repq.report.markdown import escape, render_markdown
 from repq.report.numbers import ABSENT
 from repq.report.plots import variant_dots
@@ -22,12 +23,13 @@ REPORTS = "reports"
 
 def ablation_table(report: AblationReport) -> str:
     """For the terminal."""
-    return render_text(ablation_blocks(report)[:1])
+    return render_text([ablation_blocks(report)[0], *effect_blocks(report)])
 
 
 def ablation_markdown(report: AblationReport) -> str:
     """The means with their spreads, then every single run."""
-    return f"# {escape(report.name)}\n\n{render_markdown(ablation_blocks(report))}\n"
+    blocks = [*effect_blocks(report), *ablation_blocks(report)]
+    return f"# {escape(report.name)}\n\n{render_markdown(blocks)}\n"
 
 
 def write_ablation_page(report: AblationReport, environment: Environment, folder: Path) -> None:
@@ -41,6 +43,8 @@ def write_ablation_page(report: AblationReport, environment: Environment, folder
     drawn = Figure("AP by variant", partial(variant_dots, spreads), "dots of the AP of each variant", wide=True)
     section = Section("ablation", "Variants", lambda _: [])
     sections = [(section, [drawn, *ablation_blocks(report)]), (ENVIRONMENT, ENVIRONMENT.blocks(summary))]
+    if effects := effect_blocks(report):
+        sections.insert(0, (Section("effects", "What each change does", lambda _: []), effects))
     write_text(folder / "ablation.html", to_html(summary, sections))
 
 

@@ -20,6 +20,7 @@ from repq.results import (
     FusionReport,
     Pictures,
     PlanReport,
+    PruneReport,
     PtqReport,
     QatReport,
     Result,
@@ -51,6 +52,7 @@ class Key(Generic[R]):
 
 
 TRAIN = Key("train", TrainReport)
+PRUNE = Key("prune", PruneReport)
 FUSE = Key("fuse", FusionReport)
 SENSITIVITY = Key("sensitivity", Sensitivity)
 PLAN = Key("plan", PlanReport)

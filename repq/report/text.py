@@ -22,6 +22,7 @@ from repq.report.sections import (
     graph,
     overview,
     profile,
+    pruning,
     quantization,
     sensitivity,
     timing,
@@ -189,7 +190,7 @@ def fusion_table(report: FusionReport) -> str:
 
 
 def prune_table(report: PruneReport) -> str:
-    return render_text(_verdict_last(training.prune_blocks(report)))
+    return render_text(_verdict_last(pruning.terminal_blocks(report)))
 
 
 def train_table(report: TrainReport) -> str:

@@ -3,7 +3,7 @@
 Every model is frozen, forbids unknown keys and reads back from its own JSON.
 """
 
-from repq.results.ablation import AblationReport, Spread, TrialFigures
+from repq.results.ablation import AblationReport, Shipped, Spread, TrialFigures, spread_of
 from repq.results.accuracy import (
     Accuracies,
     Accuracy,
@@ -70,6 +70,7 @@ from repq.results.training import (
     PruneReport,
     QatReport,
     ScaleChange,
+    SweptGroup,
     TrainReport,
 )
 from repq.results.verdict import EngineVerdict, Verdict
@@ -138,8 +139,10 @@ __all__ = [
     "ScaleChange",
     "Sensitivity",
     "ServiceRow",
+    "Shipped",
     "Similarity",
     "Spread",
+    "SweptGroup",
     "TrainReport",
     "TrialFigures",
     "TtaCost",
@@ -150,4 +153,5 @@ __all__ = [
     "WeightsDescription",
     "change_interval",
     "metric_of",
+    "spread_of",
 ]

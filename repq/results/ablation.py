@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 
+from pydantic import Field
+
 from repq.results.base import Result
 
 
@@ -16,19 +18,36 @@ class Spread(Result):
     deviation: float | None  # of the sample; None with one seed
 
 
+class Shipped(Result):
+    """An engine in the precision that a variant ships; what it takes is for one image, with all passes of TTA."""
+
+    ap: float
+    ap50: float
+    parameters: int
+    macs: int
+    latency_ms: float
+    size_bytes: int
+
+
 class TrialFigures(Result):
-    """What one run measured, by the figure's name."""
+    """What one run measured, by the figure's name, and what it ships by the engine's title where that was asked for."""
 
     variant: str
     seed: int
     figures: dict[str, float]
+    shipped: dict[str, Shipped] = Field(default_factory=dict)
 
 
 class AblationReport(Result):
-    """All trials, in the order of the variants."""
+    """All trials, in the order of the variants.
+
+    ``effects``: the variant that others are compared with, and that which makes all changes, of which each of the
+    others makes one; None: they are not told apart.
+    """
 
     name: str
     trials: tuple[TrialFigures, ...]
+    effects: tuple[str, str] | None = None
 
     def figures(self) -> tuple[str, ...]:
         """Names of the figures, those of the first trial first."""
@@ -41,11 +60,12 @@ class AblationReport(Result):
             for name, value in trial.figures.items():
                 found.setdefault(trial.variant, {}).setdefault(name, []).append(value)
         return {
-            variant: {name: _spread(values) for name, values in figures.items()} for variant, figures in found.items()
+            variant: {name: spread_of(values) for name, values in figures.items()} for variant, figures in found.items()
         }
 
 
-def _spread(values: list[float]) -> Spread:
+def spread_of(values: list[float]) -> Spread:
+    """Mean and range of a figure over the seeds, of which there is at least one."""
     return Spread(
         mean=statistics.fmean(values),
         low=min(values),

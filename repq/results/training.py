@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from repq.results.accuracy import Accuracy, Curves
 from repq.results.base import Range, Result, measured_time
 
@@ -70,21 +68,35 @@ class BlockFusion(Result):
     weight_range_after: Range
 
 
+class SweptGroup(Result):
+    """A group that alone has so many units ``left``: what the answers lose against the whole model's, 0 or more.
+
+    ``macs_saved`` is the share of the whole model's multiply-adds that this saves.
+    """
+
+    left: int
+    loss: float
+    macs_saved: float
+
+
 class PrunedGroup(Result):
     """Layers whose channels were removed together: how many units there were, and how many are left.
 
-    ``losses`` are those of a sweep, in which this group alone has so many units left: what the answers lose against the
-    whole model's, 0 or more. Empty: not measured.
+    ``sweep``: from most units left to fewest. Empty: there was none, or nothing of the group can go.
     """
 
     layers: tuple[str, ...]
     before: int
     after: int
-    losses: dict[int, float] = Field(default_factory=dict)
+    sweep: tuple[SweptGroup, ...] = ()
 
 
 class PruneReport(Result):
-    """What pruning took away. Multiply-adds and parameters are of the layers; AP is None where it was not measured."""
+    """What pruning took away. Multiply-adds and parameters are of the layers; AP is None where it was not measured.
+
+    ``zeros`` is the share of the layers' weights that are zero in the end, where single weights were removed; None:
+    channels were.
+    """
 
     model: str
     importance: str
@@ -94,6 +106,7 @@ class PruneReport(Result):
     macs_after: int
     parameters_before: int
     parameters_after: int
+    zeros: float | None = None
     accuracy_before: Accuracy | None = None
     accuracy_pruned: Accuracy | None = None
     accuracy_recovered: Accuracy | None = None

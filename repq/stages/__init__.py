@@ -3,7 +3,22 @@
 A stage is added to a run by its entry in `STAGES`; docs/design.md says how.
 """
 
-from repq.stages import bench, build, check, data, evaluate, export, fuse, package, ptq, qat, report, sensitivity, train
+from repq.stages import (
+    bench,
+    build,
+    check,
+    data,
+    evaluate,
+    export,
+    fuse,
+    package,
+    prune,
+    ptq,
+    qat,
+    report,
+    sensitivity,
+    train,
+)
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
 from repq.stages.budget import PtqJob, demand_budget, quantize_within
 from repq.stages.build import build_engine
@@ -15,7 +30,7 @@ from repq.stages.export import export_checkpoint
 from repq.stages.fuse import fuse_checkpoint
 from repq.stages.inspect import describe_model, estimate_graph, lint_graph
 from repq.stages.predict import predict_files
-from repq.stages.prune import prune_checkpoint
+from repq.stages.prune import prune_checkpoint, write_sweep
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.qat import QatSource, qat_checkpoint
 from repq.stages.report import report_benches
@@ -28,6 +43,7 @@ STAGES: list[Stage] = [
     data.STAGE,
     train.SEARCH,
     train.STAGE,
+    prune.STAGE,
     fuse.STAGE,
     sensitivity.STAGE,
     ptq.STAGE,
@@ -73,4 +89,5 @@ __all__ = [
     "report_benches",
     "train_detector",
     "write_bench",
+    "write_sweep",
 ]

@@ -42,10 +42,11 @@ def evaluate_model(
 
 
 def _evaluate(job: Job) -> Accuracies:
-    """AP of every engine; those that the check has run on the whole split are not run again."""
+    """AP of every engine; what the check has measured on the whole split, in one pass, is not measured again."""
     recipe, checked = job.recipe, job.artifacts["check"].result(Accuracies, "accuracies.json")
     dataset = read_data(job.data, recipe.data.val, job.log, job.progress)
-    known = {name: found for name, found in checked.models.items() if found.images == len(dataset)}
+    whole = {name: found for name, found in checked.models.items() if found.images == len(dataset)}
+    known = whole if recipe.eval.tta is None else {}
     found = {}
     for name, folder in built(job).items():
         if name not in known:

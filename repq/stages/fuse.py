@@ -82,5 +82,5 @@ def _fuse(job: Job) -> FusionReport:
 
 STAGE = Stage(
     "fuse", _fuse, {"fuse": Section(FuseConfig)}, ("weights", "imgsz", "graph", "device"),
-    reads=("train/weights.safetensors",), splits=("val",), result=FusionReport,
+    reads=("train/weights.safetensors", "prune/pruned.safetensors"), splits=("val",), result=FusionReport,
 )  # fmt: skip

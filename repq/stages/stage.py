@@ -47,7 +47,9 @@ class Job:
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that the run starts from: brought, or trained here."""
+        """The checkpoint that is fused: brought or trained here, and smaller where the run has pruned it."""
+        if "prune" in self.artifacts:
+            return self.artifacts["prune"] / "pruned.safetensors"
         own = self.recipe.weights
         return self.artifacts["train"] / "weights.safetensors" if own is None else own
 

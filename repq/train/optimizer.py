@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -63,6 +64,13 @@ def optimizer_of(groups: list[dict[str, Any]], config: LoopConfig) -> torch.opti
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
+
+
+def hold_zeros(model: nn.Module) -> None:
+    """From now on the weights of convolutions that are zero get no gradient: no optimizer moves them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.requires_grad:
+            module.weight.register_hook(partial(torch.mul, module.weight.detach() != 0))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:

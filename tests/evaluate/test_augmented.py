@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from repq.data import DetectionDataset, load_dataset, make_demo_set
+from repq.data import DetectionDataset, letterbox_transform, load_dataset, make_demo_set
 from repq.evaluate import detect_all, views
 from repq.evaluate.augmented import View, merged, mirror_boxes, mirror_images
 from repq.model import build
-from repq.recipe import DemoConfig, EvalConfig, TtaConfig
+from repq.recipe import DemoConfig, EvalConfig, LetterboxConfig, TtaConfig
 
 HAS_WBF = all(importlib.util.find_spec(name) for name in ("ensemble_boxes", "numba"))
 MERGES = ["nms", pytest.param("wbf", marks=pytest.mark.skipif(not HAS_WBF, reason="needs ensemble-boxes"))]
@@ -91,6 +91,26 @@ def test_passes_that_agree_merge_into_what_they_say(merge: Any) -> None:
     found = merged([apart, apart.copy()], TtaConfig(merge=merge), 300)
     np.testing.assert_allclose(found, apart, rtol=1e-6, atol=1e-5)
     assert len(merged([apart[:0], apart[:0]], TtaConfig(merge=merge), 300)) == 0
+
+
+def test_images_scaled_within_the_input_leave_its_size_alone(dataset: DetectionDataset, predict: Any) -> None:
+    tta = TtaConfig(scales=(0.5, 1.0), inside=True, flip=False)
+    plain, small = views((96, 128), tta)
+    assert (plain, small) == (View((96, 128), False), View((96, 128), False, 0.5))
+    for width, height in ((50, 40), (64, 32)):
+        usual, scaled = (letterbox_transform(width, height, (96, 96), view.letterbox(LetterboxConfig()))
+                         for view in views((96, 96), tta))  # fmt: skip
+        assert scaled.scale_x == pytest.approx(usual.scale_x / 2, abs=1 / width)
+    shapes = set()
+
+    def seen(images: Any) -> Any:
+        shapes.add(images.shape[1:])
+        return predict(images)
+
+    found = detect_all(seen, dataset, (96, 96), EvalConfig(batch=3, tta=tta))
+    assert shapes == {(3, 96, 96)} and found.tta is not None and found.tta.passes == 2
+    with pytest.raises(ValueError, match="does not lie inside"):
+        TtaConfig(scales=(1.0, 1.2), inside=True)
 
 
 def test_the_plain_view_comes_first() -> None:

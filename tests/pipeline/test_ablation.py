@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from repq.errors import RecipeError
 from repq.pipeline.ablation import range_figures
 from repq.recipe import load_ablation
 from repq.report.ablation import ablation_markdown
-from repq.results import AblationReport, LayerQuantization, TrialFigures
+from repq.results import AblationReport, LayerQuantization, Shipped, TrialFigures
 
 TINY = {
     "name": "schemes",
     "seeds": [3],
+    "effects": {"baseline": "symmetric", "together": "asymmetric", "int8": ["asymmetric"]},
     "base": {
         "data": {"demo": {"train_images": 8, "val_images": 4, "size": 64}},
         "imgsz": 64,
@@ -57,7 +59,12 @@ def test_variants_share_what_is_the_same_and_end_in_one_table(tmp_path: Path) ->
         "asymmetric-seed-3.html",
         "symmetric-seed-3.html",
     ]
+    (plain,), (small,) = (trial.shipped.values() for trial in report.trials)
+    assert (plain.parameters, plain.macs) == (small.parameters, small.macs) and plain.size_bytes > 2 * small.size_bytes
+    assert plain.ap == first["AP FP32"] and small.ap == second["AP INT8 ONNX Runtime"]
+    assert "What each change does" in (work / "ablation.html").read_text()
     table = (work / "ablation.md").read_text()
+    assert "What is shipped, in ONNX Runtime" in table and "one seed says nothing of the spread" in table
     again = CliRunner().invoke(main, arguments)
     assert json.loads(again.stdout)["trials"] == json.loads(result.stdout)["trials"]
     assert (work / "ablation.md").read_text() == table
@@ -78,9 +85,10 @@ def test_variants_change_the_base_and_overrides_change_both(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}}, "variant 'odd'(.|\n)*scheme"),
+        ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}, "effects": None}, "variant 'odd'(.|\n)*scheme"),
         ({"variants": {}}, "variants"),
         ({"seeds": []}, "seeds"),
+        ({"effects": {"baseline": "symmetric", "together": "both"}}, "'both', which is none of the variants"),
         ({"varaints": {}}, "varaints: unknown key; the closest valid one is|closest valid key is 'variants'"),
         ({"base": {"ptq": {}}}, "data"),
     ],
@@ -96,6 +104,45 @@ def test_every_ablation_of_the_project_is_valid() -> None:
     for path in paths:
         ablation, trials = load_ablation(path)
         assert len(trials) == len(ablation.seeds) * len(ablation.variants) >= 2
+
+
+def shipped(ap: float, latency: float = 10.0) -> dict[str, Shipped]:
+    return {"E": Shipped(ap=ap, ap50=ap, parameters=10, macs=1000, latency_ms=latency, size_bytes=2**20)}
+
+
+def effects_of(**aps: Sequence[float]) -> str:
+    """What is said of variants whose AP by seed is given; ``All`` makes all changes."""
+    trials = [
+        TrialFigures(variant=variant, seed=seed, figures={}, shipped=shipped(ap))
+        for variant, values in aps.items()
+        for seed, ap in enumerate(values)
+    ]
+    report = AblationReport(name="a", trials=tuple(trials), effects=("Base", "All"))
+    return ablation_markdown(report).replace("\u2212", "-")
+
+
+def test_changes_that_add_up_have_no_interaction() -> None:
+    text = effects_of(Base=(0.25, 0.5), A=(0.375, 0.625), B=(0.3125, 0.5625), All=(0.4375, 0.6875))
+    assert "the single changes add up to +0.1875, all together give +0.1875: the same." in text
+    assert "Latency" not in text.split("AP50 in E")[1], "nothing is said of what no change moves"
+
+
+def test_an_interaction_is_said_where_it_is_larger_than_its_spread() -> None:
+    base, a, b = (0.2, 0.21, 0.22), (0.3, 0.31, 0.32), (0.3, 0.31, 0.32)
+    text = effects_of(Base=base, A=a, B=b, All=(0.34, 0.351, 0.362))
+    assert "all together give +0.1410 (+0.1400 … +0.1420): less than that, by -0.0590 (-0.0600 … -0.0580)." in text
+    text = effects_of(Base=base, A=a, B=b, All=(0.30, 0.40, 0.48))
+    assert "An interaction is not shown: -0.0167 (-0.1000 … +0.0600) over 3 seeds." in text
+    text = effects_of(Base=(0.2,), A=(0.3,), B=(0.3,), All=(0.9,))
+    assert "An interaction is not shown: one seed says nothing of the spread." in text
+
+
+def test_effects_go_seed_by_seed_and_doubtful_ones_are_marked() -> None:
+    text = effects_of(Base=(0.1, 0.9), A=(0.2, 1.0), B=(0.0, 0.95), All=(0.2, 1.0))
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "+0.1000 |" in rows["A"] and "?" not in rows["A"], "the seeds differ, but the change does the same in each"
+    assert "-0.0250 (-0.1000 … +0.0500) ?" in rows["B"]
+    assert "× 1.000 |" in rows["B"]
 
 
 def trial(variant: str, seed: int, **figures: float) -> TrialFigures:

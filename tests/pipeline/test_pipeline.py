@@ -12,9 +12,12 @@ from click.testing import CliRunner, Result
 
 from repq.cli import main
 from repq.errors import RecipeError
+from repq.log import quiet
 from repq.pipeline import RunOutcome, run_recipe
+from repq.pipeline.runner import make_artifacts
+from repq.progress import silent
 from repq.recipe import Recipe, parse_recipe
-from repq.results import BenchReport
+from repq.results import Accuracies, BenchReport, PruneReport, PtqReport
 
 TINY = {
     "name": "tiny",
@@ -97,6 +100,33 @@ def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -
 
 def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
     assert remade(run_recipe(recipe(), work)) == []
+
+
+def test_pruning_is_a_stage_and_all_that_follows_takes_the_smaller_model(first: RunOutcome, work: Path) -> None:
+    sweep = {"scope": "sensitivity", "sweep_images": 2, "sweep_levels": 2, "images": 4}
+    labels = {"epochs": 1, "batch": 4, "task_weight": 1.0, "class_weight": 0.0, "box_weight": 0.0}
+    smaller = recipe(prune={"target_macs": 0.8, **sweep, "recovery": labels})
+    outcome = run_recipe(smaller, work)
+    assert remade(outcome) == ["prune", *list(first.artifacts)[2:]]
+    report = outcome.artifacts["prune"].result(PruneReport)
+    assert report.macs_after <= 0.8 * report.macs_before
+    assert report.accuracy_recovered is not None and {"class", "iou"} <= set(report.epochs[0].losses)
+    for name, macs in (("ptq", report.macs_after), ("ptq of first", report.macs_before)):
+        of = first if "first" in name else outcome
+        assert sum(layer.macs for layer in of.artifacts["ptq"].result(PtqReport).layers) == macs
+    page = (work / "report.html").read_text()
+    assert "trials of the sweep" in page and outcome.artifacts["prune"].manifest.key in page
+    assert (work / "pruning-sweep.svg").is_file()
+    assert remade(run_recipe(smaller, work)) == []
+    assert remade(run_recipe(recipe(), work)) == [], "without the section nothing is another artifact"
+
+
+def test_every_engine_is_evaluated_with_all_passes(first: RunOutcome, work: Path) -> None:
+    tta = {"scales": [1.0, 0.5], "inside": True, "flip": False}
+    made = make_artifacts(recipe(eval={"tta": tta}), work, "eval", silent, quiet)
+    found = made["eval"].result(Accuracies).models
+    assert set(found) == set(first.artifacts["eval"].result(Accuracies).models)
+    assert all(accuracy.tta is not None and accuracy.tta.passes == 2 for accuracy in found.values())
 
 
 @pytest.mark.parametrize(

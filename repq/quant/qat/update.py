@@ -13,7 +13,7 @@ from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
-from repq.train.optimizer import optimizer_of, parameter_groups
+from repq.train.optimizer import hold_zeros, optimizer_of, parameter_groups
 from repq.train.units import step_in_units
 from repq.train.update import Stepper, projector_groups
 
@@ -32,6 +32,8 @@ class QatUpdater(Stepper):
         groups = [*qat_groups(model, config), *projector_groups(teacher, config.weight_decay)]
         super().__init__(model, config, device, optimizer_of(groups, config), teacher=teacher, half=False)
         step_in_units(self.optimizer, model)
+        if config.keep_zeros:
+            hold_zeros(model)
         self.config = config
         self.objective = objective_of(model)
 

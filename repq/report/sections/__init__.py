@@ -9,6 +9,7 @@ from repq.report.sections.graph import GRAPH
 from repq.report.sections.machines import SECTION as MACHINES
 from repq.report.sections.overview import BOXES, ENVIRONMENT, HEADLINE, MANIFESTS, MEASURED
 from repq.report.sections.profile import SECTION as PROFILE
+from repq.report.sections.pruning import PRUNING
 from repq.report.sections.quantization import LAYERS
 from repq.report.sections.sensitivity import PLAN_SECTION, SENSITIVITY_SECTION
 from repq.report.sections.timing import SIZE, TIMING
@@ -33,6 +34,7 @@ SECTIONS: list[Section] = [
     TRAINED_QUANTIZED,
     LAYERS,
     FUSION,
+    PRUNING,
     TRAINING,
     ENVIRONMENT,
     MANIFESTS,

@@ -43,6 +43,7 @@ from repq.report.numbers import (
     times,
 )
 from repq.report.plots import paired_bars
+from repq.report.sections.pruning import pruned_to
 from repq.report.summary import (
     BENCH,
     BUILD,
@@ -51,6 +52,7 @@ from repq.report.summary import (
     FUSE,
     MACHINES,
     PICTURES,
+    PRUNE,
     PTQ,
     TRAIN,
     ReportSummary,
@@ -74,11 +76,14 @@ def _headline(summary: ReportSummary) -> list[Block]:
 def _measured(summary: ReportSummary) -> list[Block]:
     """The model, the data and the settings."""
     ptq, training, fusion = summary.get(PTQ), summary.get(TRAIN), summary.get(FUSE)
+    pruning = summary.get(PRUNE)
     items: list[tuple[str, str]] = []
     if model := summary.model or (ptq.model if ptq else fusion.model if fusion else None):
         items.append(("Model", model))
     if training:
         items.append(("Parameters", count(training.parameters)))
+    if pruning:
+        items.append(("Pruned", pruned_to(pruning)))
     if summary.recipe:
         items.append(("Recipe", summary.recipe))
     if summary.data:
@@ -137,7 +142,9 @@ def _manifests(summary: ReportSummary) -> list[Block]:
 
 
 HEADLINE = Section("headline", "FP32 → INT8", _headline, uses=(EVAL, BUILD, BENCH, CHECK, FUSE, PTQ), short="Summary")
-MEASURED = Section("measured", "What was measured", _measured, uses=(EVAL, BUILD, FUSE, PTQ, TRAIN), short="Setup")
+MEASURED = Section(
+    "measured", "What was measured", _measured, uses=(EVAL, BUILD, FUSE, PRUNE, PTQ, TRAIN), short="Setup"
+)
 BOXES = Section("pictures", "Boxes of both models", _pictures, needs=(PICTURES,), short="Boxes")
 ENVIRONMENT = Section("environment", "Environment", _environment, uses=(BENCH, MACHINES))
 MANIFESTS = Section("manifests", "Manifests", _manifests)

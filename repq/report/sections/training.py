@@ -22,8 +22,6 @@ from repq.results import (
     Curves,
     EpochRow,
     FusionReport,
-    PrunedGroup,
-    PruneReport,
     QatReport,
     ScaleChange,
     TrainReport,
@@ -60,7 +58,7 @@ def train_blocks(training: TrainReport) -> list[Block]:
         *_teacher_facts(training.epochs),
         *([("Class weights", ", ".join(map(compact, training.class_weights)))] if training.class_weights else []),
     ]
-    return [*_epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
+    return [*epoch_blocks(training.epochs, "training", Facts(facts)), *curve_figures(training.curves)]
 
 
 def curve_figures(curves: Curves | None) -> list[Figure]:
@@ -101,7 +99,7 @@ def qat_blocks(training: QatReport) -> list[Block]:
     return [
         Text("AP in torch's simulation. Unless another one is given, the float model is the teacher."),
         table("Before and after", columns, stages),
-        *_epoch_blocks(training.epochs, "qat", Facts(facts)),
+        *epoch_blocks(training.epochs, "qat", Facts(facts)),
         *([_scale_table(training.changes)] if training.scales == "learned" else []),
     ]
 
@@ -115,7 +113,7 @@ def _teacher_facts(epochs: Sequence[EpochRow]) -> list[tuple[str, str]]:
     return [("Teacher's pass", f"{100 * sum(known) / seconds:.0f} % of the time")]
 
 
-def _epoch_blocks(epochs: Sequence[EpochRow], section: str, facts: Facts) -> list[Block]:
+def epoch_blocks(epochs: Sequence[EpochRow], section: str, facts: Facts) -> list[Block]:
     """Facts, curves and a table of a training; ``section`` keeps the ids of the drawings apart."""
     if not epochs:
         return [facts]
@@ -153,30 +151,6 @@ def _scale_table(changes: Sequence[ScaleChange]) -> Table:
         number("Ratio of weight scales", "weight_ratio", significant, hint="geometric mean over the channels"),
     )
     return table(f"Scales of all {len(changes)} layers", columns, changes, fold=0)
-
-
-def prune_blocks(report: PruneReport) -> list[Block]:
-    """What every group lost, and what is left of the model."""
-    columns: Columns[PrunedGroup] = (
-        Column("Layers", lambda row: row.layers[0] + (f" and {len(row.layers) - 1} more" if row.layers[1:] else ""),
-               code=True),
-        number("Channels before", "before", count),
-        number("After", "after", count),
-        number("Loss, most of it gone", lambda row: max(row.losses.values(), default=None), compact, optional=True),
-    )  # fmt: skip
-    rows = [row for row in report.groups if row.after < row.before]
-    whole, left = report.macs_before, report.macs_after
-    lines = [
-        f"{report.model}: {left / 1e6:.0f} of {whole / 1e6:.0f} million multiply-adds ({left / whole:.1%}), "
-        f"{count(report.parameters_after)} of {count(report.parameters_before)} parameters"
-    ]
-    stages = (
-        ("whole", report.accuracy_before),
-        ("pruned", report.accuracy_pruned),
-        ("recovered", report.accuracy_recovered),
-    )
-    lines += [f"AP {title}: {fraction(found.ap)}" for title, found in stages if found is not None]
-    return [table("Pruned groups", columns, rows), Text("\n".join(lines))]
 
 
 def fusion_blocks(fusion: FusionReport) -> list[Block]:
