@@ -66,7 +66,7 @@ def convert(source: Source) -> tuple[Layer, ...]:
     _demand_shape(source.input)
     graph = import_graph(source.model)
     integers = _integers(graph)
-    half = _strip(graph)
+    half = without_integers(graph)
     kernels = {node.name: _in_ncnn_order(node) for node in graph.nodes if node.name in source.layers}
     plain = export_graph(graph)
     images = random_images(source)
@@ -120,8 +120,11 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
     return found
 
 
-def _strip(graph: gs.Graph) -> bool:
-    """Make a graph FP32 without Q/DQ, for one image, in place; return whether it was FP16."""
+def without_integers(graph: gs.Graph) -> bool:
+    """Make a graph FP32 without Q/DQ, for one image, in place; return whether it was FP16.
+
+    Weights become what their integers stand for.
+    """
     import onnx
     import onnx_graphsurgeon as gs
 
