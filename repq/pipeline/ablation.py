@@ -80,9 +80,9 @@ def figures_of(outcome: RunOutcome) -> dict[str, float]:
         if variant == "int8":
             figures[f"AP INT8 {engine_title(engine)}"] = accuracy.ap
             figures[f"AP50 INT8 {engine_title(engine)}"] = accuracy.ap50
-    for engine in outcome.verdict.engines:
-        if engine.speedup is not None:
-            figures[f"times as fast as FP32, {engine_title(engine.engine)}"] = engine.speedup
+    for row in outcome.verdict.engines:
+        if row.speedup is not None:
+            figures[f"times as fast as FP32, {engine_title(row.engine)}"] = row.speedup
     return {**figures, **range_figures(ptq.layers)}
 
 

@@ -84,8 +84,8 @@ def _of_engine(report: AblationReport, engine: str, baseline: str, together: str
         *(number(measure.name, partial(_of_measure, measure, len(seeds)), str) for measure in _MEASURES),
     ]
     note = (
-        "Differences of AP; factors of the rest, whose mean is geometric. Mean (lowest … highest seed). A ? marks what is "
-        "not shown: the seeds lie further apart than the mean is from nothing, or there is one seed."
+        "Differences of AP; factors of the rest, whose mean is geometric. Mean (lowest … highest seed). A ? marks what "
+        "is not shown: the seeds lie further apart than the mean is from nothing, or there is one seed."
     )
     return [*blocks, table(title, columns, rows, note), *map(Text, _sentences(engine, rows, len(seeds)))]
 
