@@ -17,6 +17,7 @@ from repq.report.numbers import change, fraction, plural, significant
 from repq.results import AblationReport, Shipped, Spread, spread_of
 
 _SAME = 1e-9  # of an effect: rounding
+_SUM, _BEYOND = "(all single changes added up)", "(all together beyond that)"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def _of_engine(report: AblationReport, engine: str, baseline: str, together: str
         *(number(measure.name, partial(_of_measure, measure, len(seeds)), str) for measure in _MEASURES),
     ]
     note = (
-        "Differences of AP; factors of the rest. Mean (lowest … highest seed). A ? marks what is not shown: the seeds "
-        "lie further apart than the mean is from nothing."
+        "Differences of AP; factors of the rest, whose mean is geometric. Mean (lowest … highest seed). A ? marks what "
+        "is not shown: the seeds lie further apart than the mean is from nothing, or there is one seed."
     )
     return [*blocks, table(title, columns, rows, note), *map(Text, _sentences(engine, rows, len(seeds)))]
 
@@ -124,17 +125,14 @@ def _effect_rows(
     ]
 
 
-_SUM, _BEYOND = "(all single changes added up)", "(all together beyond that)"
-
-
-def is_shown(effect: Spread, seeds: int) -> bool:
+def _is_shown(effect: Spread, seeds: int) -> bool:
     """Whether an effect is larger than the spread of its seeds, of which there are at least two."""
     return seeds > 1 and abs(effect.mean) > max(effect.high - effect.low, _SAME)
 
 
 def _of_measure(measure: _Measure, seeds: int, row: _Row) -> str:
     effect = row.effects[measure.name]
-    doubtful = "" if is_shown(effect, seeds) or _is_nothing(effect) else " ?"
+    doubtful = "" if _is_shown(effect, seeds) or _is_nothing(effect) else " ?"
     return measure.effect(effect) + doubtful
 
 
@@ -165,7 +163,7 @@ def _sentences(engine: str, rows: Sequence[_Row], seeds: int) -> list[str]:
             lines.append(f"{lead}: the same.")
         elif seeds < 2:
             lines.append(f"{lead}. An interaction is not shown: one seed says nothing of the spread.")
-        elif is_shown(beyond, seeds):
+        elif _is_shown(beyond, seeds):
             word = "more" if beyond.mean > 0 else "less"
             lines.append(f"{lead}: {word} than that, by {measure.effect(beyond)}.")
         else:
