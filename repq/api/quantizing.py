@@ -175,7 +175,7 @@ def ap_on(
     Raises:
         DataError: the data set has other classes.
     """
-    from repq.api.measuring import accuracy_of
+    from repq.api.measuring import ap_of
     from repq.api.opening import of_weights
     from repq.api.running import Options
 
@@ -184,7 +184,7 @@ def ap_on(
 
     def ap(trial: nn.Module) -> float:
         opened = of_weights("trial", replace(weights, model=cast("Detector", trial), names=None), options)
-        return accuracy_of(opened, labelled, imgsz, config, progress).ap
+        return ap_of(opened, labelled, imgsz, config, progress)
 
     return ap
 

@@ -21,7 +21,16 @@ from repq.progress import Progress, silent
 from repq.quant.calibration import CALIBRATORS
 from repq.quant.calibration.observation import Groups, Images
 from repq.quant.corrections import CORRECTIONS, Correction, asked_for
-from repq.quant.ptq import Observed, QuantizedModel, add_last, apply, first_images, observe_model, on_device_of
+from repq.quant.ptq import (
+    Observed,
+    QuantizedModel,
+    add_last,
+    apply,
+    first_images,
+    observe_corrected,
+    observe_model,
+    on_device_of,
+)
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import PtqTrial
@@ -60,11 +69,13 @@ class _Bench:
 
     def observed(self, config: PtqConfig) -> Observed:
         """What the calibration images show of the model, with what acts before; each is run once."""
-        key = str(asked_for(config.correct, "before"))
+        before = asked_for(config.correct, "before")
+        key = str(before)
         if key not in self._observed:
-            self._observed[key] = observe_model(
-                self.fused, self.batches, config, self.progress, groups=self.groups, for_all=True
-            )
+            self._observed[key] = (
+                observe_corrected(self.observed(_plain(config)), self.batches, config, for_all=True) if before else
+                observe_model(self.fused, self.batches, config, self.progress, groups=self.groups, for_all=True)
+            )  # fmt: skip
         return self._observed[key]
 
     def run(self, name: str, config: PtqConfig, base: _Result | None) -> _Result:
@@ -147,7 +158,7 @@ def quantize_at_best(
             best = found
             bench.keep(best)
     if ap_on_train is not None:
-        for result in (first, best):
+        for result in {first.index: first, best.index: best}.values():
             bench.keep(result, ap_on_train(result.outcome.model))
     # what was chosen, as one could have asked for it
     chosen = best.config.model_copy(update={"auto": False, "calibration": best.config.calibration.of_the_method()})

@@ -18,6 +18,7 @@ All images go through as one batch, so that one float and one quantized pass do 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -45,21 +46,46 @@ def correct_outputs(model: nn.Module, reference: nn.Module, images: Tensor, what
         reference: the float model, with the same layers at the same paths.
         images: network inputs (B, 3, H, W), all that are used, on the model's device.
     """
-    wanted: dict[LayerId, Moments] = {}
+    bring_to(model, float_moments(reference, quantized_layers(model), images), images, what)
+
+
+@torch.no_grad()
+def float_moments(reference: nn.Module, layers: Iterable[LayerId], images: Tensor) -> dict[LayerId, Moments]:
+    """The moments of each layer's outputs in the float model: all that `bring_to` has to know of it."""
+    found: dict[LayerId, Moments] = {}
     with ExitStack() as stack:
-        for layer in quantized_layers(model):
-            stack.enter_context(reference.get_submodule(layer).register_forward_hook(_noting(layer, wanted)))
+        for layer in layers:
+            stack.enter_context(reference.get_submodule(layer).register_forward_hook(_noting(layer, found)))
         reference(images)
+    return found
+
+
+@torch.no_grad()
+def bring_to(
+    model: nn.Module, wanted: Mapping[LayerId, Moments], images: Tensor, what: Literal["mean", "moments"]
+) -> None:
+    """Correct all quantized layers of a calibrated model towards these moments, in place."""
     with ExitStack() as stack:
         for layer, conv in quantized_layers(model).items():
-            stack.enter_context(conv.register_forward_hook(_correcting(wanted.pop(layer), what)))
+            stack.enter_context(conv.register_forward_hook(_correcting(wanted[layer], what)))
         model(images)
 
 
 def channel_moments(y: Tensor) -> Moments:
-    """Mean and variance of each channel of (B, C, H, W), over images and positions."""
-    variance, mean = torch.var_mean(y.float(), dim=(0, 2, 3), correction=0)
-    return mean, variance
+    """Mean and variance of each channel of (B, C, H, W), over images and positions.
+
+    What float32 loses of the mean is found from the differences to it: a shift by as little tips values over an edge
+    where a channel is constant. ``torch.var_mean`` gives the same in four times the time.
+    """
+    y = y.float()
+    rough, count = y.mean((0, 2, 3)), y.numel() // y.shape[1]
+    rest, squares = torch.zeros(2, len(rough), dtype=torch.float64, device=y.device)
+    for image in y:  # which fits the cache
+        difference = image - rough.view(-1, 1, 1)
+        rest += difference.sum((1, 2))
+        squares += difference.square_().sum((1, 2))
+    rest /= count
+    return (rough + rest).float(), (squares / count - rest.square()).float()
 
 
 def _noting(layer: LayerId, found: dict[LayerId, Moments]) -> Any:
@@ -81,7 +107,9 @@ def _correcting(wanted: Moments, what: Literal["mean", "moments"]) -> Any:
         module.bias = nn.Parameter(shift if module.bias is None else gain * module.bias + shift)
         if bool((gain != 1).any()):
             scale_outputs(module, gain)
-        return y * gain.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+            y *= gain.view(1, -1, 1, 1)
+        y += shift.view(1, -1, 1, 1)
+        return y
 
     return hook
 
