@@ -30,6 +30,7 @@ from repq.quant.ptq import (
     observe_corrected,
     observe_model,
     on_device_of,
+    with_rows,
 )
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CorrectionConfig, PtqConfig
@@ -83,13 +84,17 @@ class _Bench:
         started = time.perf_counter()
         observed, last = self.observed(config), None if base is None else _added_last(base.config, config)
         if base is None or last is None:
-            outcome = apply(observed, config)
+            outcome = apply(observed, config, rows=False)
         else:
-            outcome = add_last(base.outcome, observed, config, last)
+            outcome = add_last(with_rows(base.outcome, observed), observed, config, last)
         snr = head_snr_db(outcome.model, self.judging, self._wanted)
         gain, seconds = None if base is None else snr - base.snr, time.perf_counter() - started
         self.trials.append(PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds))
         return _Result(len(self.trials) - 1, config, outcome, snr)
+
+    def outcome_of(self, result: _Result) -> QuantizedModel:
+        """What a trial made, with the rows that most are spared."""
+        return with_rows(result.outcome, self.observed(result.config))
 
     def keep(self, result: _Result, ap: float | None = None) -> None:
         """Mark a trial as one that others build on."""
@@ -110,7 +115,7 @@ def quantize_in_steps(
     for correction, value in asked_for(config.correct):
         result = bench.run(_name(correction, value), _with(result.config, correction, value), result)
         bench.keep(result)
-    return replace(result.outcome, config=config, trials=tuple(bench.trials))
+    return replace(bench.outcome_of(result), config=config, trials=tuple(bench.trials))
 
 
 def quantize_at_best(
@@ -162,7 +167,7 @@ def quantize_at_best(
             bench.keep(result, ap_on_train(result.outcome.model))
     # what was chosen, as one could have asked for it
     chosen = best.config.model_copy(update={"auto": False, "calibration": best.config.calibration.of_the_method()})
-    return replace(best.outcome, config=chosen, trials=tuple(bench.trials))
+    return replace(bench.outcome_of(best), config=chosen, trials=tuple(bench.trials))
 
 
 def _snr(result: _Result) -> float:

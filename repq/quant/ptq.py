@@ -197,8 +197,12 @@ def _observe(
     return observation, seen
 
 
-def apply(observed: Observed, config: PtqConfig) -> QuantizedModel:
-    """The second part of ``quantize``: choose scales, and correct. ``observed`` can be used again."""
+def apply(observed: Observed, config: PtqConfig, *, rows: bool = True) -> QuantizedModel:
+    """The second part of ``quantize``: choose scales, and correct. ``observed`` can be used again.
+
+    Args:
+        rows: whether the result has its rows; else `with_rows` adds them, to one that nothing was corrected in after.
+    """
     model, notes, own_scales = copy.deepcopy(observed.model), list[str | None](observed.notes), None
     notes += set_scales(model, observed.observation, config.calibration)
     if observed.groups:
@@ -209,14 +213,22 @@ def apply(observed: Observed, config: PtqConfig) -> QuantizedModel:
             apply_scales(model, largest_scales(own_scales, observed.groups))
     material = observed.material(config)
     notes += [correction.act(model, value, material) for correction, value in asked_for(config.correct, "scales")]
-    rows = layer_rows(model, observed.observation, observed.macs)
-    for correction, value in asked_for(config.correct, "after"):
+    after = asked_for(config.correct, "after")
+    made = layer_rows(model, observed.observation, observed.macs) if rows or after else ()
+    for correction, value in after:
         keep_float_values(model)
         notes.append(correction.act(model, value, material))
     said = tuple(note for note in notes if note)
     return QuantizedModel(
-        model, observed.plan, config, rows, observed.observation.images, said, observed.groups, own_scales
+        model, observed.plan, config, made, observed.observation.images, said, observed.groups, own_scales
     )
+
+
+def with_rows(outcome: QuantizedModel, observed: Observed) -> QuantizedModel:
+    """What `apply` gives with its rows, from what it gave without them."""
+    if outcome.layers:
+        return outcome
+    return replace(outcome, layers=layer_rows(outcome.model, observed.observation, observed.macs))
 
 
 def add_last(outcome: QuantizedModel, observed: Observed, config: PtqConfig, correction: Correction) -> QuantizedModel:
