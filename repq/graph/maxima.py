@@ -36,6 +36,9 @@ def tensor_maxima(
     watched, names = _watched(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # a thousand reductions wait for one another
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
