@@ -36,9 +36,7 @@ def tensor_maxima(
     watched, names = _watched(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # a thousand reductions wait for one another
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads would wait a thousand times
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
