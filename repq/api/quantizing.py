@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from repq.api.fitting import fitted
 from repq.errors import CheckpointError
 from repq.log import Log, quiet
+from repq.memory import keep_freed_memory
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import CorrectionConfig, EvalConfig, GraphConfig, LetterboxConfig, PtqConfig
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
-    from repq.data import DetectionDataset, ImageRecord
+    from repq.data import DetectionDataset, ImageRecord, LetterboxedImages
     from repq.layers import LayerId, QuantPlan
     from repq.model import Detector
     from repq.quant import QuantizedModel, Weights
 
 LABELLED = 128
 """Images of the train split that the AP of trials is measured on."""
+
+
+KEPT_BYTES = 256 * 2**20
+"""Of letterboxed calibration images that stay in memory: 128 of 640x640 take 150 MiB. Others are read each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Network inputs, loaded anew each time they are gone through: only a batch is in memory."""
+    """Network inputs. Only a batch of them is in memory, and of the images what ``kept`` has room for, as bytes."""
 
     records: Sequence[ImageRecord]
     imgsz: tuple[int, int]
@@ -54,11 +59,12 @@ class CalibrationImages:
     letterbox: LetterboxConfig
     preprocessing: Preprocessing
     progress: Progress
+    kept: LetterboxedImages | None = None
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         from repq.data import batches
 
-        loaded = batches(self.records, self.imgsz, self.batch, self.letterbox, self.preprocessing)
+        loaded = batches(self.records, self.imgsz, self.batch, self.letterbox, self.preprocessing, kept=self.kept)
         for batch in self.progress(loaded, total=-(-len(self.records) // self.batch), label="calibrate"):
             yield batch.images
 
@@ -129,17 +135,22 @@ def quantized(
         QuantizationError: there are no images, or an activation is not finite.
         SelectorError: an entry of ``config.keep_float`` matches no layer.
     """
+    from repq.data import LetterboxedImages
     from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
 
     model = weights.model
     model.spec.check_size(*imgsz)
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
     groups = _groups(graph, model, config)
 
+    kept = LetterboxedImages(KEPT_BYTES)
+
     def images(chosen: Sequence[ImageRecord]) -> CalibrationImages:
         return CalibrationImages(
-            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress
+            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress, kept
         )
 
     if config.auto and len(records) < 2:
@@ -175,7 +186,7 @@ def ap_on(
     Raises:
         DataError: the data set has other classes.
     """
-    from repq.api.measuring import accuracy_of
+    from repq.api.measuring import ap_of
     from repq.api.opening import of_weights
     from repq.api.running import Options
 
@@ -184,7 +195,7 @@ def ap_on(
 
     def ap(trial: nn.Module) -> float:
         opened = of_weights("trial", replace(weights, model=cast("Detector", trial), names=None), options)
-        return accuracy_of(opened, labelled, imgsz, config, progress).ap
+        return ap_of(opened, labelled, imgsz, config, progress)
 
     return ap
 

@@ -10,7 +10,7 @@ from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
 from repq.data.images import decode_image, image_size, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
 from repq.data.load import listed_images, load_dataset
-from repq.data.loader import Batch, batches, prefetch, to_input
+from repq.data.loader import Batch, LetterboxedImages, batches, prefetch, to_input
 
 __all__ = [
     "Batch",
@@ -18,6 +18,7 @@ __all__ = [
     "ImageCache",
     "ImageRecord",
     "LetterboxTransform",
+    "LetterboxedImages",
     "Problems",
     "Sample",
     "batches",

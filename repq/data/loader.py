@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -41,6 +43,29 @@ class Batch:
         return len(self.indices)
 
 
+class LetterboxedImages:
+    """Images as a network gets them, and where they lie in its input, by file; all of one size and preprocessing.
+
+    The first that fit into ``max_bytes`` stay. Threads may share it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._kept: dict[Path, tuple[NDArray[np.uint8], LetterboxTransform]] = {}
+        self._free = max_bytes
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> tuple[NDArray[np.uint8], LetterboxTransform] | None:
+        """The image (H, W, 3) and its place; None: it is not here."""
+        return self._kept.get(path)
+
+    def add(self, path: Path, image: NDArray[np.uint8], transform: LetterboxTransform) -> None:
+        """Keep an image if there is room."""
+        with self._lock:
+            if path not in self._kept and image.nbytes <= self._free:
+                self._kept[path] = image, transform
+                self._free -= image.nbytes
+
+
 def to_input(images: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing = USUAL) -> NDArray[np.float32]:
     """Stack B images (H, W, 3) uint8, colours in order, into network input (B, 3, H, W) float32."""
     stacked = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
@@ -59,6 +84,7 @@ def batches(
     preprocessing: Preprocessing = USUAL,
     *,
     workers: int = 2,
+    kept: LetterboxedImages | None = None,
 ) -> Iterator[Batch]:
     """Yield the records' images in order, ``batch`` at a time; the last batch may be smaller.
 
@@ -66,6 +92,7 @@ def batches(
         imgsz: height and width of the network input in pixels.
         preprocessing: of the model that they are for.
         workers: background threads; 0 loads in the caller's thread.
+        kept: images that need not be read again, of this size, letterbox and preprocessing; others are added.
 
     Raises:
         DataError: an image can no longer be read, or the letterbox does not fit.
@@ -74,8 +101,13 @@ def batches(
         records = records.records
 
     def load(record: ImageRecord) -> tuple[NDArray[np.uint8], LetterboxTransform]:
+        if kept is not None and (found := kept.get(record.path)) is not None:
+            return found
         image = read_image(record.path, bgr=preprocessing.bgr)
-        return letterbox(image, imgsz, letterbox_config, preprocessing)
+        placed = letterbox(image, imgsz, letterbox_config, preprocessing)
+        if kept is not None:
+            kept.add(record.path, *placed)
+        return placed
 
     loaded = prefetch(load, records, workers=workers, ahead=2 * batch)
     for start in range(0, len(records), batch):

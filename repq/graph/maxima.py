@@ -1,7 +1,7 @@
 """The largest magnitude of every tensor of a float graph on real images: what decides whether FP16 can hold it.
 
-Every float tensor gets ``Abs -> ReduceMax`` behind it, so that one run gives all maxima as scalars and no tensor has to
-be kept. ONNX Runtime computes it in float32, where nothing overflows that FP16 could not hold.
+Every float tensor gets ``ReduceMax`` and ``ReduceMin`` behind it, so that one run gives all maxima as scalars and no
+tensor has to be kept. ONNX Runtime computes it in float32, where nothing overflows that FP16 could not hold.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ def tensor_maxima(
     watched, names = _watched(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads would wait a thousand times
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
     source = session.get_inputs()[0]
-    outputs = [_PREFIX + name for name in names]
+    outputs = [f"{_PREFIX}{name}/{kind}" for name in names for kind in ("ReduceMax", "ReduceMin")]
     largest = np.full(len(names), -np.inf)
     for batch in images:
         for part in np.split(batch, len(batch)) if source.shape[0] == 1 else [batch]:
-            largest = np.maximum(largest, [float(value) for value in session.run(outputs, {source.name: part})])
+            edges = np.abs([float(value) for value in session.run(outputs, {source.name: part})])
+            largest = np.maximum(largest, edges.reshape(-1, 2).max(axis=1))
     if not np.isfinite(largest).all():
         first = names[int(np.flatnonzero(~np.isfinite(largest))[0])]
         raise GraphError("an activation is not finite", found=first, fix="give at least one image, and finite weights")
@@ -64,8 +66,8 @@ def _watched(model: ModelProto) -> tuple[ModelProto, list[str]]:
     }
     names = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output if name in floats]
     for name in names:
-        scalar = _PREFIX + name
-        result.graph.node.append(helper.make_node("Abs", [name], [f"{scalar}/Abs"]))
-        result.graph.node.append(helper.make_node("ReduceMax", [f"{scalar}/Abs"], [scalar], keepdims=0))
-        result.graph.output.append(helper.make_tensor_value_info(scalar, TensorProto.FLOAT, ()))
+        for kind in ("ReduceMax", "ReduceMin"):  # both read the tensor; Abs would write another one of its size
+            scalar = f"{_PREFIX}{name}/{kind}"
+            result.graph.node.append(helper.make_node(kind, [name], [scalar], keepdims=0))
+            result.graph.output.append(helper.make_tensor_value_info(scalar, TensorProto.FLOAT, ()))
     return result, names

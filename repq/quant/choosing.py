@@ -21,7 +21,17 @@ from repq.progress import Progress, silent
 from repq.quant.calibration import CALIBRATORS
 from repq.quant.calibration.observation import Groups, Images
 from repq.quant.corrections import CORRECTIONS, Correction, asked_for
-from repq.quant.ptq import Observed, QuantizedModel, add_last, apply, first_images, observe_model, on_device_of
+from repq.quant.ptq import (
+    Observed,
+    QuantizedModel,
+    add_last,
+    apply,
+    first_images,
+    observe_corrected,
+    observe_model,
+    on_device_of,
+    with_rows,
+)
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import PtqTrial
@@ -60,11 +70,13 @@ class _Bench:
 
     def observed(self, config: PtqConfig) -> Observed:
         """What the calibration images show of the model, with what acts before; each is run once."""
-        key = str(asked_for(config.correct, "before"))
+        before = asked_for(config.correct, "before")
+        key = str(before)
         if key not in self._observed:
-            self._observed[key] = observe_model(
-                self.fused, self.batches, config, self.progress, groups=self.groups, for_all=True
-            )
+            self._observed[key] = (
+                observe_corrected(self.observed(_plain(config)), self.batches, config, for_all=True) if before else
+                observe_model(self.fused, self.batches, config, self.progress, groups=self.groups, for_all=True)
+            )  # fmt: skip
         return self._observed[key]
 
     def run(self, name: str, config: PtqConfig, base: _Result | None) -> _Result:
@@ -72,13 +84,17 @@ class _Bench:
         started = time.perf_counter()
         observed, last = self.observed(config), None if base is None else _added_last(base.config, config)
         if base is None or last is None:
-            outcome = apply(observed, config)
+            outcome = apply(observed, config, rows=False)
         else:
-            outcome = add_last(base.outcome, observed, config, last)
+            outcome = add_last(with_rows(base.outcome, observed), observed, config, last)
         snr = head_snr_db(outcome.model, self.judging, self._wanted)
         gain, seconds = None if base is None else snr - base.snr, time.perf_counter() - started
         self.trials.append(PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds))
         return _Result(len(self.trials) - 1, config, outcome, snr)
+
+    def outcome_of(self, result: _Result) -> QuantizedModel:
+        """What a trial made, with the rows that most are spared."""
+        return with_rows(result.outcome, self.observed(result.config))
 
     def keep(self, result: _Result, ap: float | None = None) -> None:
         """Mark a trial as one that others build on."""
@@ -99,7 +115,7 @@ def quantize_in_steps(
     for correction, value in asked_for(config.correct):
         result = bench.run(_name(correction, value), _with(result.config, correction, value), result)
         bench.keep(result)
-    return replace(result.outcome, config=config, trials=tuple(bench.trials))
+    return replace(bench.outcome_of(result), config=config, trials=tuple(bench.trials))
 
 
 def quantize_at_best(
@@ -147,11 +163,11 @@ def quantize_at_best(
             best = found
             bench.keep(best)
     if ap_on_train is not None:
-        for result in (first, best):
+        for result in {first.index: first, best.index: best}.values():
             bench.keep(result, ap_on_train(result.outcome.model))
     # what was chosen, as one could have asked for it
     chosen = best.config.model_copy(update={"auto": False, "calibration": best.config.calibration.of_the_method()})
-    return replace(best.outcome, config=chosen, trials=tuple(bench.trials))
+    return replace(bench.outcome_of(best), config=chosen, trials=tuple(bench.trials))
 
 
 def _snr(result: _Result) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,6 +73,7 @@ class Observed:
         macs: multiply-adds of each layer for one image.
         groups: layers that get one scale for their inputs.
         notes: what the user should know.
+        known: what trials share beside; see `Material.once`.
     """
 
     reference: Detector
@@ -85,12 +86,14 @@ class Observed:
     groups: Groups = ()
     notes: tuple[str, ...] = ()
     progress: Progress = field(default=silent, repr=False)
+    known: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def material(self, config: PtqConfig) -> Material:
         """What corrections work with once the model was observed."""
         return Material(
-            self.reference, kept=self.kept, seen=self.seen, seed=config.calibration.seed, progress=self.progress
-        )
+            self.reference, kept=self.kept, seen=self.seen, seed=config.calibration.seed, progress=self.progress,
+            known=self.known,
+        )  # fmt: skip
 
 
 def quantize(
@@ -133,28 +136,73 @@ def observe_model(
         )
     layers = layer_ids(fused)
     plan = QuantPlan.keeping_float(layers, config.keep_float)
-    before = asked_for(config.correct, "before")
-    reference, notes = copy.deepcopy(fused) if before else fused, []
-    for correction, value in before:
-        material = Material(fused, images=on_device_of(fused, batches), progress=progress)
-        notes.append(correction.act(reference, value, material))
-    model = insert_quantizers(reference, plan, config).eval()
     possible = CORRECTIONS if for_all else [correction for correction, _ in asked_for(config.correct)]
     wanted = config.correct.images if any(correction.keeps_images for correction in possible) else 0
     kept: list[Tensor] = []
+    model, images = insert_quantizers(fused, plan, config).eval(), _keeping(on_device_of(fused, batches), kept, wanted)
+    observation, seen = _observe(model, layers, images, config, progress, possible, for_all)
+    macs = count_macs(fused, observation.input_size)
+    observed = Observed(fused, model, plan, observation, tuple(kept), seen, macs, groups, progress=progress)
+    return observe_corrected(observed, batches, config, for_all=for_all)
+
+
+def observe_corrected(
+    plain: Observed, batches: Iterable[Images], config: PtqConfig, *, for_all: bool = False
+) -> Observed:
+    """What is seen of a model once the corrections that act before have acted, from what was seen without them.
+
+    Layers whose inputs these leave alone are not observed anew: what they receive differs by how float32 rounds.
+
+    Args:
+        plain: with what these corrections gathered.
+        batches: as for `observe_model`; they are gone through once, and where the corrections do it themselves.
+    """
+    before = asked_for(config.correct, "before")
+    if not before:
+        return plain
+    fused, progress, layers = plain.reference, plain.progress, layer_ids(plain.reference)
+    reference, notes, anew = copy.deepcopy(fused), list[str | None](plain.notes), set[LayerId]()
+    for number, (correction, value) in enumerate(before):
+        changed = correction.changed_inputs(reference)
+        images, seen = on_device_of(fused, batches), plain.seen if number == 0 else {}
+        notes.append(correction.act(reference, value, Material(fused, images=images, seen=seen, progress=progress)))
+        anew.update(layers if changed is None else changed)
+    model = insert_quantizers(reference, plain.plan, config).eval()
+    possible = [entry for entry in CORRECTIONS if entry.name in plain.seen and entry.when != "before"]
+    images, again = on_device_of(fused, batches), [layer for layer in layers if layer in anew]
+    observation, seen = _observe(model, again, images, config, progress, possible, for_all)
+    said = tuple(note for note in notes if note)
+    return replace(
+        plain, reference=reference, model=model, observation=plain.observation.updated(observation), seen=seen,
+        notes=said, known={},
+    )  # fmt: skip
+
+
+def _observe(
+    model: Detector,
+    layers: Sequence[LayerId],
+    images: Iterable[Images],
+    config: PtqConfig,
+    progress: Progress,
+    possible: Sequence[Correction],
+    for_all: bool,
+) -> tuple[Observation, dict[str, Any]]:
+    """Observe ``layers``, and let corrections gather what they need of all of them."""
     with ExitStack() as stack:
-        seen = {entry.name: stack.enter_context(entry.watching(model, layers)) for entry in possible}
+        seen = {entry.name: stack.enter_context(entry.watching(model, layer_ids(model))) for entry in possible}
         observation = observe(
-            model, layers, _keeping(on_device_of(fused, batches), kept, wanted), bins=config.calibration.bins,
+            model, layers, images, bins=config.calibration.bins,
             calibrators=CALIBRATORS if for_all else [calibrator(config.calibration.method)], progress=progress,
         )  # fmt: skip
-    macs = count_macs(fused, observation.input_size)
-    said = tuple(note for note in notes if note)
-    return Observed(reference, model, plan, observation, tuple(kept), seen, macs, groups, said, progress)
+    return observation, seen
 
 
-def apply(observed: Observed, config: PtqConfig) -> QuantizedModel:
-    """The second part of ``quantize``: choose scales, and correct. ``observed`` can be used again."""
+def apply(observed: Observed, config: PtqConfig, *, rows: bool = True) -> QuantizedModel:
+    """The second part of ``quantize``: choose scales, and correct. ``observed`` can be used again.
+
+    Args:
+        rows: whether the result has its rows; else `with_rows` adds them, to one that nothing was corrected in after.
+    """
     model, notes, own_scales = copy.deepcopy(observed.model), list[str | None](observed.notes), None
     notes += set_scales(model, observed.observation, config.calibration)
     if observed.groups:
@@ -165,14 +213,22 @@ def apply(observed: Observed, config: PtqConfig) -> QuantizedModel:
             apply_scales(model, largest_scales(own_scales, observed.groups))
     material = observed.material(config)
     notes += [correction.act(model, value, material) for correction, value in asked_for(config.correct, "scales")]
-    rows = layer_rows(model, observed.observation, observed.macs)
-    for correction, value in asked_for(config.correct, "after"):
+    after = asked_for(config.correct, "after")
+    made = layer_rows(model, observed.observation, observed.macs) if rows or after else ()
+    for correction, value in after:
         keep_float_values(model)
         notes.append(correction.act(model, value, material))
     said = tuple(note for note in notes if note)
     return QuantizedModel(
-        model, observed.plan, config, rows, observed.observation.images, said, observed.groups, own_scales
+        model, observed.plan, config, made, observed.observation.images, said, observed.groups, own_scales
     )
+
+
+def with_rows(outcome: QuantizedModel, observed: Observed) -> QuantizedModel:
+    """What `apply` gives with its rows, from what it gave without them."""
+    if outcome.layers:
+        return outcome
+    return replace(outcome, layers=layer_rows(outcome.model, observed.observation, observed.macs))
 
 
 def add_last(outcome: QuantizedModel, observed: Observed, config: PtqConfig, correction: Correction) -> QuantizedModel:

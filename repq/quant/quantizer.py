@@ -8,6 +8,7 @@ four in-place passes used here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,18 @@ from torch import Tensor, nn
 from repq.errors import QuantizationError
 from repq.scales import IntegerType, TensorScale
 
+CACHED = 1 << 18
+"""Values that go through all four passes before the next ones do: they and the result fit a core's cache."""
+
 
 class _FakeQuantize(torch.autograd.Function):
     """``y = clip(round(x / s), low, high) * s`` and its straight-through gradients; see `fake_quantize`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        y = x.div(scale).round_().clamp_(low, high).mul_(scale)
+        y = torch.empty_like(x)
+        for part, rounded in _parts(x, y, scale):
+            torch.div(part, scale, out=rounded).round_().clamp_(low, high).mul_(scale)
         ctx.low, ctx.high = low, high
         ctx.save_for_backward(x, scale, y if ctx.needs_input_grad[1] else None)
         return y
@@ -35,6 +41,18 @@ class _FakeQuantize(torch.autograd.Function):
         # A value is clipped if it would be rounded to an integer outside.
         dx = _inside(dy, x, (ctx.low - 0.5) * scale, (ctx.high + 0.5) * scale)
         return dx, None if y is None else _scale_gradient(dx, dy, x, y, scale), None, None
+
+
+def _parts(x: Tensor, y: Tensor, scale: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Views of two tensors of one shape, part by part: the scale fits each, and on a CPU its cache holds it."""
+    if x.is_cuda or x.numel() <= CACHED:
+        return [(x, y)]
+    if scale.ndim == 0 and x.is_contiguous() and y.is_contiguous():
+        return zip(x.view(-1).split(CACHED), y.view(-1).split(CACHED), strict=True)
+    if scale.ndim == 0 or (scale.ndim == x.ndim and len(scale) == 1):
+        images = max(1, CACHED // x[0].numel())
+        return zip(x.split(images), y.split(images), strict=True)
+    return [(x, y)]
 
 
 def _inside(dy: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_sets import write_image
 
-from repq.data import ImageRecord, batches, letterbox, prefetch, read_image
+from repq.data import ImageRecord, LetterboxedImages, batches, letterbox, prefetch, read_image
 from repq.errors import DataError
 from repq.recipe import LetterboxConfig
 
@@ -72,3 +72,18 @@ def test_prefetch_stops_when_nobody_listens() -> None:
     next(values)
     values.close()  # type: ignore[attr-defined]
     assert len(started) <= 6
+
+
+@pytest.mark.parametrize("room", [0, 3 * 32 * 64 * 3, 1 << 20])
+def test_kept_images_are_the_same_and_as_many_as_there_is_room_for(records: list[ImageRecord], room: int) -> None:
+    kept, (whole,) = LetterboxedImages(room), batches(records, (32, 64), 7)
+    (first,) = batches(records, (32, 64), 7, kept=kept)
+    gone = min(7, room // (32 * 64 * 3))
+    found = [record.path for record in records if kept.get(record.path) is not None]
+    assert len(found) == gone
+    for path in found:
+        path.unlink()  # it is not read again
+    (again,) = batches(records, (32, 64), 7, kept=kept)
+    for part in (first, again):
+        np.testing.assert_array_equal(part.images, whole.images)
+        assert part.transforms == whole.transforms

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from repq.errors import QuantizationError
 
-CHUNK = 1 << 20
-"""Values that are binned at a time: bounds the scratch memory."""
+CHUNK = 1 << 18
+"""Values that are binned at a time: bounds the scratch memory, which then fits a core's cache."""
 
 SUBDIVISIONS = 4
 """Points that stand for one bin, spread evenly over it, where an error is summed over the histogram."""
@@ -69,7 +69,7 @@ class Histogram:
             self.counts[self.bins] += flat.numel()
             return
         for chunk in flat.split(CHUNK):
-            self.counts += self._count(chunk, self.bins * 2.0**-self.exponent)
+            self.counts += self._count(chunk, self.bins * 2.0**-self.exponent, signed=low < 0)
 
     @property
     def bin_width(self) -> float:
@@ -163,9 +163,9 @@ class Histogram:
         merged[middle - half : middle] = self.counts[:middle].view(-1, 2).sum(1)
         return merged
 
-    def _count(self, values: Tensor, bins_per_unit: float) -> Tensor:
+    def _count(self, values: Tensor, bins_per_unit: float, signed: bool) -> Tensor:
         scaled = values * bins_per_unit
-        index = scaled.abs().ceil_().copysign_(scaled).add_(self.bins)
+        index = (scaled.abs().ceil_().copysign_(scaled) if signed else scaled.ceil_()).add_(self.bins)
         # The smallest integer type that holds the index: bincount is bound by memory.
         kind = torch.int16 if self.counts.numel() <= 2**15 else torch.int32
         return torch.bincount(index.to(kind), minlength=self.counts.numel())

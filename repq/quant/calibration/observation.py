@@ -7,8 +7,8 @@ with smaller values are rounded more coarsely. *Joint*: the calibrator sees the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
 from repq.quant.calibration import Calibrator, Observer, calibrator
 from repq.quant.calibration.histogram import Histogram
-from repq.quant.scaling import asymmetric_scale, range_scale, weight_scale
+from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, weight_scale
 from repq.quant.state import apply_scales, quantized_layers, quantizing
 from repq.recipe import CalibrationConfig
+from repq.results import Range
 from repq.scales import LayerScales, ScaleTable, TensorScale
 
 Images = NDArray[np.float32] | Tensor
@@ -45,16 +46,31 @@ class Observation:
         images: how many there were.
         input_size: their height and width.
         further: by name of a calibrator with observers of its own, those of each layer's input.
+        chosen: the ranges that `range_of` has found: trials ask for the same ones.
     """
 
     histograms: Mapping[LayerId, Histogram]
     images: int
     input_size: tuple[int, int]
     further: Mapping[str, Mapping[LayerId, Observer]] = field(default_factory=dict)
+    chosen: dict[Any, Range] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def range_of(self, layer: LayerId, scheme: Scheme, config: CalibrationConfig) -> Range:
+        """The range that the method of ``config`` chooses for the layer's input."""
+        key = layer, scheme, config
+        if key not in self.chosen:
+            entry = calibrator(config.method)
+            self.chosen[key] = entry.range(self.seen_by(entry.name)[layer], scheme, config)
+        return self.chosen[key]
 
     def seen_by(self, name: str) -> Mapping[LayerId, Any]:
         """What the calibrator of this name looks at, by layer."""
         return self.further.get(name, self.histograms)
+
+    def updated(self, newer: Observation) -> Observation:
+        """This observation with the layers of another one in place of what was seen of them here."""
+        further = {name: {**seen, **newer.further.get(name, {})} for name, seen in self.further.items()}
+        return replace(self, histograms={**self.histograms, **newer.histograms}, further=further)
 
     def joint(self, groups: Groups) -> Observation:
         """The observation in which every layer of a group has received what all of the group did."""
@@ -153,6 +169,11 @@ class ChannelRange:
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
+    def magnitudes(self) -> Tensor:
+        """The largest magnitude of each channel, (C,)."""
+        assert self.low is not None and self.high is not None, "something was added"
+        return torch.maximum(-self.low, self.high)
+
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Both ends, (C,) each."""
         assert self.low is not None and self.high is not None, "something was added"
@@ -164,6 +185,15 @@ def channel_ranges(
     model: nn.Module, layers: Iterable[LayerId], batches: Iterable[Tensor]
 ) -> dict[LayerId, ChannelRange]:
     """The ranges per channel of what ``layers`` receive, the model as it is."""
+    with watching_ranges(model, layers) as ranges:
+        for images in batches:
+            model(images)
+    return ranges
+
+
+@contextmanager
+def watching_ranges(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[dict[LayerId, ChannelRange]]:
+    """Within the block, gather the ranges per channel of what ``layers`` receive."""
     ranges: dict[LayerId, ChannelRange] = {}
     with ExitStack() as stack:
         for layer in layers:
@@ -171,9 +201,7 @@ def channel_ranges(
             assert is_layer(module)
             ranges[layer] = ChannelRange(channel_axis(module))
             stack.enter_context(watch(module, ranges[layer]))
-        for images in batches:
-            model(images)
-    return ranges
+        yield ranges
 
 
 def calibrate(
@@ -204,7 +232,6 @@ def set_scales(model: nn.Module, observation: Observation, config: CalibrationCo
     """
     table: dict[LayerId, LayerScales] = {}
     notes: list[str] = []
-    chosen = calibrator(config.method)
     for name, layer in quantized_layers(model).items():
         histogram = observation.histograms.get(name)
         if histogram is None or not histogram.total:
@@ -218,7 +245,7 @@ def set_scales(model: nn.Module, observation: Observation, config: CalibrationCo
             )
         if histogram.largest_magnitude == 0:
             notes.append(f"{name}: its input was zero on all calibration images; its scale is that of the range -1..1")
-        low, high = chosen.range(observation.seen_by(chosen.name)[name], layer.scheme, config)
+        low, high = observation.range_of(name, layer.scheme, config)
         table[name] = LayerScales(
             input=range_scale(low, high, layer.scheme), weight=weight_scale(weight, layer.weight_axis)
         )

@@ -7,11 +7,11 @@ them changes the layers of a model or their paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import create_model
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from repq.model import Detector
     from repq.recipe import CorrectionConfig
+
+T = TypeVar("T")
 
 When = Literal["before", "scales", "after"]
 """A correction acts on the float model before it is observed, on scales once they are chosen, or after that on weights
@@ -40,8 +42,10 @@ class Material:
         reference: the float model, with what acted before.
         images: the calibration images, network inputs (B, 3, H, W) on the model's device.
         kept: the first of them, held in memory, for corrections with ``keeps_images``.
-        seen: by name of a correction what it gathered while the float model was observed.
+        seen: by name of a correction what it gathered while the float model was observed; of those that act before,
+            the first alone has it, for the others another model was observed.
         seed: of everything random.
+        known: what `once` has computed.
     """
 
     reference: Detector
@@ -50,6 +54,18 @@ class Material:
     seen: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     progress: Progress = silent
+    known: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives, computed by the first trial that asks for it.
+
+        Args:
+            name: of the correction. It must hang on the float model and the images alone, not on the settings.
+        """
+        if name not in self.known:
+            self.known[name] = compute()
+        value: T = self.known[name]
+        return value
 
 
 class Correction:
@@ -96,8 +112,15 @@ class Correction:
         return True
 
     def watching(self, model: nn.Module, layers: Sequence[LayerId]) -> AbstractContextManager[Any]:
-        """Gather, as long as the block runs, what `act` needs to have seen of the float model on all images."""
+        """Gather, as long as the block runs, what `act` needs to have seen of the float model on all images.
+
+        The model must not be run to find out what to watch: others watch it too.
+        """
         return nullcontext()
+
+    def changed_inputs(self, model: Detector) -> Collection[LayerId] | None:
+        """If it acts before: the layers whose inputs it changes by more than float32 rounds; None: it may be all."""
+        return None
 
     def act(self, model: Detector, value: Any, material: Material) -> str | None:
         """Correct the model in place; return what the user should know."""
@@ -159,11 +182,24 @@ class Equalize(Correction):
         return bool(find_chains(fused).pairs)
 
     def act(self, model: Detector, value: Any, material: Material) -> str:
-        from repq.quant.corrections.equalize import equalize, find_chains
+        from repq.quant.corrections.equalize import equalize, equalize_ranges, find_chains
 
         chains = find_chains(model)
-        equalize(model, chains, material.images)
+        if self.name in material.seen:
+            equalize_ranges(model, chains, material.seen[self.name])
+        else:  # another correction acted on the model that was observed
+            equalize(model, chains, material.images)
         return chains.summary()
+
+    def watching(self, model: nn.Module, layers: Sequence[LayerId]) -> AbstractContextManager[Any]:
+        from repq.quant.calibration.observation import watching_ranges
+
+        return watching_ranges(model, layers)  # of which some are in pairs: to find those, the model would have to run
+
+    def changed_inputs(self, model: Detector) -> Collection[LayerId]:
+        from repq.quant.corrections.equalize import find_chains
+
+        return {after for _, after in find_chains(model).pairs}
 
     def remedy(self, symptom: Symptom, depthwise: bool) -> str | None:
         return None if depthwise else f"{self.name}, if it can be"
@@ -222,9 +258,15 @@ class Outputs(Correction):
     def act(self, model: Detector, value: Any, material: Material) -> None:
         import torch
 
-        from repq.quant.corrections.outputs import correct_outputs
+        from repq.quant.corrections.outputs import bring_to, float_moments
+        from repq.quant.state import quantized_layers
 
-        correct_outputs(model, material.reference, torch.cat(list(material.kept)), value)
+        images = torch.cat(list(material.kept))
+
+        def in_float() -> Any:
+            return float_moments(material.reference, quantized_layers(model), images)
+
+        bring_to(model, material.once(self.name, in_float), images, value)
 
 
 CORRECTIONS: list[Correction] = [ChannelInputs(), Equalize(), Split(), Rounding(), Outputs()]

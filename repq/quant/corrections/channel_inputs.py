@@ -10,12 +10,12 @@ whose batch norm was folded), and one scale for all leaves the small ones a hand
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from torch import nn
 
 from repq.layers import LayerId
-from repq.quant.calibration.observation import ChannelRange, watch
+from repq.quant.calibration.observation import ChannelRange, watching_ranges
 from repq.quant.convolution import is_depthwise, is_quantized
 from repq.quant.scaling import channel_scale
 from repq.quant.state import quantized_layers
@@ -29,10 +29,8 @@ def takes_channel_scales(module: nn.Module) -> bool:
 @contextmanager
 def watching_channels(model: nn.Module, layers: Sequence[LayerId]) -> Iterator[dict[LayerId, ChannelRange]]:
     """Within the block, gather the input ranges per channel of those ``layers`` that are depthwise."""
-    ranges = {layer: ChannelRange() for layer in layers if takes_channel_scales(model.get_submodule(layer))}
-    with ExitStack() as stack:
-        for layer, seen in ranges.items():
-            stack.enter_context(watch(model.get_submodule(layer), seen))
+    depthwise = [layer for layer in layers if takes_channel_scales(model.get_submodule(layer))]
+    with watching_ranges(model, depthwise) as ranges:
         yield ranges
 
 

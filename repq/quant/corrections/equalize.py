@@ -22,7 +22,7 @@ Xiao et al. 2023, equation 4 with alpha = 1/2), all divided by their geometric m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from repq.layers import LayerId
 from repq.model import Detector
 from repq.model.detector import layers_of
 from repq.model.weighted import Layer, Matrix, along, is_layer, other_axes, output_axis
-from repq.quant.calibration.observation import channel_ranges
+from repq.quant.calibration.observation import ChannelRange, channel_ranges
 from repq.quant.convolution import is_depthwise
 from repq.quant.tape import Operation, record_small
 
@@ -111,8 +111,12 @@ def equalize(model: Detector, chains: Chains, batches: Iterable[Tensor]) -> None
     Args:
         batches: network inputs (B, 3, H, W), on which the ranges of the activations are taken.
     """
-    ranges = channel_ranges(model, {after for _, after in chains.pairs}, batches)
-    seen = {layer: torch.maximum(-found.low, found.high) for layer, found in ranges.items()}  # type: ignore[operator, arg-type]
+    equalize_ranges(model, chains, channel_ranges(model, {after for _, after in chains.pairs}, batches))
+
+
+def equalize_ranges(model: Detector, chains: Chains, ranges: Mapping[LayerId, ChannelRange]) -> None:
+    """Equalize all pairs, in place and in the order of the model, by ranges of at least their second layers' inputs."""
+    seen = {after: ranges[after].magnitudes() for _, after in chains.pairs}
     with torch.no_grad():
         for before, after in chains.pairs:
             first, second = model.get_submodule(before), model.get_submodule(after)

@@ -24,9 +24,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from repq.layers import LayerId
 from repq.model.weighted import Matrix, output_axis
@@ -35,6 +36,7 @@ from repq.quant.convolution import QuantConv2d, QuantMatrix
 from repq.quant.state import quantized_layers
 
 Rounded = QuantConv2d | QuantMatrix
+Values = NDArray[np.float32]
 
 POSITIONS = 256
 """Output positions of an image that a layer is fitted on, drawn at random."""
@@ -102,25 +104,36 @@ def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     diagonal = gram.diagonal(dim1=1, dim2=2)
     damped = gram + torch.diag_embed((DAMPING * diagonal.mean(1, keepdim=True)).expand_as(diagonal))
     damped_diagonal = damped.diagonal(dim1=1, dim2=2)
-    current, alternative = nearest.clone(), other.clone()
-    slope = (nearest * steps - rows) @ damped
+    slope, moves = (nearest * steps - rows) @ damped, (other - nearest) * steps
+    flipped = _descend(*(part.cpu().numpy() for part in (slope, moves, damped, damped_diagonal)))
+    current = torch.where(torch.from_numpy(flipped).to(weight.device), other, nearest)
+    return (current * steps).reshape(weight.shape)
+
+
+def _descend(slope: Values, moves: Values, gram: Values, diagonal: Values) -> NDArray[np.bool_]:
+    """Coordinate descent; which weights end at their other choice, (groups, rows, D).
+
+    In NumPy, wherever the model is: each step is a few operations on some dozen rows.
+
+    Args:
+        slope: half the gradient of the error, (groups, rows, D); written to.
+        moves: from each weight's present choice to the other one, (groups, rows, D).
+        gram, diagonal: of the damped matrix, (groups, D, D) and (groups, D).
+    """
+    moves = np.ascontiguousarray(np.moveaxis(moves, -1, 0))
+    flipped = np.zeros(moves.shape, np.bool_)
     for _ in range(SWEEPS):
         changed = False
-        for j in range(gram.shape[-1]):
-            move = (alternative[..., j] - current[..., j]) * steps[..., 0]
-            gain = move * (2 * slope[..., j] + move * damped_diagonal[:, None, j])
-            better = gain < 0
-            if not bool(better.any()):
+        for j, (move, at_other) in enumerate(zip(moves, flipped, strict=True)):
+            better = np.nonzero(move * (2 * slope[..., j] + move * diagonal[:, None, j]) < 0)
+            if not len(better[0]):
                 continue
             changed = True
-            slope += torch.where(better, move, 0)[..., None] * damped[:, None, j]
-            current[..., j], alternative[..., j] = (
-                torch.where(better, alternative[..., j], current[..., j]),
-                torch.where(better, current[..., j], alternative[..., j]),
-            )
+            slope[better] += move[better][:, None] * gram[better[0], j]
+            move[better], at_other[better] = -move[better], ~at_other[better]
         if not changed:
             break
-    return (current * steps).reshape(weight.shape)
+    return np.moveaxis(flipped, 0, -1)
 
 
 def _groups(layers: dict[LayerId, Rounded]) -> Iterator[list[LayerId]]:
@@ -140,16 +153,23 @@ def _groups(layers: dict[LayerId, Rounded]) -> Iterator[list[LayerId]]:
 
 def _adder(name: LayerId, grams: dict[LayerId, Tensor], generator: torch.Generator) -> Any:
     def hook(module: Rounded, inputs: tuple[Tensor, ...]) -> None:
-        for image in inputs[0] if inputs[0].ndim > 2 else inputs[:1]:
-            if isinstance(module, Matrix):
-                patches, groups = sampled_rows(image, generator).t(), 1
-            else:
-                patches, groups = sampled_patches(image, module, generator), module.groups
-            x = module.input_quantizer(patches[None])[0].reshape(groups, -1, patches.shape[-1])
-            gram = x @ x.transpose(1, 2)
-            grams[name] = grams[name] + gram if name in grams else gram
+        patches = _patches(module, inputs[0], generator)
+        x = module.input_quantizer(patches.flatten(1)[None, :, None])  # channels where a scale for each is looked for
+        x = x.reshape(1 if isinstance(module, Matrix) else module.groups, -1, patches.shape[-1])
+        if name in grams:
+            grams[name].baddbmm_(x, x.transpose(1, 2))
+        else:
+            grams[name] = x @ x.transpose(1, 2)
 
     return hook
+
+
+def _patches(layer: Rounded, x: Tensor, generator: torch.Generator) -> Tensor:
+    """What a layer multiplies with its weight, at positions drawn for each image: (C, kernel places, positions)."""
+    if isinstance(layer, Matrix):
+        images = x if x.ndim > 2 else x[None]
+        return torch.cat([sampled_rows(image, generator) for image in images]).t()[:, None]
+    return torch.stack([sampled_patches(image, layer, generator) for image in x], dim=2).flatten(2)
 
 
 def sampled_patches(image: Tensor, conv: nn.Conv2d, generator: torch.Generator) -> Tensor:
@@ -165,14 +185,17 @@ def sampled_patches(image: Tensor, conv: nn.Conv2d, generator: torch.Generator) 
     """
     assert not isinstance(conv.padding, str), "a fused model"
     (down, across), (high, wide), (step_y, step_x) = conv.padding, conv.kernel_size, conv.dilation
-    padded = functional.pad(image, (across, across, down, down))
-    rows = 1 + (padded.shape[1] - step_y * (high - 1) - 1) // conv.stride[0]
-    columns = 1 + (padded.shape[2] - step_x * (wide - 1) - 1) // conv.stride[1]
-    chosen = torch.randperm(rows * columns, generator=generator)[:POSITIONS].to(image.device)
-    row, column = (chosen // columns * conv.stride[0])[None], (chosen % columns * conv.stride[1])[None]
-    y = torch.arange(high, device=image.device).mul(step_y).repeat_interleave(wide)[:, None] + row
-    x = torch.arange(wide, device=image.device).mul(step_x).repeat(high)[:, None] + column
-    return padded[:, y, x]
+    channels, height, width = image.shape
+    rows = 1 + (height + 2 * down - step_y * (high - 1) - 1) // conv.stride[0]
+    columns = 1 + (width + 2 * across - step_x * (wide - 1) - 1) // conv.stride[1]
+    chosen = torch.randperm(rows * columns, generator=generator)[:POSITIONS].numpy()
+    row, column = chosen // columns * conv.stride[0] - down, chosen % columns * conv.stride[1] - across
+    y = np.repeat(np.arange(high) * step_y, wide)[:, None] + row
+    x = np.tile(np.arange(wide) * step_x, high)[:, None] + column
+    places = torch.from_numpy(y.clip(0, height - 1) * width + x.clip(0, width - 1)).to(image.device)
+    found = image.reshape(channels, -1).index_select(1, places.flatten()).view(channels, *places.shape)
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    return found.masked_fill_(torch.from_numpy(outside).to(image.device), 0) if outside.any() else found
 
 
 def sampled_rows(x: Tensor, generator: torch.Generator) -> Tensor:
