@@ -26,6 +26,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "DataConfig": {"path": "a"},
     "PlanConfig": {"max_drop": 0.01},
     "Ablation": {"name": "x", "variants": {"a": {}}},
+    "Effects": {"baseline": "a", "together": "b"},
     "Recipe": {"name": "x", "data": {"path": "a"}, "weights": "a"},
 }
 """Values of settings without a default."""

@@ -60,9 +60,8 @@ def test_it_loads_evaluates_fuses_and_exports(pruned: Path, data: Path, tmp_path
     fused = model.fuse()
     assert fused.weights is not None and model.weights is not None
     assert fused.weights.model.spec == model.weights.model.spec  # it is fused already
-    report = model.check(data, engines=["openvino", "onnxruntime"], imgsz=SIZE)
+    report = model.check(data, engines=["openvino", "onnxruntime"], imgsz=SIZE, min_snr_db=60)
     assert report.passed and len(report.engines) == 2
-    assert all(min(row.snr_db.values()) > 60 for row in report.engines)
 
 
 def test_it_quantizes_and_learns_in_int8(pruned: Path, data: Path, tmp_path: Path) -> None:
