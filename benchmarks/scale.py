@@ -8,7 +8,8 @@
     processes    evaluating 64 images of YOLOv6-N at 320x320 in so many processes of torchrun (gloo)
 
 A point is CPU seconds, of all its processes, seconds by the clock, and the peak memory of the largest one. Imports are
-in it: the first point of a factor holds little else. The exponent is that of growth from one point to the next, with
+in it: the first point of a factor holds little else. A process starts with the memory of the one that measures: no peak
+is below that, and growth from there says nothing. The exponent is that of growth from one point to the next, with
 the first point's cost taken off: 1 is linear.
 
     python benchmarks/scale.py                                  # all factors; some minutes
@@ -31,6 +32,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+FLOOR = "No peak is below the memory of the process that measures, and growth from there says nothing."
 RESULTS = Path(__file__).parent / "results"
 FACTORS: dict[str, tuple[int | str, ...]] = {
     "images": (100, 1_000, 10_000, 100_000),
@@ -233,7 +235,9 @@ def main(factors: tuple[str, ...], out: Path) -> None:
     click.echo(text)
     out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()
-    (out / f"{name}.md").write_text(f"# How cost and memory grow\n\nLoad at the end: {load[0]:.1f}.\n\n{text}\n")
+    (out / f"{name}.md").write_text(
+        f"# How cost and memory grow\n\nLoad at the end: {load[0]:.1f}. {FLOOR}\n\n{text}\n"
+    )
     values = {"environment": capture_environment().values(), "load": load, "factors": found}
     (out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
     draw(found, out / f"{name}.svg")
