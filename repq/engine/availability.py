@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -57,6 +58,16 @@ def int8_note() -> str:
     if found:
         return f"INT8 instructions: {', '.join(sorted(found))}"
     return f"no INT8 dot product in {cpu_name()}: INT8 gains little here"
+
+
+def saturation_note() -> str | None:
+    """What is lost where a runtime adds products of two bytes in 16 bits; None: this CPU adds them in 32."""
+    if platform.machine() not in ("x86_64", "AMD64") or DOT_PRODUCT_FEATURES.intersection(cpu_features()):
+        return None
+    return (
+        "this CPU has no INT8 dot product: sums of two products saturate at 16 bits, and AP may be far lower than on "
+        "one that has it (`repq check` shows by how much)"
+    )
 
 
 def installed(module: str) -> bool:

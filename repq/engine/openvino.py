@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.engine.availability import installed, int8_note, row
+from repq.engine.availability import installed, int8_note, row, saturation_note
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
 from repq.engine.source import SUM
 from repq.engine.storage import folder_size
@@ -154,7 +154,8 @@ class OpenVinoEngine(Engine):
             self.write(scratch)
             size = folder_size(scratch)
         layers = executed_layers(nodes, self.manifest.layers)
-        return self.described(layers=layers, extra_nodes=conversions(nodes), size_bytes=size)
+        note = saturation_note() if any(layer.precision == "int8" for layer in layers) else None
+        return self.described(layers=layers, extra_nodes=conversions(nodes), size_bytes=size, note=note)
 
     def write(self, folder: Path) -> None:
         import openvino

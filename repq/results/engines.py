@@ -43,7 +43,7 @@ class Expectation(Result):
 
 
 class EngineDescription(Result):
-    """What an engine runs. ``note`` says why layers are ``unknown``, where they are.
+    """What an engine runs. ``note`` says why layers are ``unknown``, where they are, or what to know of the others.
 
     ``extra_nodes`` are those that the executed graph keeps beside the layers: quantize, reorder …
     """

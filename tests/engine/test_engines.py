@@ -14,7 +14,7 @@ import pytest
 from sample_graphs import LAYERS, calibrated_scales, detector
 
 from repq.engine import build, load
-from repq.engine.availability import installed
+from repq.engine.availability import installed, saturation_note
 from repq.errors import EngineError
 from repq.graph import to_fp16
 from repq.recipe import BuildConfig
@@ -316,3 +316,15 @@ def test_dynamic_int8_is_near_float_and_says_what_it_is(onnx_file, tmp_path):
 def test_dynamic_int8_refuses_a_graph_that_has_scales(onnx_file):
     with pytest.raises(EngineError, match="has scales already"):
         build("onnxruntime", onnx_file(quantized()), BuildConfig(dynamic=True))
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "told"),
+    [("x86_64", {"avx2"}, True), ("x86_64", {"avx2", "avx_vnni"}, False), ("aarch64", set(), False)],
+)
+def test_saturation_is_told_where_it_happens(
+    machine: str, features: set[str], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setitem(saturation_note.__globals__, "cpu_features", lambda: features)
+    assert (saturation_note() is not None) == told
