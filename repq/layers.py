@@ -20,6 +20,9 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 """The operators of ONNX that compute layers: a product is one where its second factor is a stored matrix."""
 
+PLAIN_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+"""Attributes of a Gemm that is a product and a sum alone, which is what a layer computes."""
+
 
 def select(layers: Sequence[LayerId], selectors: Iterable[str]) -> tuple[LayerId, ...]:
     """Return the layers that any selector names, in the order of ``layers``.

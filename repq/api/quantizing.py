@@ -30,7 +30,7 @@ LABELLED = 128
 """Images of the train split that the AP of trials is measured on."""
 
 
-KEPT_BYTES = 256 * 2**20
+_KEPT_BYTES = 256 * 2**20
 """Of letterboxed calibration images that stay in memory: 128 of 640x640 take 150 MiB. Others are read each time."""
 
 
@@ -113,6 +113,24 @@ def fused(weights: Weights, device: str = "cpu") -> Weights:
     return replace(weights, model=fuse(weights.model).to(resolve_device(device)))
 
 
+def calibration_images(
+    model: Detector, imgsz: tuple[int, int], config: PtqConfig, eval_config: EvalConfig, progress: Progress
+) -> Callable[[Sequence[ImageRecord]], CalibrationImages]:
+    """Gives the network inputs of records, for a model that goes through them again and again."""
+    from repq.data import LetterboxedImages
+
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
+    kept = LetterboxedImages(_KEPT_BYTES)
+
+    def images(records: Sequence[ImageRecord]) -> CalibrationImages:
+        return CalibrationImages(
+            records, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress, kept
+        )
+
+    return images
+
+
 def quantized(
     weights: Weights,
     dataset: DetectionDataset,
@@ -135,23 +153,14 @@ def quantized(
         QuantizationError: there are no images, or an activation is not finite.
         SelectorError: an entry of ``config.keep_float`` matches no layer.
     """
-    from repq.data import LetterboxedImages
     from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
 
     model = weights.model
     model.spec.check_size(*imgsz)
-    if next(model.parameters()).device.type == "cpu":
-        keep_freed_memory()
+    images = calibration_images(model, imgsz, config, eval_config, progress)
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
     groups = _groups(graph, model, config)
-
-    kept = LetterboxedImages(KEPT_BYTES)
-
-    def images(chosen: Sequence[ImageRecord]) -> CalibrationImages:
-        return CalibrationImages(
-            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress, kept
-        )
 
     if config.auto and len(records) < 2:
         log("one image is too few to choose settings on: calibrated plainly")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +19,7 @@ from repq.engine.ncnn_building import BIN, INSTALL, PARAM, convert, pnnx_program
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, read, write
 from repq.errors import EngineError
 from repq.files import scratch_folder
+from repq.machine.cpu import is_x86
 from repq.results import Availability, EngineDescription, LayerPrecision
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def trial(folder: str) -> None:
 
 
 def _arm_note(before: str = "") -> str:
-    return before + X86_NOTE if platform.machine().lower() in ("x86_64", "amd64", "i686") else ""
+    return before + X86_NOTE if is_x86() else ""
 
 
 def _executed(name: str, layer: Layer) -> LayerPrecision:

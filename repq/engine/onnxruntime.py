@@ -21,7 +21,7 @@ from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
 from repq.errors import EngineError
 from repq.files import scratch_folder
-from repq.layers import LayerId
+from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.machine.cuda import gpu_or_none
 from repq.recipe import Provider
@@ -43,9 +43,9 @@ NAMES: dict[Provider, str] = {
 """Setting -> ONNX Runtime's own name."""
 
 _INTEGER_CONVOLUTIONS = frozenset({"QLinearConv", "ConvInteger"})
-_FLOAT_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv"})
+_FLOAT_CONVOLUTIONS = CONVOLUTIONS | {"FusedConv", "NhwcFusedConv"}
 _INTEGER_KINDS = _INTEGER_CONVOLUTIONS | {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-_FLOAT_KINDS = _FLOAT_CONVOLUTIONS | {"Gemm", "MatMul", "FusedGemm", "FusedMatMul"}
+_FLOAT_KINDS = _FLOAT_CONVOLUTIONS | PRODUCTS | {"FusedGemm", "FusedMatMul"}
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "Add", "Mul"})
 _CONVERSIONS = {
     "QuantizeLinear": "quantize",

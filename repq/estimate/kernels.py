@@ -22,6 +22,7 @@ from repq.graph.extra_kernels import ELEMENTWISE, extra_kernels, writes_integers
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer, values_of
 from repq.graph.surgeon import element_type, import_graph, is_constant, is_output, producer, title
+from repq.layers import CONVOLUTIONS
 
 Precision = Literal["int8", "float16", "float32"]
 
@@ -130,7 +131,7 @@ def _is_known(kernel: Kernel) -> bool:
     """
     tensors = [tensor for node in kernel.nodes for tensor in node.inputs + node.outputs if not tensor.is_empty()]
     unknown = [tensor.name for tensor in tensors if not _has_size(tensor)]
-    if unknown and kernel.kind in ("Conv", "ConvTranspose"):
+    if unknown and kernel.kind in CONVOLUTIONS:
         raise GraphError(
             f"the work of {kernel.name} is not known",
             found=f"{unknown[0]!r} has a size that only the run knows",
@@ -209,7 +210,7 @@ def _count(kernel: Kernel, graph: gs.Graph) -> None:
 
 def _count_product(kernel: Kernel, node: gs.Node) -> None:
     out, weight, data = (tuple(tensor.shape) for tensor in (node.outputs[0], node.inputs[1], node.inputs[0]))
-    if node.op in ("Conv", "ConvTranspose"):
+    if node.op in CONVOLUTIONS:
         groups = node.attrs.get("group", 1)
         if node.op == "Conv":
             rows, columns, depth = prod(out[2:]), weight[0] // groups, prod(weight[1:])

@@ -43,14 +43,12 @@ from numpy.typing import NDArray
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
-from repq.layers import CONVOLUTIONS, PRODUCTS
+from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS
 
 _MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
 """Copying operators that have a UINT8 kernel."""
 
 _BIAS_LIMIT = float(2**31 - 2**8)
-_PLAIN = (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
-"""Attributes of a Gemm that is a product and a sum alone."""
 
 OWN_DOMAIN = "com.microsoft"
 """Of ONNX Runtime's own operators."""
@@ -337,7 +335,9 @@ def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
     weight, scale, *rest = (tensor.values for tensor in source.inputs)
     if weight.dtype != np.int8 or scale.dtype != np.float32 or any(part.any() for part in rest):
         return None
-    if node.op in PRODUCTS and (weight.ndim != 2 or any(node.attrs.get(key, value) != value for key, value in _PLAIN)):
+    if node.op in PRODUCTS and (
+        weight.ndim != 2 or any(node.attrs.get(key, value) != value for key, value in PLAIN_GEMM.items())
+    ):
         return None
     channel_axis = output_axis(node)
     if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != channel_axis:

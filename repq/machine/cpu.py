@@ -35,6 +35,11 @@ DOT_PRODUCT_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "arm_do
 older instruction (``vpmaddubsw``) saturates its 16-bit sums, so results can differ from the exact ones."""
 
 
+def is_x86() -> bool:
+    """Whether the processor is one of Intel's architecture, of 32 or 64 bits."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
+
+
 @functools.cache
 def cpu_name() -> str:
     """Model name of the processor, or the machine type where the system does not say."""

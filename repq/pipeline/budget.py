@@ -36,5 +36,5 @@ def lost(recipe: Budgeted, measured: Accuracies) -> float | None:
     """AP that INT8 loses: in the target, or in the engine that loses most. None: it cannot be measured in any."""
     found = drops(measured)
     chosen = {recipe.target: found[recipe.target]} if recipe.target in found else found
-    lost = [drop for before, after in chosen.values() if (drop := ap_drop(before, after)) is not None]
-    return max(lost, default=None)
+    measurable = [drop for before, after in chosen.values() if (drop := ap_drop(before, after)) is not None]
+    return max(measurable, default=None)

@@ -24,15 +24,21 @@ Spare = tuple[Tensor, Tensor | None] | None
 """Weight and bias for when a layer changes between INT8 and float; see ``set_quantizing``."""
 
 
-class QuantConv2d(nn.Conv2d):
-    """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel, or one for the tensor (axis None)."""
+class _Quantized(nn.Module):
+    """What every layer with quantizers has beside its parameters; ``weight_axis`` is None for one scale."""
 
-    weight_axis: int | None = 0
+    weight_axis: int | None
     scheme: Scheme
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     fine_quantizer: Quantizer | None
     spare: Spare = None
+
+
+class QuantConv2d(_Quantized, nn.Conv2d):
+    """``y = conv(Q(x), Q(w)) + b``; one weight scale per output channel, or one for the tensor (axis None)."""
+
+    weight_axis = 0
 
     def forward(self, input: Tensor) -> Tensor:
         if is_one_step(self):
@@ -41,15 +47,10 @@ class QuantConv2d(nn.Conv2d):
         return self._conv_forward(self.input_quantizer(input), quantized_weight(self), self.bias)
 
 
-class QuantConvTranspose2d(nn.ConvTranspose2d):
+class QuantConvTranspose2d(_Quantized, nn.ConvTranspose2d):
     """``y = conv_transpose(Q(x), Q(w)) + b``; one weight scale for the tensor: not all TensorRT versions take more."""
 
-    weight_axis: int | None = None
-    scheme: Scheme
-    input_quantizer: Quantizer
-    weight_quantizer: Quantizer
-    fine_quantizer: Quantizer | None
-    spare: Spare = None
+    weight_axis = None
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(
@@ -76,15 +77,8 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         )
 
 
-class QuantMatrix(Matrix):
+class QuantMatrix(_Quantized, Matrix):
     """``y = Q(x) Q(W) + b``; one weight scale per output channel, or one for the tensor (axis None)."""
-
-    weight_axis: int | None
-    scheme: Scheme
-    input_quantizer: Quantizer
-    weight_quantizer: Quantizer
-    fine_quantizer: Quantizer | None
-    spare: Spare = None
 
     def forward(self, input: Tensor) -> Tensor:
         return self.multiply(self.input_quantizer(input), quantized_weight(self))

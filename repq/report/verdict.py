@@ -5,8 +5,6 @@ from __future__ import annotations
 from repq.recipe import engine_title
 from repq.results import Verdict
 
-_LOST = {False: "INT8 loses too much", True: "not shown to be good"}
-
 
 def sentences(verdict: Verdict) -> list[str]:
     """Each engine, the worst first; what was tried; what to ship."""
@@ -19,7 +17,8 @@ def sentences(verdict: Verdict) -> list[str]:
         )
         facts = f"AP {row.ap_float:.4f} -> {row.ap_int8:.4f} ({change})"
         facts += "" if row.speedup is None else f", {row.speedup:.2f} times as fast as FP32"
-        why = [_LOST[row.drop is None]] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
+        loses = "INT8 loses too much" if row.drop is not None else "not shown to be good"
+        why = [loses] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
         pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""
         lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
     if len(verdict.ways) > 1:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import look_for_overlap
 from repq.api.measuring import ap_of
 from repq.api.opening import of_weights
-from repq.api.quantizing import KEPT_BYTES, LABELLED, CalibrationImages, ap_on, fused, open_float
+from repq.api.quantizing import LABELLED, ap_on, calibration_images, fused, open_float
 from repq.api.running import Options
 from repq.errors import DataError
 from repq.log import Log, quiet
-from repq.memory import keep_freed_memory
 from repq.preprocessing import PRESETS
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PtqConfig
@@ -55,7 +54,7 @@ def diagnose_checkpoint(
     Raises:
         RepqError: the checkpoint or the data is not usable, or there are fewer than two images.
     """
-    from repq.data import LetterboxedImages, calibration_set
+    from repq.data import calibration_set
     from repq.quant import on_device_of
     from repq.quant.diagnosis import diagnose
 
@@ -63,18 +62,12 @@ def diagnose_checkpoint(
     records = calibration_set(dataset, config.calibration)
     start = fused(open_float(weights, log, imgsz, graph), device)
     model = start.model
-    if next(model.parameters()).device.type == "cpu":
-        keep_freed_memory()
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, data, val_split, log)
-    shown, kept = len(records) - max(1, len(records) // 3), LetterboxedImages(KEPT_BYTES)
-    calibration, judging = (
-        CalibrationImages(
-            chosen, imgsz, config.calibration.batch, eval_config.letterbox, model.spec.preprocessing, progress, kept
-        )
-        for chosen in (records[:shown], records[shown:])
-    )
+    shown = len(records) - max(1, len(records) // 3)
+    images = calibration_images(model, imgsz, config, eval_config, progress)
+    calibration, judging = images(records[:shown]), images(records[shown:])
     calibrating = {record.path for record in records[:shown]}
     held_out = dataset.subset([record for record in dataset.records if record.path not in calibrating][:LABELLED])
     ap = ap_on(start, held_out, imgsz, eval_config, progress) if held_out.objects else None

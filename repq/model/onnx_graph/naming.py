@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from repq.errors import GraphError
-from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
+from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, LayerId
 from repq.model.onnx_graph.constants import Constants, reached, wiring
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import parameter_names
@@ -97,12 +97,11 @@ def _products(model: ModelProto) -> Iterator[_Layer]:
             own = bias is not None and bias.shape == weight.shape[1:]
             yield _Layer(node, weight, bias if own else None, add if own else None)
         else:
-            values = {"alpha": 1, "beta": 1, "transA": 0, "transB": 0}
-            values |= {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-            width = weight.shape[0 if values.pop("transB") else 1]
+            values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            width = weight.shape[0 if values.get("transB") else 1]
             summand = [name for name in node.input[2:] if name]
             bias = constant(summand[0]) if summand else np.zeros(width, np.float32)
-            plain = tuple(values.values()) == (1, 1, 0)
+            plain = all(values.get(key, value) == value for key, value in PLAIN_GEMM.items())
             if plain and bias is not None and bias.shape in ((), (1,), (1, 1), (width,), (1, width)):
                 yield _Layer(node, weight, np.broadcast_to(bias.reshape(-1), width) if summand else None)
 
