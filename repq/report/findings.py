@@ -81,12 +81,17 @@ def _check_findings(summary: ReportSummary) -> list[Finding]:
         return []
     widest = max(check.engines, key=lambda engine: abs(engine.ap_gap or 0.0))
     if widest.ap_gap is None:
-        text = "AP cannot compare the engines with torch's simulation, which finds no object; SNR can."
-        return [Finding("warn", text, "See Agreement; look at what the model finds with repq predict.")]
-    gap = f"{change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed ±{compact(check.max_drop)})"
+        gap, beyond = "AP cannot tell, since the simulation finds no object", check.min_snr_db is None
+    else:
+        gap = f"the widest gap is {change(widest.ap_gap)} AP ({engine_title(widest.title)}; allowed "
+        gap += f"±{compact(check.max_drop)})"
+        beyond = abs(widest.ap_gap) > check.max_drop
     if check.passed:
-        return [Finding("good", f"The engines agree with torch's simulation; the widest gap is {gap}.")]
-    reasons = [] if abs(widest.ap_gap) <= check.max_drop else [f"the widest gap is {gap}"]
+        level: Level = "warn" if widest.ap_gap is None else "good"
+        nothing = widest.ap_gap is None and check.min_snr_db is None  # any loss was allowed
+        agreed = "The engines were not compared" if nothing else "The engines agree with torch's simulation"
+        return [Finding(level, f"{agreed}; {gap}.")]
+    reasons = [gap] if beyond else []
     lowest = min(snr for engine in check.engines for snr in engine.snr_db.values())
     if check.min_snr_db is not None and lowest < check.min_snr_db:
         reasons.append(f"the lowest SNR is {lowest:.1f} dB (demanded: {check.min_snr_db:.1f} dB)")

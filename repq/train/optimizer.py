@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from repq.model import Detector
+from repq.model.weighted import is_layer
 from repq.recipe import LoopConfig
 from repq.reparam.repopt import RepScales, build_rep_optimizer
 
@@ -67,9 +68,9 @@ def optimizer_of(groups: list[dict[str, Any]], config: LoopConfig) -> torch.opti
 
 
 def hold_zeros(model: nn.Module) -> None:
-    """From now on the weights of convolutions that are zero get no gradient: no optimizer moves them."""
+    """From now on the weights of layers that are zero get no gradient: no optimizer moves them."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.requires_grad:
+        if is_layer(module) and module.weight.requires_grad:
             module.weight.register_hook(partial(torch.mul, module.weight.detach() != 0))
 
 

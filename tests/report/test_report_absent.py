@@ -13,6 +13,7 @@ from report_samples import make_accuracy, make_engine, make_results, make_summar
 
 from repq.report import numbers, render_report
 from repq.report.blocks import Cell, Table, number, table
+from repq.report.findings import findings
 from repq.report.sections import sections_of
 from repq.report.text import render_text
 from repq.results import Accuracy
@@ -70,6 +71,25 @@ def test_a_runtime_that_does_not_tell_its_layers_has_no_counts(tmp_path: Path) -
     check = check.model_copy(update={"engines": (row,)})
     page = render_report(make_summary(check=check), tmp_path)["html"].read_text(encoding="utf-8")
     assert len(re.findall(r'title="the runtime does not tell">–<', page)) == 2
+
+
+@pytest.mark.parametrize(
+    ("passed", "min_snr_db", "level", "words"),
+    [
+        (True, 30.0, "warn", "AP cannot tell"),
+        (True, None, "warn", "were not compared"),
+        (False, 60.0, "bad", "the lowest SNR is 48.0 dB"),
+        (False, None, "bad", "AP cannot tell"),
+    ],
+)
+def test_a_reference_that_finds_nothing_hides_no_verdict(
+    passed: bool, min_snr_db: float | None, level: str, words: str
+) -> None:
+    check = make_results()["check"]
+    rows = tuple(row.model_copy(update={"ap_gap": None, "snr_db": {"boxes": 48.0}}) for row in check.engines)
+    check = check.model_copy(update={"engines": rows, "passed": passed, "min_snr_db": min_snr_db})
+    found = [entry for entry in findings(part(check=check), ()) if "simulation" in entry.text]
+    assert [entry.level for entry in found] == [level] and words in found[0].text
 
 
 @pytest.mark.parametrize("engine", ["your_engine", "my-engine", "onnxruntime"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,8 +10,17 @@ import torch
 from torch import nn
 
 from repq.model import build
+from repq.model.weighted import Matrix
 from repq.recipe import TrainConfig
-from repq.train.optimizer import MovingAverage, Rates, build_optimizer, parameter_groups, rates_at, set_rates
+from repq.train.optimizer import (
+    MovingAverage,
+    Rates,
+    build_optimizer,
+    hold_zeros,
+    parameter_groups,
+    rates_at,
+    set_rates,
+)
 from repq.train.state import optimizer_tensors, restore_optimizer
 from repq.train.update import LAYOUT
 
@@ -114,3 +124,23 @@ def test_follows_the_recurrence_over_parameters_and_buffers() -> None:
     assert average.model.state_dict()["1.num_batches_tracked"] == 5
     assert not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(4, 6, 2, 2), Matrix(4, 6), Matrix(4, 6, transposed=True, bias=False)],
+    ids=["conv", "transposed conv", "matrix", "transposed matrix"],
+)
+def test_zeros_stay_in_every_kind_of_layer(layer: nn.Module, optimizer: type[torch.optim.Optimizer]) -> None:
+    model = nn.Sequential(copy.deepcopy(layer))
+    weight = model[0].weight
+    weight.data[::2] = 0
+    before = weight.detach().clone()
+    hold_zeros(model)
+    stepper = optimizer(model.parameters(), lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        stepper.zero_grad()
+        (model(torch.rand(2, 4, 4, 4)) - 1).square().sum().backward()
+        stepper.step()
+    assert not weight[before == 0].any() and (weight != before).any()
