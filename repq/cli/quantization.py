@@ -50,8 +50,8 @@ def sensitivity_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "weight_granularity", "auto", "keep_float", "calibration.method", "calibration.images",
-            "calibration.seed",
+            "scheme", "weight_granularity", "weight_bits", "auto", "keep_float", "calibration.method",
+            "calibration.images", "calibration.seed",
             changes={"calibration.images": {"flag": "--calib-images", "excludes": ()},
                      "auto": {"excludes": "--method"}},
         ),
@@ -121,7 +121,9 @@ def ptq_command(
         then = f"repq build {out} --engine {target or 'openvino'} -o {out.with_suffix('.engine')}"
     else:
         then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
-    shell.finish(values, lambda: ptq_table(report), next=then if (held.drop or 0.0) <= budget.max_drop else "")
+    in_target = None if target is None or held.ap is None else (target, held.ap)
+    then = then if held.within(budget.max_drop) else ""
+    shell.finish(values, lambda: ptq_table(report, in_target), next=then)
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 
@@ -134,9 +136,9 @@ def qat_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "weight_granularity", "keep_float", "calibration.method", "calibration.images", "calibration.batch",
-            "calibration.seed",
-            changes={"weight_granularity": _FLOAT,
+            "weight_granularity", "weight_bits", "keep_float", "calibration.method", "calibration.images",
+            "calibration.batch", "calibration.seed",
+            changes={"weight_granularity": _FLOAT, "weight_bits": _FLOAT,
                      "calibration.method": {**_FLOAT, "help": "To calibrate float WEIGHTS with."},
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
@@ -157,7 +159,7 @@ def qat_command(
     from repq.stages import QatSource, demand_budget, qat_checkpoint
 
     imgsz = size_for(weights, imgsz, shell.log)
-    source = QatSource(weights, scheme, ptq.weight_granularity, ptq.keep_float, plan, ptq.calibration, graph)
+    source = QatSource(weights, ptq, scheme, plan, graph)
     report = qat_checkpoint(
         source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
         eval_config=eval, device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
@@ -181,8 +183,8 @@ def diagnose_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "weight_granularity", "calibration.method", "calibration.images", "calibration.batch",
-            "calibration.seed",
+            "scheme", "weight_granularity", "weight_bits", "calibration.method", "calibration.images",
+            "calibration.batch", "calibration.seed",
             changes={"calibration.images": {"default": 48, "excludes": (), "help": "Two thirds calibrate."}},
         ),
     ],

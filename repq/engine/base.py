@@ -203,6 +203,10 @@ class Runtime(ABC):
             EngineError: it cannot run here.
         """
 
+    def saturation(self) -> str | None:
+        """Why INT8 sums of 8-bit weights saturate in it on this machine; None: they do not."""
+        return None
+
     @abstractmethod
     def availability(self) -> list[Availability]:
         """What of it can be used here, and if not, why: rows of ``repq doctor``. It may raise anything."""

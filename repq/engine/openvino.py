@@ -59,6 +59,9 @@ class OpenVino(Runtime):
         here = manifest.model_copy(update={"version": self.version()})
         return OpenVinoEngine(here, _read(str(folder / _IR), str(folder / _IR), fix="build it again"))
 
+    def saturation(self) -> str | None:
+        return saturation_note()
+
     def availability(self) -> list[Availability]:
         if not installed("openvino"):
             return [row("openvino", "cpu", False, "not installed", INSTALL)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from repq.artifact import Artifact
+from repq.engine import ENGINES
 from repq.recipe import PlanConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
@@ -13,12 +16,36 @@ _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
 """Of a training that starts from the best that corrections reach: as in recipes/qat.yaml."""
 
 
-def ways(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """The recipe, and what is left where it loses too much: corrections, a plan, and training if it is allowed.
+@dataclass(frozen=True)
+class Attempt:
+    """A recipe that was run up to its AP; ``drop`` is what INT8 loses, None where that cannot be measured."""
 
-    What a recipe asks for by name it keeps; a plan of so many layers is one that somebody asked for.
+    name: str
+    recipe: Recipe
+    artifacts: Mapping[str, Artifact]
+    drop: float | None
+
+    @property
+    def loss(self) -> float:
+        """The drop as a number to compare with others; 0 where there is none."""
+        return self.drop or 0.0
+
+
+def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]]:
+    """The recipe, and what is left where it loses too much.
+
+    That is, in this order: corrections; weights of 7 bits where an engine's sums saturate on this machine; a plan;
+    and training if it is allowed. What a recipe asks for by name it keeps; a plan of so many layers is one that
+    somebody asked for.
+
+    Args:
+        done: what came of the recipes that were given so far; the caller adds to it. 7 bits stay if they lose less.
     """
     yield _name(recipe), recipe
+    if recipe.ptq.auto and recipe.ptq.weight_bits == 8 and _saturates(recipe):
+        reduced = recipe.model_copy(update={"ptq": recipe.ptq.model_copy(update={"weight_bits": 7})})
+        yield _name(reduced), reduced
+        recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
         recipe = recipe.model_copy(update={"plan": PlanConfig(max_drop=recipe.max_drop)})
         yield _name(recipe), recipe
@@ -26,8 +53,15 @@ def ways(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield _name(recipe := recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})), recipe
 
 
+def _saturates(recipe: Recipe) -> bool:
+    """Whether sums saturate in an engine that the budget is for."""
+    wanted = recipe.build.engines if recipe.target is None else (recipe.target,)
+    return any(entry.name in wanted and entry.saturation() for entry in ENGINES)
+
+
 def _name(recipe: Recipe) -> str:
     parts = ["corrections" if recipe.ptq.auto else "as asked for"]
+    parts += ["weights of 7 bits"] if recipe.ptq.weight_bits == 7 else []
     parts += ["a plan"] if recipe.plan is not None else []
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 

@@ -14,7 +14,7 @@ from repq.errors import RecipeError, ToleranceError
 from repq.files import replacing, write_text
 from repq.identity import counts, describe
 from repq.log import Log, quiet
-from repq.pipeline.budget import lost, ways
+from repq.pipeline.budget import Attempt, lost, ways
 from repq.progress import Progress, silent
 from repq.recipe.whole import Recipe, stages
 from repq.report.verdict import sentences
@@ -50,18 +50,17 @@ def run_recipe(
     """
     from repq.stages.check import demand_agreement
 
-    found, tried = list[tuple[float, Recipe, dict[str, Artifact]]](), list[tuple[str, float | None]]()
-    for name, attempt in ways(recipe):
-        if found:
-            log(f"INT8 loses {found[-1][0]:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
-        artifacts = make_artifacts(attempt, work, "eval", progress, log)
-        drop = lost(attempt, artifacts["eval"].result(Accuracies))
-        tried.append((name, drop))
-        found.append((0.0 if drop is None else drop, attempt, artifacts))
-        if as_it_is or drop is None or drop <= recipe.max_drop:
+    done = list[Attempt]()
+    for name, changed in ways(recipe, done):
+        if done:
+            log(f"INT8 loses {done[-1].loss:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
+        artifacts = make_artifacts(changed, work, "eval", progress, log)
+        done.append(Attempt(name, changed, artifacts, lost(changed, artifacts["eval"].result(Accuracies))))
+        if as_it_is or done[-1].loss <= recipe.max_drop:
             break
-    _, recipe, artifacts = min(found, key=lambda one: one[0])
-    artifacts = make_artifacts(recipe, work, "bench", progress, log, artifacts)
+    best, tried = min(done, key=lambda attempt: attempt.loss), [(attempt.name, attempt.drop) for attempt in done]
+    recipe = best.recipe
+    artifacts = make_artifacts(recipe, work, "bench", progress, log, best.artifacts)
     verdict = judged(recipe, artifacts["eval"].result(Accuracies), artifacts["bench"].result(BenchReport), tried)
     for line in sentences(verdict):
         log(line)

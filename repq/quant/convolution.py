@@ -28,6 +28,7 @@ class _Quantized(nn.Module):
     """What every layer with quantizers has beside its parameters; ``weight_axis`` is None for one scale."""
 
     weight_axis: int | None
+    weight_bits: int = 8
     scheme: Scheme
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
@@ -122,12 +123,12 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def with_quantizers(
-    module: Layer, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel"
+    module: Layer, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel", weight_bits: int = 8
 ) -> QuantizedLayer:
     """A quantized layer that takes over the parameters and the mode of ``module``."""
     quantized = _quantized_matrix(module) if isinstance(module, Matrix) else _quantized_convolution(module)
     quantized.weight, quantized.bias = module.weight, module.bias
-    quantized.scheme = scheme
+    quantized.scheme, quantized.weight_bits = scheme, weight_bits
     if granularity == "tensor":
         quantized.weight_axis = None
     quantized.input_quantizer = Quantizer(f"the input of {layer}")

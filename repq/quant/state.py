@@ -44,7 +44,8 @@ def insert_quantizers(fused: Model, plan: QuantPlan, config: PtqConfig) -> Model
             raise QuantizationError(
                 f"{layer} cannot be quantized", found=type(module).__name__, fix="name float layers (`repq describe`)"
             )
-        setattr(parent, name, with_quantizers(module, layer, config.scheme, config.weight_granularity))
+        quantized = with_quantizers(module, layer, config.scheme, config.weight_granularity, config.weight_bits)
+        setattr(parent, name, quantized)
     return model
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from repq.recipe import EngineName
 from repq.report.blocks import Block, Cards, Cell, Facts, Findings, Table, Text
 from repq.report.sections import (
     accuracy,
@@ -177,8 +178,8 @@ def lint_table(report: Mapping[str, Any]) -> str:
     return render_text(graph.lint_blocks(report))
 
 
-def ptq_table(report: PtqReport) -> str:
-    return render_text(_verdict_last(quantization.ptq_blocks(report)))
+def ptq_table(report: PtqReport, in_target: tuple[EngineName, float] | None = None) -> str:
+    return render_text(_verdict_last(quantization.ptq_blocks(report, in_target)))
 
 
 def sensitivity_table(measured: Sensitivity, plan: PlanReport) -> str:

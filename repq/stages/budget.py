@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repq.engine import ENGINES, runtime
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -38,6 +39,10 @@ class Held:
         """AP that is lost; None: it was not evaluated, or the float model finds nothing."""
         before = self.report.accuracy_float
         return None if before is None or self.ap is None else ap_drop(before.ap, self.ap)
+
+    def within(self, max_drop: float) -> bool:
+        """Whether nothing is known that speaks against it."""
+        return self.drop is None or self.drop <= max_drop
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,32 @@ class PtqJob:
 
 
 def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
-    """Quantize; where more than ``max_drop`` AP is lost, measure the layers and keep those in float that cost most.
+    """Quantize; where more than ``max_drop`` AP is lost, try what is left, and keep in ``out`` what loses least.
 
-    The plan and its report stay in ``OUT.sensitivity``. What loses less is what ``out`` holds. Nothing more is tried
-    where the settings were named (``job.config.auto`` is false) or a plan was given.
+    Where sums saturate in the target on this machine, that is weights of 7 bits; then the layers are measured, and
+    those that cost most stay in float: the plan and its report are in ``OUT.sensitivity``. Nothing more is tried where
+    the settings were named (``job.config.auto`` is false) or a plan was given.
 
     Raises:
         RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
     """
-    first = job.run(out, progress, log)
-    if first.ap is not None and first.drop is None:
+    best = job.run(out, progress, log)
+    if job.target is None and (job.config.scheme, job.config.weight_bits) == ("asymmetric", 8):
+        for entry in ENGINES:
+            if note := entry.saturation():
+                log(f"{entry.title}: {note}; `--target {entry.name}` measures in it")
+    if best.ap is not None and best.drop is None:
         log("the float model finds no object in these images (AP 0): what INT8 loses cannot be measured")
-    if first.drop is None or first.drop <= max_drop or first.planned or not job.config.auto:
-        return first
-    log(f"loses {first.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
+    if best.within(max_drop) or best.planned or not job.config.auto:
+        return best
+    if job.config.weight_bits == 8 and job.target is not None and runtime(job.target).saturation():
+        log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying weights of 7 bits …")
+        reduced = replace(job, config=job.config.model_copy(update={"weight_bits": 7}))
+        found = _better(reduced, best, out, progress, log)
+        job, best = (job, best) if found is None else (reduced, found)
+        if best.within(max_drop):
+            return best
+    log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
     folder = out.with_name(f"{out.name}.sensitivity")
     _, plan = measure_sensitivity(
         job.weights, folder, SensitivityConfig(), PlanConfig(max_drop=max_drop), job.config, data=job.data,
@@ -98,16 +115,22 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     assert plan is not None
     if not plan.float_layers:
         log("on images of the train split the budget holds with every layer in INT8")
-        return replace(first, planned=True)
+        return replace(best, planned=True)
+    found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
+    return replace(best, planned=True) if found is None else found
+
+
+def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) -> Held | None:
+    """What ``out`` holds now, if this job loses less; None: it does not, and ``out`` is as it was."""
     beside = out.with_name(f".{out.name}")
     try:
-        second = replace(job, plan=folder / PLAN).run(beside, progress, log)
-        if second.drop is not None and second.drop < first.drop:
-            beside.replace(out)
-            return second
+        found = job.run(beside, progress, log)
+        if found.drop is None or than.drop is None or found.drop >= than.drop:
+            return None
+        beside.replace(out)
+        return found
     finally:
         beside.unlink(missing_ok=True)
-    return replace(first, planned=True)
 
 
 def demand_budget(drop: float | None, max_drop: float, where: str, fix: str) -> None:

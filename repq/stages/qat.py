@@ -15,7 +15,7 @@ from repq.api.running import Options, resolve_device
 from repq.errors import DataError, QuantizationError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.recipe import CalibrationConfig, EvalConfig, GraphConfig, PtqConfig, QatConfig
+from repq.recipe import EvalConfig, GraphConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
 from repq.stages.data import labelled, read_data
 from repq.stages.stage import Job, Section, Stage
@@ -32,18 +32,16 @@ class QatSource:
 
     Attributes:
         weights: a checkpoint that `ptq_checkpoint` wrote, or a float one, which is calibrated first.
-        scheme, weight_granularity: of a calibration; a quantized checkpoint has its own.
-        keep_float, plan: layers that stay in float, besides those that a quantized checkpoint keeps in float.
-        calibration: of float weights.
+        ptq: how float weights are calibrated; a quantized checkpoint has its own settings.
+        scheme: of that calibration, if somebody chose it.
+        plan: its layers stay in float, and those of ``ptq.keep_float``, besides those of a quantized checkpoint.
         graph: what the file of ``weights`` does not say of itself.
     """
 
     weights: Path
+    ptq: PtqConfig = field(default_factory=lambda: PtqConfig(auto=False))
     scheme: Literal["symmetric", "asymmetric"] | None = None
-    weight_granularity: Literal["channel", "tensor"] = "channel"
-    keep_float: tuple[str, ...] = ()
     plan: Path | None = None
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     graph: GraphConfig = GraphConfig()
 
 
@@ -174,7 +172,7 @@ def _start(
     opened = load_weights(source.weights, imgsz, source.graph)
     opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
-    kept = source.keep_float
+    kept = source.ptq.keep_float
     if listed is not None:
         kept += planned(listed, plain.model)
     teacher = plain if taught is None else fused(taught)
@@ -182,10 +180,8 @@ def _start(
     if ptq is None:
         for note in opened.notes:
             log(f"{source.weights.name}: {note}")
-        ptq = PtqConfig(
-            scheme=source.scheme or "symmetric", weight_granularity=source.weight_granularity, keep_float=kept,
-            calibration=source.calibration,
-        )  # fmt: skip
+        scheme = source.scheme or source.ptq.scheme
+        ptq = source.ptq.model_copy(update={"scheme": scheme, "keep_float": kept, "auto": False})
         made = quantized(
             fused(opened, device), train_set, ptq, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
             progress=progress, log=log,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repq.bench import capture_environment
-from repq.pipeline.budget import lost, ways
+from repq.engine.openvino import OpenVino
+from repq.pipeline.budget import Attempt, lost, ways
 from repq.recipe import Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
@@ -94,11 +95,40 @@ def test_the_loss_is_that_of_the_target_or_the_largest() -> None:
     assert lost(recipe(target="openvino"), accuracies) == pytest.approx(0.002)
 
 
+def tried(start: Recipe, *drops: float) -> tuple[list[str], list[Recipe]]:
+    """Names and recipes of all ways, where they lose so much one after the other."""
+    done: list[Attempt] = []
+    for (name, found), drop in zip(ways(start, done), drops, strict=False):
+        done.append(Attempt(name, found, {}, drop))
+    return [attempt.name for attempt in done], [attempt.recipe for attempt in done]
+
+
+@pytest.fixture(params=[False, True], ids=["exact sums", "sums saturate"])
+def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if request.param else None)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_weights_have_7_bits_where_sums_saturate_and_as_long_as_that_loses_less(saturates: bool, better: bool) -> None:
+    names, recipes = tried(recipe(allow_qat=True), 0.1, 0.05 if better else 0.2, 0.04, 0.03)
+    bits = [one.ptq.weight_bits for one in recipes]
+    assert bits == ([8, 7, *([7, 7] if better else [8, 8])] if saturates else [8, 8, 8])
+    assert len(set(names)) == len(names) and ("7 bits" in names[1]) == saturates
+    for unchanged in ({"auto": False}, {"weight_bits": 7}):
+        bits = [one.ptq.weight_bits for one in tried(recipe(ptq=unchanged), *[0.1] * 4)[1]]
+        assert len(bits) == 2 and len(set(bits)) == 1
+    assert len(tried(recipe(target="onnxruntime"), *[0.1] * 4)[0]) == 2
+
+
 @pytest.mark.parametrize("allow_qat", [False, True])
 @pytest.mark.parametrize("given_plan", [False, True])
-def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(allow_qat: bool, given_plan: bool) -> None:
+def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(
+    allow_qat: bool, given_plan: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
     start = recipe(allow_qat=allow_qat, max_drop=0.01, **({"plan": {"top": 3}} if given_plan else {}))
-    names, recipes = zip(*ways(start), strict=True)
+    names, recipes = tried(start, *[0.1] * 9)
     assert recipes[0] == start and len(set(names)) == len(names) == 1 + (not given_plan) + allow_qat
     assert all(one.plan.top == 3 for one in recipes) if given_plan else recipes[1].plan.max_drop == 0.01
     assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat

@@ -48,7 +48,8 @@ def after_training(weights: Path, out: Path, data: Path) -> None:
 
 
 def after_quantization_aware_training(weights: Path, out: Path, data: Path) -> None:
-    source = QatSource(weights, keep_float=("detect.*_preds.*",), calibration=CalibrationConfig(images=4))
+    start = PtqConfig(auto=False, keep_float=("detect.*_preds.*",), calibration=CalibrationConfig(images=4))
+    source = QatSource(weights, start)
     config = QatConfig(epochs=1, batch=2, warmup_steps=0, learning_rate=0.01)
     report = qat_checkpoint(
         source, out, out.with_suffix(".state"), config, data=data, imgsz=SIZE, eval_config=EvalConfig()

@@ -247,7 +247,8 @@ def set_scales(model: nn.Module, observation: Observation, config: CalibrationCo
             notes.append(f"{name}: its input was zero on all calibration images; its scale is that of the range -1..1")
         low, high = observation.range_of(name, layer.scheme, config)
         table[name] = LayerScales(
-            input=range_scale(low, high, layer.scheme), weight=weight_scale(weight, layer.weight_axis)
+            input=range_scale(low, high, layer.scheme),
+            weight=weight_scale(weight, layer.weight_axis, layer.weight_bits),
         )
     apply_scales(model, table)
     return tuple(notes)

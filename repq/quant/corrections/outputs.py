@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,6 @@ from repq.model.weighted import Matrix, along, channel_axis, is_layer, other_axe
 from repq.quant.convolution import QuantizedLayer
 from repq.quant.quantizer import Quantizer
 from repq.quant.state import quantized_layers
-from repq.scales import TensorScale
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, (C,) each
 
@@ -137,4 +137,4 @@ def _multiply(quantizer: Quantizer, gain: Tensor) -> None:
     before = quantizer.get_scale()
     assert before is not None, "a calibrated model"
     scale = (before.scale * gain.cpu().numpy()).astype(np.float32)
-    quantizer.set_scale(TensorScale(scale, before.zero_point, before.dtype, before.axis), gain.device)
+    quantizer.set_scale(replace(before, scale=scale), gain.device)

@@ -33,7 +33,7 @@ def split_layers(model: torch.nn.Module, below_db: float) -> tuple[LayerId, ...]
     for name, layer in quantized_layers(model).items():
         if weight_snr_db(layer) < below_db:
             residual = layer.weight - layer.weight_quantizer(layer.weight)
-            set_fine_scale(layer, weight_scale(residual.float().cpu().numpy(), layer.weight_axis))
+            set_fine_scale(layer, weight_scale(residual.float().cpu().numpy(), layer.weight_axis, layer.weight_bits))
             chosen.append(name)
     return tuple(chosen)
 

@@ -95,9 +95,10 @@ def _measured(summary: ReportSummary) -> list[Block]:
         items.append(("Evaluated on", f"{plural(measured.images, 'image')} with {plural(measured.objects, 'object')}"))
     if ptq:
         int8 = sum(layer.precision == "int8" for layer in ptq.layers)
-        by = ptq.settings.get("weight_granularity", "channel")
+        by, bits = ptq.settings.get("weight_granularity", "channel"), ptq.settings.get("weight_bits", 8)
+        reduced = "" if bits == 8 else f" of {bits} bits"
         items += [
-            ("Quantization", f"{ptq.scheme} INT8, per-{by} weights, per-tensor activations"),
+            ("Quantization", f"{ptq.scheme} INT8, per-{by} weights{reduced}, per-tensor activations"),
             ("Calibration", f"{ptq.calibration or ptq.method}, on {plural(ptq.images, 'image')}"),
             *([("Corrections", ", ".join(row.title for row in ptq.corrections))] if ptq.corrections else []),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}: {percent(ptq.int8_macs_share)} of the multiply-adds"),

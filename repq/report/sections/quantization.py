@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from repq.recipe import EngineName, engine_title
 from repq.report.blocks import Block, Column, Columns, Figure, Level, Table, Text, number, table
 from repq.report.numbers import (
     change,
@@ -51,8 +52,12 @@ LAYERS = Section("layers", "Ranges and scales by layer", _blocks, needs=(PTQ,), 
 _LEADING = (("AP", "ap"), ("AP50", "ap50"))
 
 
-def ptq_blocks(ptq: PtqReport) -> list[Block]:
-    """What quantization cost, what each setting gained, and ranges and errors per layer."""
+def ptq_blocks(ptq: PtqReport, in_target: tuple[EngineName, float] | None = None) -> list[Block]:
+    """What quantization cost, what each setting gained, and ranges and errors per layer.
+
+    Args:
+        in_target: AP in an engine, beside that of the simulation.
+    """
     before, after = ptq.accuracy_float, ptq.accuracy_quantized
     int8 = sum(row.precision == "int8" for row in ptq.layers)
     lead = (
@@ -62,6 +67,9 @@ def ptq_blocks(ptq: PtqReport) -> list[Block]:
     if before is not None or after is not None:
         changes = (f"{title} {_became(metric_of(before, name), metric_of(after, name))}" for title, name in _LEADING)
         lead += f"{', '.join(changes)}."
+        if in_target is not None:
+            name, ap = in_target
+            lead += f" In {engine_title(name)}: AP {_became(metric_of(before), ap)}."
     else:
         lead += "Not evaluated: no AP is known."
     if ptq.accuracy_own_scales is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import repq
-from repq.api.opening import of_weights
 from repq.engine import availability
-from repq.quant import apply_scales, load_weights, scale_table
+from repq.quant import load_weights, scale_table
 from repq.quant.convolution import QuantConv2d, is_depthwise
 
 OPTIONS = {"imgsz": SIZE, "method": "max", "scheme": "symmetric"}
@@ -31,20 +28,6 @@ def network_input() -> NDArray[np.float32]:
     return np.random.default_rng(1).random((1, 3, SIZE, SIZE), np.float32)
 
 
-def of_7_bits(model: repq.Model) -> repq.Model:
-    """The same with weights within -64..64.
-
-    x86 kernels without dot products add pairs of products in 16 bits, where 8 bits would saturate.
-    """
-    detector = copy.deepcopy(model.weights.model)
-    coarser = {
-        layer: replace(scales, weight=replace(scales.weight, scale=scales.weight.scale * np.float32(127 / 63)))
-        for layer, scales in scale_table(detector).items()
-    }
-    apply_scales(detector, coarser)
-    return of_weights(model.label, replace(model.weights, model=detector))
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, repq.Model]:
     """A float file, quantized with one scale for a weight and with one for each channel; and the first as a graph."""
@@ -54,7 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, repq.Model]:
     tensor, channel = (
         float_.quantize(pictures(), weight_granularity=kind, **OPTIONS) for kind in ("tensor", "channel")
     )
-    coarse = of_7_bits(tensor)
+    # 7 bits: x86 kernels without dot products add pairs of products in 16 bits, where 8 bits would saturate
+    coarse = float_.quantize(pictures(), weight_granularity="tensor", weight_bits=7, **OPTIONS)
     graph = coarse.export(folder / "int8.onnx", imgsz=SIZE)
     return {"float": float_, "tensor": tensor, "channel": channel, "coarse": coarse, "graph": graph}
 

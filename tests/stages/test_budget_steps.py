@@ -1,0 +1,73 @@
+"""What `quantize_within` tries where the target loses too much, and what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from repq.engine.openvino import OpenVino
+from repq.log import Log
+from repq.progress import Progress
+from repq.recipe import EvalConfig, PtqConfig
+from repq.results import Accuracy, PtqReport
+from repq.stages.budget import Held, PtqJob, quantize_within
+
+
+def accuracy(ap: float) -> Accuracy:
+    none = dict.fromkeys(("ap_small", "ap_medium", "ap_large"))
+    return Accuracy(ap=ap, ap50=ap, ap75=ap, **none, per_class=(), images=1, objects=1, detections=1)
+
+
+@dataclass(frozen=True)
+class Known(PtqJob):
+    """A job whose AP in the target is known for each number of bits; it writes that number."""
+
+    aps: tuple[float, float] = (0.3, 0.4)  # of 8 and of 7 bits; FP32 has 0.4
+
+    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+        out.write_text(str(self.config.weight_bits))
+        report = PtqReport(
+            model="m", scheme="asymmetric", method="max", images=1, int8_macs_share=1.0, layers=(),
+            accuracy_float=accuracy(0.4), accuracy_quantized=accuracy(0.4),
+        )  # fmt: skip
+        return Held(report, self.aps[self.config.weight_bits == 7], self.target or "the simulation", planned=False)
+
+
+def job(tmp_path: Path, config: PtqConfig, aps: tuple[float, float]) -> Known:
+    return Known(
+        tmp_path / "w.pt", config, tmp_path / "data.yaml", "val", (64, 64), EvalConfig(), target="openvino", aps=aps
+    )
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_7_bits_are_tried_where_sums_saturate_alone(
+    saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if saturates else None)
+    asked: list[PtqConfig] = []
+
+    def no_more(_weights: Path, _out: Path, _s: object, _p: object, config: PtqConfig, **_rest: object) -> None:
+        asked.append(config)
+        raise LookupError("layers are measured")
+
+    monkeypatch.setattr("repq.stages.budget.measure_sensitivity", no_more)
+    out = tmp_path / "out"
+    cured = job(tmp_path, PtqConfig(), (0.3, 0.399))
+    if saturates:
+        assert quantize_within(cured, out, 0.005).ap == 0.399
+        assert out.read_text() == "7"
+    else:
+        with pytest.raises(LookupError):
+            quantize_within(cured, out, 0.005)
+        assert out.read_text() == "8"
+    asked.clear()
+    for aps, bits in (((0.3, 0.35), 7), ((0.3, 0.29), 8)):
+        with pytest.raises(LookupError):
+            quantize_within(replace(cured, aps=aps), out, 0.005)
+        wanted = bits if saturates else 8
+        assert (out.read_text(), asked.pop().weight_bits) == (str(wanted), wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert quantize_within(replace(cured, config=PtqConfig(auto=False)), out, 0.005).ap == 0.3
+    assert quantize_within(replace(cured, aps=(0.399, 0.4)), out, 0.005).ap == 0.399
