@@ -156,7 +156,7 @@ def qat_command(
     """
     from repq.api.sizes import size_for
     from repq.report.text import qat_table
-    from repq.stages import QatSource, demand_budget, qat_checkpoint
+    from repq.stages import NOTHING_TO_LOSE, QatSource, demand_budget, qat_checkpoint
 
     imgsz = size_for(weights, imgsz, shell.log)
     source = QatSource(weights, ptq, scheme, plan, graph)
@@ -174,6 +174,8 @@ def qat_command(
     shell.finish(values, lambda: qat_table(report))
     before, after = metric_of(report.accuracy_float), metric_of(report.accuracy_trained)
     drop = None if before is None or after is None else ap_drop(before, after)
+    if before is not None and drop is None:
+        shell.log(NOTHING_TO_LOSE)
     fix = f"train longer: --epochs {2 * qat.epochs} and another OUT, or learn from the labels too: --task-weight 1"
     demand_budget(drop, budget.max_drop, "the simulation", fix)
 

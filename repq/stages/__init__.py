@@ -20,7 +20,7 @@ from repq.stages import (
     train,
 )
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
-from repq.stages.budget import PtqJob, demand_budget, quantize_within
+from repq.stages.budget import NOTHING_TO_LOSE, PtqJob, demand_budget, quantize_within
 from repq.stages.build import build_engine
 from repq.stages.check import check_models, demand_agreement
 from repq.stages.data import draw_calibration_set, read_data
@@ -59,6 +59,7 @@ STAGES: list[Stage] = [
 """In the order of a run; a stage that reads every artifact comes last."""
 
 __all__ = [
+    "NOTHING_TO_LOSE",
     "STAGES",
     "PtqJob",
     "QatSource",

@@ -24,6 +24,8 @@ from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.sensitivity import PLAN, measure_sensitivity
 
+NOTHING_TO_LOSE = "the float model finds no object in these images (AP 0): what INT8 loses cannot be measured"
+
 
 @dataclass(frozen=True)
 class Held:
@@ -95,7 +97,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
             if note := entry.saturation():
                 log(f"{entry.title}: {note}; `--target {entry.name}` measures in it")
     if best.ap is not None and best.drop is None:
-        log("the float model finds no object in these images (AP 0): what INT8 loses cannot be measured")
+        log(NOTHING_TO_LOSE)
     if best.within(max_drop) or best.planned or not job.config.auto:
         return best
     if job.config.weight_bits == 8 and job.target is not None and runtime(job.target).saturation():
