@@ -33,6 +33,7 @@ from repq.recipe import EvalConfig
 from repq.results import Accuracy
 
 Value = TypeVar("Value")
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others, which may be decoding images
 
 
@@ -94,7 +95,7 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     try:
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
-        raise _left_alone(error, count) from error
+        raise left_alone(error, count) from error
     try:
         yield current_processes(), own
     finally:
@@ -111,15 +112,24 @@ def waiting_for_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistBackendError is one; gloo throws the plain kind
-        raise _left_alone(error, current_processes().count) from error
+        raise left_alone(error, current_processes().count) from error
 
 
-def _left_alone(error: Exception, count: int) -> TrainingError:
+def left_alone(error: Exception, count: int) -> TrainingError:
+    """What a process says that has lost the others.
+
+    Processes that ``torchrun`` starts anew meet in the store of the first start by default, where the addresses of the
+    dead are (torch 2.13, ``torch.distributed.elastic.rendezvous.dynamic_rendezvous``).
+    """
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if again and os.environ.get(OWN_STORE) != "1":
+        fix = f"set {OWN_STORE}=1 for torchrun, so that processes that it starts again find each other"
+    else:
+        fix = "look for its own message, then run the same command again: it goes on from the last saved state"
     return TrainingError(
         f"another of the {count} processes of this command ended or does not answer",
-        found=str(error).splitlines()[0],
-        fix="look for its own message, then run the same command again: it goes on from the last saved state",
-    )
+        found=str(error).splitlines()[0], fix=fix,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -134,7 +144,7 @@ def told_when_stopped() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _left_alone(InterruptedError("this process was told to stop (SIGTERM)"), current_processes().count)
+        raise left_alone(InterruptedError("this process was told to stop (SIGTERM)"), current_processes().count)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from annotated_types import Ge
 from click.testing import CliRunner, Result
 from pydantic_core import PydanticUndefined
 
@@ -64,7 +65,8 @@ class Material:
         choices = choices_of(item)
         if choices:
             return [choices[0]]
-        text = {int: "100" if option.name == "--opset" else "1", float: "0.5", str: "cpu"}.get(plain, str(SIZE))
+        least = max([1, *(mark.ge for mark in get_args(item) if isinstance(mark, Ge) and plain is int)])
+        text = {int: str(least), float: "0.5", str: "cpu"}.get(plain, str(SIZE))
         text = {"--percentile": "99", "--opset": "19", "--set": "a=1", "--measure": "local.snr"}.get(option.name, text)
         return [text] * max(count, 1)
 

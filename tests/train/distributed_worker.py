@@ -21,7 +21,7 @@ from repq.train.loader import training_batches
 
 def dies_in_second_epoch(items: Iterable, /, *, total: int | None = None, label: str = "") -> Iterator:
     for item in items:
-        if "2/" in label:
+        if "2/" in label and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             os._exit(3)
         yield item
 

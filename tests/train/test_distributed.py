@@ -13,6 +13,7 @@ import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
 from two_processes import launch_two, start_two
 
+from repq import distributed
 from repq.data import DetectionDataset, ImageCache, load_dataset, make_demo_set
 from repq.errors import TrainingError
 from repq.evaluate import evaluate
@@ -27,8 +28,21 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=5, size=64, classes=2))
+    draw(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    draw(folder)
+    launch_two(WORKER, folder, -1)
+    return folder
+
+
+def draw(folder: Path) -> None:
+    make_demo_set(folder / "set", DemoConfig(train_images=10, val_images=5, size=64, classes=2))
 
 
 def sets(folder: Path) -> tuple[DetectionDataset, DetectionDataset]:
@@ -36,8 +50,8 @@ def sets(folder: Path) -> tuple[DetectionDataset, DetectionDataset]:
     return load_dataset(path, "train"), load_dataset(path, "val")
 
 
-def test_two_processes_are_one_with_the_joined_batch(folder: Path) -> None:
-    launch_two(WORKER, folder, -1)
+def test_two_processes_are_one_with_the_joined_batch(whole: Path) -> None:
+    folder = whole
     train_set, val_set = sets(folder)
 
     updater = Updater(settled(tiny_model()), QUICK, torch.device("cpu"))
@@ -84,6 +98,22 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
     assert "run the same command again" in message
     report = train(tiny_model(), *sets(folder), SIZE, QUICK, state_path=folder / "state.safetensors").report
     assert len(report.epochs) == QUICK.epochs
+
+
+def test_torchrun_starts_again_after_a_dead_process_and_gives_the_same_weights(folder: Path, whole: Path) -> None:
+    launch_two(WORKER, folder, 1, restarts=1)
+    for rank in range(2):
+        assert (folder / f"weights{rank}.txt").read_text() == (whole / "weights0.txt").read_text()
+        ends = [TrainReport.model_validate_json((at / f"report{rank}.json").read_text()) for at in (folder, whole)]
+        assert ends[0].accuracy == ends[1].accuracy
+        assert [row.losses for row in ends[0].epochs] == [row.losses for row in ends[1].epochs]
+
+
+def test_a_restart_that_cannot_meet_says_what_torchrun_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(distributed.left_alone(RuntimeError("refused"), 2))
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    assert "run the same command again" in str(distributed.left_alone(RuntimeError("refused"), 2))
 
 
 STOPPED = """
