@@ -88,7 +88,8 @@ def estimate_command(
 
 def build_command(
     shell: Shell, model: Model, engine: Annotated[EngineName, setting(flag="--engine", help="Runtime to build for.")],
-    out: EngineOut, build: Annotated[BuildConfig, Offer("threads", "provider", "dynamic", "tensorrt", others=False)],
+    out: EngineOut,
+    build: Annotated[BuildConfig, Offer("threads", "provider", "dynamic", "tune", "tensorrt", others=False)],
 ) -> None:  # fmt: skip
     """Says which precision every layer of MODEL really runs in."""
     from repq.report.text import engine_table

@@ -83,6 +83,10 @@ class OnnxRuntime(Runtime):
             return OnnxRuntimeEngine(
                 manifest.model_copy(update={"int8_layers": manifest.layers}), quantized_dynamically(source.model)
             )
+        if manifest.settings.tune:
+            from repq.engine.onnxruntime_tuning import tuned
+
+            return tuned(manifest, source.model)
         if provider == "cpu":
             return OnnxRuntimeEngine(manifest, lower(source.model))
         return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)

@@ -19,7 +19,7 @@ from repq.errors import GraphError
 from repq.graph.surgeon import import_graph, is_constant, producer, title
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 
-INTEGER_OPS = {"QLinearConv": 3, "MatMulIntegerToFloat": 1}
+INTEGER_OPS = {"QLinearConv": 3, "ConvInteger": 1, "MatMulIntegerToFloat": 1}
 """The integer operators that ``lowering_onnxruntime`` writes for layers, with the slot of the weight."""
 
 _SUFFIX = ".weight"

@@ -22,9 +22,13 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 
 QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
 input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
-edge. A convolution that somebody reads in float (a prediction layer, an addition) stays a float convolution, with its
-dequantized weight stored. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling,
+edge. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling,
 becomes a 1x1 convolution to ``O s s`` channels and DepthToSpace.
+
+A convolution that somebody reads in float (a prediction layer, an addition, SiLU) stays a float convolution, with its
+dequantized weight stored, unless it is among ``integer_sums``: then ConvInteger sums integers, and DequantizeLinear
+makes floats of the sums, with the product of both scales. Whether that is faster depends on layer and CPU:
+`repq.engine.onnxruntime_tuning` measures it.
 
 A MatMul or Gemm by a stored matrix becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
 writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a bias.
@@ -32,6 +36,7 @@ writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +54,9 @@ _MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
 """Copying operators that have a UINT8 kernel."""
 
 _BIAS_LIMIT = float(2**31 - 2**8)
+
+OF_SUMS = "/sums/"
+"""Between the name of a convolution of ``integer_sums`` and that of a node which makes floats of its sums."""
 
 OWN_DOMAIN = "com.microsoft"
 """Of ONNX Runtime's own operators."""
@@ -69,7 +77,13 @@ class _IntegerLayer:
         return (self.weight.astype(np.float32) * self.scale.reshape(shape)).astype(np.float32)
 
 
-def lower(model: onnx.ModelProto, *, unsigned_weights: bool = False) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto,
+    *,
+    unsigned_weights: bool = False,
+    integer_sums: Collection[str] = (),
+    unsigned_sums: bool = False,
+) -> onnx.ModelProto:
     """Return ``model`` with its quantized layers as integer ones where that is exact (see above).
 
     A graph without Q/DQ, or with subgraphs, comes back unchanged.
@@ -77,23 +91,52 @@ def lower(model: onnx.ModelProto, *, unsigned_weights: bool = False) -> onnx.Mod
     Args:
         unsigned_weights: store weights as UINT8 with zero point 128. In a session as it is by default, sums of INT8
             weights saturate at 16 bits on x86 without dot product instructions; those of UINT8 are exact everywhere.
+        integer_sums: of `float_results`, those that sum integers.
+        unsigned_sums: the same of their weights; ConvInteger is exact either way, and faster one way or the other.
     """
     graph = import_graph(model)
-    if all(node.op != "DequantizeLinear" for node in graph.nodes) or any(graph.subgraphs()):
+    if not _can_be_lowered(graph):
         return model
     restore_pairs(graph)
     # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
-    weight_zero = 128 if unsigned_weights else 0
-    needed_in_float = _Lowering(graph, frozenset(), weight_zero).run().float_tensors
-    return export_graph(_Lowering(graph, frozenset(needed_in_float), weight_zero).run().result())
+    settings = (_zero_point(unsigned_weights), frozenset(integer_sums), _zero_point(unsigned_sums))
+    needed_in_float = _Lowering(graph, frozenset(), *settings).run().float_tensors
+    return export_graph(_Lowering(graph, frozenset(needed_in_float), *settings).run().result())
+
+
+def float_results(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the convolutions that `lower` leaves in float though their input and weight are integers."""
+    graph = import_graph(model)
+    if not _can_be_lowered(graph):
+        return ()
+    restore_pairs(graph)
+    settings = (_zero_point(False), frozenset[str](), _zero_point(False))
+    needed_in_float = _Lowering(graph, frozenset(), *settings).run().float_tensors
+    return tuple(_Lowering(graph, frozenset(needed_in_float), *settings).run().float_results)
+
+
+def _can_be_lowered(graph: gs.Graph) -> bool:
+    return any(node.op == "DequantizeLinear" for node in graph.nodes) and not any(graph.subgraphs())
+
+
+def _zero_point(unsigned: bool) -> NDArray[Any]:
+    """Of weights."""
+    return np.array(128, np.uint8) if unsigned else np.array(0, np.int8)
 
 
 class _Lowering:
     """Emits the new graph in one walk; convolutions, Relu and movers wait until somebody asks for their result."""
 
-    def __init__(self, graph: gs.Graph, needed_in_float: frozenset[str], weight_zero: int) -> None:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        needed_in_float: frozenset[str],
+        weight_zero: NDArray[Any],
+        integer_sums: frozenset[str],
+        sum_zero: NDArray[Any],
+    ) -> None:
         self._graph = graph
-        self._weight_zero = np.array(weight_zero, np.uint8 if weight_zero else np.int8)
+        self._weight_zero, self._sum_zero, self._integer_sums = weight_zero, sum_zero, integer_sums
         self._needed_in_float = needed_in_float
         self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
         self._layers = {node.outputs[0].name: layer for node in graph.nodes if (layer := _integer_layer(node))}
@@ -104,6 +147,7 @@ class _Lowering:
         self._integers: dict[tuple[str, Parameters], gs.Tensor] = {}
         self._names: dict[str, int] = {}
         self.float_tensors: set[str] = set()
+        self.float_results: list[str] = []
 
     def run(self) -> _Lowering:
         for node in self._graph.nodes:
@@ -149,6 +193,11 @@ class _Lowering:
         if layer is not None and node.op in PRODUCTS and (carried := self._carried(node.inputs[0])) is not None:
             self._emit_product(layer, *carried)
             return
+        if layer is not None and node.op == "Conv" and (carried := self._carried(node.inputs[0])) is not None:
+            self.float_results.append(title(node))
+            if title(node) in self._integer_sums:
+                self._emit_sums(layer, *carried)
+                return
         if pair is not None:
             inputs = [self._quantized(pair.source, _uint8(pair)), *self._pair_constants(_uint8(pair))]
         else:
@@ -160,10 +209,25 @@ class _Lowering:
         name = self._unique(title(node))
         self._nodes.append(gs.Node(node.op, name, dict(node.attrs), inputs, outputs, domain=node.domain))
 
+    def _emit_sums(self, conv: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
+        """Emit the convolution of integers, and what makes floats of its sums."""
+        name, zero = self._unique(title(conv.node)), self._sum_zero
+        _, zero_point = self._pair_constants(source)
+        weight = self._constant(f"{name}.weight_integers", _integers_of(conv.weight, zero))
+        inputs = [integers, weight, zero_point, self._constant(f"weight_zero_point_{zero}", zero)]
+        sums = self._add("ConvInteger", name, inputs, conv.node.attrs)
+        scale = self._constant(f"{name}.sum_scale", np.float32(source.scale) * conv.scale)
+        floats = gs.Variable(f"{name}_float") if conv.bias.any() else self._new(conv.node.outputs[0])
+        self._nodes.append(gs.Node("DequantizeLinear", f"{name}{OF_SUMS}scale", {"axis": 1}, [sums, scale], [floats]))
+        if conv.bias.any():
+            bias = self._constant(f"{name}.bias_float", conv.bias.reshape(1, -1, *[1] * (conv.weight.ndim - 2)))
+            outputs = [self._new(conv.node.outputs[0])]
+            self._nodes.append(gs.Node("Add", f"{name}{OF_SUMS}bias", {}, [floats, bias], outputs))
+
     def _emit_product(self, product: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
         """Emit the integer product that writes float."""
         node, name = product.node, self._unique(title(product.node))
-        weight = self._integers_of(product.weight if output_axis(node) else product.weight.T)
+        weight = _integers_of(product.weight if output_axis(node) else product.weight.T, self._weight_zero)
         zero_points = np.full(product.scale.shape, self._weight_zero, self._weight_zero.dtype)
         scale, zero_point = self._pair_constants(source)
         inputs = [
@@ -264,16 +328,13 @@ class _Lowering:
         inputs = [
             integers,
             *self._pair_constants(source),
-            self._constant(f"{name}.weight_integers", self._integers_of(weight)),
+            self._constant(f"{name}.weight_integers", _integers_of(weight, self._weight_zero)),
             self._constant(f"{name}.weight_scale", scale),
             self._constant(f"{name}.weight_zero_point", zero_points),
             *self._pair_constants(params),
             self._constant(f"{name}.bias_int32", bias),
         ]
         return self._add("QLinearConv", name, inputs, attributes)
-
-    def _integers_of(self, weight: NDArray[np.int8]) -> NDArray[Any]:
-        return (weight.astype(np.int16) + self._weight_zero).astype(self._weight_zero.dtype)
 
     # --- writing the new graph
 
@@ -303,6 +364,10 @@ class _Lowering:
 
     def _constant(self, name: str, values: NDArray[Any] | np.generic) -> gs.Tensor:
         return self._constants.setdefault(name, gs.Constant(name, np.asarray(values)))
+
+
+def _integers_of(weight: NDArray[np.int8], zero_point: NDArray[Any]) -> NDArray[Any]:
+    return (weight.astype(np.int16) + zero_point).astype(zero_point.dtype)
 
 
 def _as_uint8(pair: Pair) -> Parameters | None:

@@ -163,6 +163,11 @@ class BuildConfig(Config):
         help="ONNX Runtime: a float MODEL in INT8 with scales taken anew in every run. For comparison: it is slow, and "
         "depthwise layers may collapse.",
     )  # fmt: skip
+    tune: bool = setting(
+        False, flag="--tune", needs="--engine onnxruntime", excludes=("--provider", "--dynamic"),
+        help="ONNX Runtime: where a result is needed in float, as before SiLU, time each layer in float and in INT8 on "
+        "this machine, and take the faster.",
+    )  # fmt: skip
     tensorrt: TensorRtConfig = setting(TensorRtConfig(), help="Settings of the engine tensorrt.")
 
 

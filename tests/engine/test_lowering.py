@@ -109,6 +109,24 @@ def test_the_engine_computes_the_onnxruntime_form_exactly(asymmetric):
 
 
 @settings(deadline=None, max_examples=15)
+@given(layers=st.sets(st.sampled_from(LAYERS), min_size=1), asymmetric=st.booleans(), unsigned=st.booleans())
+def test_integer_sums_are_the_float_convolutions(layers, asymmetric, unsigned):
+    model = quantized(tuple(layers), asymmetric=asymmetric)
+    candidates = lowering_onnxruntime.float_results(model)
+    assert set(candidates) <= layers - {"neck.up"}
+    plain = lowering_onnxruntime.lower(model)
+    sums = lowering_onnxruntime.lower(model, integer_sums=candidates, unsigned_sums=unsigned)
+    onnx.checker.check_model(sums, full_check=True)
+    assert [node.name for node in sums.graph.node if node.op_type == "ConvInteger"] == list(candidates)
+    # Floats round otherwise, so a later integer may be one step off where a value lies on the edge.
+    difference = np.abs(engine_run(sums) - engine_run(plain))
+    assert np.mean(difference > 1e-5) < 0.06 and difference.max() < 0.004
+    if len(layers) == 1:
+        assert difference.max() < 1e-5
+    assert lowering_onnxruntime.float_results(detector()) == ()
+
+
+@settings(deadline=None, max_examples=15)
 @given(
     layers=st.sets(st.sampled_from(LAYERS), min_size=1), factors=st.lists(st.floats(0.8, 1.2), min_size=8, max_size=8)
 )

@@ -1,0 +1,77 @@
+"""Which layers of a graph ONNX Runtime computes faster in INT8, where their results are needed in float.
+
+SiLU, Hardswish and additions read floats. A convolution before them can sum integers all the same, and make floats of
+the sums: the same result, two operators more that pass over all of it. It pays where the CPU multiplies integers much
+faster than floats, and not in depthwise layers; so it is measured, layer by layer, on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from repq.engine.base import Engine, EngineManifest
+from repq.engine.onnxruntime import OnnxRuntimeEngine
+from repq.graph.lowering_onnxruntime import OF_SUMS, float_results, lower
+from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
+
+ROUNDS, RUNS = 3, 4
+"""How often the two take turns, and the runs of a turn. Of each layer the shortest mean counts."""
+
+
+def tuned(manifest: EngineManifest, model: onnx.ModelProto) -> OnnxRuntimeEngine:
+    """The engine with every layer in the faster form; the one without integer sums if all in all they do not pay."""
+    plain = OnnxRuntimeEngine(manifest, lower(model))
+    candidates = float_results(model)
+    if not candidates:
+        return plain
+    images = _images(manifest)
+    every = _with_sums(manifest, model, candidates)
+    before, after = _shortest(plain, candidates, images), _shortest(every, candidates, images)
+    faster = [layer for layer in candidates if after[layer] < before[layer]]
+    if not faster:
+        return plain
+    chosen = _with_sums(manifest, model, faster)
+    return chosen if _is_faster(chosen, plain, images) else plain
+
+
+def _with_sums(manifest: EngineManifest, model: onnx.ModelProto, layers: Collection[str]) -> OnnxRuntimeEngine:
+    unsigned = not DOT_PRODUCT_FEATURES.intersection(cpu_features())  # the kernel for signed weights is slow without
+    return OnnxRuntimeEngine(manifest, lower(model, integer_sums=layers, unsigned_sums=unsigned))
+
+
+def _images(manifest: EngineManifest) -> NDArray[np.generic]:
+    shape = [size if isinstance(size, int) else 1 for size in manifest.input.shape]
+    noise = np.random.default_rng(0).integers(0, 256, shape)
+    return noise.astype(np.uint8) if manifest.input.dtype == "uint8" else (noise / 255).astype(np.float32)
+
+
+def _shortest(engine: Engine, layers: Collection[str], images: NDArray[np.generic]) -> dict[str, float]:
+    """Milliseconds of each layer with what makes floats of its sums."""
+    found = dict.fromkeys(layers, float("inf"))
+    for _ in range(ROUNDS):
+        times = dict.fromkeys(layers, 0.0)
+        for node in engine.profile(images, RUNS):
+            layer = node.name.partition(OF_SUMS)[0] if OF_SUMS in node.name else node.layer
+            if layer in times:
+                times[layer] += node.ms
+        found = {layer: min(found[layer], ms) for layer, ms in times.items()}
+    return found
+
+
+def _is_faster(one: Engine, other: Engine, images: NDArray[np.generic]) -> bool:
+    """Whether one takes less time than the other, by the median of runs in turn."""
+    times: dict[Engine, list[float]] = {one: [], other: []}
+    for engine in (one, other):
+        engine.infer(images)
+    for _ in range(ROUNDS * RUNS):
+        for engine, found in times.items():
+            started = time.perf_counter()
+            engine.infer(images)
+            found.append(time.perf_counter() - started)
+    return statistics.median(times[one]) < statistics.median(times[other])
