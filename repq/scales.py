@@ -18,12 +18,6 @@ from repq.layers import LayerId
 IntegerType = Literal["int8", "uint8"]
 
 
-def integer_range(dtype: IntegerType, bits: int = 8) -> tuple[int, int]:
-    """The smallest and the largest integer of a type, or of those of its integers that take fewer bits."""
-    limits = np.iinfo(dtype)
-    return int(limits.min) >> (8 - bits), int(limits.max) >> (8 - bits)
-
-
 @dataclass(frozen=True)
 class TensorScale:
     """The scale of one tensor.
@@ -33,22 +27,20 @@ class TensorScale:
         zero_point: integers of ``dtype``, the same shape as ``scale``; all zero in the symmetric scheme.
         dtype: ``int8`` (-128..127) or ``uint8`` (0..255).
         axis: the channel axis of a per-channel scale, else None.
-        bits: 8, or 7: integers of a reduced range, -64..63.
     """
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.integer]
     dtype: IntegerType = "int8"
     axis: int | None = None
-    bits: int = 8
 
     @property
     def q_min(self) -> int:
-        return integer_range(self.dtype, self.bits)[0]
+        return int(np.iinfo(self.dtype).min)
 
     @property
     def q_max(self) -> int:
-        return integer_range(self.dtype, self.bits)[1]
+        return int(np.iinfo(self.dtype).max)
 
 
 @dataclass(frozen=True)

@@ -504,7 +504,7 @@ class Model:
         method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
         plan: str | Path | QuantPlan | PlanReport | None = None,
         share_scales: Literal["none", "largest", "joint"] = "none",
-        weight_granularity: Literal["channel", "tensor"] = "channel", weight_bits: Literal[8, 7] = 8,
+        weight_granularity: Literal["channel", "tensor"] = "channel", reduce_range: bool = False,
         correct: Any = None, limit: int = 128, batch: int = 16, seed: int = 0, percentile: float | None = None,
         split: str = "train", config: PtqConfig | None = None,
     ) -> Model:  # fmt: skip
@@ -522,7 +522,7 @@ class Model:
                 so unless ``method``, ``percentile`` or ``correct`` is given.
             share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
             weight_granularity: scales of a weight: one per output channel, or one for the ``tensor``.
-            weight_bits: 7 keeps OpenVINO's sums from saturating on x86 CPUs without INT8 dot products.
+            reduce_range: keep OpenVINO's sums from saturating on x86 CPUs without INT8 dot products.
             correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
             limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
             batch: images in memory at once.
@@ -544,7 +544,7 @@ class Model:
             calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
             values = {
                 "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales,
-                "weight_granularity": weight_granularity, "weight_bits": weight_bits, "calibration": calibration,
+                "weight_granularity": weight_granularity, "reduce_range": reduce_range, "calibration": calibration,
                 **_without_none({"auto": auto, "correct": correct}),
             }  # fmt: skip
             config = settings_of(PtqConfig, None, values, "quantization")

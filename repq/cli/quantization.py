@@ -50,7 +50,7 @@ def sensitivity_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "weight_granularity", "weight_bits", "auto", "keep_float", "calibration.method",
+            "scheme", "weight_granularity", "reduce_range", "auto", "keep_float", "calibration.method",
             "calibration.images", "calibration.seed",
             changes={"calibration.images": {"flag": "--calib-images", "excludes": ()},
                      "auto": {"excludes": "--method"}},
@@ -136,9 +136,9 @@ def qat_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "weight_granularity", "weight_bits", "keep_float", "calibration.method", "calibration.images",
+            "weight_granularity", "reduce_range", "keep_float", "calibration.method", "calibration.images",
             "calibration.batch", "calibration.seed",
-            changes={"weight_granularity": _FLOAT, "weight_bits": _FLOAT,
+            changes={"weight_granularity": _FLOAT, "reduce_range": _FLOAT,
                      "calibration.method": {**_FLOAT, "help": "To calibrate float WEIGHTS with."},
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
@@ -185,7 +185,7 @@ def diagnose_command(
     ptq: Annotated[
         PtqConfig,
         Offer(
-            "scheme", "weight_granularity", "weight_bits", "calibration.method", "calibration.images",
+            "scheme", "weight_granularity", "reduce_range", "calibration.method", "calibration.images",
             "calibration.batch", "calibration.seed",
             changes={"calibration.images": {"default": 48, "excludes": (), "help": "Two thirds calibrate."}},
         ),

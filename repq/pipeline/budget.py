@@ -34,16 +34,17 @@ class Attempt:
 def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]]:
     """The recipe, and what is left where it loses too much.
 
-    That is, in this order: corrections; weights of 7 bits where an engine's sums saturate on this machine; a plan;
-    and training if it is allowed. What a recipe asks for by name it keeps; a plan of so many layers is one that
+    That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine; a
+    plan; and training if it is allowed. What a recipe asks for by name it keeps; a plan of so many layers is one that
     somebody asked for.
 
     Args:
-        done: what came of the recipes that were given so far; the caller adds to it. 7 bits stay if they lose less.
+        done: what came of the recipes that were given so far; the caller adds to it. The reduced range stays if it
+            loses less.
     """
     yield _name(recipe), recipe
-    if recipe.ptq.auto and recipe.ptq.weight_bits == 8 and _saturates(recipe):
-        reduced = recipe.model_copy(update={"ptq": recipe.ptq.model_copy(update={"weight_bits": 7})})
+    if recipe.ptq.auto and not recipe.ptq.reduce_range and _saturates(recipe):
+        reduced = recipe.model_copy(update={"ptq": recipe.ptq.model_copy(update={"reduce_range": True})})
         yield _name(reduced), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
@@ -61,7 +62,7 @@ def _saturates(recipe: Recipe) -> bool:
 
 def _name(recipe: Recipe) -> str:
     parts = ["corrections" if recipe.ptq.auto else "as asked for"]
-    parts += ["weights of 7 bits"] if recipe.ptq.weight_bits == 7 else []
+    parts += ["a reduced range"] if recipe.ptq.reduce_range else []
     parts += ["a plan"] if recipe.plan is not None else []
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 

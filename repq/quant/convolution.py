@@ -17,7 +17,8 @@ from repq.layers import LayerId
 from repq.model.weighted import Layer, Matrix, output_axis
 from repq.quant.convolve import Geometry, convolve
 from repq.quant.quantizer import Quantizer
-from repq.quant.scaling import Scheme
+from repq.quant.scaling import Scheme, weight_scale
+from repq.scales import TensorScale
 
 Granularity = Literal["channel", "tensor"]
 Spare = tuple[Tensor, Tensor | None] | None
@@ -28,8 +29,8 @@ class _Quantized(nn.Module):
     """What every layer with quantizers has beside its parameters; ``weight_axis`` is None for one scale."""
 
     weight_axis: int | None
-    weight_bits: int = 8
     scheme: Scheme
+    reduce_range: bool = False
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     fine_quantizer: Quantizer | None
@@ -107,6 +108,12 @@ def quantized_weight(layer: QuantizedLayer) -> Tensor:
     return coarse if layer.fine_quantizer is None else coarse + layer.fine_quantizer(layer.weight - coarse)
 
 
+def rounding_scale(layer: QuantizedLayer, values: Tensor) -> TensorScale:
+    """The scale for values in the place of a layer's weight."""
+    pairs = 1 - output_axis(layer) if layer.reduce_range else None
+    return weight_scale(values.detach().float().cpu().numpy(), layer.weight_axis, pairs)
+
+
 def set_quantizing(layer: QuantizedLayer, on: bool) -> None:
     """Let a layer run in INT8 or in float; with weight and bias as they were before corrections if it keeps those."""
     if on != layer.input_quantizer.enabled and layer.spare is not None:
@@ -123,12 +130,16 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def with_quantizers(
-    module: Layer, layer: LayerId, scheme: Scheme, granularity: Granularity = "channel", weight_bits: int = 8
+    module: Layer,
+    layer: LayerId,
+    scheme: Scheme,
+    granularity: Granularity = "channel",
+    reduce_range: bool = False,
 ) -> QuantizedLayer:
     """A quantized layer that takes over the parameters and the mode of ``module``."""
     quantized = _quantized_matrix(module) if isinstance(module, Matrix) else _quantized_convolution(module)
     quantized.weight, quantized.bias = module.weight, module.bias
-    quantized.scheme, quantized.weight_bits = scheme, weight_bits
+    quantized.scheme, quantized.reduce_range = scheme, reduce_range
     if granularity == "tensor":
         quantized.weight_axis = None
     quantized.input_quantizer = Quantizer(f"the input of {layer}")

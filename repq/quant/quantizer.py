@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import QuantizationError
-from repq.scales import IntegerType, TensorScale, integer_range
+from repq.scales import IntegerType, TensorScale
 
 CACHED = 1 << 18
 """Values that go through all four passes before the next ones do: they and the result fit a core's cache."""
@@ -131,7 +131,6 @@ class Quantizer(nn.Module):
         self.zero_point = 0
         self.dtype: IntegerType = "int8"
         self.axis: int | None = None
-        self.bits = 8
         self.register_buffer("scale", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,8 +159,8 @@ class Quantizer(nn.Module):
     @property
     def limits(self) -> tuple[int, int]:
         """The smallest and the largest integer, the zero point taken off."""
-        low, high = integer_range(self.dtype, self.bits)
-        return low - self.zero_point, high - self.zero_point
+        limits = np.iinfo(self.dtype)
+        return int(limits.min) - self.zero_point, int(limits.max) - self.zero_point
 
     def _without_scale(self) -> QuantizationError:
         return QuantizationError(
@@ -184,7 +183,7 @@ class Quantizer(nn.Module):
             raise QuantizationError(f"{self.name} cannot take its scale", found="zero points that differ by channel")
         self.scale = torch.tensor(value.scale, dtype=torch.float32, device=device)
         self.zero_point = int(value.zero_point.flat[0])
-        self.dtype, self.axis, self.bits = value.dtype, value.axis, value.bits
+        self.dtype, self.axis = value.dtype, value.axis
 
     def get_scale(self) -> TensorScale | None:
         """The scale as a plain value, None before calibration."""
@@ -192,7 +191,7 @@ class Quantizer(nn.Module):
         if current is None:
             return None
         scale = current.detach().cpu().numpy().copy()
-        return TensorScale(scale, np.full(scale.shape, self.zero_point, self.dtype), self.dtype, self.axis, self.bits)
+        return TensorScale(scale, np.full(scale.shape, self.zero_point, self.dtype), self.dtype, self.axis)
 
     def extra_repr(self) -> str:
         state = "no scale" if self.scale is None else f"scale of shape {tuple(self.scale.shape)}"

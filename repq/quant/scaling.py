@@ -1,8 +1,7 @@
 """From a range of values to a scale: the only place where a scale is computed.
 
 Symmetric INT8: ``scale = amax / 127`` and zero point 0, integers in -128..127 (Wu et al., "Integer Quantization for
-Deep Learning Inference", 2020, section 3.1.2; what TensorRT runs); with 7 bits ``amax / 63``. Asymmetric UINT8,
-activations only:
+Deep Learning Inference", 2020, section 3.1.2; what TensorRT runs). Asymmetric UINT8, activations only:
 ``scale = (high - low) / 255`` and ``zero_point = round(-low / scale)``, over a range that always holds 0, which is
 therefore exact.
 
@@ -31,15 +30,15 @@ SMALLEST_SCALE = np.float32(2.0**-60)
 SMALLEST_CHANNEL = np.float32(2.0**-16)
 
 
-def symmetric_scale(amax: ArrayLike, axis: int | None = None, bits: int = 8) -> TensorScale:
-    """``scale = amax / 127`` in float32; with 7 bits ``amax / 63``.
+def symmetric_scale(amax: ArrayLike, axis: int | None = None) -> TensorScale:
+    """``scale = amax / 127`` in float32.
 
     Args:
         amax: the largest magnitude, one number per tensor or (C,) per channel.
         axis: the channel axis, for a per-channel scale.
     """
-    scale = symmetric_parameters(amax, bits)
-    return TensorScale(scale, np.zeros(scale.shape, np.int8), "int8", axis, bits)
+    scale = symmetric_parameters(amax)
+    return TensorScale(scale, np.zeros(scale.shape, np.int8), "int8", axis)
 
 
 def asymmetric_scale(low: float, high: float) -> TensorScale:
@@ -74,21 +73,44 @@ def channel_scale(low: NDArray[np.float32], high: NDArray[np.float32], scheme: S
     return TensorScale(scale, np.full(scale.shape, best, np.uint8), "uint8", axis=1)
 
 
-def weight_scale(weight: NDArray[np.float32], axis: int | None, bits: int = 8) -> TensorScale:
-    """Symmetric scale of a weight: per channel along ``axis``, or for the whole tensor if it is None."""
-    magnitude = np.abs(weight)
+def weight_scale(weight: NDArray[np.float32], axis: int | None, pairs: int | None = None) -> TensorScale:
+    """Symmetric scale of a weight: per channel along ``axis``, or for the whole tensor if it is None.
+
+    Args:
+        pairs: the axis of the input channels, if no sum of two products may leave 16 bits; see `pair_magnitude`.
+    """
+    magnitude = np.abs(weight) if pairs is None else pair_magnitude(weight, pairs)
     if axis is None:
-        return symmetric_scale(magnitude.max(), None, bits)
+        return symmetric_scale(magnitude.max())
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    return symmetric_scale(magnitude.max(axis=others), axis, bits)
+    return symmetric_scale(magnitude.max(axis=others), axis)
 
 
-def symmetric_parameters(amax: ArrayLike, bits: int = 8) -> NDArray[np.float32]:
+def pair_magnitude(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """What a sum of two products needs of the range: ``max(|a|, |b|, |a + b|)`` for channels 2i and 2i + 1 of ``axis``.
+
+    x86 CPUs without INT8 dot products multiply UINT8 by INT8 and add the products of two neighbouring input channels
+    in 16 bits, where they saturate (Intel's instruction ``vpmaddubsw``). With ``scale = magnitude / 127`` two integers
+    of one sign add up to 128 at most, each rounded up or down, and ``255 * 128`` fits. Halving all integers would do
+    the same and lose a bit; few pairs are that large.
+
+    Returns:
+        As ``weight``, with half the entries, rounded up, along ``axis``.
+    """
+    channels = np.moveaxis(weight, axis, 0)
+    first, second = channels[0::2], channels[1::2]
+    if len(second) < len(first):
+        second = np.concatenate([second, np.zeros_like(first[:1])])
+    largest = np.maximum(np.maximum(np.abs(first), np.abs(second)), np.abs(first + second))
+    return np.moveaxis(largest, 0, axis)
+
+
+def symmetric_parameters(amax: ArrayLike) -> NDArray[np.float32]:
     """Scales for magnitudes of one tensor; the same shape."""
     magnitude = np.asarray(amax, np.float32)
     largest = magnitude.max(initial=0.0)
     magnitude = np.ones_like(magnitude) if largest == 0 else np.maximum(magnitude, largest * SMALLEST_CHANNEL)
-    return np.maximum(magnitude / np.float32(127 >> (8 - bits)), SMALLEST_SCALE)
+    return np.maximum(magnitude / np.float32(127), SMALLEST_SCALE)
 
 
 def asymmetric_parameters(low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -44,7 +44,7 @@ def insert_quantizers(fused: Model, plan: QuantPlan, config: PtqConfig) -> Model
             raise QuantizationError(
                 f"{layer} cannot be quantized", found=type(module).__name__, fix="name float layers (`repq describe`)"
             )
-        quantized = with_quantizers(module, layer, config.scheme, config.weight_granularity, config.weight_bits)
+        quantized = with_quantizers(module, layer, config.scheme, config.weight_granularity, config.reduce_range)
         setattr(parent, name, quantized)
     return model
 

@@ -23,7 +23,6 @@ from repq.layers import LayerId, QuantPlan
 from repq.log import Log, quiet
 from repq.model import Checkpoint, Detector, layer_ids, load_checkpoint, load_graph, save_checkpoint
 from repq.preprocessing import preset
-from repq.quant.convolution import QuantizedLayer
 from repq.quant.state import apply_scales, insert_quantizers, quantized_layers, scale_table
 from repq.recipe import DeployConfig, GraphConfig, PtqConfig
 from repq.scales import IntegerType, LayerScales, TensorScale
@@ -145,21 +144,21 @@ def _quantized(float_: Weights, checkpoint: Checkpoint) -> Weights:
     int8, chosen = tuple(LayerId(layer) for layer in record.int8), set(record.int8)
     plan = QuantPlan(int8, tuple(layer for layer in layer_ids(float_.model) if layer not in chosen))
     model = insert_quantizers(float_.model, plan, record.config).eval()
-    layers = quantized_layers(model)
-    apply_scales(model, {layer: _layer_scales(layer, layers[layer], checkpoint.extra) for layer in int8})
+    axes = {layer: module.weight_axis for layer, module in quantized_layers(model).items()}
+    apply_scales(model, {layer: _layer_scales(layer, axes[layer], checkpoint.extra) for layer in int8})
     return replace(float_, model=model, config=record.config, maxima=record.maxima, groups=record.groups)
 
 
-def _layer_scales(layer: LayerId, module: QuantizedLayer, extra: Mapping[str, Tensor]) -> LayerScales:
-    axis, bits = module.weight_axis, module.weight_bits
+def _layer_scales(layer: LayerId, axis: int | None, extra: Mapping[str, Tensor]) -> LayerScales:
+    """The scales of a layer whose weight has its output channels along ``axis``."""
     return LayerScales(
-        input=_tensor_scale(f"{layer}.input", 1, 8, extra),  # the channels that a depthwise convolution reads
-        weight=_tensor_scale(f"{layer}.weight", axis, bits, extra),
-        fine=_tensor_scale(f"{layer}.fine", axis, bits, extra) if f"{layer}.fine.scale" in extra else None,
+        input=_tensor_scale(f"{layer}.input", 1, extra),  # the channels that a depthwise convolution reads
+        weight=_tensor_scale(f"{layer}.weight", axis, extra),
+        fine=_tensor_scale(f"{layer}.fine", axis, extra) if f"{layer}.fine.scale" in extra else None,
     )
 
 
-def _tensor_scale(name: str, axis: int | None, bits: int, extra: Mapping[str, Tensor]) -> TensorScale:
+def _tensor_scale(name: str, axis: int | None, extra: Mapping[str, Tensor]) -> TensorScale:
     scale, zero_point = extra.get(f"{name}.scale"), extra.get(f"{name}.zero_point")
     if scale is None or zero_point is None or zero_point.dtype not in _INTEGER_TYPES or scale.dtype != torch.float32:
         raise QuantizationError(
@@ -168,5 +167,4 @@ def _tensor_scale(name: str, axis: int | None, bits: int, extra: Mapping[str, Te
             fix="write the checkpoint again with `repq ptq`",
         )
     values: NDArray[np.float32] = scale.numpy()
-    dtype = _INTEGER_TYPES[zero_point.dtype]
-    return TensorScale(values, zero_point.numpy(), dtype, axis if values.ndim else None, bits)
+    return TensorScale(values, zero_point.numpy(), _INTEGER_TYPES[zero_point.dtype], axis if values.ndim else None)

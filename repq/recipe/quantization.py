@@ -109,10 +109,10 @@ class PtqConfig(Config):
         help="Scales of a weight: one for each output channel, or one for all of it, which is what some NPUs take. "
         "Transposed convolutions always have one.",
     )  # fmt: skip
-    weight_bits: int = setting(
-        8, ge=7, le=8, flag="--weight-bits",
-        help="7: weights of a reduced range, -64..63. An x86 CPU without INT8 dot products (AVX2 alone) adds products "
-        "in 16 bits: with 8 bits OpenVINO's sums saturate there.",
+    reduce_range: bool = setting(
+        False, flag="--reduce-range",
+        help="Weights so small that no sum of two products leaves 16 bits: x86 CPUs without INT8 dot products (AVX2 "
+        "alone) add in 16 bits, and OpenVINO's sums saturate there.",
     )  # fmt: skip
     keep_float: tuple[str, ...] = setting(
         (), flag="--keep-float", metavar="GLOB", help="Layer id or glob that stays in float; repeat for several."

@@ -84,15 +84,15 @@ class PtqJob:
 def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
     """Quantize; where more than ``max_drop`` AP is lost, try what is left, and keep in ``out`` what loses least.
 
-    Where sums saturate in the target on this machine, that is weights of 7 bits; then the layers are measured, and
-    those that cost most stay in float: the plan and its report are in ``OUT.sensitivity``. Nothing more is tried where
-    the settings were named (``job.config.auto`` is false) or a plan was given.
+    Where sums saturate in the target on this machine, that is a reduced range of weights; then the layers are measured,
+    and those that cost most stay in float: the plan and its report are in ``OUT.sensitivity``. Nothing more is tried
+    where the settings were named (``job.config.auto`` is false) or a plan was given.
 
     Raises:
         RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
     """
     best = job.run(out, progress, log)
-    if job.target is None and (job.config.scheme, job.config.weight_bits) == ("asymmetric", 8):
+    if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
         for entry in ENGINES:
             if note := entry.saturation():
                 log(f"{entry.title}: {note}; `--target {entry.name}` measures in it")
@@ -100,9 +100,9 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         log(NOTHING_TO_LOSE)
     if best.within(max_drop) or best.planned or not job.config.auto:
         return best
-    if job.config.weight_bits == 8 and job.target is not None and runtime(job.target).saturation():
-        log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying weights of 7 bits …")
-        reduced = replace(job, config=job.config.model_copy(update={"weight_bits": 7}))
+    if not job.config.reduce_range and job.target is not None and runtime(job.target).saturation():
+        log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
+        reduced = replace(job, config=job.config.model_copy(update={"reduce_range": True}))
         found = _better(reduced, best, out, progress, log)
         job, best = (job, best) if found is None else (reduced, found)
         if best.within(max_drop):

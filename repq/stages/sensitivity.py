@@ -103,8 +103,8 @@ def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq:
     settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} --scheme {ptq.scheme}"
     if ptq.weight_granularity != "channel":
         settings += f" --weight-granularity {ptq.weight_granularity}"
-    if ptq.weight_bits != 8:
-        settings += f" --weight-bits {ptq.weight_bits}"
+    if ptq.reduce_range:
+        settings += " --reduce-range"
     return f"repq ptq {weights} {settings} --plan {out / PLAN} -o int8.safetensors"
 
 

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from annotated_types import Ge
 from click.testing import CliRunner, Result
 from pydantic_core import PydanticUndefined
 
@@ -65,8 +64,7 @@ class Material:
         choices = choices_of(item)
         if choices:
             return [choices[0]]
-        least = max([1, *(mark.ge for mark in get_args(item) if isinstance(mark, Ge) and plain is int)])
-        text = {int: str(least), float: "0.5", str: "cpu"}.get(plain, str(SIZE))
+        text = {int: "100" if option.name == "--opset" else "1", float: "0.5", str: "cpu"}.get(plain, str(SIZE))
         text = {"--percentile": "99", "--opset": "19", "--set": "a=1", "--measure": "local.snr"}.get(option.name, text)
         return [text] * max(count, 1)
 

@@ -110,14 +110,14 @@ def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("better", [False, True])
-def test_weights_have_7_bits_where_sums_saturate_and_as_long_as_that_loses_less(saturates: bool, better: bool) -> None:
+def test_the_range_is_reduced_where_sums_saturate_and_as_long_as_that_loses_less(saturates: bool, better: bool) -> None:
     names, recipes = tried(recipe(allow_qat=True), 0.1, 0.05 if better else 0.2, 0.04, 0.03)
-    bits = [one.ptq.weight_bits for one in recipes]
-    assert bits == ([8, 7, *([7, 7] if better else [8, 8])] if saturates else [8, 8, 8])
-    assert len(set(names)) == len(names) and ("7 bits" in names[1]) == saturates
-    for unchanged in ({"auto": False}, {"weight_bits": 7}):
-        bits = [one.ptq.weight_bits for one in tried(recipe(ptq=unchanged), *[0.1] * 4)[1]]
-        assert len(bits) == 2 and len(set(bits)) == 1
+    reduced = [one.ptq.reduce_range for one in recipes]
+    assert reduced == ([False, True, better, better] if saturates else [False] * 3)
+    assert len(set(names)) == len(names) and ("a reduced range" in names[1]) == saturates
+    for unchanged in ({"auto": False}, {"reduce_range": True}):
+        reduced = [one.ptq.reduce_range for one in tried(recipe(ptq=unchanged), *[0.1] * 4)[1]]
+        assert len(reduced) == 2 and len(set(reduced)) == 1
     assert len(tried(recipe(target="onnxruntime"), *[0.1] * 4)[0]) == 2
 
 

@@ -14,6 +14,8 @@ from repq.recipe import EvalConfig, PtqConfig
 from repq.results import Accuracy, PtqReport
 from repq.stages.budget import Held, PtqJob, quantize_within
 
+RANGES = ("full", "reduced")
+
 
 def accuracy(ap: float) -> Accuracy:
     none = dict.fromkeys(("ap_small", "ap_medium", "ap_large"))
@@ -22,17 +24,17 @@ def accuracy(ap: float) -> Accuracy:
 
 @dataclass(frozen=True)
 class Known(PtqJob):
-    """A job whose AP in the target is known for each number of bits; it writes that number."""
+    """A job whose AP in the target is known, with the full and with a reduced range; it writes which one it had."""
 
-    aps: tuple[float, float] = (0.3, 0.4)  # of 8 and of 7 bits; FP32 has 0.4
+    aps: tuple[float, float] = (0.3, 0.4)  # FP32 has 0.4
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
-        out.write_text(str(self.config.weight_bits))
+        out.write_text(RANGES[self.config.reduce_range])
         report = PtqReport(
             model="m", scheme="asymmetric", method="max", images=1, int8_macs_share=1.0, layers=(),
             accuracy_float=accuracy(0.4), accuracy_quantized=accuracy(0.4),
         )  # fmt: skip
-        return Held(report, self.aps[self.config.weight_bits == 7], self.target or "the simulation", planned=False)
+        return Held(report, self.aps[self.config.reduce_range], self.target or "the simulation", planned=False)
 
 
 def job(tmp_path: Path, config: PtqConfig, aps: tuple[float, float]) -> Known:
@@ -42,7 +44,7 @@ def job(tmp_path: Path, config: PtqConfig, aps: tuple[float, float]) -> Known:
 
 
 @pytest.mark.parametrize("saturates", [False, True])
-def test_7_bits_are_tried_where_sums_saturate_alone(
+def test_a_reduced_range_is_tried_where_sums_saturate_alone(
     saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if saturates else None)
@@ -57,17 +59,17 @@ def test_7_bits_are_tried_where_sums_saturate_alone(
     cured = job(tmp_path, PtqConfig(), (0.3, 0.399))
     if saturates:
         assert quantize_within(cured, out, 0.005).ap == 0.399
-        assert out.read_text() == "7"
+        assert out.read_text() == "reduced"
     else:
         with pytest.raises(LookupError):
             quantize_within(cured, out, 0.005)
-        assert out.read_text() == "8"
+        assert out.read_text() == "full"
     asked.clear()
-    for aps, bits in (((0.3, 0.35), 7), ((0.3, 0.29), 8)):
+    for aps, better in (((0.3, 0.35), True), ((0.3, 0.29), False)):
         with pytest.raises(LookupError):
             quantize_within(replace(cured, aps=aps), out, 0.005)
-        wanted = bits if saturates else 8
-        assert (out.read_text(), asked.pop().weight_bits) == (str(wanted), wanted)
+        wanted = better and saturates
+        assert (out.read_text(), asked.pop().reduce_range) == (RANGES[wanted], wanted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert quantize_within(replace(cured, config=PtqConfig(auto=False)), out, 0.005).ap == 0.3
     assert quantize_within(replace(cured, aps=(0.399, 0.4)), out, 0.005).ap == 0.399

@@ -73,7 +73,7 @@ def test_a_teacher_of_another_kind_and_more_classes_teaches(files: Path, tmp_pat
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "qat.safetensors"
     save_checkpoint(teacher, detector("yolov6n", 4), names=("square", *NAMES[::-1]))
     settings = ("--set", "projector_weight=1", "--images", 2, "--method", "max", "--weight-granularity", "tensor",
-                "--weight-bits", 7)  # fmt: skip
+                "--reduce-range")  # fmt: skip
     found = values(*qat(files, files / "float.safetensors", "--teacher", teacher, *settings, "-o", out, "--no-eval"))
     assert {"distill_class", "distill_box", "distill_features", "distill_projected"} < found["epochs"][0][
         "losses"
@@ -81,7 +81,8 @@ def test_a_teacher_of_another_kind_and_more_classes_teaches(files: Path, tmp_pat
     assert found["epochs"][0]["teacher_seconds"] > 0
     weights = load_weights(out)
     assert weights.names == NAMES
-    assert {(scales.weight.axis, scales.weight.bits) for scales in scale_table(weights.model).values()} == {(None, 7)}
+    assert {scales.weight.axis for scales in scale_table(weights.model).values()} == {None}
+    assert weights.config.reduce_range
 
 
 def test_float_weights_are_calibrated_first(files: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
 from repq.quant.calibration import Calibrator, Observer, calibrator
 from repq.quant.calibration.histogram import Histogram
-from repq.quant.scaling import Scheme, asymmetric_scale, range_scale, weight_scale
+from repq.quant.convolution import rounding_scale
+from repq.quant.scaling import Scheme, asymmetric_scale, range_scale
 from repq.quant.state import apply_scales, quantized_layers, quantizing
 from repq.recipe import CalibrationConfig
 from repq.results import Range
@@ -247,8 +248,7 @@ def set_scales(model: nn.Module, observation: Observation, config: CalibrationCo
             notes.append(f"{name}: its input was zero on all calibration images; its scale is that of the range -1..1")
         low, high = observation.range_of(name, layer.scheme, config)
         table[name] = LayerScales(
-            input=range_scale(low, high, layer.scheme),
-            weight=weight_scale(weight, layer.weight_axis, layer.weight_bits),
+            input=range_scale(low, high, layer.scheme), weight=rounding_scale(layer, layer.weight)
         )
     apply_scales(model, table)
     return tuple(notes)

@@ -68,10 +68,9 @@ def adapt_rounding(model: nn.Module, batches: Sequence[Tensor], *, seed: int = 0
         grams = input_grams(model, {name: layers[name] for name in names}, batches, seed)
         for name in names:
             layer = layers[name]
-            quantizer, axis = layer.weight_quantizer, output_axis(layer)
-            assert quantizer.scale is not None, "a calibrated model"
-            weight = layer.weight.movedim(axis, 0)
-            rounded = best_rounding(weight, quantizer.scale, grams.pop(name), quantizer.limits)
+            assert layer.weight_quantizer.scale is not None, "a calibrated model"
+            axis = output_axis(layer)
+            rounded = best_rounding(layer.weight.movedim(axis, 0), layer.weight_quantizer.scale, grams.pop(name))
             layer.weight.data = rounded.movedim(0, axis).contiguous()
 
 
@@ -89,20 +88,19 @@ def input_grams(
     return grams
 
 
-def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor, limits: tuple[int, int] = (-128, 127)) -> Tensor:
+def best_rounding(weight: Tensor, scale: Tensor, gram: Tensor) -> Tensor:
     """Multiples of ``scale`` next to ``weight`` that minimize the layer's error.
 
     Args:
         weight: (C_out, C_in / groups, k, k), or (C_out, C_in).
         scale: (C_out,), or one for all.
         gram: (groups, D, D), D = C_in / groups * k * k, or C_in.
-        limits: the smallest and the largest integer.
     """
     rows = weight.detach().reshape(len(gram), -1, gram.shape[-1])  # (groups, rows, D)
     steps = scale.expand(len(weight)).view(len(gram), -1, 1)
     exact = rows / steps
-    nearest = exact.round().clamp(*limits)
-    other = (nearest + (exact - nearest).sign()).clamp(*limits)
+    nearest = exact.round().clamp(-128, 127)
+    other = (nearest + (exact - nearest).sign()).clamp(-128, 127)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     damped = gram + torch.diag_embed((DAMPING * diagonal.mean(1, keepdim=True)).expand_as(diagonal))
     damped_diagonal = damped.diagonal(dim1=1, dim2=2)

@@ -21,8 +21,7 @@ import math
 import torch
 
 from repq.layers import LayerId
-from repq.quant.convolution import QuantizedLayer, quantized_weight
-from repq.quant.scaling import weight_scale
+from repq.quant.convolution import QuantizedLayer, quantized_weight, rounding_scale
 from repq.quant.state import quantized_layers, set_fine_scale
 
 
@@ -33,7 +32,7 @@ def split_layers(model: torch.nn.Module, below_db: float) -> tuple[LayerId, ...]
     for name, layer in quantized_layers(model).items():
         if weight_snr_db(layer) < below_db:
             residual = layer.weight - layer.weight_quantizer(layer.weight)
-            set_fine_scale(layer, weight_scale(residual.float().cpu().numpy(), layer.weight_axis, layer.weight_bits))
+            set_fine_scale(layer, rounding_scale(layer, residual))
             chosen.append(name)
     return tuple(chosen)
 

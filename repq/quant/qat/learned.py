@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from repq.quant.calibration.observation import Groups
 from repq.quant.quantizer import Grid, Quantizer
 from repq.quant.state import quantized_layers
 from repq.quant.tape import record_small
-from repq.scales import TensorScale, integer_range
+from repq.scales import TensorScale
 
 
 class _Scale(torch.autograd.Function):
@@ -86,7 +87,7 @@ class LearnedQuantizer(Quantizer):
         return Grid(self._aligned(scale, x.ndim), self.limits, self.log_ratio, self._factor(x))
 
     def _factor(self, x: Tensor) -> float:
-        return 1 / math.sqrt(self._values_per_scale(x) * integer_range(self.dtype, self.bits)[1])
+        return 1 / math.sqrt(self._values_per_scale(x) * np.iinfo(self.dtype).max)
 
     def _values_per_scale(self, x: Tensor) -> float:
         return x.numel() / self.log_ratio.numel() / (len(x) if self.batched else 1)

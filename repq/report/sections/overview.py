@@ -95,8 +95,8 @@ def _measured(summary: ReportSummary) -> list[Block]:
         items.append(("Evaluated on", f"{plural(measured.images, 'image')} with {plural(measured.objects, 'object')}"))
     if ptq:
         int8 = sum(layer.precision == "int8" for layer in ptq.layers)
-        by, bits = ptq.settings.get("weight_granularity", "channel"), ptq.settings.get("weight_bits", 8)
-        reduced = "" if bits == 8 else f" of {bits} bits"
+        by = ptq.settings.get("weight_granularity", "channel")
+        reduced = " of a reduced range" if ptq.settings.get("reduce_range") else ""
         items += [
             ("Quantization", f"{ptq.scheme} INT8, per-{by} weights{reduced}, per-tensor activations"),
             ("Calibration", f"{ptq.calibration or ptq.method}, on {plural(ptq.images, 'image')}"),
