@@ -217,3 +217,68 @@ def test_metadata_that_contradict_the_graph_are_named(tmp_path: Path) -> None:
         load_graph(saved(yolov8(names=str(list("abcdefg"))), tmp_path))
     with pytest.raises(RepqError, match="the file's metadata say task 'pose'"):
         load_graph(saved(yolov8(task="pose"), tmp_path))
+
+
+def _resize_to(g: Graph, x: str) -> str:
+    return str(g.op("Resize", x, "", "", g.ints(1, 8, 8, 8), mode="linear"))
+
+
+def _resize_back(g: Graph, x: str) -> str:
+    small_ = g.op("Resize", x, "", g.constant([1, 1, 0.5, 0.5]), mode="linear", antialias=1)
+    return str(g.op("Resize", small_, "", "", g.op("Shape", x), mode="cubic"))
+
+
+def _resize_axes(g: Graph, x: str) -> str:
+    return str(g.op("Resize", x, "", "", g.ints(8, 8), axes=[2, 3], keep_aspect_ratio_policy="not_larger"))
+
+
+def _resize_kept(g: Graph, x: str) -> str:
+    shape = g.ints(1, 8, 8, 8)
+    return str(g.op("Resize", x, "", "", shape, keep_aspect_ratio_policy="not_larger", mode="linear"))
+
+
+def _expanded(g: Graph, x: str) -> str:
+    return str(g.op("Add", x, g.op("Expand", g.op("ReduceMean", x, g.ints(2, 3)), g.ints(1, 8, 8, 8))))
+
+
+def _grid_of_one(g: Graph, x: str) -> str:
+    grid = g.rng.uniform(-1, 1, (1, 8, 8, 2))
+    return str(g.op("GridSample", x, g.constant(grid), mode="linear", align_corners=0))
+
+
+def _first_image(g: Graph, x: str) -> str:
+    return str(g.op("Unsqueeze", g.op("Gather", x, g.constant(0, np.int64), axis=0), g.ints(0)))
+
+
+def _tokens_first(g: Graph, x: str) -> str:
+    """(tokens, 1, channels), as torch's attention has them."""
+    rows = g.op("Transpose", g.op("Reshape", x, g.ints(1, 8, 64)), perm=[2, 0, 1])
+    mixed = g.op("Add", g.op("Softmax", rows, axis=2), g.constant(g.rng.normal(0, 1, (64, 1, 1))))
+    return str(g.op("Reshape", g.op("Transpose", mixed, perm=[1, 2, 0]), g.ints(1, 8, 8, 8)))
+
+
+def _sliced(g: Graph, x: str) -> str:
+    begin, end = g.ints(0, 0, 0, 0), g.ints(1, 8, 8, 8)
+    return str(g.op("Slice", g.op("Pad", x, g.ints(0, 0, 1, 1, 0, 0, 1, 1)), begin, end))
+
+
+def _written(g: Graph, x: str) -> str:
+    rows = g.op("ScatterND", x, g.constant([[0]], np.int64), g.op("Mul", x, g.constant(2)))
+    return str(g.op("Concat", *g.op("Split", rows, g.ints(4, 4), axis=1, outputs=2), axis=1))
+
+
+BOUND = [
+    _resize_to, _resize_back, _resize_axes, _resize_kept, _expanded, _grid_of_one, _first_image, _tokens_first, _sliced,
+    _written,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", BOUND)
+def test_what_was_exported_for_one_image_runs_on_several(step: Callable[[Graph, str], str], tmp_path: Path) -> None:
+    g = Graph(opset=20)
+    head = g.conv(step(g, g.conv("input", 3, 8, stride=8)), 8, 8, 1)
+    path = saved(g.model({"output": (g.rows([g.op("Sigmoid", head)], 8), [1, 64, 8])}), tmp_path)
+    model = load_graph(path).model
+    with torch.no_grad():
+        found = model.outputs(model.features(noise(3)))[0].numpy()
+    np.testing.assert_allclose(found, run(path, noise(3))[0], rtol=1e-4, atol=1e-4)
