@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from repq.printable import printable
 from repq.reading import MIB, read_bytes
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 LIMIT = 4096 * MIB  # protobuf itself ends at 2 GiB
 
@@ -20,7 +22,8 @@ LIMIT = 4096 * MIB  # protobuf itself ends at 2 GiB
 def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[ModelProto, bytes]:
     """Read and check an ONNX file; return the model with all its weights, and the file's bytes.
 
-    Every tensor in it can be turned into an array, and every input and output is a tensor of a known type.
+    Every tensor in it can be turned into an array, and every input and output is a tensor of a known type. Nodes come
+    behind what they read, which some exporters leave to the runtime, and no two have one name.
 
     Args:
         beside: weights may lie in other files beside it.
@@ -35,8 +38,9 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
     fix = "export it again, for example with `repq export`"
     with refusing(f"{path} is no valid ONNX model", fix, error):
         model = onnx.load_model_from_string(content)
-    if not model.graph.node:
-        raise error(f"{printable(path)} is no valid ONNX model", found="no graph with nodes", fix=fix)
+    if not model.graph.node or not model.graph.output:
+        missing = "outputs" if model.graph.node else "nodes"
+        raise error(f"{printable(path)} is no valid ONNX model", found=f"no graph with {missing}", fix=fix)
     outside = [tensor.name for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
     if outside and not beside:
         raise error(
@@ -46,10 +50,16 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
         )
     with refusing(f"{path} is no valid ONNX model", f"{fix}; weights in other files must lie beside it", error):
         onnx.load_external_data_for_model(model, str(path.parent))
+        _tell_apart(model.graph)
+        if problem := _put_in_order(model.graph):
+            raise error(f"{printable(path)} is no valid ONNX model", found=problem, fix=fix)
         onnx.checker.check_model(model)
         for tensor in _tensors(model.graph):
             numpy_helper.to_array(tensor)
         for value in (*model.graph.input, *model.graph.output):
+            if kind := value.type.WhichOneof("value").removesuffix("_type").replace("tensor", ""):
+                raise error(f"{printable(path)} takes or gives more than tensors", found=f"{value.name}: {kind}",
+                            fix="export the detector alone, with tensors as inputs and outputs")  # fmt: skip
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     return model, content
 
@@ -71,6 +81,50 @@ def refusing(what: str, fix: str, error: type[RepqError]) -> Iterator[None]:
         text = (str(problem).strip().splitlines() or [""])[0]
         named = isinstance(problem, (ValueError, OSError)) or type(problem).__module__.split(".")[0] != "builtins"
         raise error(what, found=text if text and named else f"{type(problem).__name__} {text}", fix=fix) from None
+
+
+def _tell_apart(graph: GraphProto) -> None:
+    """Give nodes of one name different ones, in place: ONNX Runtime takes no others."""
+    taken = {node.name for node in graph.node}
+    seen = {""}
+    for node in graph.node:
+        if node.name in seen and node.name:
+            node.name = next(name for number in count(1) if (name := f"{node.name}_{number}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+
+
+def _put_in_order(graph: GraphProto) -> str | None:
+    """Put every node behind those that it reads, in place; say what keeps it from that."""
+    nodes = list(graph.node)
+    makers = {name: number for number, node in enumerate(nodes) for name in node.output}
+    reads = [list(_reads(node)) for node in nodes]
+    given = {entry.name for entry in (*graph.input, *graph.initializer)}
+    given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in nodes:
+        if lost := [name for name in node.input if name and name not in makers and name not in given]:
+            return f"nothing gives {lost[0]!r}, which {node.name or node.op_type} reads"
+    before = [[makers[name] for name in names if name in makers] for names in reads]
+    if all(earlier < number for number, numbers in enumerate(before) for earlier in numbers):
+        return None
+    try:
+        order = list(TopologicalSorter(dict(enumerate(before))).static_order())
+    except CycleError as problem:
+        return f"a circle through {nodes[problem.args[1][0]].name or nodes[problem.args[1][0]].op_type}"
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies[number] for number in order)
+    return None
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """What a node reads, also the graphs in it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            for own in inner.node:
+                yield from _reads(own)
+            yield from (output.name for output in inner.output)
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -10,8 +10,8 @@ import ast
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ Array = NDArray[Any]
 
 _LEVELS = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16), (16,), (32,), (8,), (8, 16, 32, 64, 128))
 """Strides that detectors have."""
+
+_SCORE_WORDS = ("score", "logit", "cls", "class", "conf", "prob")
 
 _TASKS = {"segment": "segmentation", "classify": "classification", "pose": "poses", "obb": "rotated boxes"}
 
@@ -55,6 +57,12 @@ class Outputs:
             if whole and any(cells * each == count for each in anchors):
                 return strides
         return ()
+
+    def cells(self, count: int) -> list[tuple[Array, Array]]:
+        """Centres in pixels (N, 2) and strides (N, 1) of the cells of so many rows, in each order of the levels."""
+        strides = self.levels(count, anchors=(1,))
+        both = [cells_of(order, self.imgsz) for order in dict.fromkeys((strides, strides[::-1])) if order]
+        return [((cells + 0.5) * sizes, sizes) for cells, sizes in both]
 
 
 Fit = tuple[OutputLayout, int]
@@ -157,20 +165,32 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
     if fits:
         raise RepqError("it is not clear what the graph's outputs mean", found=f"{outputs.listed}{classes}",
                         fix=f"say it: --layout {' or '.join(fits)}")  # fmt: skip
+    without = replace(outputs, classes=None)
+    if name is None and outputs.classes is not None:
+        fits = {entry.name: fit for entry in LAYOUTS if entry.name != "end2end" and (fit := entry.fit(without))}
+        if fits:
+            seen = " or ".join(f"{layout} of {count} classes" for layout, (_, count) in fits.items())
+            raise RepqError("the class names in the metadata contradict the graph's outputs",
+                            found=f"{outputs.listed}, which would be {seen},{classes}",
+                            fix="mend or remove the entry `names` of the file's metadata")  # fmt: skip
+    maps = all(array.ndim > 3 for array in outputs.arrays.values())
     raise RepqError(
         "the graph's outputs are none of a known detector" if name is None else f"the outputs are not {name}",
-        found=f"{outputs.listed}{classes}", fix=f"known layouts: {known}",
+        found=f"{outputs.listed}{classes}",
+        fix="export it with its boxes decoded" if maps else f"known layouts: {known}",
     )  # fmt: skip
 
 
 def _other_task(outputs: Outputs, task: str | None) -> str | None:
     arrays = list(outputs.arrays.values())
     if task in _TASKS:
-        return _TASKS[task]
+        return f"{_TASKS[task]} (the file's metadata say task {task!r})"
     if not all(array.size for array in arrays):
         return "an output without values"
-    if len(arrays) == 1 and arrays[0].ndim == 2:
+    if len(arrays) == 1 and (arrays[0].ndim == 2 or arrays[0].shape[2:] == (1, 1)):
         return "classification"
+    if len(arrays) == 1 and (arrays[0].ndim == 4 or arrays[0].shape[0] == 1) and arrays[0].shape[-2:] == outputs.imgsz:
+        return "segmentation"
     if any(array.ndim == 4 and array.shape[1] in (1, 32) for array in arrays) and any(a.ndim == 3 for a in arrays):
         return "segmentation"
     return None
@@ -180,9 +200,10 @@ def _other_task(outputs: Outputs, task: str | None) -> str | None:
 
 
 def _only(outputs: Outputs) -> Array | None:
-    """The one output (N, columns) or (columns, N)."""
-    arrays = list(outputs.arrays.values())
-    return arrays[0][0] if len(arrays) == 1 and arrays[0].ndim == 3 and min(arrays[0].shape[1:]) > 4 else None
+    """The one output (N, columns) or (columns, N); maps of anchors (1, A, h, w, columns) behind it are its raw form."""
+    first, *further = outputs.arrays.values()
+    only = first.ndim == 3 and min(first.shape[1:]) > 4 and all(array.ndim == 5 for array in further)
+    return first[0] if only else None
 
 
 def _with_objectness(outputs: Outputs) -> Array | None:
@@ -235,12 +256,24 @@ def _yolov8(outputs: Outputs) -> Fit | None:
 
 def _columns(outputs: Outputs, rows: Array, columns_first: bool = False) -> OutputLayout:
     return OutputLayout(
-        objectness=None, scores=4, columns_first=columns_first, box_form=_form(rows), normalized=_normalized(rows),
+        objectness=None, scores=4, columns_first=columns_first, box_form=_form(outputs, rows),
+        normalized=_normalized(rows),
         one_per_object=not outputs.levels(len(rows)),
     )  # fmt: skip
 
 
-def _form(rows: Array) -> Any:
+def _form(outputs: Outputs, rows: Array) -> Any:
+    """Whether boxes lie around their cells by their first two numbers, or by the middle of both pairs."""
+    scale = np.array(outputs.imgsz[::-1]) if _normalized(rows) else 1
+    points = rows[:, :2] * scale, (rows[:, :2] + rows[:, 2:4]) / 2 * scale
+    if orders := outputs.cells(len(rows)):
+        centre, corners = (min(np.median(np.abs(p - cells) / sizes) for cells, sizes in orders) for p in points)
+        if centre != corners:
+            return "centre" if centre < corners else "corners"
+    return _form_by_order(rows)
+
+
+def _form_by_order(rows: Array) -> Any:
     """Corners are in order; as centre and size, hardly a box would reach from the origin to beyond its centre."""
     ordered = (rows[:, 2] >= rows[:, 0]) & (rows[:, 3] >= rows[:, 1])
     return "corners" if ordered.mean() > 0.98 else "centre"
@@ -265,10 +298,11 @@ def _end2end(outputs: Outputs) -> Fit | None:
     if not classes:
         raise RepqError("the number of classes is not known", found=outputs.listed,
                         fix="write the class names into the file's metadata under the key `names`")  # fmt: skip
-    layout = OutputLayout(
-        "corners", objectness=None, scores=4, ranked=classes, one_per_object=True, normalized=_normalized(rows)
-    )
-    return layout, classes
+    normalized = _normalized(rows)
+    return OutputLayout(
+        _form_by_order(rows) if normalized else "corners", objectness=None, scores=4, ranked=classes,
+        one_per_object=True, normalized=normalized,
+    ), classes  # fmt: skip
 
 
 # --- boxes and scores apart ------------------------------------------------------------------------------------------
@@ -279,11 +313,19 @@ def _apart(outputs: Outputs) -> tuple[int, int, bool] | None:
     arrays = list(outputs.arrays.values())
     if len(arrays) != 2 or any(array.ndim != 3 for array in arrays):
         return None
-    for boxes, scores in ((0, 1), (1, 0)):
-        count = arrays[boxes].shape[1]
-        if arrays[boxes].shape[2] == 4 and count in arrays[scores].shape[1:]:
-            return boxes, scores, arrays[scores].shape[1] != count
-    return None
+    fits = [
+        (boxes, scores, arrays[scores].shape[1] != arrays[boxes].shape[1])
+        for boxes, scores in ((0, 1), (1, 0))
+        if arrays[boxes].shape[2] == 4 and arrays[boxes].shape[1] in arrays[scores].shape[1:]
+    ]
+    return max(fits, key=lambda fit: _like_boxes(outputs, fit[0]) - _like_boxes(outputs, fit[1]), default=None)
+
+
+def _like_boxes(outputs: Outputs, number: int) -> int:
+    """How much an output of four columns is like boxes, by its name before its values: pixels, or parts of an image."""
+    name, array = list(outputs.arrays.items())[number]
+    named = ("box" in name.lower()) - any(word in name.lower() for word in _SCORE_WORDS)
+    return 4 * named + 2 * bool(array.max() > 32) + bool(array.min() >= 0 and array.max() <= 1)
 
 
 def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
@@ -293,23 +335,24 @@ def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
     arrays = list(outputs.arrays.values())
     boxes, scores = arrays[found[0]][0], arrays[found[1]][0]
     scores = scores.T if found[2] else scores
-    if bool(scores.min() < 0 or scores.max() > 1) is not logits:
+    if bool(scores.min() < 0 or scores.max() > 1 or "logit" in list(outputs.arrays)[found[1]].lower()) is not logits:
         return None
-    layout, classes, activation = _columns(outputs, boxes), scores.shape[1], "none"
+    layout, classes = _columns(outputs, boxes), scores.shape[1]
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
     if logits:
         none = classes - 1 == outputs.classes if outputs.classes else (scores.argmax(1) == classes - 1).mean() > 0.5
         activation, classes = ("softmax", classes - 1) if none else ("sigmoid", classes)
     if outputs.classes not in (None, classes):
         return None
-    form = {"apart": found[:2], "scores_first": found[2], "activation": activation}
-    return OutputLayout(**{**layout.values(), **form}), classes
+    layout = replace(layout, apart=found[:2], scores_first=found[2], activation=activation)
+    return replace(layout, box_form="centre") if logits and layout.normalized else layout, classes
 
 
 LAYOUTS: list[NamedLayout] = [
     NamedLayout("yolov5", "(N, 5 + classes) with objectness, in pixels: YOLOv5, v6, v7, decoded YOLOX", _yolov5),
     NamedLayout("yolox-raw", "(N, 5 + classes) relative to cells: YOLOX as it is usually exported", _yolox_raw),
     NamedLayout("yolov8", "(4 + classes, N) or (N, 4 + classes): YOLOv8, 11, RT-DETR", _yolov8),
-    NamedLayout("end2end", "(K, 6) corners, score, class: YOLOv10, 26", _end2end),
+    NamedLayout("end2end", "(K, 6) box, score, class: YOLOv10, 26, RT-DETR", _end2end),
     NamedLayout("boxes-scores", "boxes (N, 4) and scores apart: PP-YOLOE, YOLO-NAS", lambda o: _with_scores(o, False)),
     NamedLayout("detr", "boxes (N, 4) and logits apart: DETR, RT-DETR", lambda o: _with_scores(o, True)),
 ]

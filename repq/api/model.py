@@ -103,6 +103,7 @@ class Model:
         start: starts it; see ``running``.
         graph: what was said of an ONNX file that it does not say itself.
         unclear: why nobody knows what the outputs mean.
+        said: the size that the file of a graph of any size says; other sizes work too.
         usual: the size that steps work at if no other is given.
         report: what the step that made the handle says of itself; None for an opened file.
     """
@@ -129,6 +130,7 @@ class Model:
     path: Path | None = None
     graph: GraphConfig = GraphConfig()
     unclear: RepqError | None = None
+    said: tuple[int, int] | None = None
     usual: tuple[int, int] = (640, 640)
     report: Any = None
 
@@ -448,7 +450,12 @@ class Model:
         from repq.api.planning import measurement, plan_for
         from repq.quant.sensitivity import Journal, collect, measure_layers
 
-        weights, size, options, drawn = self.floats("be measured"), self.size(imgsz), self.options, ptq.calibration
+        weights, size, options, drawn = (
+            self.floats("be measured", imgsz),
+            self.size(imgsz),
+            self.options,
+            ptq.calibration,
+        )
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
@@ -538,7 +545,11 @@ class Model:
         """
         from repq.api.quantizing import fused, planned, quantized
 
-        weights, size, options = fused(self.floats("be quantized"), self.options.device), self.size(imgsz), self.options
+        weights, size, options = (
+            fused(self.floats("be quantized", imgsz), self.options.device),
+            self.size(imgsz),
+            self.options,
+        )
         if config is None:
             named = {"method": method, "percentile": percentile}
             calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
@@ -593,7 +604,7 @@ class Model:
         from repq.export import float_copy
         from repq.quant.qat import train_quantized
 
-        weights, size, options = self.checkpoint("be trained"), self.size(imgsz), self.options
+        weights, size, options = self.checkpoint("be trained", imgsz), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
         with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             if chosen.task_weight and not train_set.objects:
@@ -644,7 +655,7 @@ class Model:
         from repq.api.images import with_sizes
         from repq.api.pruning import pruned
 
-        weights, size, options = self.floats("be pruned"), self.size(imgsz), self.options
+        weights, size, options = self.floats("be pruned", imgsz), self.size(imgsz), self.options
         chosen = settings_of(PruneConfig, config, settings, "pruning")
         with ExitStack() as stack:
             train_set = None
@@ -680,7 +691,7 @@ class Model:
         from repq.api.exporting import write_onnx
         from repq.api.opening import open_onnx
 
-        weights, out, size = self.checkpoint("be exported"), suffixed(path, ".onnx"), self.size(imgsz)
+        weights, out, size = self.checkpoint("be exported", imgsz), suffixed(path, ".onnx"), self.size(imgsz)
         chosen = settings_of(ExportConfig, config, settings, "export")
         known = None if maxima is None else maxima.checkpoint("give maxima").maxima
         report = write_onnx(weights, out, size, chosen, known)
@@ -760,13 +771,13 @@ class Model:
                 f"{self.label} takes images of {self.imgsz[0]}x{self.imgsz[1]}", found=f"imgsz {wanted[0]}x{wanted[1]}",
                 fix="leave imgsz out, or export it again for this size",
             )  # fmt: skip
-        height, width = self.imgsz or wanted or self.usual
+        height, width = self.imgsz or wanted or self.said or self.usual
         if self.weights is not None:
             self.weights.model.spec.check_size(height, width)
         return height, width
 
-    def checkpoint(self, step: str) -> Weights:
-        """The weights of a checkpoint.
+    def checkpoint(self, step: str, imgsz: Size | None = None) -> Weights:
+        """The weights of a checkpoint, or of an ONNX file for images of this size.
 
         Raises:
             CheckpointError: it is none, and cannot do what ``step`` says.
@@ -775,7 +786,7 @@ class Model:
             from repq.quant import load_weights
 
             assert self.path is not None
-            return load_weights(self.path, self.size(None), self.graph)
+            return load_weights(self.path, self.size(imgsz), self.graph)
         if self.weights is None:
             raise CheckpointError(
                 f"{self.label} cannot {step}", found=f"a model of the kind {self.kind!r}",
@@ -783,7 +794,7 @@ class Model:
             )  # fmt: skip
         return self.weights
 
-    def floats(self, step: str) -> Weights:
+    def floats(self, step: str, imgsz: Size | None = None) -> Weights:
         """The weights of a float checkpoint.
 
         Raises:
@@ -791,7 +802,7 @@ class Model:
         """
         from repq.api.quantizing import demand_float
 
-        return demand_float(self.checkpoint(step), self.label)
+        return demand_float(self.checkpoint(step, imgsz), self.label)
 
     def _with(self, weights: Weights, size: tuple[int, int] | None = None, report: Any = None) -> Model:
         from repq.api.opening import of_weights

@@ -76,10 +76,10 @@ def load(
         if engine not in (None, built.name):
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
         return replace(of_engine(path.name, built, options), path=path)
+    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     if path.suffix == ".onnx":
         if engine != "torch":
-            return open_onnx(path, replace(options, engine=engine), graph)
-        size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+            return open_onnx(path, replace(options, engine=engine), graph, size)
         return of_weights(path.name, load_weights(path, size, graph), options, path)
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise RepqError(
@@ -180,8 +180,14 @@ def _deployed_layers(model: Detector) -> tuple[LayerId, ...]:
         return layer_ids(build(model.spec, deploy=True))
 
 
-def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) -> Model:
-    """A handle of an ONNX file; one that repq did not write runs once to show what its outputs mean."""
+def open_onnx(
+    path: Path, options: Options, graph: GraphConfig = GraphConfig(), imgsz: tuple[int, int] | None = None
+) -> Model:
+    """A handle of an ONNX file; one that repq did not write runs once to show what its outputs mean.
+
+    Args:
+        imgsz: height and width, for a graph of any size.
+    """
     from repq.engine.source import read_source
 
     source = read_source(path)
@@ -194,14 +200,15 @@ def open_onnx(path: Path, options: Options, graph: GraphConfig = GraphConfig()) 
         return in_engine(build(options.engine or usual, path, config), layout)
 
     own = "repq.spec" in source.metadata
-    opened = _of_graph("onnx", path.name, source, started, options, path=path, graph=graph)
+    said = from_metadata(source.metadata)
+    opened = _of_graph("onnx", path.name, source, started, options, path=path, graph=graph, said=said)
     if own and graph == GraphConfig():
         return opened
     if own:
         form = form_of(Outputs({}, opened.size(None)), source.metadata, graph)
     else:
         try:
-            form = form_of(_outputs_of(path, source), source.metadata, graph)
+            form = form_of(_outputs_of(path, source, imgsz or said), source.metadata, graph)
         except RepqError as error:
             return replace(opened, unclear=error)
     return replace(
@@ -224,23 +231,35 @@ def _engines_for(source: Source) -> tuple[EngineName, ...]:
     return default_engines() if form is None else (form.runs_in,)
 
 
-def _outputs_of(path: Path, source: Source) -> Outputs:
-    """What a graph gives for an image of noise."""
+def _outputs_of(path: Path, source: Source, imgsz: tuple[int, int] | None) -> Outputs:
+    """What a graph gives for an image of noise.
+
+    Raises:
+        EngineError: it cannot be run.
+        GraphError: it is of any size, and none is given.
+    """
     import numpy as np
     import onnxruntime
 
-    height, width = source.input.shape[2:4]
-    if not (isinstance(height, int) and isinstance(width, int)):
-        raise GraphError(f"{source.name} takes images of any size", fix="export it for a fixed size")
+    from repq.onnx_file import refusing
+
+    listed = f"{source.input.name} {source.input.shape}"
+    batch, channels, *sides = (side if isinstance(side, int) else None for side in source.input.shape)
+    if channels not in (3, None):
+        raise GraphError(f"{source.name} takes no images (batch, 3, height, width)", found=listed,
+                         fix="export it for channels first")  # fmt: skip
+    height, width = (own or given for own, given in zip(sides, imgsz or sides, strict=True))
+    if height is None or width is None:
+        raise GraphError(f"{source.name} takes images of any size", found=listed, fix="give --imgsz")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    with in_utf8(path) as there:
+    what, fix = f"{source.name} cannot be run in onnxruntime", "export the detector alone, with ONNX's own operators"
+    with in_utf8(path) as there, refusing(what, fix, EngineError):
         session = onnxruntime.InferenceSession(str(there), options, providers=["CPUExecutionProvider"])
-    batch = source.input.shape[0]
-    noise = np.random.default_rng(0).random((batch if isinstance(batch, int) else 1, 3, height, width))
-    arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
-    names, known = [output.name for output in source.outputs], class_names(source.metadata)
-    first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+        noise = np.random.default_rng(0).random((batch or 1, 3, height, width))
+        arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
+        names, known = [output.name for output in source.outputs], class_names(source.metadata)
+        first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
     demand_finite(first, f"{source.name} in onnxruntime")
     return Outputs(first, (height, width), None if known is None else len(known))
 
@@ -266,6 +285,9 @@ def _of_graph(
     from repq.graph import parse_metadata
 
     metadata = parse_metadata(source.metadata)
+    if len(source.input.shape) != 4:
+        raise EngineError(f"{label} takes no images (batch, 3, height, width)",
+                          found=f"{source.input.name} {source.input.shape}", fix="export it for images")  # fmt: skip
     batch, height, width = source.input.shape[0], *(metadata.imgsz if metadata else source.input.shape[2:4])
     last = source.outputs[0].shape[-1] if source.outputs[0].shape else None
     layout = OutputLayout() if metadata is None else metadata.layout

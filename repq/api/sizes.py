@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from repq.errors import RepqError
 from repq.files import in_utf8
 from repq.log import Log, quiet
 from repq.printable import printable
@@ -34,11 +35,16 @@ def size_for(paths: Path | Sequence[Path], asked_for: Size | None, log: Log = qu
 
     A graph or engine of another size than ``asked_for`` is refused where it is opened; of a checkpoint, which can work
     at any, both sizes are logged.
+
+    Raises:
+        RepqError: none is asked for, and an ONNX file takes any size and says none.
     """
     models = (paths,) if isinstance(paths, Path) else tuple(paths)
     known = {path: own for path in models if (own := own_size(path)) is not None}
     if asked_for is None:
         if not known:
+            if free := [path.name for path in models if _takes_any_size(path)]:
+                raise RepqError(f"{printable(free[0])} takes images of any size", fix="give --imgsz")
             log(f"{printable(models[0].name)} does not say at which size it works: 640x640 is taken (--imgsz)")
         return next(iter(known.values()), FALLBACK)
     for path, own in known.items():
@@ -49,8 +55,6 @@ def size_for(paths: Path | Sequence[Path], asked_for: Size | None, log: Log = qu
 
 def own_size(path: Path) -> Size | None:
     """The size that a file says of itself, read without its weights; None: it says none, or cannot be read."""
-    from repq.errors import RepqError
-
     with suppress(RepqError, OSError):
         if path.suffix == ".safetensors" and path.is_file():
             from safetensors import SafetensorError, safe_open
@@ -60,5 +64,14 @@ def own_size(path: Path) -> Size | None:
         elif path.suffix == ".onnx" or path.is_dir():
             from repq.api.opening import load
 
-            return load(path).imgsz
+            found = load(path)
+            return found.imgsz or found.said
     return None
+
+
+def _takes_any_size(path: Path) -> bool:
+    from repq.api.opening import load
+
+    with suppress(RepqError, OSError):
+        return path.suffix == ".onnx" and load(path).imgsz is None
+    return False

@@ -24,6 +24,7 @@ from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.machine.cuda import gpu_or_none
+from repq.onnx_file import refusing
 from repq.recipe import Provider
 from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
@@ -133,7 +134,11 @@ class OnnxRuntimeEngine(Engine):
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        results = self._session.run(self._outputs, {self.manifest.input.name: as_input(images, self.manifest.input)})
+        what = f"{self.manifest.source} cannot be run in onnxruntime on {len(images)} images"
+        fix = "try one image at a time (--batch 1); if that fails too, export it again"
+        feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
+        with refusing(what, fix, EngineError):
+            results = self._session.run(self._outputs, feed)
         return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
     def write(self, folder: Path) -> None:

@@ -122,7 +122,5 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     return TensorInfo(
         name=value.name,
         dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-        shape=tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)
-        ),
+        shape=tuple(d.dim_value if d.dim_value > 0 else d.dim_param or f"d{i}" for i, d in enumerate(dimensions)),
     )

@@ -53,8 +53,8 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
             accepts any.
 
     Raises:
-        GraphError: a convolution's weight is no initializer named ``<LayerId>.weight``, two layers share one weight, or
-            the graph's ids differ from ``layers`` (both differences are named).
+        GraphError: the weight of a convolution of two dimensions is no initializer named ``<LayerId>.weight``, two
+            layers share one weight, or the graph's ids differ from ``layers`` (both differences are named).
     """
     wanted = None if layers is None else set(layers)
     found: dict[LayerId, list[gs.Node]] = defaultdict(list)
@@ -66,7 +66,8 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
                 found[layer].append(node)
         elif node.op in CONVOLUTIONS:
             weight = stored_weight(node)
-            nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
+            if weight is None or len(weight.shape) == 4:  # those of one and three dimensions are operators
+                nameless.append(f"{title(node)} ({weight.name if weight is not None else 'computed weight'})")
     if nameless:
         raise GraphError(
             "some convolutions cannot be joined to a layer",

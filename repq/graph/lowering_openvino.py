@@ -13,7 +13,9 @@ numbers as UINT8 come out right. So, with ``q(x) = clip(round(x / s), -128, 127)
 
   since ``q(x) = round(min(x, 127 s) / s)`` for x >= 0. No zero point is left to correct for, and Clip fuses into Conv.
 - for others, Q/DQ with UINT8 and zero point 128, since ``q(x) + 128 = clip(round(x / s) + 128, 0, 255)``;
-- unless only ConvTranspose reads it, directly: its kernel takes INT8, and no zero point.
+- unless only ConvTranspose reads it, directly: its kernel takes INT8, and no zero point;
+- or only products do: their sums of INT8 are right, and OpenVINO cannot compile one of UINT8 with a zero point behind a
+  multiplication by a constant per row, such as the mask of RT-DETR's tokens.
 
 Pairs that meet in a Concat get one form, so that it stays one tensor of integers.
 """
@@ -27,6 +29,7 @@ import onnx_graphsurgeon as gs
 from repq.graph.integer_concat import concat_integers, concatenate, restore_pairs, signed_concats
 from repq.graph.integers import Pair, activation_pairs, copies_values, values_of
 from repq.graph.surgeon import add_node, export_graph, import_graph, is_output, producer, title
+from repq.layers import PRODUCTS
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
 
@@ -41,7 +44,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     groups = [
         (group, all(_never_negative(pair.source, pairs) for pair in group))
         for group in _groups(graph, pairs)
-        if not _only_transposed_convolutions_read(group)
+        if not _signed_readers(group)
     ]
     for group, never_negative in groups:
         for pair in group:
@@ -81,13 +84,13 @@ def _origins(tensor: gs.Tensor, pairs: dict[str, Pair]) -> list[str]:
     return [origin for source in values_of(node) for origin in _origins(source, pairs)]
 
 
-def _only_transposed_convolutions_read(group: list[Pair]) -> bool:
-    """Whether the group is one pair that ConvTranspose alone reads and that does not come from a Concat."""
+def _signed_readers(group: list[Pair]) -> bool:
+    """Whether the group is one pair that ConvTranspose or products alone read and that does not come from a Concat."""
     if len(group) > 1:
         return False
     source = producer(group[0].source)
     readers = {reader.op for reader in group[0].result.outputs}
-    return readers == {"ConvTranspose"} and (source is None or source.op != "Concat")
+    return (readers == {"ConvTranspose"} or readers <= PRODUCTS) and (source is None or source.op != "Concat")
 
 
 def _never_negative(tensor: gs.Tensor, pairs: dict[str, Pair]) -> bool:

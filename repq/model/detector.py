@@ -141,14 +141,21 @@ def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[Lay
 
     ``MACs = output elements * (C_in / groups) * k_h * k_w``; for a transposed convolution
     ``input elements * (C_out / groups) * k_h * k_w``; for a matrix ``output elements * C_in``. Nothing is computed:
-    shapes flow through the meta device.
+    shapes flow through the meta device; but for a graph whose shapes hang on values, as those of a suppression do.
 
     Raises:
         RepqError: the size is no multiple of the model's coarsest stride.
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     deploy_model.spec.check_size(height, width)
-    model = copy.deepcopy(deploy_model).to("meta").eval()
+    try:
+        return _counted(deploy_model, (height, width), "meta")
+    except (NotImplementedError, RuntimeError):
+        return _counted(deploy_model, (height, width), "cpu")
+
+
+def _counted(deploy_model: Detector, imgsz: tuple[int, int], device: str) -> dict[LayerId, int]:
+    model = copy.deepcopy(deploy_model).to(device).eval()
     counts = dict.fromkeys(layer_ids(model), 0)
 
     def counter(layer: LayerId) -> Any:
@@ -161,5 +168,5 @@ def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[Lay
     for layer, module in layers_of(model):
         module.register_forward_hook(counter(layer))
     with torch.no_grad():
-        model(torch.empty(1, 3, height, width, device="meta"))
+        model(torch.zeros(1, 3, *imgsz, device=device))
     return counts

@@ -38,8 +38,8 @@ def export_checkpoint(
     """
     from repq.quant import load_weights
 
-    weights = load_weights(model).with_thresholds(deploy, model.name, log)
-    maxima = None if maxima_from is None else load_weights(maxima_from).maxima
+    weights = load_weights(model, imgsz).with_thresholds(deploy, model.name, log)
+    maxima = None if maxima_from is None else load_weights(maxima_from, imgsz).maxima
     return write_onnx(weights, out, imgsz, _with_target(config, weights), maxima)
 
 

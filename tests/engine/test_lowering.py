@@ -55,6 +55,37 @@ def test_openvino_form_has_no_zero_point_after_relu():
     assert all(point.dtype == np.uint8 and point == 0 for point in zero_points)
 
 
+def masked_tokens() -> onnx.ModelProto:
+    """Tokens of maps (1, 4, 2, 2), masked, in INT8, times a matrix whose sums in pairs saturate on no CPU."""
+    rng, kinds = np.random.default_rng(0), {"s": np.float32(0.02), "z": np.int8(0), "ws": np.full(4, 0.01, np.float32)}
+    values = {
+        **kinds, "w": rng.integers(-31, 32, (4, 4)).astype(np.int8), "wz": np.zeros(4, np.int8),
+        "mask": (np.arange(8) % 3 > 0).astype(np.float32).reshape(1, 8, 1), "rows": np.array([1, 4, 4]),
+    }  # fmt: skip
+    node = onnx.helper.make_node
+    nodes = [
+        node("Reshape", ["images", "rows"], ["a"]), node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        node("Relu", ["b"], ["c"]), node("Concat", ["b", "c"], ["d"], axis=1), node("Mul", ["mask", "d"], ["e"]),
+        node("QuantizeLinear", ["e", "s", "z"], ["f"]), node("DequantizeLinear", ["f", "s", "z"], ["g"]),
+        node("DequantizeLinear", ["w", "ws", "wz"], ["h"], axis=1), node("MatMul", ["g", "h"], ["y"]),
+    ]  # fmt: skip
+    stored = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    shapes = {"images": [1, 4, 2, 2], "y": [1, 8, 4]}
+    ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    graph = onnx.helper.make_graph(nodes, "tokens", ends[:1], ends[1:], stored)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_openvino_runs_products_of_signed_integers_right():
+    openvino = pytest.importorskip("openvino")
+    model = masked_tokens()
+    assert lowering_openvino.lower(model) == model
+    images = np.random.default_rng(1).normal(0, 1, (1, 4, 2, 2)).astype(np.float32)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
+    np.testing.assert_allclose(compiled([images])[0], plain_run(model, images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("lower", [lowering_openvino.lower, lowering_onnxruntime.lower])
 def test_float_graph_stays_as_it_is(lower):
     model = detector()

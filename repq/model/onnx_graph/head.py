@@ -65,7 +65,8 @@ def _unranked(program: Program) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for step in program.steps:
         data, *indices = (*step.reads, -1)
-        if step.kind.startswith("Gather") and ranked.intersection(indices) and data not in ranked:
+        picks = step.kind.startswith("Gather") and ranked.intersection(indices)
+        if picks and data not in ranked and data not in program.constants:
             found[data] = None
         if step.kind in _RANKS or ranked.intersection(step.reads):
             ranked.update(step.writes)

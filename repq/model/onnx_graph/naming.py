@@ -107,10 +107,10 @@ def _products(model: ModelProto) -> Iterator[_Layer]:
 
 
 def _make_room(model: ModelProto, wanted: Collection[str]) -> None:
-    """Rename what has the name of a layer's weight or bias, and weights of products that are no layers, in place."""
+    """Rename what has the name of a layer's weight or bias, and weights of nodes that are no layers, in place."""
     stored = {tensor.name for tensor in model.graph.initializer}
     taken = {*stored, *(name for node in model.graph.node for name in node.output)}
-    others = {node.input[1] for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in stored}
+    others = {node.input[1] for node in model.graph.node if node.op_type in CONVOLUTIONS | PRODUCTS} & stored
     renamed: dict[str, str] = {}
     for name in sorted(taken.intersection(wanted) | {name for name in others if name.endswith(".weight")}):
         new = f"{name}.constant"

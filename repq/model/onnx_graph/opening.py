@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from repq.errors import GraphError
+from repq.layout import demand_finite
 from repq.model.checkpoint import Checkpoint
 from repq.model.onnx_graph import GraphSpec
 from repq.model.onnx_graph.detector import GraphDetector
@@ -41,8 +42,9 @@ def load_graph(path: Path, imgsz: tuple[int, int] | None = None, config: GraphCo
         raise GraphError(f"{path.name} holds weights that are not finite", found=broken[0], fix="export it again")
     model.load_state_dict(state, assign=True)
     model.eval()
-    form = form_of(_outputs(model, [output.name for output in file.model.graph.output], file.metadata),
-                   file.metadata, config or GraphConfig())  # fmt: skip
+    outputs = _outputs(model, [output.name for output in file.model.graph.output], file.metadata)
+    demand_finite(outputs.arrays, path.name)
+    form = form_of(outputs, file.metadata, config or GraphConfig())
     levels = strides(model.program, model.parts.crossing, file.imgsz)
     model.spec = replace(
         spec, num_classes=form.classes, strides=levels, layout=form.layout, preprocessing=form.preprocessing

@@ -251,6 +251,8 @@ class _Tracer:
                 results = _as_tuple(run(*arguments), len(node.output))
             self.constants.update(zip(filter(None, node.output), (r.contiguous() for r in results), strict=False))
             return
+        if node.op_type == "Resize" and 0 in computed:
+            run, arguments = _resize_rows(run, arguments, len(self.values[node.input[0]][0]))
         plain = [slot for slot, name in enumerate(node.input) if slot not in entry.host and name]  # tensors at run time
         tensors = sorted({*computed, *plain})
         read_as_numbers = frozenset(slot for slot in computed if slot in entry.host)
@@ -264,10 +266,12 @@ class _Tracer:
         count, images = len(node.output), self.images
         batching: Batching = "whole"
         with torch.device("cpu"), torch.no_grad():
+            whole = None
             if images > 1 and count == 1 and node.op_type in _EACH_ROW and self._by_rows(reads):
                 whole = run(*(torch.cat(self.values[r]) if r in self.values else self.constants[r] for r in reads))
+            if whole is not None and len(whole) == images:
                 results: list[tuple[Tensor, ...]] = [(part,) for part in whole.chunk(images)]
-            else:
+            else:  # also a Resize that counts the images
                 singles = [[self.values[r][i] if r in self.values else self.constants[r] for r in reads]
                            for i in range(images)]  # fmt: skip
                 results = [_as_tuple(run(*tensors), count) for tensors in singles]
@@ -335,6 +339,16 @@ def _fill(
     for slot, tensor in zip(slots, tensors, strict=True):
         arguments[slot] = host_value(tensor) if slot in host else tensor
     return run(*arguments)
+
+
+def _resize_rows(run: Callable[..., Any], arguments: list[Any], rows: int) -> tuple[Callable[..., Any], list[Any]]:
+    """A Resize to sizes that leave the first axis as it is says nothing of that axis any more: it fits any batch."""
+    _, roi, _, sizes = (*arguments, None, None, None)[:4]
+    given = getattr(run, "keywords", {})
+    policy = given.get("keep_aspect_ratio_policy", "stretch")
+    if not sizes or sizes[0] != rows or roi or given.get("axes") or policy != "stretch":
+        return run, arguments
+    return partial(run, axes=range(1, len(sizes))), [*arguments[:3], sizes[1:]]
 
 
 def _reshaped(x: Tensor, *, rest: tuple[int, ...]) -> Tensor:

@@ -10,15 +10,28 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper, version_converter
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    checker,
+    helper,
+    numpy_helper,
+    shape_inference,
+    version_converter,
+)  # fmt: skip
 
 from repq.errors import GraphError
 from repq.layers import CONVOLUTIONS
 from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
-from repq.model.onnx_graph.program import opset_of, unknown_operators
+from repq.model.onnx_graph.operators.table import TORCH_TYPES
+from repq.model.onnx_graph.program import opset_of, title, unknown_operators
 from repq.onnx_file import read_model, refusing
 
 OPSETS = (11, 24)
@@ -71,6 +84,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
         notes += _fold_batch_norms(model)
         notes += _fold_biases(model)
         name_layers(model, path)
+        notes += _check_shapes(model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return GraphFile(model, name, size, metadata, tuple(notes))
 
@@ -110,6 +124,15 @@ def _refusals(model: ModelProto) -> list[str]:
     unknown = [name for name in unknown_operators(model.graph) if name.split(" ")[0] not in _CONTROL]
     if unknown:
         found.append(f"operators that repq does not know: {', '.join(unknown)}")
+    types = Counter(tensor.data_type for tensor in _all_tensors(model) if tensor.data_type not in TORCH_TYPES)
+    if types:
+        listed = (f"{TensorProto.DataType.Name(kind)} ({count})" for kind, count in sorted(types.items()))
+        found.append(f"tensors of types that torch does not have: {', '.join(listed)}")
+    if model.graph.sparse_initializer:
+        found.append(f"sparse weights ({len(model.graph.sparse_initializer)})")
+    if training := [title(node) for node in model.graph.node if _attribute(node, "training_mode", 0)
+                    and node.op_type == "BatchNormalization"]:  # fmt: skip
+        found.append(f"batch normalizations that were exported for training: {', '.join(training)}")
     return found
 
 
@@ -119,7 +142,7 @@ def _refusals(model: ModelProto) -> list[str]:
 def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    shapes = [[d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim] for value in inputs]
+    shapes = [[max(d.dim_value, 0) or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in inputs]
     found = ", ".join(f"{value.name} {tuple(shape)}" for value, shape in zip(inputs, shapes, strict=True)) or "none"
     if len(inputs) != 1:
         raise GraphError(f"{path.name} needs exactly one input", found=found, fix="export the detector alone")
@@ -149,10 +172,19 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
 def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
     """At least opset 13, from which on weights can have a scale per channel; what the file says of shapes is dropped.
 
+    Axes of length 0 or -1 are free, which is what some exporters mean by them; the file format is at least that which
+    the opset needs, where weights are no inputs.
+
     Raises:
         GraphError: the graph cannot be converted.
     """
     del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.HasField("dim_value") and axis.dim_value < 1:
+                axis.ClearField("dim_value")
+    oldest = helper.find_min_ir_version_for([helper.make_opsetid("", max(opset_of(model), PER_CHANNEL))])
+    model.ir_version = max(model.ir_version, oldest)
     if (opset := opset_of(model)) >= PER_CHANNEL:
         return model, []
     try:
@@ -163,7 +195,8 @@ def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
             found=str(error).splitlines()[0],
             fix=f"export it with opset {PER_CHANNEL} or later",
         ) from None
-    converted.metadata_props.MergeFrom(model.metadata_props)
+    if not converted.metadata_props:
+        converted.metadata_props.MergeFrom(model.metadata_props)
     return converted, [f"converted opset {opset} to {PER_CHANNEL}: scales per channel need it"]
 
 
@@ -187,12 +220,37 @@ def _to_float32(model: ModelProto) -> Iterator[str]:
         yield f"converted {' and '.join(sorted(kinds))} to float32"
 
 
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+
+
 def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
+
+
+def _check_shapes(model: ModelProto) -> Iterator[str]:
+    """Check that all shapes fit together; what the file says of an output and is wrong is mended, in place."""
+    try:
+        checker.check_model(model, full_check=True)
+        return
+    except shape_inference.InferenceError:
+        said = [_shape(value) for value in model.graph.output]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    found = {value.name: value for value in shape_inference.infer_shapes(model).graph.output}
+    for value, before in zip(model.graph.output, said, strict=True):
+        value.CopyFrom(found[value.name])
+        if (after := _shape(value)) != before:
+            yield f"the output {value.name} is {after}, not {before} as the file says"
+    checker.check_model(model, full_check=True)
+
+
+def _shape(value: ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(axis.dim_value or axis.dim_param or "?" for axis in value.type.tensor_type.shape.dim)
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------
@@ -212,10 +270,10 @@ def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
         if weight is None or bias is None or any(value is None for value in norm):
             continue
         scale, shift, mean, variance = (np.asarray(value, np.float64) for value in norm)
-        groups = next((a.i for a in conv.attribute if a.name == "group"), 1)
+        groups = _attribute(conv, "group", 1)
         if conv.op_type == "ConvTranspose" and groups != 1:
             continue
-        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        epsilon = _attribute(node, "epsilon", 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
         view = (1, -1) if conv.op_type == "ConvTranspose" else (-1, 1)
         stem = node.output[0]

@@ -223,7 +223,8 @@ REFUSED = {
     "unknown operators": (lambda g: g.op("Det", g.op("LpPool", "input", kernel_shape=[2, 2])), r"Det \(1\), LpPool"),
     "a quantized graph": (_quantized, "is quantized already"),
     "a classifier": (lambda g: g.op("Flatten", g.op("GlobalAveragePool", g.conv("input", 3, 8))), "classification"),
-    "a map": (lambda g: g.conv("input", 3, 8), "none of a known detector"),
+    "a map of the image": (lambda g: g.conv("input", 3, 8), "segmentation"),
+    "a coarse map": (lambda g: g.conv("input", 3, 8, stride=8), "export it with its boxes decoded"),
 }
 
 

@@ -74,3 +74,37 @@ def test_a_file_teaches_a_detector_of_another_family(files: tuple[Path, Path, Pa
     assert {"distill_class", "distill_box", "distill_projected"} < losses.keys()
     done = invoke("train", "--data", files[1], "--imgsz", 2 * SIZE, "--teacher", files[0], "-o", tmp_path / "other")
     assert done.exit_code == 2 and f"takes images of {SIZE}x{SIZE}" in done.output
+
+
+@pytest.mark.parametrize("command", ["describe", "eval", "ptq", "qat", "export", "diagnose"])
+def test_an_operator_that_no_runtime_has_is_refused(
+    command: str, files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model = yolov8()
+    model.graph.node[-1].op_type, model.graph.node[-1].domain = "EfficientNMS_TRT", "TRT"
+    model.opset_import.append(onnx.helper.make_opsetid("TRT", 1))
+    onnx.save(model, tmp_path / "model.onnx")
+    data = () if command in ("describe", "export") else ("--data", files[1])
+    out = ("-o", tmp_path / "out.onnx") if command in ("ptq", "qat", "export") else ()
+    done = invoke(command, tmp_path / "model.onnx", *data, *out)
+    assert done.exit_code == 2 and "EfficientNMS_TRT" in done.output, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_graph_of_any_size_takes_the_size_that_is_given(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model = yolov8()
+    for axis, name in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], "hw", strict=True):
+        axis.dim_param = name
+    path, data = tmp_path / "any.onnx", ("--data", files[1])
+    onnx.save(model, path)
+    for command in (("eval",), ("ptq", "-o", tmp_path / "int8.onnx")):
+        done = invoke(command[0], path, *command[1:], *data)
+        assert done.exit_code == 2 and "takes images of any size" in done.output
+    for command in (("eval", *data), ("export", "-o", tmp_path / "out.onnx")):
+        done = invoke(command[0], path, *command[1:], *COMMON)
+        assert done.exit_code == 0, done.output
+    onnx.helper.set_model_props(model, {"imgsz": f"[{SIZE}, {SIZE}]"})  # as Ultralytics writes it
+    onnx.save(model, path)
+    assert invoke("eval", path, *data).exit_code == 0
+    int8 = repq.load(path).quantize(files[1], imgsz=SIZE, method="max", limit=4)
+    assert int8.export(tmp_path / "int8.onnx", imgsz=SIZE).quantized

@@ -1,0 +1,284 @@
+"""Files as other tools write them: in any order, with names twice, in old forms, with wrong shapes; and broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from detectors import COUNT, NAMES, SIZE, Graph, _corners, _decoded, yolov5, yolov8
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from test_graph_detector import noise, run, saved
+
+from repq.errors import RepqError
+from repq.export import export_quantized
+from repq.model import layer_ids, load_graph
+from repq.quant import quantize
+from repq.recipe import PtqConfig
+
+IMGSZ = (SIZE, SIZE)
+EXPECTED = run(yolov5(), noise(1))[0]
+
+
+def ordered(model: ModelProto, order: list[int]) -> ModelProto:
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[number] for number in order)
+    return model
+
+
+def outputs(path: Path) -> np.ndarray:
+    model = load_graph(path, IMGSZ).model
+    with torch.no_grad():
+        return np.asarray(model.outputs(model.features(noise(1)))[0])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(len(yolov5().graph.node))))
+def test_nodes_may_stand_in_any_order(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
+    path = saved(ordered(yolov5(), order), tmp_path_factory.mktemp("any"))
+    np.testing.assert_allclose(outputs(path), EXPECTED, rtol=1e-4, atol=1e-4)
+
+
+def _names_twice(model: ModelProto) -> None:
+    for node in model.graph.node:
+        node.name = "same"
+
+
+def _weights_as_inputs(model: ModelProto) -> None:
+    model.ir_version = 3
+    stored = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
+    image = onnx.ValueInfoProto.FromString(model.graph.input[0].SerializeToString())
+    del model.graph.input[:]
+    model.graph.input.extend([*stored, image])
+
+
+def _negative_axes(model: ModelProto) -> None:
+    for axis, size in zip((0, 2, 3), (-1, 0, -1), strict=True):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+
+
+def _wrong_output(model: ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 999
+
+
+def _maps_behind(model: ModelProto) -> None:
+    """The raw maps of anchors, which YOLOv5 and v7 write behind their boxes."""
+    maps = [node.output[0] for node in model.graph.node if node.op_type == "Concat" and len(node.input) == 3][:2]
+    for number, (name, side) in enumerate(zip(maps, (8, 4), strict=True)):
+        shape = numpy_helper.from_array(np.array([1, 1, 8, side, side]), f"shape_{number}")
+        model.graph.initializer.append(shape)
+        model.graph.node.append(helper.make_node("Reshape", [name, shape.name], [f"map_{number}"], f"map_{number}"))
+        dims = [1, 1, 8, side, side]
+        model.graph.output.append(helper.make_tensor_value_info(f"map_{number}", TensorProto.FLOAT, dims))
+
+
+def _constant_nodes(model: ModelProto) -> None:
+    stored = [TensorProto.FromString(tensor.SerializeToString()) for tensor in model.graph.initializer]
+    del model.graph.initializer[:]
+    for tensor in stored:
+        model.graph.node.append(helper.make_node("Constant", [], [tensor.name], value=tensor))
+
+
+@pytest.mark.parametrize(
+    "change", [_names_twice, _weights_as_inputs, _negative_axes, _wrong_output, _maps_behind, _constant_nodes]
+)
+def test_other_forms_of_one_graph(change: Callable[[ModelProto], None], tmp_path: Path) -> None:
+    model = yolov5()
+    change(model)
+    path = saved(model, tmp_path)
+    np.testing.assert_allclose(outputs(path), EXPECTED, rtol=1e-4, atol=1e-4)
+    opened = load_graph(path, IMGSZ)
+    assert len(layer_ids(opened.model)) == 11
+    graph = export_quantized(quantize(opened.model, [noise(2)], PtqConfig()).model, IMGSZ)
+    assert run(graph, noise(1))[0].shape == (1, COUNT, 8)  # the runtime takes it
+    assert [value.name for value in graph.graph.output] == [value.name for value in model.graph.output]
+
+
+def small(make: Callable[[Graph], str], columns: int = 8) -> ModelProto:
+    """A detector of one level."""
+    g = Graph()
+    return g.model({"output": (g.rows([g.op("Sigmoid", g.conv(make(g), 8, columns, 1))], columns), [1, 64, columns])})
+
+
+def _one_dimension(g: Graph) -> str:
+    """Channel attention by a convolution along the channels (arXiv 1910.03151), with a weight named as a layer's."""
+    x = g.conv("input", 3, 8, stride=8)
+    means = g.op("Transpose", g.op("Squeeze", g.op("GlobalAveragePool", x), g.ints(3)), perm=[0, 2, 1])
+    g.stored.append(numpy_helper.from_array(g.rng.normal(0, 1, (1, 1, 3)).astype(np.float32), "eca.weight"))
+    mixed = g.op("Transpose", g.op("Conv", means, "eca.weight", kernel_shape=[3], pads=[1, 1]), perm=[0, 2, 1])
+    return str(g.op("Mul", x, g.op("Sigmoid", g.op("Unsqueeze", mixed, g.ints(3)))))
+
+
+def test_convolutions_of_one_dimension_stay_in_float(tmp_path: Path) -> None:
+    opened = load_graph(saved(small(_one_dimension), tmp_path))
+    assert len(layer_ids(opened.model)) == 2
+    quantized = quantize(opened.model, [noise(2)], PtqConfig()).model
+    graph = export_quantized(quantized, IMGSZ)
+    with torch.no_grad():
+        wanted = quantized.outputs(quantized.features(noise(1)))[0].numpy()
+    np.testing.assert_allclose(run(graph, noise(1))[0], wanted, atol=1e-4)
+
+
+def test_a_suppression_inside(tmp_path: Path) -> None:
+    """How many rows there are hangs on values."""
+    g = Graph()
+    boxes, scores = _decoded(g, False)
+    corners, by_class = _corners(g, boxes), g.op("Transpose", scores, perm=[0, 2, 1])
+    found = g.op("NonMaxSuppression", corners, by_class, g.ints(9), g.constant([0.5]), g.constant([0.1]))
+    image, label, row = g.op("Split", found, g.ints(1, 1, 1), axis=1, outputs=3)
+    score = g.op("Unsqueeze", g.op("GatherND", by_class, g.op("Concat", image, label, row, axis=1)), g.ints(1))
+    box = g.op("Gather", g.op("Squeeze", corners, g.ints(0)), g.op("Squeeze", row, g.ints(1)), axis=0)
+    rows = g.op("Concat", box, score, g.op("Cast", label, to=TensorProto.FLOAT), axis=1)
+    _, order = g.op("TopK", g.op("Squeeze", score, g.ints(1)), g.op("Shape", score, end=1), outputs=2)
+    output = g.op("Unsqueeze", g.op("Gather", rows, order, axis=0), g.ints(0))
+    path = saved(g.model({"output": (output, [1, "k", 6])}, names=str(list(NAMES))), tmp_path)  # type: ignore[list-item]
+    opened = load_graph(path)
+    assert opened.model.spec.layout.ranked == 3
+    quantized = quantize(opened.model, [noise(2)], PtqConfig())
+    assert all(row.macs > 0 for row in quantized.layers)
+
+
+def _sequence(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["output"], ["several"], "several"))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_sequence_value_info("several", TensorProto.FLOAT, None))
+
+
+def _text(model: ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor("text", TensorProto.STRING, [1], [b"abc"]))
+    model.graph.node.append(helper.make_node("Identity", ["text"], ["said"], "said"))
+    model.graph.output.append(helper.make_tensor_value_info("said", TensorProto.STRING, [1]))
+
+
+def _sparse(model: ModelProto) -> None:
+    bias = next(t for t in model.graph.initializer if len(t.dims) == 1 and t.data_type == TensorProto.FLOAT)
+    values = helper.make_tensor(bias.name, TensorProto.FLOAT, [1], [1.0])
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, list(bias.dims)))
+    model.graph.initializer.remove(bias)
+
+
+def _training(model: ModelProto) -> None:
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Unsqueeze", ["before", "axis"], ["wide"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    for name in "sbmv":
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), name))
+    norm = helper.make_node("BatchNormalization", ["wide", *"sbmv"], ["normed", "mean", "var"], "bn", training_mode=1)
+    model.graph.node.extend([norm, helper.make_node("Squeeze", ["normed", "axis"], ["output"])])
+
+
+def _circle(model: ModelProto) -> None:
+    first, second = [node for node in model.graph.node if node.op_type == "Conv"][:2]
+    first.input[0] = second.output[0]
+
+
+def _lost(model: ModelProto) -> None:
+    model.graph.node[0].input[0] = "nowhere"
+
+
+def _infinite(model: ModelProto) -> None:
+    centres = next(t for t in model.graph.initializer if len(t.dims) == 3)
+    values = numpy_helper.to_array(centres).copy()
+    values.flat[0] = np.inf
+    centres.CopyFrom(numpy_helper.from_array(values, centres.name))
+
+
+REFUSED: dict[Callable[[ModelProto], Any], str] = {
+    _sequence: "several: sequence",
+    _text: r"STRING \(1\)",
+    _sparse: r"sparse weights \(1\)",
+    _training: "exported for training: bn",
+    _circle: "a circle through",
+    _lost: "nothing gives 'nowhere'",
+    _infinite: "1 of 640 of the output 'output'",
+    lambda model: model.graph.ClearField("output"): "no graph with outputs",
+    lambda model: model.graph.ClearField("node"): "no graph with nodes",
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.items(), ids=REFUSED.values())
+def test_broken_files_are_refused(change: Callable[[ModelProto], Any], message: str, tmp_path: Path) -> None:
+    model = yolov5()
+    change(model)
+    with pytest.raises(RepqError, match=message):
+        load_graph(saved(model, tmp_path))
+
+
+def test_metadata_that_contradict_the_graph_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RepqError, match=r"yolov8 of 3 classes, and 7 class names"):
+        load_graph(saved(yolov8(names=str(list("abcdefg"))), tmp_path))
+    with pytest.raises(RepqError, match="the file's metadata say task 'pose'"):
+        load_graph(saved(yolov8(task="pose"), tmp_path))
+
+
+def _resize_to(g: Graph, x: str) -> str:
+    return str(g.op("Resize", x, "", "", g.ints(1, 8, 8, 8), mode="linear"))
+
+
+def _resize_back(g: Graph, x: str) -> str:
+    small_ = g.op("Resize", x, "", g.constant([1, 1, 0.5, 0.5]), mode="linear", antialias=1)
+    return str(g.op("Resize", small_, "", "", g.op("Shape", x), mode="cubic"))
+
+
+def _resize_axes(g: Graph, x: str) -> str:
+    return str(g.op("Resize", x, "", "", g.ints(8, 8), axes=[2, 3], keep_aspect_ratio_policy="not_larger"))
+
+
+def _resize_kept(g: Graph, x: str) -> str:
+    shape = g.ints(1, 8, 8, 8)
+    return str(g.op("Resize", x, "", "", shape, keep_aspect_ratio_policy="not_larger", mode="linear"))
+
+
+def _expanded(g: Graph, x: str) -> str:
+    return str(g.op("Add", x, g.op("Expand", g.op("ReduceMean", x, g.ints(2, 3)), g.ints(1, 8, 8, 8))))
+
+
+def _grid_of_one(g: Graph, x: str) -> str:
+    grid = g.rng.uniform(-1, 1, (1, 8, 8, 2))
+    return str(g.op("GridSample", x, g.constant(grid), mode="linear", align_corners=0))
+
+
+def _first_image(g: Graph, x: str) -> str:
+    return str(g.op("Unsqueeze", g.op("Gather", x, g.constant(0, np.int64), axis=0), g.ints(0)))
+
+
+def _tokens_first(g: Graph, x: str) -> str:
+    """(tokens, 1, channels), as torch's attention has them."""
+    rows = g.op("Transpose", g.op("Reshape", x, g.ints(1, 8, 64)), perm=[2, 0, 1])
+    mixed = g.op("Add", g.op("Softmax", rows, axis=2), g.constant(g.rng.normal(0, 1, (64, 1, 1))))
+    return str(g.op("Reshape", g.op("Transpose", mixed, perm=[1, 2, 0]), g.ints(1, 8, 8, 8)))
+
+
+def _sliced(g: Graph, x: str) -> str:
+    begin, end = g.ints(0, 0, 0, 0), g.ints(1, 8, 8, 8)
+    return str(g.op("Slice", g.op("Pad", x, g.ints(0, 0, 1, 1, 0, 0, 1, 1)), begin, end))
+
+
+def _written(g: Graph, x: str) -> str:
+    rows = g.op("ScatterND", x, g.constant([[0]], np.int64), g.op("Mul", x, g.constant(2)))
+    return str(g.op("Concat", *g.op("Split", rows, g.ints(4, 4), axis=1, outputs=2), axis=1))
+
+
+BOUND = [
+    _resize_to, _resize_back, _resize_axes, _resize_kept, _expanded, _grid_of_one, _first_image, _tokens_first, _sliced,
+    _written,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", BOUND)
+def test_what_was_exported_for_one_image_runs_on_several(step: Callable[[Graph, str], str], tmp_path: Path) -> None:
+    g = Graph(opset=20)
+    head = g.conv(step(g, g.conv("input", 3, 8, stride=8)), 8, 8, 1)
+    path = saved(g.model({"output": (g.rows([g.op("Sigmoid", head)], 8), [1, 64, 8])}), tmp_path)
+    model = load_graph(path).model
+    with torch.no_grad():
+        found = model.outputs(model.features(noise(3)))[0].numpy()
+    np.testing.assert_allclose(found, run(path, noise(3))[0], rtol=1e-4, atol=1e-4)
