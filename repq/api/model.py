@@ -450,12 +450,8 @@ class Model:
         from repq.api.planning import measurement, plan_for
         from repq.quant.sensitivity import Journal, collect, measure_layers
 
-        weights, size, options, drawn = (
-            self.floats("be measured", imgsz),
-            self.size(imgsz),
-            self.options,
-            ptq.calibration,
-        )
+        weights, size = self.floats("be measured", imgsz), self.size(imgsz)
+        options, drawn = self.options, ptq.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
@@ -545,11 +541,8 @@ class Model:
         """
         from repq.api.quantizing import fused, planned, quantized
 
-        weights, size, options = (
-            fused(self.floats("be quantized", imgsz), self.options.device),
-            self.size(imgsz),
-            self.options,
-        )
+        options, size = self.options, self.size(imgsz)
+        weights = fused(self.floats("be quantized", imgsz), options.device)
         if config is None:
             named = {"method": method, "percentile": percentile}
             calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
