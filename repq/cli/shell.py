@@ -63,6 +63,12 @@ class Shell:
         except RepqError as error:
             error.result = self._result or {}
             raise
+        except SystemExit:  # the command chose an exit code
+            self._print_result()
+            raise
+        self._print_result()
+
+    def _print_result(self) -> None:
         if self._result is not None:
             self.print_json({"format": FORMAT, **self._result})
 
