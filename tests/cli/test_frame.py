@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,26 @@ def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_waits_while_a_compiled_module_is_loaded() -> None:
+    """Some abort the process where Python that they call raises."""
+    loaded = []
+
+    class Loader(ExtensionFileLoader):
+        def exec_module(self, module: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            loaded.append(module)
+
+    @ending_on_signals()
+    def load() -> None:
+        Loader("x", "x.so").exec_module("x")
+        time.sleep(10)
+
+    with pytest.raises(SystemExit) as stopped:
+        load()
+    assert stopped.value.code == 143 and loaded == ["x"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
