@@ -144,11 +144,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("REPQ_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"
+    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; without a home in ``TMPDIR``."""
+    own, shared = (os.environ.get(name) for name in ("REPQ_CACHE", "XDG_CACHE_HOME"))
+    with suppress(RuntimeError):  # an unknown user
+        return Path(own).expanduser() if own else Path(shared or "~/.cache").expanduser() / "repq"
+    return Path(tempfile.gettempdir()) / "repq-cache"
 
 
 def cached(name: str, make: Callable[[], bytes]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ import click
 from repq.cli.frame import FORMAT
 from repq.errors import RepqError
 from repq.printable import printable_lines
+from repq.torchrun import place_in_group
 
 
 class Shell:
@@ -79,7 +79,7 @@ class Shell:
             values: with ``out`` where something was written.
             next: the command that one gives now.
         """
-        if os.environ.get("RANK", "0") != "0":
+        if place_in_group()[0]:
             return
         if self.as_json:
             self._result = values
