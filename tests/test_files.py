@@ -112,3 +112,14 @@ def test_a_home_that_is_none_leaves_a_cache_among_temporary_files(
     monkeypatch.setenv(variable, own)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert cache_folder().parent == tmp_path
+
+
+def test_a_text_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    """A finished run, ablation or comparison can be read again from a read-only disk."""
+    path = tmp_path / "é.txt"
+    write_text(path, "a\nb é")
+    before = path.stat()
+    write_text(path, "a\nb é")
+    assert (path.stat().st_ino, path.stat().st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+    write_text(path, "a\nb")
+    assert path.read_text() == "a\nb"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Writes = str | tuple[str, ...]
 
+ENDED = ("artifacts.yaml", "compare.json", "ablation.json")
+"""What runs, comparisons and ablations write last."""
 _LOOKED_AT = 1 << 20
 MANIFEST = re.compile(rb"# \d+ images of the split ")
 """How the manifest of a calibration set begins."""
@@ -141,7 +143,7 @@ def _demand_writable(name: str, path: Path) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise RepqError(f"{name} lies under a file", found=printable(folder), fix="name another place")
-    if (path / "artifacts.yaml").is_file():  # a run that ended; nothing is written if nothing is to be made
+    if any((path / name).is_file() for name in ENDED):  # nothing is written if nothing is to be made
         return
     if not os.access(path if path.is_dir() else folder, os.W_OK):
         raise RepqError(f"{name} cannot be written", found=f"no right to write to {printable(folder)}",

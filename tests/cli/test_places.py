@@ -215,9 +215,12 @@ def test_a_run_that_ended_may_lie_on_a_read_only_disk(
     (folder / "run").mkdir()
     place = read_only(folder / "run")
     assert "--work cannot be written" in refused(invoke(*material.line("run", work=[place])))
-    (folder / "run" / "artifacts.yaml").write_text("")
-    message = refused(invoke(*material.line("run", work=[place])))  # nothing is there, so that a stage has to run
-    assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
+    for command, name in (("run", "artifacts.yaml"), ("ablation", "ablation.json"), ("compare", "compare.json")):
+        (folder / "run" / name).write_text("")
+        out = {"out" if command == "compare" else "work": [place]}
+        message = refused(invoke(*material.line(command, **out)))  # nothing is there, so that a stage has to run
+        assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
+        (folder / "run" / name).unlink()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
