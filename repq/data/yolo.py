@@ -7,15 +7,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from repq.data.dataset import LEAST, Annotation, as_boxes
 from repq.errors import DataError
 from repq.printable import printable
 from repq.reading import MIB, decode, lines, read_bytes
 
 _ROUNDING = 1e-4  # label files are printed with few digits, so a 1 may read 1.00001
-_OVERHANG = 0.01  # of the image: so far a box reaches beyond it by rounding and careless drawing
+_REACH = 0.51  # from the image's middle, as its fraction: so far a box reaches by rounding and careless drawing
 _LIMIT = 64 * MIB
 
 
@@ -52,8 +50,7 @@ def read_labels(path: Path | str, num_classes: int, width: int, height: int, key
             if form:
                 counts[form] += 1
     labels = as_boxes(list(rows))
-    reach = np.abs(labels[:, 1:3] - 0.5) + labels[:, 3:5] / 2
-    counts["outside"] = int((reach > 0.5 + _OVERHANG).any(axis=1).sum())
+    counts["outside"] = sum(abs(x - 0.5) + w / 2 > _REACH or abs(y - 0.5) + h / 2 > _REACH for _, x, y, w, h in rows)
     areas = labels[:, 3] * labels[:, 4] * width * height
     return Annotation(labels, areas, problems=tuple(problems), counts=+counts)
 
