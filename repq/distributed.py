@@ -31,6 +31,7 @@ from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
+from repq.torchrun import place_in_group
 
 Value = TypeVar("Value")
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -80,7 +81,7 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     Raises:
         TrainingError: the others cannot be reached.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    _, count = place_in_group()
     if count == 1 or dist.is_initialized():
         yield current_processes(), torch.device(device)
         return

@@ -137,18 +137,28 @@ def in_utf8(path: Path) -> Iterator[Path]:
         yield path
 
 
+def holds(path: Path, text: str) -> bool:
+    """Whether a file is there and has this text in UTF-8."""
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole."""
+    """Write a UTF-8 file whole; one that holds the text already stays, so that it may lie on a read-only disk."""
+    if holds(path, text):
+        return
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def cache_folder() -> Path:
-    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("REPQ_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repq"
+    """Return ``$REPQ_CACHE``, else ``repq`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; without a home in ``TMPDIR``."""
+    own, shared = (os.environ.get(name) for name in ("REPQ_CACHE", "XDG_CACHE_HOME"))
+    with suppress(RuntimeError):  # an unknown user
+        return Path(own).expanduser() if own else Path(shared or "~/.cache").expanduser() / "repq"
+    return Path(tempfile.gettempdir()) / "repq-cache"
 
 
 def cached(name: str, make: Callable[[], bytes]) -> bytes:

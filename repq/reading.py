@@ -190,7 +190,8 @@ def read_yaml(path: Path, *, as_written: Collection[str] = (), error: type[RepqE
 def parse_yaml(text: str, source: str, *, as_written: Collection[str] = (), error: type[RepqError] = RepqError) -> Any:
     """Return the value of a YAML text, of plain types only.
 
-    Bounds: ``MAX_DEPTH`` levels, ``MAX_VALUES`` values with every alias written out, numbers of 64 bits.
+    Bounds: ``MAX_DEPTH`` levels, ``MAX_VALUES`` values with every alias written out, numbers of 64 bits. A key that is
+    given twice is an error: one of the two would be lost.
 
     Args:
         source: what an error calls the text.
@@ -215,7 +216,18 @@ def parse_yaml(text: str, source: str, *, as_written: Collection[str] = (), erro
 
 
 class _Loader(_SYNTAX):
-    """Plain types; a number that cannot be one, or has more than 64 bits, is an error with its place."""
+    """Plain types; a number that cannot be one or has more than 64 bits, and a key given twice, is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {printable(key.value, 40)!r} is given twice", key.start_mark
+                )
+            seen.add((key.tag, str(key.value)))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def construct_number(self, node: yaml.Node) -> int | float:
         kind = node.tag.rpartition(":")[2]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 
@@ -18,9 +20,24 @@ class Stopped(BaseException):
 
 
 _received: list[int] = []
+_MOMENT = 0.02  # seconds
+
+
+def _loads_extension(frame: FrameType | None) -> bool:
+    """Whether a compiled module is being loaded."""
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    if _loads_extension(frame):  # compiled code that calls Python on its way may end the process at an exception
+        again = threading.Timer(_MOMENT, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)  # Ctrl-C twice: at once
     _received.append(number)
     raise Stopped(number)

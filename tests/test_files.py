@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from repq.files import replacing, replacing_folder, scratch_folder, write_text
+from repq.files import cache_folder, replacing, replacing_folder, scratch_folder, write_text
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -101,3 +101,25 @@ def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(tmp_path: Path) 
         new.rmdir()
     assert (tmp_path / "out" / "x").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("own", ["~nosuchuser_x/cache", "~nosuchuser_x"])
+@pytest.mark.parametrize("variable", ["REPQ_CACHE", "XDG_CACHE_HOME"])
+def test_a_home_that_is_none_leaves_a_cache_among_temporary_files(
+    variable: str, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REPQ_CACHE", raising=False)
+    monkeypatch.setenv(variable, own)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert cache_folder().parent == tmp_path
+
+
+def test_a_text_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    """A finished run, ablation or comparison can be read again from a read-only disk."""
+    path = tmp_path / "é.txt"
+    write_text(path, "a\nb é")
+    before = path.stat()
+    write_text(path, "a\nb é")
+    assert (path.stat().st_ino, path.stat().st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+    write_text(path, "a\nb")
+    assert path.read_text() == "a\nb"

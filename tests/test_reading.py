@@ -108,6 +108,19 @@ class TestFiles:
 
 
 class TestYaml:
+    @given(st.lists(st.sampled_from(["a", "b", "0", "1.0", "no", "é", "~"]), min_size=1, max_size=5), st.booleans())
+    def test_a_key_given_twice_is_refused(self, keys: list[str], nested: bool) -> None:
+        text = "\n".join(f"{'  ' * nested}{key}: {number}" for number, key in enumerate(keys))
+        text = f"outer:\n{text}" if nested else text
+        if len(set(keys)) < len(keys):
+            with pytest.raises(DataError, match="is given twice"):
+                parse_yaml(text, "x.yaml", error=DataError)
+        else:
+            assert parse_yaml(text, "x.yaml", error=DataError) == yaml.safe_load(text)
+
+    def test_merged_keys_may_be_given_anew(self) -> None:
+        assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "x.yaml")["b"] == {"x": 3, "y": 2}
+
     def refused(self, text: str, match: str) -> None:
         started = time.perf_counter()
         with pytest.raises(RepqError, match=match) as caught:

@@ -125,11 +125,23 @@ class Framed(click.Group):
                 return end.exit_code
             return 0
 
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):  # of any encoding: what it lacks is spelled out
                 stream.reconfigure(errors=SPELLED)
         with ending_on_signals():
             sys.exit(run_framed(run, as_json=_given(arguments, "--json"), verbose=_given(arguments, "-v", "--verbose")))
+
+
+def _open_closed_streams() -> None:
+    """Streams that were closed (``>&-``) lead to nothing: else the next file opened would take the place of one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the least number that is free, which is this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _given(arguments: list[str], *names: str) -> bool:

@@ -25,7 +25,7 @@ from repq.cli.relations import demand_relations
 from repq.cli.shell import Shell
 from repq.printable import printable
 from repq.recipe import for_target, parse_settings, set_value
-from repq.recipe.base import Config, OneOf, marks, settings_in
+from repq.recipe.base import AnyPath, Config, OneOf, marks, settings_in
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -267,7 +267,7 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
             wanted = for_target(nested["target"], nested)
             nested |= {key: wanted[key] for key in settings if key in wanted}
         parsed = parse_settings(model, nested, what=name)
-        demand_places(options, parsed)
+        demand_places(options, parsed, log_file)
         shell = Shell(as_json, everything=everything, quiet=quiet, verbose=verbose, log_file=log_file)
         with shell.one_result():
             function(shell, **{key: getattr(parsed, key) for key in model.model_fields})
@@ -277,7 +277,7 @@ def command(function: Callable[..., None], name: str, help: str) -> click.Comman
         click.Option(["--all", "everything"], is_flag=True, help="Show long tables whole, not their worst rows."),
         click.Option(["-q", "--quiet"], is_flag=True, help="Show nothing but results and errors."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Show times, and where errors come from."),
-        click.Option(["--log-file"], type=click.Path(dir_okay=False, path_type=Path), help="Append all that is said."),
+        click.Option(["--log-file"], type=Value(AnyPath), metavar="FILE", help="Append all that is said."),
     ]
     taken = {path for option in options for path in option.targets}
     example = next((text for text in _others(model, "", taken) if text), None)

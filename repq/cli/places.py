@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +22,27 @@ if TYPE_CHECKING:
 
 Writes = str | tuple[str, ...]
 
+ENDED = ("artifacts.yaml", "compare.json", "ablation.json")
+"""What runs, comparisons and ablations write last."""
+_LOOKED_AT = 1 << 20
+MANIFEST = re.compile(rb"# \d+ images of the split ")
+"""How the manifest of a calibration set begins."""
 
-def demand_places(options: list[Option], values: Config) -> None:
+
+def demand_places(options: list[Option], values: Config, log_file: Path | None = None) -> None:
     """Check every path of a command: inputs are files or folders, and outputs can be written and lose nothing.
+
+    Args:
+        log_file: an output that every command has.
 
     Raises:
         RepqError: an input is a device or a pipe; an output has the wrong suffix, lies where it cannot be written, is
-            an input as well, or is a folder with other files.
+            an input or another output as well, is a file that repq did not write, or is a folder with other files.
     """
     outputs: list[tuple[str, Path, Writes]] = []
+    if log_file is not None:
+        demand_plain(log_file, "(--log-file)")
+        outputs.append(("--log-file", log_file, ""))
     inputs: list[tuple[str, Path]] = []
     for option in options:
         writes = option.marks["writes"]
@@ -38,6 +52,11 @@ def demand_places(options: list[Option], values: Config) -> None:
                 inputs.append((option.name, path))
             else:
                 outputs.append((option.names[0], path, writes))
+    for (name, path, _), (other, place, _) in combinations(outputs, 2):
+        if _same(path, place):
+            raise RepqError(
+                f"{name} and {other} are one file", found=printable(path), fix="name another for one of them"
+            )
     for name, path, writes in outputs:
         if isinstance(writes, str):
             _demand_file(name, path, writes)
@@ -79,6 +98,22 @@ def _demand_file(name: str, path: Path, suffix: str) -> None:
             f"{name} does not fit what is written", found=f"the suffix {printable(path.suffix) or 'none'}",
             fix=f"name a file with the suffix {expected}",
         )  # fmt: skip
+    if suffix and not _is_own(path):
+        raise RepqError(
+            f"{name} would replace a file that repq did not write", found=printable(path),
+            fix="name another file, or remove this one",
+        )  # fmt: skip
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nothing is lost by a new file: there is none, it is empty, or repq wrote it (see its metadata)."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_LOOKED_AT)
+            file.seek(-min(_LOOKED_AT, path.stat().st_size), os.SEEK_END)  # of ONNX, metadata come last
+            return not head or b"repq." in head + file.read() or MANIFEST.match(head) is not None
+    except OSError:  # it is not there, or what writes to it will say what is wrong
+        return True
 
 
 def _demand_folder(name: str, path: Path, own: tuple[str, ...]) -> None:
@@ -108,7 +143,7 @@ def _demand_writable(name: str, path: Path) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise RepqError(f"{name} lies under a file", found=printable(folder), fix="name another place")
-    if (path / "artifacts.yaml").is_file():  # a run that ended; nothing is written if nothing is to be made
+    if any((path / name).is_file() for name in ENDED):  # nothing is written if nothing is to be made
         return
     if not os.access(path if path.is_dir() else folder, os.W_OK):
         raise RepqError(f"{name} cannot be written", found=f"no right to write to {printable(folder)}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ import click
 from repq.cli.frame import FORMAT
 from repq.errors import RepqError
 from repq.printable import printable_lines
+from repq.torchrun import place_in_group
 
 
 class Shell:
@@ -63,6 +63,12 @@ class Shell:
         except RepqError as error:
             error.result = self._result or {}
             raise
+        except SystemExit:  # the command chose an exit code
+            self._print_result()
+            raise
+        self._print_result()
+
+    def _print_result(self) -> None:
         if self._result is not None:
             self.print_json({"format": FORMAT, **self._result})
 
@@ -73,7 +79,7 @@ class Shell:
             values: with ``out`` where something was written.
             next: the command that one gives now.
         """
-        if os.environ.get("RANK", "0") != "0":
+        if place_in_group()[0]:
             return
         if self.as_json:
             self._result = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,11 +21,16 @@ def made_up_names(count: int) -> tuple[str, ...]:
     return tuple(f"class{index}" for index in range(count))
 
 
+def shown_name(name: str) -> str:
+    """A name fit to be shown and compared: printable, and in one of the forms that Unicode has for it (NFC)."""
+    return unicodedata.normalize("NFC", printable(name))
+
+
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, fit to be shown; the second of two equal ones gets `` (2)`` behind it, and so on."""
+    """Every name as `shown_name` gives it; the second of two equal ones gets `` (2)`` behind it, and so on."""
     taken: dict[str, int] = {}
     unique = []
-    for shown in map(printable, names):
+    for shown in map(shown_name, names):
         name = shown
         while name in taken:
             taken[shown] += 1

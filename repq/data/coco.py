@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from repq.data.classes import MAX_CLASSES, unique_names
-from repq.data.dataset import Annotation, Problems, as_boxes
+from repq.data.classes import MAX_CLASSES, shown_name, unique_names
+from repq.data.dataset import LEAST, Annotation, Problems, as_boxes
 from repq.data.image_files import below, first_names
 from repq.errors import DataError
 from repq.printable import printable
 from repq.reading import read_json
 
+_TRUE = (1, "1")
 _LARGEST = 1e30  # square pixels that float32 can hold
 
 
@@ -42,7 +43,7 @@ class CocoFile:
 
 
 class Ids:
-    """What ids of a json stand for. A text that is the same number as one whole number, and no other, is that id."""
+    """What ids of a json stand for. A text or a float that is the same number as one id, and no other, is that id."""
 
     def __init__(self, what: str, entries: Iterable[tuple[Any, Any]]) -> None:
         """Take pairs of id and what it stands for.
@@ -52,7 +53,8 @@ class Ids:
         """
         self.values: dict[Any, Any] = {}
         self._by_number: dict[int, list[Any]] = {}
-        for key, value in entries:
+        for given, value in entries:
+            key = int(given) if isinstance(given, float) and given.is_integer() else given
             if isinstance(key, bool) or not isinstance(key, (int, str)):
                 raise ValueError(f"the {what} id {printable(repr(key), 60)} is no whole number and no text")
             if self.values.setdefault(key, value) != value:
@@ -117,6 +119,12 @@ def read_coco(path: Path, names: tuple[str, ...] | None = None) -> CocoFile:
             found=f"{len(lost)} annotations: {'; '.join(lost[:3])}; the images have ids such as {ids or '(none)'}",
             fix="give each annotation the 'id' of its image as 'image_id'",
         )
+    if _are_fractions(annotations):
+        raise DataError(
+            f"the boxes of {printable(path)} cannot be in pixels",
+            found=f"no number above 1 in the bbox of {len(annotations)} annotations",
+            fix="write x, y, width and height of a bbox in pixels of the image",
+        )
     twice = Counter(str(image["file_name"]) for image in images)
     repeated = tuple(f"{printable(name)}: listed more than once" for name, count in twice.items() if count > 1)
     names, classes, notes = _classes(path, called, names, (annotation.get("category_id") for annotation in annotations))
@@ -132,6 +140,19 @@ def _entries(content: Any, key: str) -> list[dict[str, Any]]:
             raise ValueError(f"entry {number} of {key!r} is {_shown(entry)}")
     entries: list[dict[str, Any]] = content[key]
     return entries
+
+
+def _are_fractions(annotations: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether there are boxes, and no number in them is above 1. Mostly the first box tells that they are not."""
+    some = False
+    for annotation in annotations:
+        bbox = annotation.get("bbox")
+        for value in bbox if isinstance(bbox, list) else ():
+            number = _number(value, texts=True)
+            if number is None or not number <= 1:
+                return False
+            some = True
+    return some
 
 
 def _file_name(image: Mapping[str, Any]) -> str:
@@ -170,7 +191,7 @@ def _classes(
             fix="give the same class names in both, or leave out 'names' and 'nc' in the data.yaml",
         )
     notes = []
-    renamed = [name for key, name in zip(ordered, own, strict=True) if name != printable(called[key])]
+    renamed = [name for key, name in zip(ordered, own, strict=True) if name != shown_name(called[key])]
     if renamed:
         notes.append(f"categories of one name are kept apart, as {first_names(renamed, 5)}")
     if unknown:
@@ -191,7 +212,11 @@ def find_image(file_name: str, folders: Sequence[Path]) -> Path:
 def size_problem(image: Mapping[str, Any], width: int, height: int) -> str | None:
     """Say that the json was written for other pixels (resized, or not turned as EXIF says), if it was."""
     stated = [image.get(key) for key in ("width", "height")]
-    if all(value is None or value == true for value, true in zip(stated, (width, height), strict=True)):
+    numbers = [_number(value, texts=True) for value in stated]
+    if all(
+        None in (value, true) or number == true
+        for value, number, true in zip(stated, numbers, (width, height), strict=True)
+    ):
         return None
     says = "x".join("?" if value is None else _shown(value) for value in stated)
     return f"the image has {width}x{height} pixels, the annotation file says {says}"
@@ -204,17 +229,21 @@ def read_annotations(annotations: Sequence[Mapping[str, Any]], classes: Ids, wid
     crowds: list[tuple[float, ...]] = []
     problems: list[str] = []
     counts: Counter[str] = Counter()
+    seen: set[tuple[float, ...]] = set()
     for annotation in annotations:
-        row, is_polygon = _row(annotation, classes, width, height)
+        row, forms = _row(annotation, classes, width, height)
         crowd = annotation.get("iscrowd")
         if isinstance(row, str):
             problems.append(f"annotation {_id(annotation)}: {row}")
-        elif crowd in (1, "1"):
+        elif crowd in _TRUE:
             crowds.append(row)
         elif crowd not in (None, 0, "0", ""):
             problems.append(f"annotation {_id(annotation)}: iscrowd {_shown(crowd)} is neither 0 nor 1")
         else:
-            counts["polygon"] += is_polygon
+            counts.update(forms)
+            counts["marked"] += any(annotation.get(flag) in _TRUE for flag in ("ignore", "difficult"))
+            counts["repeated"] += row in seen
+            seen.add(row)
             objects.append(row)
             area = _number(annotation.get("area"))
             if area is None or not 0 < area < _LARGEST:
@@ -223,11 +252,13 @@ def read_annotations(annotations: Sequence[Mapping[str, Any]], classes: Ids, wid
     return Annotation(as_boxes(objects), np.array(areas, np.float32), as_boxes(crowds), tuple(problems), +counts)
 
 
-def _row(annotation: Mapping[str, Any], classes: Ids, width: int, height: int) -> tuple[tuple[float, ...] | str, bool]:
-    """Class, centre x, y, width, height, or what is wrong; and whether a polygon took the place of a missing bbox."""
+def _row(
+    annotation: Mapping[str, Any], classes: Ids, width: int, height: int
+) -> tuple[tuple[float, ...] | str, tuple[str, ...]]:
+    """Class, centre x, y, width, height, or what is wrong; and what is to be said of the form (`load.FORMS`)."""
     class_id = classes.get(annotation.get("category_id"))
     if class_id is None:
-        return f"unknown category {_shown(annotation.get('category_id'))}", False
+        return f"unknown category {_shown(annotation.get('category_id'))}", ()
     bbox = annotation.get("bbox")
     outline = [] if bbox else _outline(annotation.get("segmentation"))
     if outline:
@@ -236,15 +267,19 @@ def _row(annotation: Mapping[str, Any], classes: Ids, width: int, height: int) -
     else:
         numbers = [_number(value, texts=True) for value in bbox] if isinstance(bbox, list) else []
     if len(numbers) != 4 or None in numbers:
-        return "no bbox of four numbers", False
+        mask = ", only a mask" if not bbox and isinstance(annotation.get("segmentation"), dict) else ""
+        return f"no bbox of four numbers{mask}", ()
     x, y, w, h = (value for value in numbers if value is not None)
     if not all(map(math.isfinite, (x, y, w, h))):
-        return "a bbox that is not finite", False
+        return "a bbox that is not finite", ()
+    forms = (("polygon",) if outline else ()) + (
+        ("cut",) if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1 else ()
+    )
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-    if right <= left or bottom <= top:
-        return "a box without area inside the image", False
+    if right - left <= LEAST * width or bottom - top <= LEAST * height:
+        return "a box without area inside the image", ()
     centre = (left + right) / 2 / width, (top + bottom) / 2 / height
-    return (float(class_id), *centre, (right - left) / width, (bottom - top) / height), bool(outline)
+    return (float(class_id), *centre, (right - left) / width, (bottom - top) / height), forms
 
 
 def _outline(segmentation: Any) -> list[float]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repq.data.classes import MAX_CLASSES, made_up_names, unique_names
+from repq.data.classes import MAX_CLASSES, made_up_names, shown_name, unique_names
 from repq.data.image_files import below, folder_of
 from repq.errors import DataError
 from repq.printable import printable
@@ -138,7 +138,7 @@ def _names(path: Path, values: Mapping[str, Any]) -> tuple[tuple[str, ...] | Non
             fix="leave out 'nc'",
         )
     unique = unique_names(names)
-    again = [name for name, given in zip(unique, names, strict=True) if name != printable(given)]
+    again = [name for name, given in zip(unique, names, strict=True) if name != shown_name(given)]
     return unique, (f"classes of one name are kept apart, as {', '.join(again[:5])}",) if again else ()
 
 

@@ -21,6 +21,8 @@ def as_boxes(rows: Sequence[Sequence[float]] = ()) -> NDArray[np.float32]:
     return np.array(rows, np.float32).reshape(-1, 5) if len(rows) else NO_BOXES
 
 
+LEAST = 1e-9
+"""A width or height, as a fraction of the image, that is none: it would be lost among the digits of float32."""
 NO_BOXES = np.zeros((0, 5), np.float32)
 NO_AREAS = np.zeros(0, np.float32)
 

@@ -21,7 +21,7 @@ from repq.data.dataset import NO_AREAS, NO_BOXES, ImageRecord, Problems
 from repq.files import cache_folder, replacing
 from repq.reading import JSON_LIMIT, read_bytes
 
-_VERSION = "2"  # part of every key; raise it when the checks or the file change
+_VERSION = "3"  # part of every key; raise it when the checks or the file change
 
 
 def cache_path(source: Path, split: str) -> Path:
@@ -43,7 +43,7 @@ def files_key(files: Iterable[Path | str], settings: Sequence[str]) -> str:
             state = f"{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
         except (OSError, ValueError):
             state = "missing"
-        digest.update(os.fsencode(f"{path}\0{state}\n"))
+        digest.update(f"{path}\0{state}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

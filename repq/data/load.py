@@ -26,6 +26,10 @@ Item = TypeVar("Item")
 FORMS = {
     "polygon": "{} labels are polygons; their bounding boxes are taken",
     "keypoints": "{} labels have key points; their boxes are taken",
+    "outside": "{} boxes reach beyond their image; check that they are written as centre, width and height",
+    "cut": "{} boxes reach beyond their image and are cut; check that they are written as x, y, width and height",
+    "marked": "{} annotations are marked as ignored or difficult; as in pycocotools they count as any other",
+    "repeated": "{} annotations repeat an earlier one; as in pycocotools each counts",
     "unlabelled": "{} of {} images have no label file; they are taken as images without objects",
 }
 """What is said of labels that are used, but not as plain boxes of an own label file; see `Annotation.counts`."""
@@ -121,6 +125,12 @@ def _yolo_listing(path: Path, source: SplitSource) -> _Listing:
     images = {name: place(source.root, name) for name in found}
     label_files = dict(zip(images, label_paths(images.values()), strict=True))
     if images and not any(map(os.path.lexists, label_files.values())):
+        if not any(map(os.path.lexists, images.values())):
+            raise DataError(
+                f"no image of the split {printable(source.split)!r} of {printable(path)} is there",
+                found=f"nothing at {printable(next(iter(images.values())))}, for instance",
+                fix="write one path a line, without quotes, relative to the list or to the root",
+            )
         raise DataError(
             f"no image of the split {printable(source.split)!r} of {printable(path)} has a label file",
             found=f"nothing at {printable(next(iter(label_files.values())))}, for instance",

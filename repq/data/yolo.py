@@ -7,12 +7,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from repq.data.dataset import Annotation, as_boxes
+from repq.data.dataset import LEAST, Annotation, as_boxes
 from repq.errors import DataError
 from repq.printable import printable
 from repq.reading import MIB, decode, lines, read_bytes
 
 _ROUNDING = 1e-4  # label files are printed with few digits, so a 1 may read 1.00001
+_REACH = 0.51  # from the image's middle, as its fraction: so far a box reaches by rounding and careless drawing
 _LIMIT = 64 * MIB
 
 
@@ -49,8 +50,9 @@ def read_labels(path: Path | str, num_classes: int, width: int, height: int, key
             if form:
                 counts[form] += 1
     labels = as_boxes(list(rows))
+    counts["outside"] = sum(abs(x - 0.5) + w / 2 > _REACH or abs(y - 0.5) + h / 2 > _REACH for _, x, y, w, h in rows)
     areas = labels[:, 3] * labels[:, 4] * width * height
-    return Annotation(labels, areas, problems=tuple(problems), counts=counts)
+    return Annotation(labels, areas, problems=tuple(problems), counts=+counts)
 
 
 def _usual_row(fields: list[str], num_classes: int) -> tuple[tuple[float, ...], str] | None:
@@ -59,7 +61,9 @@ def _usual_row(fields: list[str], num_classes: int) -> tuple[tuple[float, ...], 
         class_id, x, y, width, height = row = tuple(map(float, fields))
     except ValueError:  # no number, or not five
         return None
-    plain = 0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1  # what is not finite is none of these
+    plain = (
+        0 <= x <= 1 and 0 <= y <= 1 and LEAST < width <= 1 and LEAST < height <= 1
+    )  # what is not finite is none of these
     return (row, "") if plain and 0 <= class_id < num_classes and class_id.is_integer() else None
 
 
@@ -69,6 +73,8 @@ def parse_line(fields: list[str], num_classes: int, keypoints: int = 0) -> tuple
     is_polygon = not has_keypoints and len(fields) >= 7 and len(fields) % 2 == 1
     if len(fields) != 5 and not has_keypoints and not is_polygon:
         return f"{len(fields)} values instead of 5", ""
+    if len(fields) == 7 and fields[6].isdecimal():  # of a triangle, it would be a corner at the very edge
+        return "7 values of which the last is a whole number: no polygon, but a box with score and track id?", ""
     try:
         values = [float(field) for field in (fields[:5] if has_keypoints else fields)]
     except ValueError:
@@ -83,7 +89,7 @@ def parse_line(fields: list[str], num_classes: int, keypoints: int = 0) -> tuple
     if is_polygon:
         left, right, top, bottom = min(box[::2]), max(box[::2]), min(box[1::2]), max(box[1::2])
         box = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-    if min(box[2:]) <= 0:
+    if min(box[2:]) <= LEAST:
         return "a box without area", ""
     row = (class_id, *(min(max(value, 0.0), 1.0) for value in box))
     return row, "keypoints" if has_keypoints else "polygon" if is_polygon else ""

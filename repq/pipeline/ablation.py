@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from repq.files import write_text
+from repq.files import holds, write_text
 from repq.log import Log, quiet
 from repq.pipeline import RunOutcome, run_recipe
 from repq.progress import Progress, silent
@@ -57,9 +57,13 @@ def run_ablation(
         _keep_report(outcome, work / REPORTS / report_name(measured[-1]))
     compared = None if effects is None else (effects.baseline, effects.together)
     report = AblationReport(name=name, trials=tuple(measured), effects=compared)
-    write_text(work / "ablation.json", report.model_dump_json(indent=1) + "\n")
-    write_text(work / "ablation.md", ablation_markdown(report))
-    write_ablation_page(report, capture_environment(), work)
+    text = report.model_dump_json(indent=1) + "\n"
+    if not (
+        holds(work / "ablation.json", text) and (work / "ablation.html").is_file()
+    ):  # it may lie on a read-only disk
+        write_text(work / "ablation.md", ablation_markdown(report))
+        write_ablation_page(report, capture_environment(), work)
+        write_text(work / "ablation.json", text)
     return report
 
 

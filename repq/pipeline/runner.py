@@ -41,7 +41,8 @@ def run_recipe(
     While INT8 loses more AP than the recipe's ``max_drop``, what is left is tried (`repq.pipeline.budget`).
 
     Args:
-        as_it_is: the recipe is measured, whatever it loses: nothing else is tried, nothing is demanded of the engines.
+        as_it_is: the recipe is measured, whatever it loses: nothing else is tried, nothing is demanded of the engines,
+            and nothing is copied out of the artifacts, so that several recipes may share the folder.
 
     Raises:
         RepqError: a stage failed in a way that the user can correct; what was complete before stays.
@@ -65,9 +66,9 @@ def run_recipe(
     for line in sentences(verdict):
         log(line)
     artifacts = make_artifacts(recipe, work, "", progress, log, artifacts)
-    report = _publish(work, recipe, artifacts)
     if as_it_is:
-        return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
+        return RunOutcome(artifacts, artifacts["report"] / "report.html", _headline(recipe, artifacts), verdict)
+    report = _publish(work, recipe, artifacts)
     # Last, so that the report of a run that fails its check is there to show why.
     demand_agreement(artifacts["check"].result(CheckReport))
     if verdict.next is not None:
@@ -163,9 +164,7 @@ def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> P
                     file.unlink()
     lines = [f"{name}: {artifact.folder.relative_to(work)}" for name, artifact in artifacts.items()]
     text = "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""])
-    listing = work / "artifacts.yaml"
-    if not listing.is_file() or listing.read_text(encoding="utf-8") != text:
-        write_text(listing, text)
+    write_text(work / "artifacts.yaml", text)
     return work / "report.html"
 
 

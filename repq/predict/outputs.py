@@ -5,6 +5,7 @@ Each output takes one prediction at a time and holds no more than it must, so th
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,17 +115,22 @@ class YoloFiles:
 class CocoFile:
     """A COCO data set whose annotations have a score, as ``loadRes`` of pycocotools takes them.
 
-    An image whose name is a number, as in COCO itself, has that as its id.
+    An image whose name is a number, as in COCO itself, has that as its id, unless another image has it.
     """
 
     def __init__(self, path: Path, names: Sequence[str], classes: int) -> None:
         self._file, self._images, self._count = _opened(path), list[dict[str, Any]](), 0
+        self._taken: set[int] = set()
+        self._free = itertools.count(1)
         kinds = [{"id": index, "name": named(names, index)} for index in range(classes)]
         self._file.write(f'{{"categories": {json.dumps(kinds)},\n"annotations": [')
 
     def add(self, found: Prediction) -> None:
         stem, height, width = Path(found.name).stem, *found.size
-        image = int(stem) if stem.isdecimal() and "/" not in found.name else len(self._images) + 1
+        image = int(stem) if stem.isdecimal() and "/" not in found.name else next(self._free)
+        while image in self._taken:
+            image = next(self._free)
+        self._taken.add(image)
         self._images.append({"id": image, "file_name": found.name, "height": height, "width": width})
         for x1, y1, x2, y2, score, label in found.boxes[0].tolist():
             self._count += 1

@@ -20,6 +20,7 @@ from repq.api.detected import Detected
 from repq.api.model import Model, Size
 from repq.api.service import Prepared, Service, finder_of, thresholds_of
 from repq.data import prefetch
+from repq.data.classes import class_places
 from repq.errors import DataError, RepqError
 from repq.files import replacing_folder
 from repq.log import Log, quiet
@@ -112,7 +113,7 @@ def predict(
     """
     models = [model] if other is None else [model, other]
     _demand_place(out, sources, force=force)
-    _demand_same_classes(models)
+    places = _places(model, other, log)
     size, thresholds = model.size(imgsz), thresholds_of(model, _asked(config), log)
     if other is not None:
         thresholds_of(other, asdict(thresholds), log)  # it is looked at by those of the first: says where it has others
@@ -121,7 +122,7 @@ def predict(
     names = model.class_names
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
              **asdict(thresholds), **({"other": other.label} if other else {})}  # fmt: skip
-    job = _Job(finders, config, config.batch or model.batch or 1, titles, names)
+    job = _Job(finders, config, config.batch or model.batch or 1, titles, names, places)
     for one in models:
         one.running  # noqa: B018 (it starts, before time is taken)
     tally, started, threads = _Tally(), time.perf_counter(), cv2.getNumThreads()
@@ -175,6 +176,7 @@ class _Job:
 
     Attributes:
         titles: of the models, over their pictures.
+        places: the first model's class of each class of the second; None: the same.
     """
 
     finders: Sequence[Service]
@@ -182,6 +184,7 @@ class _Job:
     batch: int
     titles: Sequence[str]
     names: Sequence[str]
+    places: NDArray[np.float32] | None = None
 
     def take(self, frames: Sequence[Pending]) -> _Chunk:
         """Read images and make network input of them."""
@@ -206,6 +209,9 @@ class _Job:
             finder.finish(output, prepared)
             for finder, output, prepared in zip(self.finders, chunk.outputs, chunk.prepared, strict=False)
         ]
+        if self.places is not None:
+            for boxes in per_model[1]:
+                boxes[:, 5] = self.places[boxes[:, 5].astype(int)]
         found = []
         for index, (name, image) in enumerate(chunk.images):
             found.append(self._prediction(name, image, tuple(boxes[index] for boxes in per_model), still))
@@ -321,10 +327,19 @@ def _demand_place(out: Path, sources: Sequence[Source], *, force: bool) -> None:
                         fix="give a new folder, or --force to write over files of the same names")  # fmt: skip
 
 
-def _demand_same_classes(models: Sequence[Model]) -> None:
-    if len(models) < 2:
-        return
-    first, second = (model.names or model.num_classes for model in models)
-    if first != second:
-        raise RepqError("the two models find other classes, or in another order", found=f"{first}; {second}",
+def _places(model: Model, other: Model | None, log: Log) -> NDArray[np.float32] | None:
+    """The first model's class of each class of the second, by name; None: they are the same.
+
+    Raises:
+        RepqError: the two find other classes.
+    """
+    if other is None:
+        return None
+    if model.num_classes != other.num_classes:
+        raise RepqError("the two models find other classes", found=f"{model.num_classes} and {other.num_classes}",
                         fix="compare models that were trained with the same 'names'")  # fmt: skip
+    places = class_places(other.names, model.names, model.label)
+    if places is None:
+        return None
+    log(f"{other.label} has its classes in another order than {model.label}; they were matched by name")
+    return np.array(places, np.float32)

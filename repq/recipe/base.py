@@ -19,12 +19,28 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``yes`` and ``off``, which YAML reads as true and false, are neither 1 nor 0 where a number is wanted."""
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        switches = [one for one in given if isinstance(one, bool)]
+        if switches and not _takes_switch(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(switches[0]).lower()} (in YAML also yes, no, on, off) is no value of this setting")
+        return value
+
+
+def _takes_switch(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_switch, get_args(annotation)))
 
 
 C = TypeVar("C", bound=Config)

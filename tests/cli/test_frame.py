@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,26 @@ def test_ignored_signals_stay_so_and_handlers_come_back() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_waits_while_a_compiled_module_is_loaded() -> None:
+    """Some abort the process where Python that they call raises."""
+    loaded = []
+
+    class Loader(ExtensionFileLoader):
+        def exec_module(self, module: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            loaded.append(module)
+
+    @ending_on_signals()
+    def load() -> None:
+        Loader("x", "x.so").exec_module("x")
+        time.sleep(10)
+
+    with pytest.raises(SystemExit) as stopped:
+        load()
+    assert stopped.value.code == 143 and loaded == ["x"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["describe"])
 def test_a_full_disk_behind_the_output(command: str, material: Material) -> None:
@@ -165,6 +186,32 @@ def test_a_full_disk_behind_the_output(command: str, material: Material) -> None
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 2
     assert "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closed by a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["--version", "config", "config --json", "config nosuch"])
+def test_closed_streams_are_no_fault(closed: str, words: str, folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    line = f"{sys.executable} -m repq {words} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment)
+    assert done.returncode == (2 if "nosuch" in words else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "shown"),
+    [("1", "2", False), ("0", "2", True), ("3", None, True), ("x", "2", True), ("7", "", True)],
+)
+def test_only_later_processes_of_torchrun_are_silent(
+    rank: str, count: str | None, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other launchers number their jobs by the same variable."""
+    monkeypatch.setenv("RANK", rank)
+    if count is not None:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    assert bool(invoke("config", "--json").stdout) == shown
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

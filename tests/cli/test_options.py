@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_lines import Material, every_option, invoke, items_of, options, refused
 
 from repq.cli import COMMANDS
@@ -103,6 +104,22 @@ def test_no_field_takes_what_is_not_finite(kind: str, name: str, info: Any, valu
         alone = create_model("Alone", __base__=Config, value=(info.annotation, info))
         with pytest.raises(ValidationError):
             alone(value=value)
+
+
+@pytest.mark.parametrize("text", ["yes", "off", "true"])
+def test_a_switch_is_no_number(text: str) -> None:
+    """YAML reads it as true or false, which Python takes for 1 or 0."""
+    from pydantic import ValidationError, create_model
+
+    value = yaml.safe_load(text)
+    for _, _, info in fields():
+        alone = create_model("Alone", __base__=Config, value=(info.annotation, info))
+        if "bool" in repr(info.annotation) or "Any" in repr(info.annotation):
+            assert getattr(alone(value=value), "value", None) in (value, text)
+        else:
+            for given in (value, [value]):
+                with pytest.raises(ValidationError):
+                    alone(value=given)
 
 
 # --- options that would do nothing -----------------------------------------------------------------------------------

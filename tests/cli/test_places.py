@@ -102,6 +102,59 @@ def test_an_output_that_cannot_be(command: str, option, material: Material, fold
     assert sorted(folder.rglob("*")) == before
 
 
+FILES = [
+    (command, option)
+    for command, option in OUTPUTS
+    if isinstance(option.marks["writes"], str) and option.marks["writes"]
+]
+
+
+@pytest.mark.parametrize(("command", "option"), FILES, ids=names)
+def test_a_file_of_somebody_else_is_not_replaced(command: str, option, material: Material, folder: Path, whole) -> None:
+    """Such as the list of training images, where a manifest is to be written."""
+    for suffix in option.marks["writes"].split("|"):
+        output = folder / f"there{suffix}"
+        output.write_bytes(b"images/train/a.jpg\n")
+        assert "did not write" in refused(invoke(*material.line(command, **{key(option): [output]})))
+        assert output.read_bytes() == b"images/train/a.jpg\n"
+
+
+def test_files_of_repq_and_empty_ones_are_replaced(material: Material, folder: Path) -> None:
+    (folder / "calib.txt").touch()
+    for _ in range(2):
+        assert invoke(*material.line("calib", out=[folder / "calib.txt"])).exit_code == 0
+    shutil.copyfile(material.files["WEIGHTS"], folder / "other.safetensors")
+    assert invoke(*material.line("fuse", out=[folder / "other.safetensors"]), "--images", 1).exit_code == 0
+
+
+@pytest.mark.parametrize("way", [None, _hard_link, _link], ids=["itself", "hard link", "link"])
+@pytest.mark.parametrize("command", ["describe", "eval", "calib", "fuse"])
+def test_a_log_file_goes_into_no_other_file(
+    command: str, way: Callable[[Path, Path], None] | None, material: Material, folder: Path, whole
+) -> None:
+    for option in (one for one in options(command) if is_path(one)):
+        own = folder / f"own{material.path(command, option).suffix}"
+        if option.marks["writes"] is None:
+            shutil.copyfile(material.path(command, option), own)
+        else:
+            own.touch()
+        log = own if way is None else folder / "log"
+        if way is not None:
+            way(own, log)
+        content = own.read_bytes()
+        refused(invoke(*material.line(command, **{key(option): [own]}), "--log-file", log))
+        assert own.read_bytes() == content
+        for path in {own, log}:
+            path.unlink()
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "a\0b", "file/log", "."])
+def test_a_log_file_that_cannot_be(place: str, material: Material, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "file").touch()
+    refused(invoke(*material.line("describe"), "--log-file", place))
+
+
 def test_an_engine_takes_the_place_of_an_engine_alone(material: Material, folder: Path) -> None:
     line = material.line("build", out=[folder / "engine"], engine=["onnxruntime"])
     assert invoke(*line).exit_code == 0
@@ -162,9 +215,12 @@ def test_a_run_that_ended_may_lie_on_a_read_only_disk(
     (folder / "run").mkdir()
     place = read_only(folder / "run")
     assert "--work cannot be written" in refused(invoke(*material.line("run", work=[place])))
-    (folder / "run" / "artifacts.yaml").write_text("")
-    message = refused(invoke(*material.line("run", work=[place])))  # nothing is there, so that a stage has to run
-    assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
+    for command, name in (("run", "artifacts.yaml"), ("ablation", "ablation.json"), ("compare", "compare.json")):
+        (folder / "run" / name).write_text("")
+        out = {"out" if command == "compare" else "work": [place]}
+        message = refused(invoke(*material.line(command, **out)))  # nothing is there, so that a stage has to run
+        assert "cannot be written" not in message and os.strerror(errno.EROFS) in message and str(place) in message
+        (folder / "run" / name).unlink()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from command_lines import SIZE, Material, invoke, refused
+from safetensors import safe_open
 
 from repq.api.opening import load
+from repq.predict.outputs import CocoFile, Prediction
 
 FRAMES = 7
 
@@ -143,6 +145,40 @@ def test_two_models_side_by_side(material: Material, engine: Path, pictures: Pat
     save_checkpoint(other, build("yolov6lite_s", 4).eval())
     message = refused(invoke("predict", engine, pictures, "--compare", other, "--imgsz", SIZE))
     assert "other classes" in message
+
+
+@pytest.mark.parametrize("names", [("cross", "ring", "triangle"), None, ("ring", "triangle", "x"), ("ring",) * 3])
+def test_classes_of_two_models_are_matched_by_name(
+    names: tuple[str, ...] | None, material: Material, pictures: Path, folder: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights, other = material.files["WEIGHTS"], folder / "other.safetensors"
+    with safe_open(str(weights), "pt") as file:
+        entries = {**file.metadata(), "repq.names": json.dumps(names)}
+    save_file(load_file(weights), other, {key: value for key, value in entries.items() if value != "null"})
+    line = ["predict", weights, pictures / "a.jpg", "--compare", other, "--imgsz", SIZE, "--conf", 0.0005, "-o", "out"]
+    if names is not None and set(names) != {"cross", "ring", "triangle"}:
+        assert "does not know every class" in refused(invoke(*line))
+        return
+    assert invoke(*line).exit_code == 0
+    entry = written(folder / "out")["images"][0]
+    own = ("ring", "triangle", "cross")
+    expected = [(names or own)[own.index(box["name"])] for box in entry["boxes"]]
+    assert [box["name"] for box in entry["other"]] == expected
+
+
+def test_every_image_has_an_id_of_its_own(tmp_path: Path) -> None:
+    names = ["2.jpg", "a.jpg", "1.jpg", "01.jpg", "b.jpg", "2.png", "x/2.jpg", "3.jpg", "\u0663.jpg", "c.jpg"]
+    file = CocoFile(tmp_path / "coco.json", ["a"], 1)
+    for name in names:
+        file.add(Prediction(name, (9, 9), (np.array([[0, 0, 5, 5, 0.5, 0]], np.float32),)))
+    file.close()
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    ids = {image["file_name"]: image["id"] for image in coco["images"]}
+    assert len(set(ids.values())) == len(names) == len(ids)
+    assert ids["2.jpg"] == 2
+    assert [annotation["image_id"] for annotation in coco["annotations"]] == [ids[name] for name in names]
 
 
 BAD_SOURCES = {

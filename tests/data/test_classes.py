@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,16 @@ def test_names_become_different_and_stay_so(names: list[str]) -> None:
     unique = unique_names(names)
     assert len(set(unique)) == len(names)
     assert unique_names(unique) == unique
-    if len(set(names)) == len(names) and all(name.isprintable() for name in names):
-        assert unique == tuple(names)
+    composed = tuple(unicodedata.normalize("NFC", name) for name in names)
+    if len(set(composed)) == len(names) and all(name.isprintable() for name in names):
+        assert unique == composed
+
+
+@given(words)
+def test_the_form_of_unicode_makes_no_other_class(names: list[str]) -> None:
+    names = [*names, "caf\u00e9", "\u1100\u1161", "\u212b"]
+    forms = {unique_names([unicodedata.normalize(form, name) for name in names]) for form in ("NFC", "NFD")}
+    assert forms == {unique_names(names)}
 
 
 @given(st.permutations(["dog", "cat", "bird", "no"]), st.permutations(["dog", "cat", "bird", "no"]))

@@ -92,6 +92,8 @@ def test_names_of_the_description_fix_the_class_ids(tmp_path: Path) -> None:
         ({"bbox": None}, "no bbox of four numbers"),
         ({"bbox": [1, 2, float("nan"), 3]}, "not finite"),
         ({"bbox": [1, 2, 0, 3]}, "without area"),
+        ({"bbox": [1, 2, 1e-60, 3]}, "without area"),
+        ({"bbox": [], "segmentation": {"size": [30, 40], "counts": [3, 4]}}, "only a mask"),
         ({"bbox": [50, 2, 5, 3]}, "without area inside the image"),
         ({"image_id": 99}, "no image 99"),
     ],
@@ -110,6 +112,55 @@ def test_boxes_are_cut_at_the_edges(tmp_path: Path) -> None:
     values["annotations"] = [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [-10, 15, 20, 100]}]
     labels = load_dataset(write_coco(tmp_path, values), "val")[0].labels
     np.testing.assert_allclose(labels, [[0, 0.125, 0.75, 0.25, 0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bbox": [4, 6, 36.9, 12]}, None),
+        ({"bbox": [4, 6, 38, 12]}, "1 boxes reach beyond their image and are cut"),
+        ({"ignore": 1}, "1 annotations are marked as ignored or difficult"),
+        ({"difficult": True}, "1 annotations are marked as ignored or difficult"),
+        ({"ignore": 0, "difficult": "0"}, None),
+        ({"bbox": [0, 0, 20, 15], "category_id": 3}, "1 annotations repeat an earlier one"),
+    ],
+)
+def test_what_counts_otherwise_than_it_is_written_is_said(
+    tmp_path: Path, change: dict[str, Any], said: str | None
+) -> None:
+    values = content()
+    values["annotations"][0].update(change)
+    dataset = load_dataset(write_coco(tmp_path, values), "val")
+    assert dataset.objects == 2 and not dataset.problems.count
+    assert [note[: len(said or "")] for note in dataset.problems.notes] == ([said] if said else [])
+
+
+def test_boxes_in_fractions_of_the_image_are_refused(tmp_path: Path) -> None:
+    values = content()
+    for annotation in values["annotations"]:
+        annotation["bbox"] = [value / 40 for value in annotation["bbox"]]
+    with pytest.raises(DataError, match="cannot be in pixels"):
+        load_dataset(write_coco(tmp_path, values), "val")
+
+
+@pytest.mark.parametrize("form", [int, float, str])
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "width"])
+def test_numbers_count_by_their_value(tmp_path: Path, form: type, key: str) -> None:
+    """Tables write ids as 1.0, other tools as "1"."""
+    values = content()
+    for entry in (entry for entries in values.values() for entry in entries if key in entry):
+        entry[key] = form(entry[key])
+    dataset = load_dataset(write_coco(tmp_path, values), "val")
+    assert [len(record.labels) for record in dataset.records] == [2, 0]
+    assert not dataset.problems.count
+
+
+@pytest.mark.parametrize("name", ["\ud800.jpg", "a\0.jpg", "x" * 5000, "~nosuchuser/a.jpg", "http://host/a.jpg"])
+def test_a_file_name_that_cannot_be_costs_one_image(tmp_path: Path, name: str) -> None:
+    values = content()
+    values["images"][1]["file_name"] = name
+    dataset = load_dataset(write_coco(tmp_path, values), "val")
+    assert len(dataset) == 1 and len(dataset.problems.images) == 1
 
 
 def test_images_of_another_size_or_missing_are_left_out(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
         ("0 1.2 0.5 0.2 0.2", "outside 0..1"),
         ("0 0.5 -0.1 0.2 0.2", "outside 0..1"),
         ("0 0.5 0.5 0 0.2", "without area"),
+        ("0 0.5 0.5 1e-60 0.2", "without area"),
+        ("0 0.5 0.5 0.2 0.2 0.9 1", "track id"),
+        ("0 0.5 0.5 0.2 0.2 0.9 17", "track id"),
         (BOX, "same as an earlier line"),
     ],
 )
@@ -66,6 +69,22 @@ def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: str, reason: 
     assert dataset.problems.count == 1
     assert reason in dataset.problems.labels[0]
     assert dataset.problems.labels[0].startswith("images/val/a.jpg, line 2:")
+
+
+@pytest.mark.parametrize(("box", "said"), [("0.5 0.5 1 1", 0), ("0.8 0.8 0.4 0.4", 0), ("0.9 0.5 0.4 0.4", 1)])
+def test_boxes_that_reach_beyond_their_image_are_said(tmp_path: Path, box: str, said: int) -> None:
+    """As corners do that are read as centre and size."""
+    problems = load_dataset(write_yolo(tmp_path, {"a": f"0 {box}"}), "val").problems
+    assert [note.startswith("1 boxes reach beyond") for note in problems.notes] == [True] * said
+    assert not problems.count
+
+
+@pytest.mark.parametrize("line", ["C:\\\\data\\\\a.jpg", '"images/val/a.jpg"', "https://host/a.jpg"])
+def test_a_list_of_which_no_image_is_there_says_so(tmp_path: Path, line: str) -> None:
+    write_yolo(tmp_path, {"a": BOX})
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"no image of the split 'val' .* is there"):
+        load_dataset(write_data_yaml(tmp_path, val="list.txt", names=["a"]), "val")
 
 
 def test_rounded_labels_are_corrected(tmp_path: Path) -> None:
