@@ -65,7 +65,7 @@ def saturation_note() -> str | None:
         return None
     return (
         "this CPU has no INT8 dot product: sums of two products saturate at 16 bits, and AP may be far lower than on "
-        "one that has it (`repq check` shows by how much); sums with --reduce-range do not"
+        "one that has it, unless the weights were quantized with --reduce-range (`repq check` shows by how much)"
     )
 
 
