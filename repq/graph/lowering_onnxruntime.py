@@ -22,8 +22,8 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 
 QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
 input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
-edge. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling,
-becomes a 1x1 convolution to ``O s s`` channels and DepthToSpace.
+edge. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling, becomes a 1x1 convolution
+to ``O s s`` channels and DepthToSpace.
 
 A convolution that somebody reads in float (a prediction layer, an addition, SiLU) stays a float convolution, with its
 dequantized weight stored, unless it is among ``integer_sums``: then ConvInteger sums integers, and DequantizeLinear
@@ -94,29 +94,27 @@ def lower(
         integer_sums: of `float_results`, those that sum integers.
         unsigned_sums: the same of their weights; ConvInteger is exact either way, and faster one way or the other.
     """
-    graph = import_graph(model)
-    if not _can_be_lowered(graph):
-        return model
-    restore_pairs(graph)
-    # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
-    settings = (_zero_point(unsigned_weights), frozenset(integer_sums), _zero_point(unsigned_sums))
-    needed_in_float = _Lowering(graph, frozenset(), *settings).run().float_tensors
-    return export_graph(_Lowering(graph, frozenset(needed_in_float), *settings).run().result())
+    lowered = _lowered(model, _zero_point(unsigned_weights), frozenset(integer_sums), _zero_point(unsigned_sums))
+    return model if lowered is None else export_graph(lowered.result())
 
 
 def float_results(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the convolutions that `lower` leaves in float though their input and weight are integers."""
+    lowered = _lowered(model, _zero_point(False), frozenset(), _zero_point(False))
+    return () if lowered is None else tuple(lowered.float_results)
+
+
+def _lowered(
+    model: onnx.ModelProto, weight_zero: NDArray[Any], integer_sums: frozenset[str], sum_zero: NDArray[Any]
+) -> _Lowering | None:
+    """What `lower` makes of a graph; None: it has no Q/DQ, or subgraphs."""
     graph = import_graph(model)
-    if not _can_be_lowered(graph):
-        return ()
+    if all(node.op != "DequantizeLinear" for node in graph.nodes) or any(graph.subgraphs()):
+        return None
     restore_pairs(graph)
-    settings = (_zero_point(False), frozenset[str](), _zero_point(False))
-    needed_in_float = _Lowering(graph, frozenset(), *settings).run().float_tensors
-    return tuple(_Lowering(graph, frozenset(needed_in_float), *settings).run().float_results)
-
-
-def _can_be_lowered(graph: gs.Graph) -> bool:
-    return any(node.op == "DequantizeLinear" for node in graph.nodes) and not any(graph.subgraphs())
+    # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
+    first = _Lowering(graph, frozenset(), weight_zero, integer_sums, sum_zero).run()
+    return _Lowering(graph, frozenset(first.float_tensors), weight_zero, integer_sums, sum_zero).run()
 
 
 def _zero_point(unsigned: bool) -> NDArray[Any]:
@@ -190,13 +188,14 @@ class _Lowering:
     def _emit_float(self, node: gs.Node) -> None:
         self.float_tensors.update(tensor.name for tensor in node.outputs)
         pair, layer = self._pairs.get(node.outputs[0].name), self._layers.get(node.outputs[0].name)
-        if layer is not None and node.op in PRODUCTS and (carried := self._carried(node.inputs[0])) is not None:
-            self._emit_product(layer, *carried)
+        source = None if layer is None else self._carried_parameters(node.inputs[0])
+        if layer is not None and source is not None and node.op in PRODUCTS:
+            self._emit_product(layer, self._quantized(node.inputs[0], source), source)
             return
-        if layer is not None and node.op == "Conv" and (carried := self._carried(node.inputs[0])) is not None:
+        if layer is not None and source is not None and node.op == "Conv":
             self.float_results.append(title(node))
             if title(node) in self._integer_sums:
-                self._emit_sums(layer, *carried)
+                self._emit_sums(layer, self._quantized(node.inputs[0], source), source)
                 return
         if pair is not None:
             inputs = [self._quantized(pair.source, _uint8(pair)), *self._pair_constants(_uint8(pair))]
@@ -251,20 +250,16 @@ class _Lowering:
 
     # --- the integer side
 
-    def _carried(self, tensor: gs.Tensor) -> tuple[gs.Tensor, Parameters] | None:
-        """The integers behind a float tensor that holds dequantized values, or None."""
+    def _carried_parameters(self, tensor: gs.Tensor) -> Parameters | None:
+        """Those of the integers behind a float tensor that holds dequantized values; None: it does not."""
         pair = self._pairs.get(tensor.name)
         if pair is not None:
-            return self._quantized(pair.source, _uint8(pair)), _uint8(pair)
+            return _uint8(pair)
         node = producer(tensor)
         if node is None or not self._moves(node):
             return None
-        parts = [self._carried(source) for source in values_of(node)]
-        found = {part[1] for part in parts if part is not None}
-        if None in parts or len(found) != 1:
-            return None
-        params = found.pop()
-        return self._quantized(tensor, params), params
+        found = {self._carried_parameters(source) for source in values_of(node)}
+        return found.pop() if len(found) == 1 else None
 
     def _quantized(self, tensor: gs.Tensor, params: Parameters) -> gs.Tensor:
         """The UINT8 tensor that holds the quantized values of a float tensor."""
@@ -302,11 +297,10 @@ class _Lowering:
         return self._append("Clip", f"{integers.name}_relu", [integers, least])
 
     def _convolve(self, conv: _IntegerLayer, params: Parameters) -> gs.Tensor | None:
-        carried, block = self._carried(conv.node.inputs[0]), _block_size(conv)
-        if carried is None or (conv.node.op == "ConvTranspose" and block is None):
+        source, block = self._carried_parameters(conv.node.inputs[0]), _block_size(conv)
+        if source is None or (conv.node.op == "ConvTranspose" and block is None):
             return None
-        integers, source = carried
-        name = self._unique(title(conv.node))
+        integers, name = self._quantized(conv.node.inputs[0], source), self._unique(title(conv.node))
         if block is not None:
             integers = self._add_conv(name, _unfolded(conv), integers, source, params, {})
             layout = {"blocksize": block, "mode": "CRD"}
