@@ -137,7 +137,7 @@ def in_utf8(path: Path) -> Iterator[Path]:
         yield path
 
 
-def holds(path: Path, text: str) -> bool:
+def has_text(path: Path, text: str) -> bool:
     """Whether a file is there and has this text in UTF-8."""
     try:
         return path.read_bytes() == text.encode()
@@ -147,7 +147,7 @@ def holds(path: Path, text: str) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole; one that holds the text already stays, so that it may lie on a read-only disk."""
-    if holds(path, text):
+    if has_text(path, text):
         return
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")

@@ -61,9 +61,8 @@ def _usual_row(fields: list[str], num_classes: int) -> tuple[tuple[float, ...], 
         class_id, x, y, width, height = row = tuple(map(float, fields))
     except ValueError:  # no number, or not five
         return None
-    plain = (
-        0 <= x <= 1 and 0 <= y <= 1 and LEAST < width <= 1 and LEAST < height <= 1
-    )  # what is not finite is none of these
+    # What is not finite is none of these.
+    plain = 0 <= x <= 1 and 0 <= y <= 1 and LEAST < width <= 1 and LEAST < height <= 1
     return (row, "") if plain and 0 <= class_id < num_classes and class_id.is_integer() else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 
 from repq.errors import EngineError
-from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features, cpu_name, is_x86
+from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features, cpu_name, has_dot_products, is_x86
 from repq.machine.cuda import find_gpu, gpu_or_none
 from repq.results import Availability
 
@@ -61,7 +61,7 @@ def int8_note() -> str:
 
 def saturation_note() -> str | None:
     """What is lost where a runtime adds products of two bytes in 16 bits; None: this CPU adds them in 32."""
-    if not is_x86() or DOT_PRODUCT_FEATURES.intersection(cpu_features()):
+    if not is_x86() or has_dot_products():
         return None
     return (
         "this CPU has no INT8 dot product: sums of two products saturate at 16 bits, and AP may be far lower than on "

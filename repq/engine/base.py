@@ -32,6 +32,11 @@ class TensorInfo(Result):
     shape: Shape
     dtype: str = "float32"
 
+    @property
+    def least_shape(self) -> tuple[int, ...]:
+        """The shape with 1 for every dynamic dimension."""
+        return tuple(size if isinstance(size, int) else 1 for size in self.shape)
+
 
 class EngineManifest(Result):
     """Everything about an engine but its payload. It is what ``engine.json`` holds.

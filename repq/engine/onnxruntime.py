@@ -22,7 +22,7 @@ from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_im
 from repq.errors import EngineError
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
-from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
+from repq.machine.cpu import has_dot_products
 from repq.machine.cuda import gpu_or_none
 from repq.onnx_file import refusing
 from repq.recipe import Provider
@@ -189,8 +189,7 @@ class OnnxRuntimeEngine(Engine):
         )  # fmt: skip
 
     def _placement(self) -> str:
-        shape = [size if isinstance(size, int) else 1 for size in self.manifest.input.shape]
-        images = np.zeros(shape, self.manifest.input.dtype)
+        images = np.zeros(self.manifest.input.least_shape, self.manifest.input.dtype)
         with scratch_folder() as scratch:
             session = open_session(self._data, self.manifest.threads, self._provider, profile_in=scratch)
             counts = nodes_by_provider(session, {self.manifest.input.name: images})
@@ -314,7 +313,7 @@ def open_session(
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
-    if not DOT_PRODUCT_FEATURES.intersection(cpu_features()):
+    if not has_dot_products():
         # Without such instructions the fast x86 kernel saturates 16-bit sums; this chooses the exact one.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:

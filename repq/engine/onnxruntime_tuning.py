@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from repq.engine.base import Engine, EngineManifest
 from repq.engine.onnxruntime import OnnxRuntimeEngine
 from repq.graph.lowering_onnxruntime import OF_SUMS, float_results, lower
-from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
+from repq.machine.cpu import has_dot_products
 
 ROUNDS, RUNS = 3, 4
 """How often the two take turns, and the runs of a turn. Of each layer the shortest mean counts."""
@@ -41,13 +41,12 @@ def tuned(manifest: EngineManifest, model: onnx.ModelProto) -> OnnxRuntimeEngine
 
 
 def _with_sums(manifest: EngineManifest, model: onnx.ModelProto, layers: Collection[str]) -> OnnxRuntimeEngine:
-    unsigned = not DOT_PRODUCT_FEATURES.intersection(cpu_features())  # the kernel for signed weights is slow without
+    unsigned = not has_dot_products()  # the kernel for signed weights is slow without
     return OnnxRuntimeEngine(manifest, lower(model, integer_sums=layers, unsigned_sums=unsigned))
 
 
 def _images(manifest: EngineManifest) -> NDArray[np.generic]:
-    shape = [size if isinstance(size, int) else 1 for size in manifest.input.shape]
-    noise = np.random.default_rng(0).integers(0, 256, shape)
+    noise = np.random.default_rng(0).integers(0, 256, manifest.input.least_shape)
     return noise.astype(np.uint8) if manifest.input.dtype == "uint8" else (noise / 255).astype(np.float32)
 
 

@@ -40,6 +40,11 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
+def has_dot_products() -> bool:
+    """Whether the processor multiplies and adds 8-bit integers in one step; see `DOT_PRODUCT_FEATURES`."""
+    return not DOT_PRODUCT_FEATURES.isdisjoint(cpu_features())
+
+
 @functools.cache
 def cpu_name() -> str:
     """Model name of the processor, or the machine type where the system does not say."""

@@ -68,6 +68,11 @@ def output_axis(layer: Layer) -> int:
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
+def input_axis(layer: Layer) -> int:
+    """The axis of a layer's weight along which its input channels lie (of a convolution: of one group)."""
+    return 1 - output_axis(layer)
+
+
 def channel_axis(layer: Layer) -> int:
     """The axis of what a layer reads, and of what it writes, along which the channels lie."""
     return -1 if isinstance(layer, Matrix) else 1

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from repq.files import holds, write_text
+from repq.files import has_text, write_text
 from repq.log import Log, quiet
 from repq.pipeline import RunOutcome, run_recipe
 from repq.progress import Progress, silent
@@ -58,12 +58,11 @@ def run_ablation(
     compared = None if effects is None else (effects.baseline, effects.together)
     report = AblationReport(name=name, trials=tuple(measured), effects=compared)
     text = report.model_dump_json(indent=1) + "\n"
-    if not (
-        holds(work / "ablation.json", text) and (work / "ablation.html").is_file()
-    ):  # it may lie on a read-only disk
-        write_text(work / "ablation.md", ablation_markdown(report))
-        write_ablation_page(report, capture_environment(), work)
-        write_text(work / "ablation.json", text)
+    if has_text(work / "ablation.json", text) and (work / "ablation.html").is_file():  # maybe on a read-only disk
+        return report
+    write_text(work / "ablation.md", ablation_markdown(report))
+    write_ablation_page(report, capture_environment(), work)
+    write_text(work / "ablation.json", text)
     return report
 
 

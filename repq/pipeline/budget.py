@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from repq.artifact import Artifact
-from repq.engine import ENGINES
 from repq.recipe import PlanConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
+from repq.stages.budget import reduced_range
 from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
@@ -43,8 +43,9 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
             loses less.
     """
     yield _name(recipe), recipe
-    if recipe.ptq.auto and not recipe.ptq.reduce_range and _saturates(recipe):
-        reduced = recipe.model_copy(update={"ptq": recipe.ptq.model_copy(update={"reduce_range": True})})
+    engines = recipe.build.engines if recipe.target is None else (recipe.target,)
+    if (smaller := reduced_range(recipe.ptq, engines)) is not None:
+        reduced = recipe.model_copy(update={"ptq": smaller})
         yield _name(reduced), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
@@ -52,12 +53,6 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
         yield _name(recipe), recipe
     if recipe.qat is None and recipe.allow_qat:
         yield _name(recipe := recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})), recipe
-
-
-def _saturates(recipe: Recipe) -> bool:
-    """Whether sums saturate in an engine that the budget is for."""
-    wanted = recipe.build.engines if recipe.target is None else (recipe.target,)
-    return any(entry.name in wanted and entry.saturation() for entry in ENGINES)
 
 
 def _name(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from repq.api.sizes import own_size
 from repq.artifact import Artifact, Contents, RunFolder
 from repq.errors import EngineError, RepqError
-from repq.files import holds, write_text
+from repq.files import has_text, write_text
 from repq.identity import identify
 from repq.log import Log, quiet
 from repq.pipeline.runner import make_artifacts
@@ -280,7 +280,7 @@ def _write(found: Contest, recipe: Recipe, out: Path) -> None:
     from repq.report import ReportSummary, render_report
 
     text = found.model_dump_json(indent=1) + "\n"
-    if holds(out / RESULT, text) and (out / "report.html").is_file():  # which may lie on a read-only disk
+    if has_text(out / RESULT, text) and (out / "report.html").is_file():  # which may lie on a read-only disk
         return
     summary = ReportSummary(
         title=f"{found.contenders[0].spec or 'One checkpoint'} in every engine", created=date.today().isoformat(),

@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from repq.layers import LayerId
-from repq.model.weighted import Layer, Matrix, output_axis
+from repq.model.weighted import Layer, Matrix, input_axis, output_axis
 from repq.quant.convolve import Geometry, convolve
 from repq.quant.quantizer import Quantizer
 from repq.quant.scaling import Scheme, weight_scale
@@ -108,9 +108,9 @@ def quantized_weight(layer: QuantizedLayer) -> Tensor:
     return coarse if layer.fine_quantizer is None else coarse + layer.fine_quantizer(layer.weight - coarse)
 
 
-def rounding_scale(layer: QuantizedLayer, values: Tensor) -> TensorScale:
+def weight_scale_of(layer: QuantizedLayer, values: Tensor) -> TensorScale:
     """The scale for values in the place of a layer's weight."""
-    pairs = 1 - output_axis(layer) if layer.reduce_range else None
+    pairs = input_axis(layer) if layer.reduce_range else None
     return weight_scale(values.detach().float().cpu().numpy(), layer.weight_axis, pairs)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repq.engine import ENGINES, runtime
+from repq.engine import ENGINES
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -100,9 +101,9 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         log(NOTHING_TO_LOSE)
     if best.within(max_drop) or best.planned or not job.config.auto:
         return best
-    if not job.config.reduce_range and job.target is not None and runtime(job.target).saturation():
+    if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
-        reduced = replace(job, config=job.config.model_copy(update={"reduce_range": True}))
+        reduced = replace(job, config=smaller)
         found = _better(reduced, best, out, progress, log)
         job, best = (job, best) if found is None else (reduced, found)
         if best.within(max_drop):
@@ -120,6 +121,17 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         return replace(best, planned=True)
     found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
     return replace(best, planned=True) if found is None else found
+
+
+def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | None:
+    """The same settings with a reduced range of weights, if that is left to choose and helps one of these engines here.
+
+    It helps where sums saturate on this machine; what is named is not chosen.
+    """
+    if not config.auto or config.reduce_range:
+        return None
+    helps = any(entry.name in engines and entry.saturation() for entry in ENGINES)
+    return config.model_copy(update={"reduce_range": True}) if helps else None
 
 
 def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) -> Held | None:

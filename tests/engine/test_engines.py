@@ -326,5 +326,5 @@ def test_saturation_is_told_where_it_happens(
     machine: str, features: set[str], told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setitem(saturation_note.__globals__, "cpu_features", lambda: features)
+    monkeypatch.setattr("repq.machine.cpu.cpu_features", lambda: features)
     assert (saturation_note() is not None) == told

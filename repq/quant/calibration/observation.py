@@ -24,7 +24,7 @@ from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
 from repq.quant.calibration import Calibrator, Observer, calibrator
 from repq.quant.calibration.histogram import Histogram
-from repq.quant.convolution import rounding_scale
+from repq.quant.convolution import weight_scale_of
 from repq.quant.scaling import Scheme, asymmetric_scale, range_scale
 from repq.quant.state import apply_scales, quantized_layers, quantizing
 from repq.recipe import CalibrationConfig
@@ -248,7 +248,7 @@ def set_scales(model: nn.Module, observation: Observation, config: CalibrationCo
             notes.append(f"{name}: its input was zero on all calibration images; its scale is that of the range -1..1")
         low, high = observation.range_of(name, layer.scheme, config)
         table[name] = LayerScales(
-            input=range_scale(low, high, layer.scheme), weight=rounding_scale(layer, layer.weight)
+            input=range_scale(low, high, layer.scheme), weight=weight_scale_of(layer, layer.weight)
         )
     apply_scales(model, table)
     return tuple(notes)

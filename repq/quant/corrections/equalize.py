@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.model.detector import layers_of
-from repq.model.weighted import Layer, Matrix, along, is_layer, other_axes, output_axis
+from repq.model.weighted import Layer, Matrix, along, input_axis, is_layer, other_axes, output_axis
 from repq.quant.calibration.observation import ChannelRange, channel_ranges
 from repq.quant.convolution import is_depthwise
 from repq.quant.tape import Operation, record_small
@@ -135,7 +135,7 @@ def input_magnitudes(layer: Layer) -> Tensor:
 
 def _input_axis(layer: Layer) -> int:
     """The axis of the weight along which input channels lie."""
-    return 0 if is_depthwise(layer) else 1 - output_axis(layer)
+    return 0 if is_depthwise(layer) else input_axis(layer)
 
 
 def _factors(activations: Tensor, weights: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import math
 import torch
 
 from repq.layers import LayerId
-from repq.quant.convolution import QuantizedLayer, quantized_weight, rounding_scale
+from repq.quant.convolution import QuantizedLayer, quantized_weight, weight_scale_of
 from repq.quant.state import quantized_layers, set_fine_scale
 
 
@@ -32,7 +32,7 @@ def split_layers(model: torch.nn.Module, below_db: float) -> tuple[LayerId, ...]
     for name, layer in quantized_layers(model).items():
         if weight_snr_db(layer) < below_db:
             residual = layer.weight - layer.weight_quantizer(layer.weight)
-            set_fine_scale(layer, rounding_scale(layer, residual))
+            set_fine_scale(layer, weight_scale_of(layer, residual))
             chosen.append(name)
     return tuple(chosen)
 
