@@ -49,8 +49,11 @@ def write_onnx(
         RepqError: the size does not fit the model, or the file cannot be written.
     """
     if config.form is not None:
-        given = config.model_dump(exclude_unset=True)
-        config = ExportConfig.model_validate(for_target(config.form, {"export": given})["export"])
+        from repq.graph.forms import form_named
+
+        form, given = form_named(config.form), config.model_dump(exclude_unset=True)
+        target = None if form is None else form.target
+        config = ExportConfig.model_validate(for_target(target, {"export": given})["export"])
     graph = merged(to_onnx(weights, imgsz, config), config)
     return write_graph(graph, out, imgsz, config, weights.maxima if maxima is None else maxima)
 

@@ -105,7 +105,7 @@ def _demand_readable(source: Source, name: EngineName) -> None:
     from repq.graph.forms import form_of
 
     form = form_of(source.metadata)
-    if form is not None and not form.portable and form.name != name:
+    if form is not None and not form.portable and form.target != name:
         raise EngineError(
             f"{source.name} is written for {form.name} alone",
             fix=f"build it with --engine {form.name}, or export it without --for",

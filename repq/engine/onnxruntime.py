@@ -1,8 +1,8 @@
 """ONNX Runtime, on the CPU unless another provider is asked for.
 
-On the CPU the engine holds the graph that ``repq.graph.lowering_onnxruntime`` wrote, and describes the one that
-ONNX Runtime made of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run shows up in
-the description.
+On the CPU the engine holds the graph that ``repq.graph.lowering_onnxruntime`` wrote for the CPU at hand, and describes
+the one that ONNX Runtime made of it. The providers of onnxruntime-gpu get the Q/DQ graph as it is; what they do not run
+shows up in the description.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_im
 from repq.errors import EngineError
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
-from repq.machine.cpu import has_dot_products
+from repq.machine.cpu import cpu_name, has_dot_products, is_x86
 from repq.machine.cuda import gpu_or_none
 from repq.onnx_file import refusing
 from repq.recipe import Provider
@@ -89,14 +89,17 @@ class OnnxRuntime(Runtime):
 
             return tuned(manifest, source.model)
         if provider == "cpu":
-            return OnnxRuntimeEngine(manifest, lower(source.model))
+            fast = has_dot_products()
+            lowered = lower(source.model, integer_sums=None if fast else (), signed_sums=fast)
+            return OnnxRuntimeEngine(manifest, lowered)
         return OnnxRuntimeEngine(manifest.model_copy(update={"device": NAMES[provider]}), source.model)
 
     def load(self, folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
         import onnx
 
-        here = manifest.model_copy(update={"version": self.version()})
-        return OnnxRuntimeEngine(here, onnx.load(str(folder / _MODEL)))
+        return OnnxRuntimeEngine(
+            manifest.model_copy(update={"version": self.version()}), onnx.load(str(folder / _MODEL))
+        )
 
     def availability(self) -> list[Availability]:
         if not installed("onnxruntime"):
@@ -126,6 +129,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, manifest: EngineManifest, model: onnx.ModelProto) -> None:
         super().__init__(manifest)
+        _demand_exact_sums(manifest, model)
         self._model = model
         self._data = model.SerializeToString()
         self._provider = manifest.settings.provider
@@ -196,6 +200,17 @@ class OnnxRuntimeEngine(Engine):
         return ", ".join(f"{count} nodes ran on {name}" for name, count in counts.items())
 
 
+def _demand_exact_sums(manifest: EngineManifest, model: onnx.ModelProto) -> None:
+    from repq.graph.lowering_onnxruntime import saturates_without_dot_products
+
+    if is_x86() and not has_dot_products() and saturates_without_dot_products(model):
+        raise EngineError(
+            f"{manifest.source} holds sums that are exact on CPUs with INT8 dot products only (VNNI, AMX)",
+            found=f"{cpu_name()}, which has none; it would compute them wrongly",
+            fix="build the engine on this machine, from a file that is not written --for onnxruntime-vnni",
+        )
+
+
 def executed_layers(
     graph: onnx.GraphProto, layers: Iterable[LayerId], results: Mapping[str, LayerId]
 ) -> tuple[LayerPrecision, ...]:
@@ -213,8 +228,12 @@ def executed_layers(
 def owners(
     graph: onnx.GraphProto, layers: Iterable[LayerId], results: Mapping[str, LayerId]
 ) -> dict[str, tuple[LayerId, str]]:
-    """Layer and precision by the name of a node: what computes a layer, and the conversions of its input."""
+    """Layer and precision by the name of a node: what computes a layer, and the conversions of its input and sums."""
+    from repq.graph.lowering_onnxruntime import OF_SUMS
+
     found = {node.name: (layer, precision) for node, layer, precision in layer_nodes(graph, layers, results)}
+    sums = ((node.name, node.name.partition(OF_SUMS)[0]) for node in graph.node if OF_SUMS in node.name)
+    found |= {name: found[summing] for name, summing in sums if summing in found}
     readers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         for tensor in node.input:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repq.engine.base import Engine, EngineManifest
 from repq.engine.onnxruntime import OnnxRuntimeEngine
-from repq.graph.lowering_onnxruntime import OF_SUMS, float_results, lower
+from repq.graph.lowering_onnxruntime import float_results, lower
 from repq.machine.cpu import has_dot_products
 
 ROUNDS, RUNS = 3, 4
@@ -41,8 +41,7 @@ def tuned(manifest: EngineManifest, model: onnx.ModelProto) -> OnnxRuntimeEngine
 
 
 def _with_sums(manifest: EngineManifest, model: onnx.ModelProto, layers: Collection[str]) -> OnnxRuntimeEngine:
-    unsigned = not has_dot_products()  # the kernel for signed weights is slow without
-    return OnnxRuntimeEngine(manifest, lower(model, integer_sums=layers, unsigned_sums=unsigned))
+    return OnnxRuntimeEngine(manifest, lower(model, integer_sums=layers, signed_sums=has_dot_products()))
 
 
 def _images(manifest: EngineManifest) -> NDArray[np.generic]:
@@ -56,9 +55,8 @@ def _shortest(engine: Engine, layers: Collection[str], images: NDArray[np.generi
     for _ in range(ROUNDS):
         times = dict.fromkeys(layers, 0.0)
         for node in engine.profile(images, RUNS):
-            layer = node.name.partition(OF_SUMS)[0] if OF_SUMS in node.name else node.layer
-            if layer in times:
-                times[layer] += node.ms
+            if node.layer in times:
+                times[node.layer] += node.ms
         found = {layer: min(found[layer], ms) for layer, ms in times.items()}
     return found
 

@@ -22,18 +22,22 @@ class Form:
     """One form.
 
     Attributes:
-        name: of the runtime that takes it: the choice of ``--for``.
+        name: the choice of ``--for``.
         title: what it is, in a few words.
+        target: the runtime that takes it.
         runs_in: the engine that such a file runs in if nobody says which.
         write: brings a graph into this form.
         portable: whether other runtimes read it too.
+        remarks: what is to be said of a graph in this form.
     """
 
     name: str
     title: str
+    target: str
     runs_in: EngineName
     write: Callable[[ModelProto], ModelProto]
     portable: bool = True
+    remarks: Callable[[ModelProto], tuple[str, ...]] = lambda model: ()
 
 
 def form_named(name: str) -> Form | None:
@@ -68,8 +72,11 @@ def in_form(model: ModelProto, name: str) -> tuple[ModelProto, PassReport]:
     result = type(model)()
     result.CopyFrom(written)
     if metadata is not None:
-        write_metadata(result, replace(metadata, form=name, target=name))
-    return result, PassReport(name=f"form_{name}", title=form.title, changed=written is not model)
+        write_metadata(result, replace(metadata, form=name, target=form.target))
+    report = PassReport(
+        name=f"form_{name}", title=form.title, changed=written is not model, reasons=form.remarks(result)
+    )
+    return result, report
 
 
 def _for_openvino(model: ModelProto) -> ModelProto:
@@ -81,7 +88,24 @@ def _for_openvino(model: ModelProto) -> ModelProto:
 def _for_onnxruntime(model: ModelProto) -> ModelProto:
     from repq.graph.lowering_onnxruntime import lower
 
-    return lower(model, unsigned_weights=True)
+    return lower(model, every_cpu=True)
+
+
+def _slow_layers(model: ModelProto) -> tuple[str, ...]:
+    from repq.graph.lowering_onnxruntime import with_unsigned_weights
+
+    slow = with_unsigned_weights(model)
+    remark = (
+        f"layers with UINT8 weights, exact on every CPU, but two to three times as slow: {len(slow)}; without them: "
+        "--for onnxruntime-vnni (for CPUs with INT8 dot products) or `repq ptq --reduce-range`"
+    )
+    return (remark,) if slow else ()
+
+
+def _for_onnxruntime_with_dot_products(model: ModelProto) -> ModelProto:
+    from repq.graph.lowering_onnxruntime import lower
+
+    return lower(model, integer_sums=None, signed_sums=True)
 
 
 def _for_tensorrt(model: ModelProto) -> ModelProto:
@@ -104,8 +128,24 @@ def _for_qnn(model: ModelProto) -> ModelProto:
 
 
 FORMS: list[Form] = [
-    Form("onnxruntime", "Integer operators for ONNX Runtime", "onnxruntime", _for_onnxruntime, portable=False),
-    Form("openvino", "Unsigned activations for OpenVINO", "openvino", _for_openvino),
-    Form("tensorrt", "Symmetric Q/DQ for TensorRT", "onnxruntime", _for_tensorrt),
-    Form("qnn", "16-bit activations for QNN", "onnxruntime", _for_qnn),
+    Form(
+        "onnxruntime",
+        "Integer operators for ONNX Runtime on any CPU",
+        "onnxruntime",
+        "onnxruntime",
+        _for_onnxruntime,
+        portable=False,
+        remarks=_slow_layers,
+    ),
+    Form(
+        "onnxruntime-vnni",
+        "Integer operators for ONNX Runtime on CPUs with INT8 dot products",
+        "onnxruntime",
+        "onnxruntime",
+        _for_onnxruntime_with_dot_products,
+        portable=False,
+    ),
+    Form("openvino", "Unsigned activations for OpenVINO", "openvino", "openvino", _for_openvino),
+    Form("tensorrt", "Symmetric Q/DQ for TensorRT", "tensorrt", "onnxruntime", _for_tensorrt),
+    Form("qnn", "16-bit activations for QNN", "qnn", "onnxruntime", _for_qnn),
 ]

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.graph.extra_kernels import ACTIVATIONS, ExtraKernel, extra_kernels, reads_of
+from repq.graph.forms import Form, form_of
 from repq.graph.fp16 import SMALLEST_FP16_SCALE
 from repq.graph.grouping import joined_tensors
 from repq.graph.integer_concat import restore_pairs, signed_concats
@@ -30,7 +31,6 @@ from repq.graph.integers import (
     quantizers,
 )
 from repq.graph.layer_join import integer_layer, layer_id
-from repq.graph.metadata import parse_metadata
 from repq.graph.residuals import float_operands
 from repq.graph.scale_merging import unequal_groups
 from repq.graph.surgeon import array, element_type, import_graph, is_constant, producer, title
@@ -64,7 +64,7 @@ class Scan:
 
     Attributes:
         runtime: whose rules count; empty: all of them.
-        form: the runtime whose form the graph has; empty: none.
+        form: that the graph has; None: the one that all passes know.
     """
 
     graph: gs.Graph
@@ -72,16 +72,14 @@ class Scan:
     kernels: tuple[ExtraKernel, ...]
     signed_concats: tuple[str, ...]
     runtime: str
-    form: str
+    form: Form | None
 
     @classmethod
     def of(cls, model: ModelProto, runtime: str = "") -> Scan:
         graph = import_graph(model, shapes=True)
         concats = tuple(map(title, signed_concats(graph)))
         restore_pairs(graph)
-        metadata = parse_metadata(graph.properties)
-        form = "" if metadata is None else metadata.form
-        return cls(graph, graph.tensors(), extra_kernels(graph), concats, runtime, form)
+        return cls(graph, graph.tensors(), extra_kernels(graph), concats, runtime, form_of(graph.properties))
 
     def traffic(self, kernel: ExtraKernel) -> int:
         """Bytes that an extra kernel reads and writes; a free axis counts as 1, and so does an unknown shape."""
@@ -339,8 +337,8 @@ def _signed_concats(scan: Scan) -> Iterator[Hit]:
 
 
 def _other_forms(scan: Scan) -> Iterator[Hit]:
-    if scan.form and scan.runtime not in ("", scan.form):
-        yield Hit("graph", f"it is written for {scan.form}: export it for {scan.runtime} (--for), or for nobody")
+    if scan.form is not None and scan.runtime not in ("", scan.form.target):
+        yield Hit("graph", f"it is written for {scan.form.name}: export it for {scan.runtime} (--for), or for nobody")
 
 
 RULES: tuple[Rule, ...] = (

@@ -27,8 +27,9 @@ to ``O s s`` channels and DepthToSpace.
 
 A convolution that somebody reads in float (a prediction layer, an addition, SiLU) stays a float convolution, with its
 dequantized weight stored, unless it is among ``integer_sums``: then ConvInteger sums integers, and DequantizeLinear
-makes floats of the sums, with the product of both scales. Whether that is faster depends on layer and CPU:
-`repq.engine.onnxruntime_tuning` measures it.
+makes floats of the sums, with the product of both scales. ONNX Runtime's ConvInteger multiplies weights by activations,
+in this order, and its fast kernel takes UINT8 by INT8: weights are UINT8, and with ``signed_sums`` activations INT8.
+With dot product instructions that takes half the time of the float convolution; without, it depends on the layer.
 
 A MatMul or Gemm by a stored matrix becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
 writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a bias.
@@ -47,6 +48,7 @@ from numpy.typing import NDArray
 
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
+from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
 from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS
 
@@ -54,6 +56,9 @@ _MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
 """Copying operators that have a UINT8 kernel."""
 
 _BIAS_LIMIT = float(2**31 - 2**8)
+
+_SIGNED, _UNSIGNED = np.array(0, np.int8), np.array(128, np.uint8)
+"""Zero points of weights."""
 
 OF_SUMS = "/sums/"
 """Between the name of a convolution of ``integer_sums`` and that of a node which makes floats of its sums."""
@@ -80,32 +85,49 @@ class _IntegerLayer:
 def lower(
     model: onnx.ModelProto,
     *,
-    unsigned_weights: bool = False,
-    integer_sums: Collection[str] = (),
-    unsigned_sums: bool = False,
+    every_cpu: bool = False,
+    integer_sums: Collection[str] | None = (),
+    signed_sums: bool = False,
 ) -> onnx.ModelProto:
     """Return ``model`` with its quantized layers as integer ones where that is exact (see above).
 
     A graph without Q/DQ, or with subgraphs, comes back unchanged.
 
     Args:
-        unsigned_weights: store weights as UINT8 with zero point 128. In a session as it is by default, sums of INT8
-            weights saturate at 16 bits on x86 without dot product instructions; those of UINT8 are exact everywhere.
-        integer_sums: of `float_results`, those that sum integers.
-        unsigned_sums: the same of their weights; ConvInteger is exact either way, and faster one way or the other.
+        every_cpu: write what a session as it is by default computes exactly on every CPU. There, sums of two products
+            saturate at 16 bits on x86 without dot product instructions. So a layer whose weights are large enough for
+            that stores them as UINT8 with zero point 128, which the exact kernel takes; it is slower on all CPUs.
+        integer_sums: of `float_results`, those that sum integers; None: all of them.
+        signed_sums: of these, activations are INT8 where a QuantizeLinear makes them: much faster on CPUs with dot
+            product instructions. Without, such sums saturate.
     """
-    lowered = _lowered(model, _zero_point(unsigned_weights), frozenset(integer_sums), _zero_point(unsigned_sums))
+    sums = None if integer_sums is None else frozenset(integer_sums)
+    lowered = _lowered(model, every_cpu, sums, signed_sums)
     return model if lowered is None else export_graph(lowered.result())
 
 
 def float_results(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the convolutions that `lower` leaves in float though their input and weight are integers."""
-    lowered = _lowered(model, _zero_point(False), frozenset(), _zero_point(False))
+    """Names of the convolutions that `lower` leaves in float though they could sum integers; grouped ones never pay."""
+    lowered = _lowered(model, False, frozenset(), False)
     return () if lowered is None else tuple(lowered.float_results)
 
 
+def saturates_without_dot_products(model: onnx.ModelProto) -> bool:
+    """Whether a graph of `lower` holds integer sums that are exact only on CPUs with INT8 dot products."""
+    zero_points = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    sums = (node for node in model.graph.node if node.op_type == "ConvInteger")
+    return any(zero_points.get(node.input[2]) == onnx.TensorProto.INT8 for node in sums)
+
+
+def with_unsigned_weights(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the layers of a graph of `lower` whose weights ``every_cpu`` stored as UINT8."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    layers = (node for node in model.graph.node if node.op_type in ("QLinearConv", "MatMulIntegerToFloat"))
+    return tuple(node.name for node in layers if types[node.input[INTEGER_OPS[node.op_type]]] == onnx.TensorProto.UINT8)
+
+
 def _lowered(
-    model: onnx.ModelProto, weight_zero: NDArray[Any], integer_sums: frozenset[str], sum_zero: NDArray[Any]
+    model: onnx.ModelProto, every_cpu: bool, integer_sums: frozenset[str] | None, signed_sums: bool
 ) -> _Lowering | None:
     """What `lower` makes of a graph; None: it has no Q/DQ, or subgraphs."""
     graph = import_graph(model)
@@ -113,13 +135,8 @@ def _lowered(
         return None
     restore_pairs(graph)
     # The first round shows which tensors are needed in float anyway: quantizing those is cheaper than convolving twice.
-    first = _Lowering(graph, frozenset(), weight_zero, integer_sums, sum_zero).run()
-    return _Lowering(graph, frozenset(first.float_tensors), weight_zero, integer_sums, sum_zero).run()
-
-
-def _zero_point(unsigned: bool) -> NDArray[Any]:
-    """Of weights."""
-    return np.array(128, np.uint8) if unsigned else np.array(0, np.int8)
+    first = _Lowering(graph, frozenset(), every_cpu, integer_sums, signed_sums).run()
+    return _Lowering(graph, frozenset(first.float_tensors), every_cpu, integer_sums, signed_sums).run()
 
 
 class _Lowering:
@@ -129,12 +146,12 @@ class _Lowering:
         self,
         graph: gs.Graph,
         needed_in_float: frozenset[str],
-        weight_zero: NDArray[Any],
-        integer_sums: frozenset[str],
-        sum_zero: NDArray[Any],
+        every_cpu: bool,
+        integer_sums: frozenset[str] | None,
+        signed_sums: bool,
     ) -> None:
         self._graph = graph
-        self._weight_zero, self._sum_zero, self._integer_sums = weight_zero, sum_zero, integer_sums
+        self._every_cpu, self._integer_sums, self._signed_sums = every_cpu, integer_sums, signed_sums
         self._needed_in_float = needed_in_float
         self._pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _as_uint8(pair) is not None}
         self._layers = {node.outputs[0].name: layer for node in graph.nodes if (layer := _integer_layer(node))}
@@ -192,10 +209,11 @@ class _Lowering:
         if layer is not None and source is not None and node.op in PRODUCTS:
             self._emit_product(layer, self._quantized(node.inputs[0], source), source)
             return
-        if layer is not None and source is not None and node.op == "Conv":
+        if layer is not None and source is not None and node.op == "Conv" and node.attrs.get("group", 1) == 1:
             self.float_results.append(title(node))
-            if title(node) in self._integer_sums:
-                self._emit_sums(layer, self._quantized(node.inputs[0], source), source)
+            if self._integer_sums is None or title(node) in self._integer_sums:
+                params = _signed(source) if self._signed_sums and not self._convolved(node.inputs[0]) else source
+                self._emit_sums(layer, self._quantized(node.inputs[0], params), params)
                 return
         if pair is not None:
             inputs = [self._quantized(pair.source, _uint8(pair)), *self._pair_constants(_uint8(pair))]
@@ -210,10 +228,10 @@ class _Lowering:
 
     def _emit_sums(self, conv: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
         """Emit the convolution of integers, and what makes floats of its sums."""
-        name, zero = self._unique(title(conv.node)), self._sum_zero
+        name = self._unique(title(conv.node))
         _, zero_point = self._pair_constants(source)
-        weight = self._constant(f"{name}.weight_integers", _integers_of(conv.weight, zero))
-        inputs = [integers, weight, zero_point, self._constant(f"weight_zero_point_{zero}", zero)]
+        weight = self._constant(f"{name}.weight_integers", _integers_of(conv.weight, _UNSIGNED))
+        inputs = [integers, weight, zero_point, self._constant("weight_zero_point", _UNSIGNED)]
         sums = self._add("ConvInteger", name, inputs, conv.node.attrs)
         scale = self._constant(f"{name}.sum_scale", np.float32(source.scale) * conv.scale)
         floats = gs.Variable(f"{name}_float") if conv.bias.any() else self._new(conv.node.outputs[0])
@@ -226,12 +244,12 @@ class _Lowering:
     def _emit_product(self, product: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
         """Emit the integer product that writes float."""
         node, name = product.node, self._unique(title(product.node))
-        weight = _integers_of(product.weight if output_axis(node) else product.weight.T, self._weight_zero)
-        zero_points = np.full(product.scale.shape, self._weight_zero, self._weight_zero.dtype)
+        signed = product.weight if output_axis(node) else product.weight.T
+        weight, zero_points = self._stored(signed, product.scale.shape, signed.T)
         scale, zero_point = self._pair_constants(source)
         inputs = [
             integers,
-            self._constant(f"{name}.weight_integers", np.ascontiguousarray(weight)),
+            self._constant(f"{name}.weight_integers", weight),
             scale,
             self._constant(f"{name}.weight_scale", product.scale),
             zero_point,
@@ -270,21 +288,36 @@ class _Lowering:
 
     def _quantize(self, tensor: gs.Tensor, params: Parameters) -> gs.Tensor:
         pair = self._pairs.get(tensor.name)
-        if pair is not None and _uint8(pair) == params:
+        if pair is not None and _uint8(pair) == _unsigned(params):
             return self._quantized(pair.source, params)
         node = producer(tensor)
         if node is not None and self._moves(node):
             return self._move(node, params)
-        rectified = node is not None and node.op == "Relu"
-        source = node.inputs[0] if node is not None and rectified else tensor
-        conv = self._convs.get(source.name)
-        if conv is not None and not self._needed_in_float & {tensor.name, source.name}:
+        conv, rectified = self._convolution_behind(tensor)
+        if conv is not None:
             integers = self._convolve(conv, params)
             if integers is not None:
                 return self._clip(integers, params) if rectified and params.zero_point > 0 else integers
         return self._append(
             "QuantizeLinear", f"{tensor.name}_quantize", [self._float(tensor), *self._pair_constants(params)]
         )
+
+    def _convolution_behind(self, tensor: gs.Tensor) -> tuple[_IntegerLayer | None, bool]:
+        """The convolution, with or without a Relu, whose result the tensor is if nobody needs it in float."""
+        node = producer(tensor)
+        rectified = node is not None and node.op == "Relu"
+        source = node.inputs[0] if node is not None and rectified else tensor
+        needed = self._needed_in_float & {tensor.name, source.name}
+        return (None if needed else self._convs.get(source.name)), rectified
+
+    def _convolved(self, tensor: gs.Tensor) -> bool:
+        """Whether any of the tensor's integers come out of a QLinearConv, which makes UINT8."""
+        pair, node = self._pairs.get(tensor.name), producer(tensor)
+        if pair is not None:
+            return self._convolved(pair.source)
+        if node is not None and self._moves(node):
+            return any(map(self._convolved, values_of(node)))
+        return self._convolution_behind(tensor)[0] is not None
 
     def _move(self, node: gs.Node, params: Parameters) -> gs.Tensor:
         values = values_of(node)
@@ -316,19 +349,29 @@ class _Lowering:
         params: Parameters,
         attributes: dict[str, Any],
     ) -> gs.Tensor:
-        weight, scale = _room_for_bias(conv, source.scale)
-        zero_points = np.full(scale.shape, self._weight_zero, self._weight_zero.dtype)
+        signed, scale = _room_for_bias(conv, source.scale)
+        # the kernel of a depthwise convolution has sums of 32 bits
+        depthwise = conv.weight.shape[:2] == (attributes.get("group", 1), 1)
+        weight, zero_points = self._stored(signed, scale.shape, None if depthwise else np.moveaxis(signed, 1, -1))
         bias = np.rint(conv.bias.astype(np.float64) / (np.float64(source.scale) * scale)).astype(np.int32)
         inputs = [
             integers,
             *self._pair_constants(source),
-            self._constant(f"{name}.weight_integers", _integers_of(weight, self._weight_zero)),
+            self._constant(f"{name}.weight_integers", weight),
             self._constant(f"{name}.weight_scale", scale),
             self._constant(f"{name}.weight_zero_point", zero_points),
             *self._pair_constants(params),
             self._constant(f"{name}.bias_int32", bias),
         ]
         return self._add("QLinearConv", name, inputs, attributes)
+
+    def _stored(
+        self, weight: NDArray[np.int8], channels: tuple[int, ...], products: NDArray[np.int8] | None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """A weight as it is stored, and its zero points. ``products``: (O, …) in the order of the products' sum."""
+        unsigned = self._every_cpu and products is not None and _may_saturate(products)
+        zero_point = _UNSIGNED if unsigned else _SIGNED
+        return _integers_of(weight, zero_point), np.full(channels, zero_point, zero_point.dtype)
 
     # --- writing the new graph
 
@@ -350,26 +393,46 @@ class _Lowering:
         return name if count == 1 else f"{name}/{count}"
 
     def _pair_constants(self, params: Parameters) -> list[gs.Tensor]:
-        scale = np.float32(params.scale)
-        return [
-            self._constant(f"scale_{scale.view(np.uint32):08x}", scale),
-            self._constant(f"zero_point_{params.zero_point}", np.uint8(params.zero_point)),
-        ]
+        scale, zero_point = np.float32(params.scale), np.array(params.zero_point, params.dtype)
+        name = f"zero_point_{params.zero_point}" if params.dtype == "uint8" else f"zero_point_int8_{params.zero_point}"
+        return [self._constant(f"scale_{scale.view(np.uint32):08x}", scale), self._constant(name, zero_point)]
 
     def _constant(self, name: str, values: NDArray[Any] | np.generic) -> gs.Tensor:
         return self._constants.setdefault(name, gs.Constant(name, np.asarray(values)))
 
 
 def _integers_of(weight: NDArray[np.int8], zero_point: NDArray[Any]) -> NDArray[Any]:
-    return (weight.astype(np.int16) + zero_point).astype(zero_point.dtype)
+    return np.ascontiguousarray((weight.astype(np.int16) + zero_point).astype(zero_point.dtype))
+
+
+def _may_saturate(products: NDArray[np.int8]) -> bool:
+    """Whether the sum of a pair of neighbours, each multiplied by a number up to 255, can leave 16 bits.
+
+    ``255 * 128`` fits, so the integers of one sign must add up to 128 at most. ONNX Runtime lays a weight
+    (O, C, kH, kW) out as (O, kH, kW, C), and its kernels for x86 add products 2i and 2i + 1 of each output channel
+    (Intel's instruction ``vpmaddubsw``).
+    """
+    rows = products.reshape(len(products), -1).astype(np.int32)
+    pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
+    return bool(np.maximum(pairs.clip(min=0).sum(-1), -pairs.clip(max=0).sum(-1)).max(initial=0) > 128)
 
 
 def _as_uint8(pair: Pair) -> Parameters | None:
-    """INT8 with zero point z is UINT8 with zero point z + 128. None: another type, or scales in FP16."""
+    """The pair's parameters for UINT8. None: another type than INT8 and UINT8, or scales in FP16."""
     found = pair.parameters
     if found.dtype not in ("int8", "uint8") or pair.quantize.inputs[1].dtype != np.float32:
         return None
-    return Parameters(found.scale, found.zero_point + (128 if found.dtype == "int8" else 0), "uint8")
+    return _unsigned(found)
+
+
+def _unsigned(params: Parameters) -> Parameters:
+    """INT8 with zero point z is UINT8 with zero point z + 128."""
+    return params if params.dtype == "uint8" else Parameters(params.scale, params.zero_point + 128, "uint8")
+
+
+def _signed(params: Parameters) -> Parameters:
+    """UINT8 with zero point z is INT8 with zero point z - 128."""
+    return Parameters(params.scale, params.zero_point - 128, "int8")
 
 
 def _uint8(pair: Pair) -> Parameters:

@@ -12,6 +12,7 @@ from sample_graphs import LAYERS, calibrated_scales, detector
 from repq.engine.onnxruntime import open_session
 from repq.engine.source import name_layers
 from repq.graph import lowering_onnxruntime, lowering_openvino
+from repq.machine.cpu import has_dot_products
 
 IMAGES = np.random.default_rng(1).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
 
@@ -131,6 +132,51 @@ def test_onnxruntime_form_convolves_twice_for_two_scales_rather_than_in_float():
     }
 
 
+@settings(deadline=None, max_examples=15)
+@given(
+    channels=st.integers(1, 5), kernel=st.integers(1, 3), groups=st.sampled_from([1, 2, "depthwise"]),
+    largest=st.integers(20, 127), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_only_weights_whose_pairs_can_leave_16_bits_are_unsigned(channels, kernel, groups, largest, seed):
+    """The bound is tried with the instruction's own sums: pairs in the order of kernel place, then channel."""
+    rng = np.random.default_rng(seed)
+    group = channels if groups == "depthwise" else groups
+    inside = 1 if groups == "depthwise" else channels
+    outputs = 2 * group if groups != "depthwise" else group
+    weight = rng.integers(-largest, largest, (outputs, inside, kernel, kernel), np.int8, endpoint=True)
+    model = one_convolution(weight, group)
+    lowered = lowering_onnxruntime.lower(model, every_cpu=True)
+    rows = weight.transpose(0, 2, 3, 1).reshape(outputs, -1).astype(int)
+    rows = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
+    least, most = (255 * part(rows, 0).reshape(outputs, -1, 2).sum(-1) for part in (np.minimum, np.maximum))
+    leaves = groups != "depthwise" and bool((least < -(2**15)).any() or (most > 2**15 - 1).any())
+    assert lowering_onnxruntime.with_unsigned_weights(lowered) == (("conv",) if leaves else ())
+    images = rng.uniform(0, 1, (1, inside * group, 5, 5)).astype(np.float32)
+    np.testing.assert_array_equal(
+        engine_run(lowered, images), engine_run(lowering_onnxruntime.lower(model), images), "the integers are the same"
+    )
+
+
+def one_convolution(weight: np.ndarray, group: int) -> onnx.ModelProto:
+    """x -> Q -> DQ -> Conv "conv" -> Q -> DQ -> y."""
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 19]>
+        g (float[1,{weight.shape[1] * group},5,5] images) => (float[1,{len(weight)},h,w] y) {{
+            q = QuantizeLinear(images, s, z)
+            d = DequantizeLinear(q, s, z)
+            k = DequantizeLinear<axis=0>(conv_weight, ws, wz)
+            c = Conv<group={group}>(d, k)
+            r = QuantizeLinear(c, s, z)
+            y = DequantizeLinear(r, s, z)
+        }}""")
+    model.graph.node[3].name = "conv"
+    constants = {
+        "s": np.float32(0.02), "z": np.uint8(100), "ws": np.full(len(weight), 0.01, np.float32),
+        "wz": np.zeros(len(weight), np.int8), "conv_weight": weight,
+    }  # fmt: skip
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
+    return model
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_the_engine_computes_the_onnxruntime_form_exactly(asymmetric):
     """Integer sums do not saturate, and the weights of layers that stay float stay float."""
@@ -140,15 +186,22 @@ def test_the_engine_computes_the_onnxruntime_form_exactly(asymmetric):
 
 
 @settings(deadline=None, max_examples=15)
-@given(layers=st.sets(st.sampled_from(LAYERS), min_size=1), asymmetric=st.booleans(), unsigned=st.booleans())
-def test_integer_sums_are_the_float_convolutions(layers, asymmetric, unsigned):
+@given(layers=st.sets(st.sampled_from(LAYERS), min_size=1), asymmetric=st.booleans(), signed=st.booleans())
+def test_integer_sums_are_the_float_convolutions(layers, asymmetric, signed):
+    signed = signed and has_dot_products()  # they saturate without
     model = quantized(tuple(layers), asymmetric=asymmetric)
     candidates = lowering_onnxruntime.float_results(model)
     assert set(candidates) <= layers - {"neck.up"}
     plain = lowering_onnxruntime.lower(model)
-    sums = lowering_onnxruntime.lower(model, integer_sums=candidates, unsigned_sums=unsigned)
+    sums = lowering_onnxruntime.lower(model, integer_sums=candidates, signed_sums=signed)
     onnx.checker.check_model(sums, full_check=True)
-    assert [node.name for node in sums.graph.node if node.op_type == "ConvInteger"] == list(candidates)
+    assert [node.name for node in sums.graph.node if node.op_type == "ConvInteger"] == sorted(
+        candidates, key=LAYERS.index
+    )
+    assert sums == lowering_onnxruntime.lower(model, integer_sums=None, signed_sums=signed)
+    if signed and len(layers) == 1:  # no QLinearConv before it makes UINT8
+        assert lowering_onnxruntime.saturates_without_dot_products(sums) == bool(candidates)
+    assert signed or not lowering_onnxruntime.saturates_without_dot_products(sums)
     # Floats round otherwise, so a later integer may be one step off where a value lies on the edge.
     difference = np.abs(engine_run(sums) - engine_run(plain))
     assert np.mean(difference > 1e-5) < 0.06 and difference.max() < 0.004
@@ -199,10 +252,10 @@ def test_two_convolutions_of_one_weight_are_refused():
 
 @settings(deadline=None, max_examples=10)
 @given(
-    stride=st.integers(1, 3), kernel=st.integers(1, 3), pad=st.integers(0, 1), unsigned=st.booleans(),
+    stride=st.integers(1, 3), kernel=st.integers(1, 3), pad=st.integers(0, 1), every_cpu=st.booleans(),
     seed=st.integers(0, 100),
 )  # fmt: skip
-def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, unsigned, seed):
+def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, every_cpu, seed):
     """In INT8 where its kernel is its stride, and equal to a step of the output's scale; else float, and equal."""
     rng = np.random.default_rng(seed)
     before = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 19]>
@@ -223,7 +276,7 @@ def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, unsig
     before.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
     images = rng.uniform(-1, 1, (1, 4, 5, 6)).astype(np.float32)
     wanted = plain_run(before, images)
-    lowered = lowering_onnxruntime.lower(before, unsigned_weights=unsigned)
+    lowered = lowering_onnxruntime.lower(before, every_cpu=every_cpu)
     found = engine_run(lowered, images)
     kinds = {node.op_type for node in lowered.graph.node}
     assert ("DepthToSpace" in kinds) == (stride == kernel and pad == 0)

@@ -20,10 +20,13 @@ import repq
 from repq.api.exporting import write_onnx
 from repq.engine import build
 from repq.errors import EngineError, GraphError
+from repq.export import export_quantized
 from repq.graph import anchor_maxima, lint, load_onnx, read_metadata, tensor_maxima
 from repq.graph.forms import FORMS, form_named, in_form
 from repq.graph.integer_concat import signed_concats
+from repq.graph.lowering_onnxruntime import saturates_without_dot_products, with_unsigned_weights
 from repq.graph.surgeon import import_graph
+from repq.machine.cpu import has_dot_products
 from repq.quant import Weights, quantize
 from repq.recipe import CalibrationConfig, ExportConfig, NmsConfig, PtqConfig
 
@@ -73,10 +76,23 @@ def worst_snr(expected: NDArray[np.float32], found: NDArray[np.float32]) -> floa
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 def test_plain_onnxruntime_computes_what_the_engine_computes(exported: Exported, scheme: str) -> None:
-    path = exported("onnxruntime", scheme)
+    path = exported("onnxruntime-vnni" if has_dot_products() else "onnxruntime", scheme)
     in_engine = build("onnxruntime", exported(None, scheme)).infer(images())["detections"]
     np.testing.assert_array_equal(plainly(path), in_engine)
     assert worst_snr(simulated(scheme), plainly(path)) > 40
+    assert worst_snr(simulated(scheme), plainly(exported("onnxruntime", scheme))) > 40
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_the_form_for_any_cpu_names_its_slow_layers(reduce_range: bool) -> None:
+    made = quantize(detector(LABEL), [torch.from_numpy(images())], PtqConfig(reduce_range=reduce_range))
+    graph, report = in_form(export_quantized(made.model, SIZE), "onnxruntime")
+    slow = with_unsigned_weights(graph)
+    assert report.reasons and f"slow: {len(slow)};" in report.reasons[0]
+    odd = {
+        "backbone.stem.rbr_reparam"
+    }  # three channels: ONNX Runtime's pairs join a channel with that of another pixel
+    assert set(slow) <= odd if reduce_range else len(slow) > 10
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
@@ -109,7 +125,11 @@ def test_a_file_says_what_it_is_for_and_opens_as_a_model(exported: Exported, for
     path = exported(form)
     metadata = read_metadata(load_onnx(path))
     assert metadata is not None
-    assert (metadata.form, metadata.target) == (form, form)
+    assert (metadata.form, metadata.target) == (form, form_named(form).target)
+    if saturates_without_dot_products(load_onnx(path)) and not has_dot_products():
+        with pytest.raises(EngineError, match="INT8 dot products"):
+            repq.load(path).infer(images())
+        return
     opened = repq.load(path)
     assert opened.running.engine == form_named(form).runs_in
     assert sorted(opened.layers) == sorted(repq.load(exported(None)).layers)
@@ -117,7 +137,7 @@ def test_a_file_says_what_it_is_for_and_opens_as_a_model(exported: Exported, for
     assert worst_snr(plain, opened.infer(images())) > 35
     assert not lint(load_onnx(path)).at_least("error")
     assert len(lint(load_onnx(path)).layers) == len(opened.layers)
-    others = [name for name in ("onnxruntime", "openvino", "tensorrt") if name != form]
+    others = [name for name in ("onnxruntime", "openvino", "tensorrt") if name != metadata.target]
     assert all(lint(load_onnx(path), name).findings[0].rule == "other-form" for name in others)
 
 
