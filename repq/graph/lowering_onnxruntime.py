@@ -15,7 +15,8 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 
 - INT8 with zero point z is UINT8 with zero point z + 128; ONNX Runtime's fast kernels take UINT8 activations.
 - ``q`` never decreases, so ``q(max(x, 0)) = max(q(x), z)``: Relu becomes Clip, and vanishes where z is 0. MaxPool
-  commutes likewise, and operators that copy values (Concat, Reshape …) commute with every function.
+  commutes likewise, and operators that copy values (Concat, Reshape …) commute with every function. MaxPool of integers
+  is fast after a QLinearConv only, where ONNX Runtime pools in NHWC; elsewhere it stays in float.
 - A tensor that two readers want with two scales is convolved twice: cheaper than once in float. Each convolution has
   weights of its own: on x86 without dot product instructions ONNX Runtime makes them UINT8, and fails where two nodes
   share one initializer ("AddInitializedOrtValue Attempt to replace the existing tensor").
@@ -291,7 +292,7 @@ class _Lowering:
         if pair is not None and _uint8(pair) == _unsigned(params):
             return self._quantized(pair.source, params)
         node = producer(tensor)
-        if node is not None and self._moves(node):
+        if node is not None and self._moves(node) and (node.op != "MaxPool" or self._convolved(tensor)):
             return self._move(node, params)
         conv, rectified = self._convolution_behind(tensor)
         if conv is not None:

@@ -281,3 +281,29 @@ def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, every
     kinds = {node.op_type for node in lowered.graph.node}
     assert ("DepthToSpace" in kinds) == (stride == kernel and pad == 0)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.0201)
+
+
+@pytest.mark.parametrize("between", ["Relu", "Sigmoid"])
+def test_integers_are_pooled_after_a_convolution_that_makes_them_only(between):
+    """In NCHW the kernel for integers takes fifty times as long as that for floats."""
+    weight = np.random.default_rng(0).integers(-20, 20, (4, 4, 3, 3), np.int8)
+    model = one_convolution(weight, 1)
+    [conv] = [node for node in model.graph.node if node.op_type == "Conv"]
+    model.graph.node.remove(conv)
+    index = [node.op_type for node in model.graph.node].index("QuantizeLinear", 1)
+    conv.output[0] = "sums"
+    chain = [
+        conv,
+        onnx.helper.make_node(between, ["sums"], ["active"]),
+        onnx.helper.make_node("MaxPool", ["active"], ["c"], kernel_shape=[3, 3], pads=[1] * 4),
+    ]
+    for place, node in enumerate(chain):
+        model.graph.node.insert(index + place, node)
+    onnx.checker.check_model(model)
+    lowered = onnx.shape_inference.infer_shapes(lowering_onnxruntime.lower(model))
+    [pool] = [node for node in lowered.graph.node if node.op_type == "MaxPool"]
+    types = {value.name: value.type.tensor_type.elem_type for value in lowered.graph.value_info}
+    expected = onnx.TensorProto.UINT8 if between == "Relu" else onnx.TensorProto.FLOAT
+    assert types[pool.output[0]] == expected
+    images = np.random.default_rng(1).uniform(0, 1, (1, 4, 5, 5)).astype(np.float32)
+    np.testing.assert_allclose(engine_run(lowered, images), plain_run(model, images), rtol=0, atol=0.0201)
