@@ -14,7 +14,7 @@ from repq.evaluate import Detections, Predict, boxes_in_images, resampled_accura
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
-from repq.recipe import CheckConfig, EvalConfig, ap_drop, holds
+from repq.recipe import CheckConfig, EvalConfig, ap_drop
 from repq.results import Agreement, CheckReport, ModelInfo
 
 
@@ -64,7 +64,8 @@ def check_agreement(
         candidates: what each model is, and how to run it, as the reference.
         layout: of the detections of all; boxes and scores are compared.
         preprocessing: of all.
-        config: the bounds; ``max_drop`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
+        config: the bounds; ``max_drop`` bounds ``|AP - AP of the reference|`` (see `Agreement.agrees`), ``min_snr_db``
+            the SNR of each output.
 
     Raises:
         DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
@@ -113,4 +114,4 @@ def _within(row: Agreement, config: CheckConfig) -> bool:
         return False
     if row.ap_gap is None and config.min_snr_db is not None:
         return True  # AP cannot tell, the outputs can
-    return holds(None if row.ap_gap is None else abs(row.ap_gap), config.max_drop)
+    return row.agrees(config.max_drop)

@@ -73,7 +73,7 @@ def demand_agreement(report: CheckReport) -> None:
     """
     if report.passed:
         return
-    worst = max(report.engines, key=lambda row: abs(row.ap_gap or 0.0))
+    worst = report.worst
     if worst.ap_gap is None and report.min_snr_db is None:
         raise ToleranceError(
             "the engines cannot be compared by AP: the reference finds no object",
