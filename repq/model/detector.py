@@ -33,6 +33,11 @@ class TrainOutput(NamedTuple):
     raw: Tensor | None = None
 
 
+def in_float32(written: Tensor) -> Tensor:
+    """What a head writes: in float32 where autocast computed it in fewer bits, too few for scores and boxes."""
+    return written.float() if torch.is_autocast_enabled(written.device.type) else written
+
+
 class Detector(nn.Module, ABC):
     """A network that finds objects, of one spec. Subclasses say what its feature maps are, and what its head does.
 
@@ -58,8 +63,13 @@ class Detector(nn.Module, ABC):
         """Detections from feature maps."""
 
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
-        """The head's output in training form; by default scores and corners (in pixels) of the detections."""
-        boxes, scores = self.complete(features)[1]
+        """The head's output in training form, in float32 also under autocast.
+
+        By default scores and corners (in pixels) of the detections, and the whole head computes in float32.
+        """
+        maps = tuple(in_float32(feature) for feature in features)
+        with torch.autocast(features[0].device.type, enabled=False):
+            boxes, scores = self.complete(maps)[1]
         return TrainOutput(features, scores, torch.cat(self.spec.layout.corners(boxes), dim=-1))
 
     def complete(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
