@@ -54,7 +54,7 @@ from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
 from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
-from repq.train.precision import autocast
+from repq.train.precision import computing_in
 from repq.train.update import LAYOUT
 
 RATES = Rates(0.001, 0.001, 0.9)
@@ -223,7 +223,7 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
     batch = next(source)
     note("loading")
     pixels = updater.pixels(batch)
-    with autocast(updater.precision, updater.device):
+    with computing_in(updater.precision, updater.model, updater.device):
         output = updater.model(pixels)
     note("forward")
     objects, grid = pad_objects(batch.objects), updater.grid(*batch.images.shape[1:3])

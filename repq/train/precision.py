@@ -5,7 +5,12 @@ Weights, their average, the optimizer, statistics of batch norms, assignment and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
+from torch import Tensor, nn
 
 from repq.errors import TrainingError
 from repq.machine.cpu import cpu_features, cpu_name, has_bfloat16
@@ -54,9 +59,35 @@ def with_precision(config: TrainConfig, device: torch.device | str) -> TrainConf
     return settled
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass in a settled precision."""
-    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+@contextmanager
+def computing_in(precision: str, model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The context of the model's forward pass in a settled precision; not for two threads at once."""
+    on_cpu = precision == "bfloat16" and device.type == "cpu"
+    exempt = [module for module in model.modules() if _slow_in_bfloat16(module)] if on_cpu else []
+    for module in exempt:
+        vars(module)["forward"] = partial(_forward_in_float32, module)
+    try:
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            yield
+    finally:
+        for module in exempt:
+            del vars(module)["forward"]
+
+
+def _slow_in_bfloat16(module: nn.Module) -> bool:
+    """Whether oneDNN has no bfloat16 kernel of its own for a gradient: depthwise, strided or of more than 3x3.
+
+    It then takes those of dense convolutions, which need 3 to 60 times the time of float32.
+    """
+    if not isinstance(module, nn.Conv2d) or module.groups == 1:
+        return False
+    return max(module.stride) > 1 or max(module.kernel_size) > 3
+
+
+def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        found: Tensor = type(module).forward(module, x.float())
+    return found.to(torch.bfloat16)
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -21,7 +21,7 @@ from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
-from repq.train.precision import autocast, gradient_scaler, settled_precision
+from repq.train.precision import computing_in, gradient_scaler, settled_precision
 from repq.train.units import step_in_units
 
 LAYOUT = torch.channels_last
@@ -150,7 +150,7 @@ class Updater(Stepper):
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels = self.pixels(batch)
-        with autocast(self.precision, self.device):
+        with computing_in(self.precision, self.model, self.device):
             taught = None if self.teacher is None else self.taught(self.teacher, batch, pixels)
             output = self.model.answer(self.model.features(pixels))
         height, width = batch.images.shape[1:3]
