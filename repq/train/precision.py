@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import TrainingError
-from repq.machine.cpu import cpu_features, cpu_name, has_bfloat16
+from repq.machine import cpu
 from repq.recipe import TrainConfig
 
 AUTO_ON_CPU = "float32"
@@ -34,7 +34,7 @@ def settled_precision(precision: str, device: torch.device | str) -> str:
     if precision == "auto":
         if kind == "cuda":
             return "float16"
-        return AUTO_ON_CPU if kind == "cpu" and has_bfloat16() else "float32"
+        return AUTO_ON_CPU if kind == "cpu" and cpu.has_bfloat16() else "float32"
     if precision == "bfloat16" and not _multiplies_bfloat16(kind):
         raise TrainingError(
             "training in bfloat16 needs a processor that multiplies it", found=_described(kind),
@@ -98,12 +98,12 @@ def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScale
 def _multiplies_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and has_bfloat16()
+    return kind == "cpu" and cpu.has_bfloat16()
 
 
 def _described(kind: str) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name()
     if kind == "cpu":
-        return f"{cpu_name()} with {', '.join(cpu_features()) or 'no instructions that matter'}"
+        return f"{cpu.cpu_name()} with {', '.join(cpu.cpu_features()) or 'no instructions that matter'}"
     return f"the device {kind!r}"
