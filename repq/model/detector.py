@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,12 @@ class TrainOutput(NamedTuple):
 
 def in_float32(written: Tensor) -> Tensor:
     """What a head writes: in float32 where autocast computed it in fewer bits, too few for scores and boxes."""
-    return written.float() if torch.is_autocast_enabled(written.device.type) else written
+    return written.float() if _autocast_on(written) else written
+
+
+def _autocast_on(tensor: Tensor) -> bool:
+    kind = tensor.device.type  # one such as meta knows no autocast, and asking is an error
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 class Detector(nn.Module, ABC):
@@ -68,7 +74,7 @@ class Detector(nn.Module, ABC):
         By default scores and corners (in pixels) of the detections, and the whole head computes in float32.
         """
         maps = tuple(in_float32(feature) for feature in features)
-        with torch.autocast(features[0].device.type, enabled=False):
+        with torch.autocast(maps[0].device.type, enabled=False) if _autocast_on(features[0]) else nullcontext():
             boxes, scores = self.complete(maps)[1]
         return TrainOutput(features, scores, torch.cat(self.spec.layout.corners(boxes), dim=-1))
 

@@ -205,6 +205,7 @@ def test_points_of_large_maps_are_not_rounded() -> None:
     assert in_float32(half) is half
     with torch.autocast("cpu", torch.bfloat16):
         assert in_float32(half).dtype == torch.float32
+        assert in_float32(half.to("meta")).dtype == torch.bfloat16, "a device without autocast"
 
 
 @multiplies_bfloat16
