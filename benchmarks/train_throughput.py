@@ -4,10 +4,11 @@ Plain means: every sample decodes its images again, fits each of a mosaic's four
 warps that once more, objects are assigned image by image, and convolutions, the layout of tensors and the handling of
 memory are left to torch and the C library; once with threads that load ahead, and once loading in between. All make
 the same updates of the same model, each in a process of its own, in turns, so that a busy machine disturbs all alike.
-The ratio is to the faster plain one. Then the parts of a step, apart.
+The ratio is to the faster plain one, float32 on a CPU. Then the parts of a step, apart.
 
     python benchmarks/train_throughput.py                                   # YOLOv6-N v2, 256x256, the demo set
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5
+    python benchmarks/train_throughput.py --precision float32 --precision bfloat16 --no-plain   # side by side
 """
 
 from __future__ import annotations
@@ -53,15 +54,12 @@ from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
 from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
+from repq.train.precision import computing_in
 from repq.train.update import LAYOUT
 
 RATES = Rates(0.001, 0.001, 0.9)
-ARRANGEMENTS: dict[str, tuple[bool, int | None]] = {
-    "repq": (False, None),
-    "plain, 2 loader threads": (True, 2),
-    "plain, loading in between": (True, 0),
-}
-"""By name: whether it is plain, and its loader threads; None is the training loop's own choice."""
+PLAIN: dict[str, int] = {"plain, 2 loader threads": 2, "plain, loading in between": 0}
+"""Loader threads of the plain arrangements, by name."""
 
 
 # --- the plain arrangement -------------------------------------------------------------------------------------------
@@ -139,13 +137,22 @@ class Job:
     threads: int
     steps: int
     device: str = "cpu"
+    precisions: tuple[str, ...] = ("auto",)
+    with_plain: bool = True
+
+    def arrangements(self) -> dict[str, tuple[bool, int | None, str]]:
+        """By name: whether it is plain, its loader threads (None: the training loop's own choice), its precision."""
+        own = {f"repq, {precision}": (False, None, precision) for precision in self.precisions}
+        usual = "float16" if self.device.startswith("cuda") else "float32"
+        plain = {name: (True, workers, usual) for name, workers in PLAIN.items() if self.with_plain}
+        return {**own, **plain}
 
 
 class Arrangement:
     """The training loop's own way, or the plain one."""
 
-    def __init__(self, job: Job, *, plain: bool, workers: int | None) -> None:
-        job = replace(job, config=job.config.model_copy(update={"workers": workers}))
+    def __init__(self, job: Job, *, plain: bool, workers: int | None, precision: str = "auto") -> None:
+        job = replace(job, config=job.config.model_copy(update={"workers": workers, "precision": precision}))
         torch.set_num_threads(job.threads)
         if plain:
             PointConv.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign]
@@ -163,7 +170,7 @@ class Arrangement:
         model = model.to(device) if plain else model.to(device, memory_format=LAYOUT)
         self.updater = (PlainUpdater if plain else Updater)(model, job.config, device)
         if plain:
-            self.updater.options = replace(self.updater.options, assign=assign_one_by_one)
+            self.updater.objective.options = replace(self.updater.objective.options, assign=assign_one_by_one)
         self.average = MovingAverage(self.updater.model, 0.999, 100)
         self.source = self.batches(job.config)
 
@@ -193,9 +200,9 @@ class Arrangement:
         return parts_of_a_step(self.updater, self.average, source)
 
 
-def serve(job: Job, plain: bool, workers: int | None, line: Connection) -> None:
+def serve(job: Job, plain: bool, workers: int | None, precision: str, line: Connection) -> None:
     """Answer what the main process asks for, a method by name, until it asks for nothing."""
-    own = Arrangement(job, plain=plain, workers=workers)
+    own = Arrangement(job, plain=plain, workers=workers, precision=precision)
     for method in iter(line.recv, None):
         line.send(getattr(own, method)())
 
@@ -216,11 +223,12 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
     batch = next(source)
     note("loading")
     pixels = updater.pixels(batch)
-    output = updater.model(pixels)
+    with computing_in(updater.precision, updater.model, updater.device):
+        output = updater.model(pixels)
     note("forward")
     objects, grid = pad_objects(batch.objects), updater.grid(*batch.images.shape[1:3])
     boxes = torch.cat((grid.points - grid.strides, grid.points + grid.strides), -1).expand(len(pixels), -1, -1)
-    assign_in_slices(updater.options.assign, output.scores.detach(), boxes, objects, grid)
+    assign_in_slices(updater.objective.options.assign, output.scores.detach(), boxes, objects, grid)
     note("assignment")
     loss = updater.loss(batch)
     note("forward, assignment and losses")
@@ -242,32 +250,42 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Several: each.")
+@click.option("--plain/--no-plain", "with_plain", default=True, show_default=True, help="Measure the plain ones too.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
     model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, device: str,
-    out: Path | None,
+    precisions: tuple[str, ...], with_plain: bool, out: Path | None,
 ) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
         config = TrainConfig(batch=batch, mosaic=1.0)
-        speeds, steps_apart = measure(Job(model, path, imgsz, config, threads, steps, device), rounds)
+        speeds, steps_apart = measure(
+            Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain), rounds
+        )
     medians = {name: statistics.median(found) for name, found in speeds.items()}
-    rival = max((name for name in medians if name != "repq"), key=medians.__getitem__)
-    ratios = [own / other for own, other in zip(speeds["repq"], speeds[rival], strict=True)]
+    first, *others = speeds
+    rival = max((name for name in others if name in PLAIN), key=medians.__getitem__, default=first)
+    ratios = {
+        name: statistics.median(own / other for own, other in zip(found, speeds[rival], strict=True))
+        for name, found in speeds.items()
+        if name not in PLAIN and name != rival
+    }
     click.echo(f"{model}, {imgsz}x{imgsz}, batch {batch}, {device}, {threads} threads")
     for name, found in speeds.items():
         rows = ", ".join(f"{speed:.1f}" for speed in found)
         click.echo(f"{name:26} {medians[name]:7.1f} images/s  (rounds: {rows})")
-    click.echo(f"repq over {rival}, median of rounds: {statistics.median(ratios):.2f}")
+    for name, ratio in ratios.items():
+        click.echo(f"{name} over {rival}, median of rounds: {ratio:.2f}")
     click.echo(f"\nmilliseconds of a step, medians; loading without threads beside it: {', '.join(steps_apart)}")
     parts = {}
-    for part in steps_apart["repq"][0]:
+    for part in steps_apart[first][0]:
         parts[part] = {n: 1000 * statistics.median(row[part] for row in rows) for n, rows in steps_apart.items()}
         click.echo(f"{part:40}" + "".join(f" {found:8.1f}" for found in parts[part].values()))
     if out is not None:
         figures = {
             "model": model, "data": data.parent.name if data else "demo", "imgsz": imgsz, "batch": batch,
-            "threads": threads, "device": device, "images_per_s": speeds, "ratio_median": statistics.median(ratios),
+            "threads": threads, "device": device, "images_per_s": speeds, "over": rival, "ratio_median": ratios,
             "parts_ms": parts, "environment": capture_environment().values(),
         }  # fmt: skip
         write_text(out, json.dumps(figures, indent=1))
@@ -278,7 +296,7 @@ def measure(job: Job, rounds: int) -> tuple[dict[str, list[float]], dict[str, li
     spawn = multiprocessing.get_context("spawn")
     lines: dict[str, Connection] = {}
     with ExitStack() as stack:
-        for name, arrangement in ARRANGEMENTS.items():
+        for name, arrangement in job.arrangements().items():
             lines[name], theirs = spawn.Pipe()
             process = spawn.Process(target=serve, args=(job, *arrangement, theirs))
             process.start()

@@ -34,6 +34,9 @@ DOT_PRODUCT_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "arm_do
 """Instruction sets that multiply and add 8-bit integers in one step. Without one, INT8 gains little, and on x86 the
 older instruction (``vpmaddubsw``) saturates its 16-bit sums, so results can differ from the exact ones."""
 
+BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+"""Instruction sets that multiply bfloat16 and add in float32. Without one, torch takes longer than in float32."""
+
 
 def is_x86() -> bool:
     """Whether the processor is one of Intel's architecture, of 32 or 64 bits."""
@@ -43,6 +46,11 @@ def is_x86() -> bool:
 def has_dot_products() -> bool:
     """Whether the processor multiplies and adds 8-bit integers in one step; see `DOT_PRODUCT_FEATURES`."""
     return not DOT_PRODUCT_FEATURES.isdisjoint(cpu_features())
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32; see `BFLOAT16_FEATURES`."""
+    return not BFLOAT16_FEATURES.isdisjoint(cpu_features())
 
 
 @functools.cache

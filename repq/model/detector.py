@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,16 @@ class TrainOutput(NamedTuple):
     raw: Tensor | None = None
 
 
+def in_float32(written: Tensor) -> Tensor:
+    """What a head writes: in float32 where autocast computed it in fewer bits, too few for scores and boxes."""
+    return written.float() if _autocast_on(written) else written
+
+
+def _autocast_on(tensor: Tensor) -> bool:
+    kind = tensor.device.type  # one such as meta knows no autocast, and asking is an error
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 class Detector(nn.Module, ABC):
     """A network that finds objects, of one spec. Subclasses say what its feature maps are, and what its head does.
 
@@ -58,8 +69,13 @@ class Detector(nn.Module, ABC):
         """Detections from feature maps."""
 
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
-        """The head's output in training form; by default scores and corners (in pixels) of the detections."""
-        boxes, scores = self.complete(features)[1]
+        """The head's output in training form, in float32 also under autocast.
+
+        By default scores and corners (in pixels) of the detections, and the whole head computes in float32.
+        """
+        maps = tuple(in_float32(feature) for feature in features)
+        with torch.autocast(maps[0].device.type, enabled=False) if _autocast_on(features[0]) else nullcontext():
+            boxes, scores = self.complete(maps)[1]
         return TrainOutput(features, scores, torch.cat(self.spec.layout.corners(boxes), dim=-1))
 
     def complete(self, features: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 
-def anchor_points(features: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+def anchor_points(
+    features: Sequence[Tensor], strides: Sequence[int], dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Cell centres of all levels, row by row, finest level first.
+
+    Args:
+        dtype: of what is returned; None: that of the maps.
 
     Returns:
         (N, 2) x and y in cells of their level (0.5, 1.5, …), and (N, 1) the level's stride in pixels.
@@ -17,8 +22,8 @@ def anchor_points(features: Sequence[Tensor], strides: Sequence[int]) -> tuple[T
     points, sizes = [], []
     for feature, stride in zip(features, strides, strict=True):
         height, width = feature.shape[-2:]
-        rows = torch.arange(height, dtype=feature.dtype, device=feature.device)
-        columns = torch.arange(width, dtype=feature.dtype, device=feature.device)
+        rows = torch.arange(height, dtype=dtype or feature.dtype, device=feature.device)
+        columns = torch.arange(width, dtype=dtype or feature.dtype, device=feature.device)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         centres = torch.stack((x, y), dim=-1).reshape(-1, 2) + 0.5
         points.append(centres)

@@ -207,6 +207,16 @@ class QatConfig(ImitationConfig, LoopConfig):
     scale: Factors = setting((0.8, 1.2), help="Factors of the change of size, or its half width.")
     hsv: tuple[Share, Share, Share] = setting((0.01, 0.3, 0.2), help="Half widths of the changes of colour.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_float32(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "precision" in values:
+            raise ValueError(
+                f"precision {str(values['precision'])[:40]!r}: this training is float32 alone, since with fewer bits "
+                "values would be rounded before quantizers do; leave precision away"
+            )
+        return values
+
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> QatConfig:
         if not (self.task_weight or self.imitates):

@@ -157,6 +157,10 @@ class TrainConfig(LoopConfig):
         10.0, ge=1, le=1e6, help="Factors from frequencies are at most this, and at least one over it."
     )
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", flag="--precision", help="Type that convolutions compute in, while weights and losses are float32. "
+        "auto: float16 on a GPU, float32 on a CPU. bfloat16 needs AVX-512 BF16 or AMX, or a GPU that has it.",
+    )  # fmt: skip
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 
     @model_validator(mode="before")

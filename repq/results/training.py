@@ -27,6 +27,7 @@ class TrainReport(Result):
     accuracy: Accuracy  # of the EMA weights that were kept
     parameters: int
     class_weights: tuple[float, ...] = ()  # factors of the loss of scores; none: 1 each
+    precision: str | None = None  # of the forward pass; None: not noted
     curves: Curves | None = None  # of the same
 
 

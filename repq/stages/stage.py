@@ -85,6 +85,7 @@ class Stage:
         on_machine: whether the result depends on the machine.
         publish: where in the run folder a copy of its files is kept: ``.``, or a folder; None: nowhere.
         wanted: whether a run of this recipe has the stage; by default if the first of its sections is given.
+        settled: gives the recipe with what it leaves to the machine, for the identity of the result.
         check: raises ValueError for recipes that contradict themselves.
     """
 
@@ -100,6 +101,7 @@ class Stage:
     on_machine: bool | Callable[[Recipe], bool] = False
     publish: str | None = None
     wanted: Callable[[Recipe], bool] | None = None
+    settled: Callable[[Recipe], Recipe] = lambda recipe: recipe
     check: Callable[[Recipe], None] = lambda recipe: None
 
     def is_wanted(self, recipe: Recipe) -> bool:
@@ -119,8 +121,9 @@ class Stage:
             split: gives what identifies the content of a split; None for the drawn set, which is an artifact.
 
         Raises:
-            RepqError: a file that the recipe names cannot be read.
+            RepqError: a file that the recipe names cannot be read, or the machine cannot do what it wants.
         """
+        recipe = self.settled(recipe)
         settings = {name: getattr(recipe, name) for name in (*self.sections, *self.uses)}
         inputs: dict[str, object] = {f"{role} split": split(role) for role in self.splits}
         reads = (*self.reads, "data/*") if self.splits else self.reads

@@ -63,9 +63,9 @@ def train_detector(
     from repq.data import class_places
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
-    from repq.train import Board, joined_processes, settings_for, train
+    from repq.train import Board, joined_processes, settings_for, train, with_precision
 
-    resolve_device(device)
+    config = with_precision(config, resolve_device(device))
     with joined_processes(device) as (processes, own_device):
         if not processes.is_first:
             progress, log = silent, quiet
@@ -197,6 +197,15 @@ def _target(job: Job) -> TrainReport:
     return _train(job, config)
 
 
+def _with_precision(recipe: Recipe) -> Recipe:
+    from repq.train import with_precision
+
+    given = {name: getattr(recipe, name) for name in ("search", "train")}
+    changes = {name: with_precision(config, recipe.device) for name, config in given.items() if config is not None}
+    changed: Recipe = recipe.model_copy(update=changes)
+    return changed
+
+
 def _one_origin(recipe: Recipe) -> None:
     if (recipe.weights is None) == (recipe.train is None):
         raise ValueError("give either weights (a checkpoint) or train (train.weights fine-tunes), not both")
@@ -208,7 +217,8 @@ SEARCH, STAGE = (
     Stage(
         name, run, {name: Section(TrainConfig, optional=True)}, ("imgsz", "eval", "device"),
         reads=(f"search/{SCALES}",), splits=("train", "val"), result=TrainReport,
-        files={REPORT: TrainReport}, ignored=(f"{BOARD}/*", LAST, EPOCHS, "*.svg"), check=_one_origin,
+        files={REPORT: TrainReport}, ignored=(f"{BOARD}/*", LAST, EPOCHS, "*.svg"), settled=_with_precision,
+        check=_one_origin,
     )
     for name, run in (("search", _search), ("train", _target))
 )  # fmt: skip

@@ -19,6 +19,7 @@ from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
 from repq.train.objective import demand_trainable
+from repq.train.precision import with_precision
 from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
 
@@ -68,14 +69,17 @@ def train(
         after_epoch: is called after every epoch, in the first process.
 
     Raises:
-        TrainingError: nothing to train on; labels, size, scales or teacher that do not fit the model; a loss that is
-            not finite; a state of another training; or another process is gone.
+        TrainingError: nothing to train on; labels, size, scales or teacher that do not fit the model; a precision that
+            the device does not have; a loss that is not finite; a state of another training; or another process is
+            gone.
         CheckpointError: the scales do not fit the model.
         DataError: an image can no longer be read.
     """
     config = with_class_weights(config, train_set)
-    job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
     with joined_processes(device) as (processes, own_device):
+        told = told_by_first(lambda: with_precision(config, own_device))
+        config = with_precision(told, own_device)  # this process's device has to have it as well
+        job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
         job.check(processes.count)
         identity = told_by_first(job.identity)
         if scales is not None and config.weights is None:
@@ -107,6 +111,7 @@ def _outcome(trainer: Trainer, config: TrainConfig) -> TrainOutcome:
         accuracy=best.accuracy,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         class_weights=config.class_weights,
+        precision=trainer.updater.precision,
     )
     return TrainOutcome(model, report)
 

@@ -21,6 +21,7 @@ from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
+from repq.train.precision import computing_in, gradient_scaler, settled_precision
 from repq.train.units import step_in_units
 
 LAYOUT = torch.channels_last
@@ -36,7 +37,7 @@ class Stepper(ABC):
 
     Args:
         teacher: whom the model imitates; its projectors learn with the model, so ``optimizer`` holds their parameters.
-        half: compute in half precision where the device gains from it (CUDA).
+        precision: of the forward pass, settled for the device; see `repq.train.precision`.
     """
 
     def __init__(
@@ -47,12 +48,11 @@ class Stepper(ABC):
         optimizer: torch.optim.Optimizer,
         *,
         teacher: Teacher | None = None,
-        half: bool = True,
+        precision: str = "float32",
     ) -> None:
         self.model, self.device, self.optimizer, self.teacher = model, device, optimizer, teacher
         self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
-        self.half = half and device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
+        self.precision, self.scaler = precision, gradient_scaler(precision, device)
         modules = (model, *([self.projectors] if self.projectors else []))
         self.parameters = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
 
@@ -93,7 +93,7 @@ class Stepper(ABC):
             loss = self.loss(batch, warm_up=warm_up, progress=progress)
             if not batch.counts:
                 loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
-            # A constant keeps gradients in the range of half precision; it is taken out again below.
+            # A constant keeps gradients in the range of float16; it is taken out again below.
             self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
             for name, value in loss.sums.items():
                 sums[name] = value.detach() + sums[name] if name in sums else value.detach().clone()
@@ -140,14 +140,17 @@ class Updater(Stepper):
         teacher: Teacher | None = None,
     ) -> None:
         further = projector_groups(teacher, config.weight_decay)
-        super().__init__(model, config, device, build_optimizer(model, config, scales, further), teacher=teacher)
+        super().__init__(
+            model, config, device, build_optimizer(model, config, scales, further), teacher=teacher,
+            precision=settled_precision(config.precision, device),
+        )  # fmt: skip
         if model.deploy:
             step_in_units(self.optimizer, model)
         self.objective = objective_of(model, config)
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels = self.pixels(batch)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+        with computing_in(self.precision, self.model, self.device):
             taught = None if self.teacher is None else self.taught(self.teacher, batch, pixels)
             output = self.model.answer(self.model.features(pixels))
         height, width = batch.images.shape[1:3]

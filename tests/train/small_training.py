@@ -15,7 +15,9 @@ from repq.recipe import TrainConfig
 from repq.train import TrainOutcome
 
 SIZE = (64, 64)
-QUICK = TrainConfig(epochs=4, batch=4, warmup_steps=3, eval_interval=2, workers=0, ema_ramp_steps=5, ema_decay=0.9)
+QUICK = TrainConfig(
+    epochs=4, batch=4, warmup_steps=3, eval_interval=2, workers=0, ema_ramp_steps=5, ema_decay=0.9, precision="float32"
+)
 
 
 def tiny_model(seed: int = 0, name: str = "yolov6n_v2", classes: int = 2, **changes: object) -> Detector:

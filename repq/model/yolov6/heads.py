@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from repq.model.detector import TrainOutput
+from repq.model.detector import TrainOutput, in_float32
 from repq.model.geometry import anchor_points, boxes_from_distances, centre_form, expected_distances
 from repq.model.yolov6.blocks import BlockKit
 from repq.model.yolov6.lite import DPBlock
@@ -74,8 +74,8 @@ class Detect(nn.Module):
             stem = self.stems[level](feature)
             classes = self.cls_preds[level](self.cls_convs[level](stem))
             sides = self.reg_preds[level](self.reg_convs[level](stem))
-            scores.append(classes.sigmoid().flatten(2))
-            distances.append(sides.flatten(2))
+            scores.append(in_float32(classes).sigmoid().flatten(2))
+            distances.append(in_float32(sides).flatten(2))
         return TrainOutput(features, torch.cat(scores, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2))
 
     def decode(self, output: TrainOutput) -> Tensor:

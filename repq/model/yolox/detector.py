@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repq.model.detector import Detector, TrainOutput
+from repq.model.detector import Detector, TrainOutput, in_float32
 from repq.model.geometry import anchor_points
 from repq.model.yolox.backbones import FPN, PAFPN
 from repq.model.yolox.blocks import BlockKit
@@ -31,7 +31,7 @@ class YoloxDetector(Detector):
         return self.backbone(x)
 
     def answer(self, features: tuple[Tensor, ...]) -> TrainOutput:
-        raw = self.head(features)
+        raw = in_float32(self.head(features))
         corners = torch.cat(self.spec.layout.corners(self.boxes(raw, features)), dim=-1)
         objectness, classes = self.scores(raw)
         return TrainOutput(features, objectness * classes, corners, raw)
@@ -50,6 +50,6 @@ class YoloxDetector(Detector):
 
     def boxes(self, raw: Tensor, features: tuple[Tensor, ...]) -> Tensor:
         """Centre x, y, width and height in pixels, of what the head writes."""
-        points, strides = anchor_points(features, self.spec.strides)
+        points, strides = anchor_points(features, self.spec.strides, raw.dtype)
         centre = (raw[..., :2] + (points - 0.5)) * strides
         return torch.cat((centre, raw[..., 2:4].clamp(max=LARGEST).exp() * strides), dim=-1)

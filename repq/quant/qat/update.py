@@ -19,7 +19,7 @@ from repq.train.update import Stepper, projector_groups
 
 
 class QatUpdater(Stepper):
-    """Learns to answer as the teacher does, without autocast: in half precision values would be rounded otherwise.
+    """Learns to answer as the teacher does, in float32: with fewer bits values would be rounded before quantizers do.
 
     Args:
         model: with quantizers, in place on its device, in training mode.
@@ -30,7 +30,7 @@ class QatUpdater(Stepper):
 
     def __init__(self, model: Detector, teacher: Teacher, config: QatConfig, device: torch.device) -> None:
         groups = [*qat_groups(model, config), *projector_groups(teacher, config.weight_decay)]
-        super().__init__(model, config, device, optimizer_of(groups, config), teacher=teacher, half=False)
+        super().__init__(model, config, device, optimizer_of(groups, config), teacher=teacher)
         step_in_units(self.optimizer, model)
         if config.keep_zeros:
             hold_zeros(model)

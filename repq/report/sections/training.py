@@ -50,6 +50,7 @@ def train_blocks(training: TrainReport) -> list[Block]:
         ("Parameters", count(training.parameters)),
         ("Training images", count(training.images)),
         ("Epochs", count(len(training.epochs))),
+        *([("Precision", training.precision)] if training.precision else []),
         ("Weights kept", f"of epoch {training.best_epoch}"),
         ("AP", fraction(training.accuracy.defined())),
         ("AP50", fraction(training.accuracy.defined("ap50"))),
