@@ -236,7 +236,13 @@ class _Lowering:
         sums = self._add("ConvInteger", name, inputs, conv.node.attrs)
         scale = self._constant(f"{name}.sum_scale", np.float32(source.scale) * conv.scale)
         floats = gs.Variable(f"{name}_float") if conv.bias.any() else self._new(conv.node.outputs[0])
-        self._nodes.append(gs.Node("DequantizeLinear", f"{name}{OF_SUMS}scale", {"axis": 1}, [sums, scale], [floats]))
+        if len(conv.scale) > 1:
+            scaling = gs.Node("DequantizeLinear", f"{name}{OF_SUMS}scale", {"axis": 1}, [sums, scale], [floats])
+        else:  # ONNX Runtime 1.31 moves a DequantizeLinear with one scale, and quantizes to UINT8 on the way
+            cast = gs.Variable(f"{name}_cast")
+            self._nodes.append(gs.Node("Cast", f"{name}{OF_SUMS}cast", {"to": onnx.TensorProto.FLOAT}, [sums], [cast]))
+            scaling = gs.Node("Mul", f"{name}{OF_SUMS}scale", {}, [cast, scale], [floats])
+        self._nodes.append(scaling)
         if conv.bias.any():
             bias = self._constant(f"{name}.bias_float", conv.bias.reshape(1, -1, *[1] * (conv.weight.ndim - 2)))
             outputs = [self._new(conv.node.outputs[0])]

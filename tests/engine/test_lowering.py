@@ -307,3 +307,22 @@ def test_integers_are_pooled_after_a_convolution_that_makes_them_only(between):
     assert types[pool.output[0]] == expected
     images = np.random.default_rng(1).uniform(0, 1, (1, 4, 5, 5)).astype(np.float32)
     np.testing.assert_allclose(engine_run(lowered, images), plain_run(model, images), rtol=0, atol=0.0201)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("after", ["Reshape", "Transpose", "Sigmoid"])
+def test_sums_become_floats_whatever_reads_them(channels, after):
+    """With one channel there is one scale, and ONNX Runtime moves what it takes for a quantizer past a Reshape."""
+    model = one_convolution(np.random.default_rng(0).integers(-90, 90, (channels, 4, 1, 1), np.int8), 1)
+    graph = model.graph
+    conv = next(place for place, node in enumerate(graph.node) if node.op_type == "Conv")
+    del graph.node[conv + 1 :]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -1], np.int64), "flat"))
+    settings = {"Transpose": {"perm": [0, 2, 3, 1]}}.get(after, {})
+    inputs = ["c", "flat"] if after == "Reshape" else ["c"]
+    graph.node.append(onnx.helper.make_node(after, inputs, ["y"], **settings))
+    graph.output[0].type.tensor_type.ClearField("shape")
+    images = np.random.default_rng(1).uniform(0, 3, (1, 4, 5, 5)).astype(np.float32)
+    lowered = lowering_onnxruntime.lower(model, integer_sums=None)
+    assert "ConvInteger" in {node.op_type for node in lowered.graph.node}
+    np.testing.assert_allclose(engine_run(lowered, images), plain_run(model, images), rtol=1e-5, atol=1e-5)
