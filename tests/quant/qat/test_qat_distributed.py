@@ -33,6 +33,8 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
             assert own_parts[name].item() == pytest.approx(value.item(), rel=1e-5)
         for name, gradient in gradients.items():
             largest = gradient.abs().max().item()
-            torch.testing.assert_close(own_gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest)  # order of sums
+            # The order of sums: the gradient of one scale for a whole map is one sum, whose large terms cancel.
+            rtol = 5e-3 if gradient.numel() == 1 else 1e-3
+            torch.testing.assert_close(own_gradients[name], gradient, rtol=rtol, atol=1e-4 * largest)
     assert images == QUICK.batch
     assert (tmp_path / "weights0.txt").read_text() == (tmp_path / "weights1.txt").read_text()
