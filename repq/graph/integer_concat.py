@@ -82,7 +82,7 @@ def _is_shuffle(graph: gs.Graph, node: gs.Node) -> bool:
     if joined is None or joined.op != "Concat":
         return False
     axis, shape = joined.attrs["axis"], joined.outputs[0].shape
-    return bool(axis > 1 or (axis < 0 and shape is not None and axis + len(shape) > 1))
+    return bool((axis if shape is None else axis % len(shape)) != 1)
 
 
 def _integers(graph: gs.Graph, tensor: gs.Tensor, name: str, parameters: list[gs.Tensor]) -> gs.Tensor:
