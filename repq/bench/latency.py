@@ -141,8 +141,10 @@ def time_in_turns(
 ) -> list[list[float]]:
     """Call every function ``rounds * runs_per_round`` times, in turns, and return each one's times in milliseconds.
 
-    Each turn starts with one call that is not counted, which brings the model back into the caches that the others
-    emptied; ``warmup`` calls of each go before everything.
+    Each turn starts with calls that are not counted, one or as many as fill ``settle_ms``: the first brings the model
+    back into the caches that the others emptied, and the threads of a runtime spin on for a while after its last run
+    (ONNX Runtime's 30 ms, in which a model of another runtime takes up to half as long again). ``warmup`` calls of each
+    go before everything.
     """
     samples: list[list[float]] = [[] for _ in runs]
     for run in runs:
@@ -151,13 +153,21 @@ def time_in_turns(
     with _no_garbage_collection():
         for number in progress(range(config.rounds), total=config.rounds, label=label):
             for index in in_order(len(runs), number):
-                runs[index]()
+                _settle(runs[index], config.settle_ms, clock)
                 for _ in range(config.runs_per_round):
                     start = clock()
                     runs[index]()
                     samples[index].append((clock() - start) / 1e6)
             gc.collect()
     return samples
+
+
+def _settle(run: Callable[[], Any], milliseconds: float, clock: Clock) -> None:
+    """Call a function once, and again as long as less time has gone by."""
+    start = clock()
+    run()
+    while clock() - start < milliseconds * 1e6:
+        run()
 
 
 def in_order(count: int, number: int) -> Sequence[int]:

@@ -50,10 +50,12 @@ class OpenVino(Runtime):
         return str(openvino.__version__)
 
     def build(self, source: Source, manifest: EngineManifest) -> OpenVinoEngine:
-        """Compile what `repq.graph.lowering_openvino` makes of the model."""
+        """Compile what `repq.graph.lowering_openvino` makes of the model; a float model is laid out likewise."""
+        from repq.graph.channels_last import channels_last
         from repq.graph.lowering_openvino import lower
 
-        return OpenVinoEngine(manifest, _read(lower(source.model).SerializeToString(), source.name))
+        model = channels_last(lower(source.model))
+        return OpenVinoEngine(manifest, _read(model.SerializeToString(), source.name))
 
     def load(self, folder: Path, manifest: EngineManifest) -> OpenVinoEngine:
         here = manifest.model_copy(update={"version": self.version()})

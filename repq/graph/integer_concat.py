@@ -9,6 +9,14 @@ also where it moves the pairs there by itself. It computes this right::
 
 Both are equal bit by bit. What reaches the Concat through other copying operators is quantized again, which changes no
 value: ``q(d(q(x))) = q(x)``. ``restore_pairs`` is the way back, to the form that all other passes know.
+
+A channel shuffle is a Concat along an axis of its own and a Reshape that lays this axis into the channels. OpenVINO
+(2026.4) does not bring the scale behind such a Reshape: the layers that read it run in float, and their weights become
+floats anew in every run. ``regroup`` brings it there, with either zero point::
+
+    a -> Q -> DQ -> Unsqueeze -> \                                  a -> Q -> Unsqueeze -> \
+                                  Concat (2) -> Reshape   becomes                           Concat (2) -> Reshape -> DQ
+    b -> Q -> DQ -> Unsqueeze -> /                                  b -> Q -> Unsqueeze -> /
 """
 
 from __future__ import annotations
@@ -50,17 +58,75 @@ def concatenate(graph: gs.Graph) -> bool:
     return bool(found)
 
 
+def regroup(graph: gs.Graph) -> bool:
+    """Dequantize behind the Reshape of a channel shuffle, not in front of it; return whether that changed anything."""
+    found = [node for node in graph.nodes if _is_shuffle(graph, node)]
+    for node in found:
+        parameters, output = list(_origin(node.inputs[0]).inputs[1:3]), node.outputs[0]
+        node.inputs[0] = _integers(graph, node.inputs[0], f"{output.name}.joined", parameters)
+        integers = gs.Variable(f"{output.name}_quantized")
+        node.outputs = [integers]
+        title = f"{output.name}/DequantizeLinear"
+        graph.nodes.append(gs.Node("DequantizeLinear", title, {}, [integers, *parameters], [output]))
+    return bool(found)
+
+
+def _is_shuffle(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a Reshape alone reads what a Concat along another axis than the channels' joins, all of one scale."""
+    tensor = node.inputs[0] if node.op == "Reshape" else None
+    if tensor is None or len(tensor.outputs) != 1 or is_output(graph, tensor) or not _has_one_origin(tensor):
+        return False
+    joined = producer(tensor)
+    if joined is not None and joined.op == "DequantizeLinear":
+        joined = producer(joined.inputs[0])
+    if joined is None or joined.op != "Concat":
+        return False
+    axis, shape = joined.attrs["axis"], joined.outputs[0].shape
+    return bool((axis if shape is None else axis % len(shape)) != 1)
+
+
+def _integers(graph: gs.Graph, tensor: gs.Tensor, name: str, parameters: list[gs.Tensor]) -> gs.Tensor:
+    """The integers of a dequantized tensor, by the operators that copied it."""
+    node = producer(tensor)
+    assert node is not None, "the tensor has arriving parameters"
+    if node.op == "DequantizeLinear":
+        return node.inputs[0]
+    if len(node.outputs) > 1:
+        return add_node(graph, "QuantizeLinear", f"{name}/QuantizeLinear", [tensor, *parameters], f"{name}_quantized")
+    inputs = list(node.inputs)
+    for slot in value_slots(node):
+        inputs[slot] = _integers(graph, inputs[slot], f"{name}.{slot}", parameters)
+    return add_node(graph, node.op, f"{name}/{node.op}", inputs, f"{name}_quantized", **node.attrs)
+
+
 def signed_concats(graph: gs.Graph) -> list[gs.Node]:
     """The Concat nodes of dequantized INT8 with one scale."""
     found = []
     for node in graph.nodes:
         if node.op == "Concat" and copies_values(node):
             parameters = arriving_parameters(node.outputs[0])
-            if parameters is not None and parameters.dtype == "int8":
-                kinds = {origin.inputs[1].dtype for origin in map(_origin, node.inputs)}
-                if len(kinds) == 1 and all(array(_origin(tensor), 2) is not None for tensor in node.inputs):
-                    found.append(node)
+            if parameters is not None and parameters.dtype == "int8" and _has_one_origin(node.outputs[0]):
+                found.append(node)
     return found
+
+
+def _has_one_origin(tensor: gs.Tensor) -> bool:
+    """Whether every DequantizeLinear that a tensor comes from has the same parameters, float type and zero point."""
+    if arriving_parameters(tensor) is None:
+        return False
+    origins = _origins(tensor)
+    return len({origin.inputs[1].dtype for origin in origins}) == 1 and all(
+        array(origin, 2) is not None for origin in origins
+    )
+
+
+def _origins(tensor: gs.Tensor) -> list[gs.Node]:
+    """Every DequantizeLinear that a tensor with ``arriving_parameters`` comes from."""
+    node = producer(tensor)
+    assert node is not None, "the tensor has arriving parameters"
+    if node.op == "DequantizeLinear":
+        return [node]
+    return [origin for source in values_of(node) for origin in _origins(source)]
 
 
 def restore_pairs(graph: gs.Graph) -> bool:

@@ -18,6 +18,9 @@ numbers as UINT8 come out right. So, with ``q(x) = clip(round(x / s), -128, 127)
   multiplication by a constant per row, such as the mask of RT-DETR's tokens.
 
 Pairs that meet in a Concat get one form, so that it stays one tensor of integers.
+
+Pairs of either scheme stand behind a channel shuffle (`repq.graph.integer_concat.regroup`), and maps are taken apart
+and laid flat as they lie in memory (`repq.graph.channels_last`).
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from repq.graph.integer_concat import concat_integers, concatenate, restore_pairs, signed_concats
-from repq.graph.integers import Pair, activation_pairs, copies_values, values_of
+from repq.graph.channels_last import channels_last
+from repq.graph.integer_concat import concatenate, regroup, restore_pairs, signed_concats
+from repq.graph.integers import Pair, activation_pairs, copies_values, quantizers, values_of
 from repq.graph.surgeon import add_node, export_graph, import_graph, is_output, producer, title
 from repq.layers import PRODUCTS
 
@@ -35,7 +39,10 @@ _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs",
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` with its symmetric activation pairs in UINT8, equal in every value (see above)."""
+    """Return ``model`` as OpenVINO runs it right and fast, equal in every value (see above).
+
+    A float graph comes back unchanged.
+    """
     graph = import_graph(model)
     changed = restore_pairs(graph)
     pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _is_symmetric(pair)}
@@ -51,10 +58,13 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
             if never_negative:
                 _clip_above(graph, pair, constants)
             _retype(pair, 0 if never_negative else 128, constants)
-    if groups or (changed and not signed_concats(graph)):
-        concatenate(graph)  # what stays signed, such as pairs with FP16 scales
-        return export_graph(graph)
-    return concat_integers(model)
+    rewritten = bool(groups) or (changed and not signed_concats(graph))
+    if not rewritten:
+        graph = import_graph(model)  # without the restored pairs
+    # Concatenated is what stays signed, such as pairs with FP16 scales.
+    moved = [concatenate(graph), regroup(graph)]
+    lowered = export_graph(graph) if rewritten or any(moved) else model
+    return channels_last(lowered) if quantizers(graph) else lowered
 
 
 def _is_symmetric(pair: Pair) -> bool:

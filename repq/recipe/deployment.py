@@ -189,6 +189,10 @@ class BenchConfig(Config):
     warmup: int = setting(5, ge=0, le=100_000, flag="--warmup", help="Runs before the timed ones.")
     rounds: int = setting(5, ge=1, le=100_000, flag="--rounds", help="How often the models take turns.")
     runs_per_round: int = setting(10, ge=1, le=100_000, flag="--runs", help="Timed runs per round.")
+    settle_ms: float = setting(
+        50.0, ge=0, le=60_000, allow_inf_nan=False,
+        help="Runs at the start of a turn are not counted as long as this: others' threads may still spin.",
+    )  # fmt: skip
     end_to_end: bool = setting(
         True, flag="--end-to-end/--infer-only", help="Also time with pre- and post-processing, on images of the data."
     )

@@ -1,6 +1,7 @@
 """Order, statistics and scopes of the timing; and one real run."""
 
 import gc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -52,11 +53,28 @@ PICTURES = [np.full((32, 32, 3), value, np.uint8) for value in (1, 2, 3)]
 
 def test_turns_alternate_in_direction():
     machine = FakeMachine()
-    config = BenchConfig(warmup=2, rounds=2, runs_per_round=1)
+    config = BenchConfig(warmup=2, rounds=2, runs_per_round=1, settle_ms=0)
     runs = [lambda name=name: machine.work(name, 1) for name in "abc"]
     time_in_turns(runs, config, machine.clock)
     # two warm-up calls each, then a forward and a backward round of one uncounted and one counted call
     assert "".join(machine.log) == "aabbcc" + "aabbcc" + "ccbbaa"
+
+
+def test_nothing_is_counted_while_the_threads_of_others_spin():
+    machine = FakeMachine()
+    ends = {"a": 0.0, "b": 0.0}  # when the threads of each are at rest
+
+    def run(name: str) -> None:
+        other = ends["b" if name == "a" else "a"]
+        machine.work(name, 8 if machine.now / 1e6 < other else 4)
+        ends[name] = machine.now / 1e6 + 30
+
+    config = BenchConfig(warmup=1, rounds=4, runs_per_round=3)
+    samples = time_in_turns([partial(run, name) for name in "ab"], config, machine.clock)
+    assert samples == [[4.0] * 12] * 2
+    machine.log.clear()
+    time_in_turns([lambda: machine.work("slow", 80)], BenchConfig(warmup=0, rounds=1, runs_per_round=1), machine.clock)
+    assert machine.log == ["slow"] * 2, "one run fills the time"
 
 
 def test_rows_hold_what_the_clock_said():
@@ -81,7 +99,7 @@ def test_median_and_p95_of_uneven_times():
     machine = FakeMachine()
     times = iter([0.0, *range(1, 101)])
     runs = [lambda: machine.work("x", next(times))]
-    [samples] = time_in_turns(runs, BenchConfig(warmup=0, rounds=1, runs_per_round=100), machine.clock)
+    [samples] = time_in_turns(runs, BenchConfig(warmup=0, rounds=1, runs_per_round=100, settle_ms=0), machine.clock)
     assert samples == pytest.approx(list(range(1, 101)))
 
 
@@ -91,7 +109,7 @@ def test_end_to_end_runs_see_the_images_in_turn_and_without_images_there_are_non
     def runner(threads: int) -> Runner:
         return Runner(lambda images: images, lambda pictures: seen.extend(int(p[0, 0, 0]) for p in pictures), id)
 
-    config = BenchConfig(batches=(2,), warmup=0, rounds=1, runs_per_round=3)
+    config = BenchConfig(batches=(2,), warmup=0, rounds=1, runs_per_round=3, settle_ms=0)
     report = bench([TimedModel(model_info("x"), runner)], (32, 32), config, images=PICTURES, environment=ENVIRONMENT)
     assert seen == [1, 2, 3, 1, 2, 3, 1, 2]  # the first call of a turn is not counted
     assert report.images == 3
@@ -112,7 +130,8 @@ def test_without_pre_and_postprocessing_there_is_no_end_to_end_row():
 
 def test_collector_is_off_in_the_timed_part_and_on_after():
     seen = []
-    time_in_turns([lambda: seen.append(gc.isenabled())], BenchConfig(warmup=0, rounds=1, runs_per_round=3))
+    config = BenchConfig(warmup=0, rounds=1, runs_per_round=3, settle_ms=0)
+    time_in_turns([lambda: seen.append(gc.isenabled())], config)
     assert seen == [False] * 4
     assert gc.isenabled()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from family_graphs import images, quantized_graph
 from hypothesis import given, settings
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from small_graphs import graph, int8, kinds, normal, run, table, uint8
 
+from repq.engine.openvino import executed_layers, executed_nodes
 from repq.graph import concat_integers, count_qdq, insert_qdq, lint, lowering_openvino, propagate_qdq, to_fp16
-from repq.graph.integer_concat import restore_pairs, signed_concats
+from repq.graph.integer_concat import regroup, restore_pairs, signed_concats
 from repq.graph.surgeon import export_graph, import_graph
+from repq.layers import LayerId
 
 openvino = pytest.importorskip("openvino")
 PARTS = {
@@ -62,6 +65,50 @@ def test_plain_openvino_computes_the_exported_form(parts: list[str], after: str,
     np.testing.assert_array_equal(run(after_pass, x=X)[0], expected)
     assert concat_integers(after_pass) is after_pass
     assert snr_db(expected, in_openvino(after_pass, X)) > 30  # it gives 10 dB where it sums wrongly
+
+
+def shuffled(parts: list[str], *, symmetric: bool, axis: int = 2) -> ModelProto:
+    """A convolution that reads the channels of ``parts`` in turn: one of the first part, one of the second …"""
+    lines = [f"p{number} = {PARTS[part]} u{number} = Unsqueeze(p{number}, axis)" for number, part in enumerate(parts)]
+    names = ", ".join(f"u{number}" for number in range(len(parts)))
+    body = "\n".join([*lines, f"c = Concat<axis={axis}>({names})", "t = Reshape(c, shape)", "y = Conv(t, c__weight)"])
+    channels = 4 * len(parts)
+    weights = {"c__weight": normal(1, 5, channels, 1, 1)}
+    constants = {"axis": np.array([axis % 5]), "shape": np.array([0, channels, 8, 8], np.int64)}
+    model = graph(f"g (float[1,4,8,8] x) => (float[1,5,8,8] y) {{ {body} }}", **weights, **constants)
+    seven_bits = {name: 2 * values for name, values in weights.items()}
+    return propagate_qdq(insert_qdq(model, table(seven_bits, c=int8(0.02) if symmetric else uint8(0.02, 128))))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    parts=st.lists(st.sampled_from(sorted(PARTS)), min_size=2, max_size=4),
+    symmetric=st.booleans(),
+    axis=st.sampled_from([1, 2, -3]),
+)
+def test_openvino_runs_what_reads_a_channel_shuffle_in_int8(parts: list[str], symmetric: bool, axis: int) -> None:
+    before = shuffled(parts, symmetric=symmetric, axis=axis)
+    after = lowering_openvino.lower(before)
+    expected = run(before, x=X)[0]
+    np.testing.assert_array_equal(run(after, x=X)[0], expected)
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(after.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    [layer] = executed_layers(executed_nodes(compiled), [LayerId("y")])
+    assert layer.precision == "int8"
+    assert snr_db(expected, np.array(next(iter(compiled([X]).values())))) > 30
+    again = lowering_openvino.lower(after)
+    assert sorted(n.SerializeToString() for n in again.graph.node) == sorted(
+        n.SerializeToString() for n in after.graph.node
+    )
+
+
+def test_pairs_stay_before_a_shuffle_that_somebody_else_reads() -> None:
+    before = shuffled(["relu", "pool"], symmetric=False)
+    before.graph.node.append(onnx.helper.make_node("Identity", ["c"], ["z"]))
+    before.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, 4, 2, 8, 8]))
+    assert not regroup(import_graph(before))
 
 
 def test_asymmetric_graphs_stay_as_they_are() -> None:
