@@ -3,7 +3,7 @@
 from repq.bench.agreement import check_agreement
 from repq.bench.device_time import DeviceWork, device_ms
 from repq.bench.end_to_end import ServedModel, time_service
-from repq.bench.latency import Runner, TimedModel, bench, time_in_turns
+from repq.bench.latency import Runner, TimedModel, bench
 from repq.bench.plans import layer_milliseconds, plan_engines, time_plans
 from repq.machine.environment import capture_environment, load_average
 from repq.machine.gpu_readings import GpuWatch
@@ -21,7 +21,6 @@ __all__ = [
     "layer_milliseconds",
     "load_average",
     "plan_engines",
-    "time_in_turns",
     "time_plans",
     "time_service",
 ]

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repq.bench.latency import Clock, in_order
 from repq.data import prefetch
 from repq.errors import RepqError
+from repq.machine.turns import Clock, in_order
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import ModelInfo, ServiceRow

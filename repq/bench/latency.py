@@ -7,11 +7,9 @@ median of one model over the median of another at the same setting, from the sam
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,14 +21,12 @@ from repq.bench.device_time import DeviceWork, device_ms
 from repq.errors import RepqError
 from repq.machine.environment import capture_environment
 from repq.machine.gpu_readings import GpuWatch
+from repq.machine.turns import Clock, time_in_turns
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import BenchReport, BenchRow, Environment, ModelInfo
 
 Scope = Literal["infer", "end_to_end"]
-Clock = Callable[[], int]
-"""Time in nanoseconds that only moves forward."""
-
 RawImages = Sequence[NDArray[np.uint8]]
 
 
@@ -130,61 +126,6 @@ def bench(
                     rows.append(_with_device(job, _row(job, times, base, batch, threads), config, watch))
     used = len(raw) if len(scopes) > 1 else 0
     return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used)
-
-
-def time_in_turns(
-    runs: Sequence[Callable[[], Any]],
-    config: BenchConfig,
-    clock: Clock = time.perf_counter_ns,
-    progress: Progress = silent,
-    label: str = "",
-) -> list[list[float]]:
-    """Call every function ``rounds * runs_per_round`` times, in turns, and return each one's times in milliseconds.
-
-    Each turn starts with calls that are not counted, one or as many as fill ``settle_ms``: the first brings the model
-    back into the caches that the others emptied, and the threads of a runtime spin on for a while after its last run
-    (ONNX Runtime's 30 ms, in which a model of another runtime takes up to half as long again). ``warmup`` calls of each
-    go before everything.
-    """
-    samples: list[list[float]] = [[] for _ in runs]
-    for run in runs:
-        for _ in range(config.warmup):
-            run()
-    with _no_garbage_collection():
-        for number in progress(range(config.rounds), total=config.rounds, label=label):
-            for index in in_order(len(runs), number):
-                _settle(runs[index], config.settle_ms, clock)
-                for _ in range(config.runs_per_round):
-                    start = clock()
-                    runs[index]()
-                    samples[index].append((clock() - start) / 1e6)
-            gc.collect()
-    return samples
-
-
-def _settle(run: Callable[[], Any], milliseconds: float, clock: Clock) -> None:
-    """Call a function once, and again as long as less time has gone by."""
-    start = clock()
-    run()
-    while clock() - start < milliseconds * 1e6:
-        run()
-
-
-def in_order(count: int, number: int) -> Sequence[int]:
-    """The turns of a round: forward in even rounds, backward in odd ones."""
-    return range(count) if number % 2 == 0 else range(count - 1, -1, -1)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python's collector out of the timed calls; ``time_in_turns`` collects between rounds."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _jobs(

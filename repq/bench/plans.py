@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from repq.bench.latency import time_in_turns
 from repq.engine import Engine, build
 from repq.files import scratch_folder
 from repq.graph import insert_qdq, propagate_qdq, save_onnx
 from repq.layers import LayerId
+from repq.machine.turns import time_in_turns
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, BuildConfig, EngineName
 from repq.scales import ScaleTable

@@ -8,8 +8,8 @@ faster than floats, and not in depthwise layers; so it is measured, layer by lay
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import onnx
@@ -19,6 +19,8 @@ from repq.engine.base import Engine, EngineManifest
 from repq.engine.onnxruntime import OnnxRuntimeEngine
 from repq.graph.lowering_onnxruntime import float_results, lower
 from repq.machine.cpu import has_dot_products
+from repq.machine.turns import time_in_turns
+from repq.recipe import BenchConfig
 
 ROUNDS, RUNS = 3, 4
 """How often the two take turns, and the runs of a turn. Of each layer the shortest mean counts."""
@@ -62,13 +64,7 @@ def _shortest(engine: Engine, layers: Collection[str], images: NDArray[np.generi
 
 
 def _is_faster(one: Engine, other: Engine, images: NDArray[np.generic]) -> bool:
-    """Whether one takes less time than the other, by the median of runs in turn."""
-    times: dict[Engine, list[float]] = {one: [], other: []}
-    for engine in (one, other):
-        engine.infer(images)
-    for _ in range(ROUNDS * RUNS):
-        for engine, found in times.items():
-            started = time.perf_counter()
-            engine.infer(images)
-            found.append(time.perf_counter() - started)
-    return statistics.median(times[one]) < statistics.median(times[other])
+    """Whether one takes less time than the other, by the medians of runs in turns."""
+    config = BenchConfig(warmup=1, rounds=ROUNDS, runs_per_round=RUNS)
+    first, second = time_in_turns([partial(engine.infer, images) for engine in (one, other)], config)
+    return statistics.median(first) < statistics.median(second)

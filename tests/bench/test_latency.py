@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from repq.bench import Runner, TimedModel, bench, capture_environment, time_in_turns
+from repq.bench import Runner, TimedModel, bench, capture_environment
 from repq.errors import RepqError
+from repq.machine.turns import time_in_turns
 from repq.recipe import BenchConfig
 from repq.results import BenchReport, Environment, ModelInfo
 
