@@ -146,6 +146,8 @@ def open_data(data: Images, split: str, log: Log = quiet, progress: Progress = s
     if not isinstance(data, (str, Path)):
         raise DataError("this needs a labelled data set", found="images alone", fix="give a data.yaml or a COCO .json")
     if is_unlabelled(data):
+        if (described := Path(data) / "data.yaml").is_file():
+            log(f"{printable(data)}: all its images, without labels; {printable(described)} has labels and splits")
         return _unlabelled(Path(data), split)
     dataset = load_dataset(Path(data), split, progress=progress)
     for line in dataset.problems.lines():

@@ -32,6 +32,8 @@ from repq.errors import DataError
 from repq.printable import printable
 from repq.reading import read_yaml
 
+_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+
 
 @dataclass(frozen=True)
 class SplitSource:
@@ -65,6 +67,10 @@ def read_source(path: Path, split: str) -> SplitSource:
         folder = folder_of(path)
         root = folder.parent if folder.name == "annotations" else folder
         return SplitSource(root, split, _image_folders(root, path), root / os.path.relpath(path, root))
+    if path.suffix.lower() in _ARCHIVES:
+        raise DataError(
+            f"{printable(path)} is an archive", fix="unpack it, and give its data.yaml, or a folder of its images"
+        )
     values = read_yaml(path, as_written=("names",), error=DataError)
     root = _root(path, values)
     images = _paths(path, root, values, split)

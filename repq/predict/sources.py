@@ -117,6 +117,8 @@ def _named_below(name: str, frames: Iterator[Pending]) -> Iterator[Pending]:
 
 def _files(place: str, log: Log) -> list[Path]:
     """Image and video files that a path or pattern stands for."""
+    if not place:
+        raise DataError("a SOURCE is empty", fix=f"give {FORMS}")
     path = Path(place)
     if path.is_dir() or path.suffix.lower() == ".txt":
         found = find_images((path,), path if path.is_dir() else path.parent)

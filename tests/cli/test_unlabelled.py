@@ -63,3 +63,23 @@ def test_what_needs_labels_says_so(material: Material, images: Path, folder: Pat
     line = ("qat", weights, "--data", images, "--imgsz", SIZE, "-o", "a.safetensors", "--task-weight", 1)
     assert "no labels to learn from" in refused(invoke(*line))
     assert not Path("a.safetensors").exists()
+
+
+def test_a_folder_with_a_description_says_where_the_labels_are(material: Material) -> None:
+    folder = Path(material.files["--data"]).parent
+    refusal = invoke("eval", material.files["WEIGHTS"], "--data", folder, "--imgsz", SIZE)
+    assert refusal.exit_code == 2 and f"{folder / 'data.yaml'} has labels and splits" in refusal.output.replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz", ".7z"])
+def test_an_archive_is_to_be_unpacked(material: Material, folder: Path, suffix: str) -> None:
+    (folder / f"set{suffix}").write_bytes(b"PK")
+    refusal = invoke("eval", material.files["WEIGHTS"], "--data", f"set{suffix}", "--imgsz", SIZE)
+    assert refusal.exit_code == 2 and "is an archive" in refusal.output and "unpack" in refusal.output
+
+
+def test_an_empty_source_is_no_folder(material: Material, folder: Path) -> None:
+    refusal = invoke("predict", material.files["WEIGHTS"], "", "--imgsz", SIZE)
+    assert refusal.exit_code == 2 and "empty" in refusal.output
