@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from repq.artifact import Artifact
-from repq.recipe import PlanConfig, QatConfig, ap_drop
+from repq.recipe import QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
-from repq.stages.budget import reduced_range
+from repq.stages.budget import plans, reduced_range, title_of
 from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
@@ -34,9 +34,9 @@ class Attempt:
 def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]]:
     """The recipe, and what is left where it loses too much.
 
-    That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine; a
-    plan; and training if it is allowed. What a recipe asks for by name it keeps; a plan of so many layers is one that
-    somebody asked for.
+    That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine;
+    plans (`repq.stages.budget.plans`); and training if it is allowed, from the plan that loses least. What a recipe
+    asks for by name it keeps; a plan in it is one that somebody asked for.
 
     Args:
         done: what came of the recipes that were given so far; the caller adds to it. The reduced range stays if it
@@ -49,8 +49,9 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
         yield _name(reduced), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
-        recipe = recipe.model_copy(update={"plan": PlanConfig(max_drop=recipe.max_drop)})
-        yield _name(recipe), recipe
+        tried = [recipe.model_copy(update={"plan": plan}) for plan in plans(recipe.max_drop)]
+        yield from ((_name(planned), planned) for planned in tried)
+        recipe = min((a for a in done if a.recipe in tried), key=lambda attempt: attempt.loss).recipe
     if recipe.qat is None and recipe.allow_qat:
         yield _name(recipe := recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})), recipe
 
@@ -58,7 +59,7 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 def _name(recipe: Recipe) -> str:
     parts = ["corrections" if recipe.ptq.auto else "as asked for"]
     parts += ["a reduced range"] if recipe.ptq.reduce_range else []
-    parts += ["a plan"] if recipe.plan is not None else []
+    parts += [title_of(recipe.plan)] if recipe.plan is not None else []
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from repq.pipeline.budget import Attempt, lost, ways
 from repq.progress import Progress, silent
 from repq.recipe.whole import Recipe, stages
 from repq.report.verdict import sentences
-from repq.results import Accuracies, BenchReport, CheckReport, Verdict
+from repq.results import Accuracies, BenchReport, CheckReport, PlanReport, Verdict
+from repq.stages.budget import NOTHING_TO_KEEP
+from repq.stages.sensitivity import PLAN_REPORT
 from repq.stages.stage import Job, Stage
 from repq.stages.verdict import judged
 
@@ -55,7 +57,12 @@ def run_recipe(
     for name, changed in ways(recipe, done):
         if done:
             log(f"INT8 loses {done[-1].loss:.4f} AP of {recipe.max_drop:g} allowed; next: {name}")
-        artifacts = make_artifacts(changed, work, "eval", progress, log)
+        artifacts = {} if changed.plan is None else make_artifacts(changed, work, "sensitivity", progress, log)
+        if done and changed.qat is None and _keeps_nothing(artifacts):
+            log(NOTHING_TO_KEEP)  # so it is what was best before
+            done.append(replace(min(done, key=lambda attempt: attempt.loss), name=name, recipe=changed))
+            continue
+        artifacts = make_artifacts(changed, work, "eval", progress, log, artifacts)
         done.append(Attempt(name, changed, artifacts, lost(changed, artifacts["eval"].result(Accuracies))))
         if as_it_is or done[-1].loss <= recipe.max_drop:
             break
@@ -76,6 +83,12 @@ def run_recipe(
             "no engine in INT8 is good enough to ship", found="\n".join(sentences(verdict)), fix=verdict.next
         )
     return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
+
+
+def _keeps_nothing(artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether there is a plan that keeps no layer in float."""
+    planned = artifacts.get("sensitivity")
+    return planned is not None and not planned.result(PlanReport, PLAN_REPORT).float_layers
 
 
 def make_artifacts(

@@ -25,6 +25,10 @@ from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.sensitivity import PLAN, measure_sensitivity
 
+FEW = 8
+"""Layers that a plan keeps in float which no budget on train images asks for."""
+
+NOTHING_TO_KEEP = "on images of the train split the budget holds with every layer in INT8"
 NOTHING_TO_LOSE = "the float model finds no object in these images (AP 0): what INT8 loses cannot be measured"
 
 
@@ -110,17 +114,33 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
             return best
     log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
     folder = out.with_name(f"{out.name}.sensitivity")
-    _, plan = measure_sensitivity(
-        job.weights, folder, SensitivityConfig(), PlanConfig(max_drop=max_drop), job.config, data=job.data,
-        val_split=job.val_split, imgsz=job.imgsz, eval_config=job.eval_config, graph=job.graph, device=job.device,
-        progress=progress, log=log,
-    )  # fmt: skip
-    assert plan is not None
-    if not plan.float_layers:
-        log("on images of the train split the budget holds with every layer in INT8")
-        return replace(best, planned=True)
-    found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
-    return replace(best, planned=True) if found is None else found
+    for config in plans(max_drop):
+        _, plan = measure_sensitivity(
+            job.weights, folder, SensitivityConfig(), config, job.config, data=job.data,
+            val_split=job.val_split, imgsz=job.imgsz, eval_config=job.eval_config, graph=job.graph, device=job.device,
+            progress=progress, log=log,
+        )  # fmt: skip
+        assert plan is not None
+        if not plan.float_layers:
+            log(NOTHING_TO_KEEP)
+            continue
+        found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
+        best = best if found is None else found
+        if best.within(max_drop):
+            break
+    return replace(best, planned=True)
+
+
+def plans(max_drop: float) -> tuple[PlanConfig, ...]:
+    """The plans to try, in this order: what holds the budget on train images, then the most sensitive layers.
+
+    Train images may hold it with every layer in INT8 where others do not.
+    """
+    return PlanConfig(max_drop=max_drop), PlanConfig(top=FEW)
+
+
+def title_of(plan: PlanConfig) -> str:
+    return "a plan" if plan.top is None else f"a plan of {plan.top} layers"
 
 
 def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | None:
