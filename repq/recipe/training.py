@@ -159,7 +159,7 @@ class TrainConfig(LoopConfig):
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", flag="--precision", help="Type that convolutions compute in, while weights and losses are float32. "
-        "auto: float16 on a GPU, float32 on a CPU. bfloat16 needs AVX-512 BF16 or AMX, or a GPU that has it.",
+        "bfloat16 needs AVX-512 BF16, AMX or a GPU that has it. auto: float16 on GPUs, bfloat16 on CPUs that have it.",
     )  # fmt: skip
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 

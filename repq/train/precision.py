@@ -16,9 +16,9 @@ from repq.errors import TrainingError
 from repq.machine import cpu
 from repq.recipe import TrainConfig
 
-AUTO_ON_CPU = "float32"
-"""What ``auto`` is on a CPU that multiplies bfloat16. The rule: bfloat16 only if the AP of full trainings over three
-seeds holds."""
+AUTO_ON_CPU = "bfloat16"
+"""What ``auto`` is on a CPU that multiplies bfloat16. The AP of full trainings over three seeds holds
+(``benchmarks/results/2026-11-26-train-bfloat16.md``)."""
 
 AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 """The types that autocast brings the inputs of convolutions to, by the name of the precision."""

@@ -67,13 +67,10 @@ def test_a_cpu_without_bfloat16_is_refused(data, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("features", [("avx2",), ("avx2", "avx512_bf16"), ("amx_bf16", "avx512f")])
-def test_auto_is_float32_on_every_cpu(features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until bfloat16 is shown to reach the same AP; a CPU without it computes in float32 in any case."""
+def test_auto_is_bfloat16_on_cpus_that_multiply_it(features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "cpu_features", lambda: features)
     assert cpu.has_bfloat16() == (len(features) > 1)
-    assert settled_precision("auto", "cpu") == "float32"
     assert settled_precision("float32", "cpu") == "float32"
-    monkeypatch.setattr("repq.train.precision.AUTO_ON_CPU", "bfloat16")
     assert settled_precision("auto", "cpu") == ("bfloat16" if len(features) > 1 else "float32")
     assert settled_precision("auto", "cuda:1") == "float16"
     assert settled_precision("auto", "mps") == "float32"
@@ -117,7 +114,7 @@ def test_precision_belongs_to_the_identity(data, tmp_path: Path) -> None:
         job = TrainJob(tiny_model(), *data, SIZE, with_precision(config, CPU), 0, EvalConfig())
         return stage.key, job.identity().key
 
-    assert keys("auto") == keys("float32")
+    assert keys("auto") == keys("bfloat16")
     assert all(own != other for own, other in zip(keys("float32"), keys("bfloat16"), strict=True))
     state = tmp_path / "state.safetensors"
     once = QUICK.model_copy(update={"epochs": 1})
