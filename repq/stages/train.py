@@ -14,6 +14,7 @@ from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
+from repq.machine.precision import with_precision
 from repq.progress import Progress, silent
 from repq.recipe import DeployConfig, EvalConfig, TrainConfig
 from repq.results import Curves, TrainReport
@@ -63,7 +64,7 @@ def train_detector(
     from repq.data import class_places
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
-    from repq.train import Board, joined_processes, settings_for, train, with_precision
+    from repq.train import Board, joined_processes, settings_for, train
 
     config = with_precision(config, resolve_device(device))
     with joined_processes(device) as (processes, own_device):
@@ -198,8 +199,6 @@ def _target(job: Job) -> TrainReport:
 
 
 def _with_precision(recipe: Recipe) -> Recipe:
-    from repq.train import with_precision
-
     given = {name: getattr(recipe, name) for name in ("search", "train")}
     changes = {name: with_precision(config, recipe.device) for name, config in given.items() if config is not None}
     changed: Recipe = recipe.model_copy(update=changes)

@@ -10,7 +10,6 @@ from repq.train.loader import image_weights
 from repq.train.loop import TrainOutcome, fine_tuned, settings_for, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
-from repq.train.precision import with_precision
 from repq.train.trainer import Trainer
 from repq.train.update import Updater
 
@@ -38,5 +37,4 @@ __all__ = [
     "pad_objects",
     "settings_for",
     "train",
-    "with_precision",
 ]

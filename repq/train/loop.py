@@ -9,6 +9,7 @@ from pathlib import Path
 from repq.data import DetectionDataset
 from repq.distributed import joined_processes, told_by_first
 from repq.errors import TrainingError
+from repq.machine.precision import with_precision
 from repq.model import Detector, Spec, build, get_spec, outline
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, QatConfig, TrainConfig
@@ -19,7 +20,6 @@ from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
 from repq.train.objective import demand_trainable
-from repq.train.precision import with_precision
 from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
 

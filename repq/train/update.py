@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.distributed import sum_over_processes
+from repq.machine.precision import settled_precision
 from repq.model import Detector, TrainOutput
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig, TrainConfig
@@ -21,7 +22,7 @@ from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
 from repq.train.optimizer import Rates, build_optimizer, parameter_groups, set_rates
-from repq.train.precision import computing_in, gradient_scaler, settled_precision
+from repq.train.precision import computing_in, gradient_scaler
 from repq.train.units import step_in_units
 
 LAYOUT = torch.channels_last

@@ -18,16 +18,17 @@ from repq.data import ImageCache, make_demo_set
 from repq.errors import RecipeError, TrainingError
 from repq.identity import hash_tensors
 from repq.machine import cpu
+from repq.machine.precision import settled_precision, with_precision
 from repq.model import Detector, build
 from repq.model.detector import in_float32
 from repq.model.geometry import anchor_points
 from repq.recipe import DemoConfig, DistillConfig, EvalConfig, QatConfig, Recipe, TrainConfig
 from repq.recipe.reader import parse_recipe, parse_settings
 from repq.stages import STAGES
-from repq.train import Rates, Updater, train, with_precision
+from repq.train import Rates, Updater, train
 from repq.train.job import TrainJob
 from repq.train.loader import TrainBatch, training_batches
-from repq.train.precision import computing_in, gradient_scaler, settled_precision
+from repq.train.precision import computing_in, gradient_scaler
 
 CPU = torch.device("cpu")
 BFLOAT16 = QUICK.model_copy(update={"precision": "bfloat16"})
