@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -310,3 +313,19 @@ def test_two_processes_train_one_model(data, tmp_path: Path) -> None:
     alone = train(tiny_model(), *data, SIZE, BFLOAT16.model_copy(update={"epochs": 2}))
     assert weights != hash_tensors(alone.model.state_dict()), "batch norm sees the batch of each process"
     assert float(total) == pytest.approx(alone.report.epochs[0].losses["total"], rel=0.15)
+
+
+def test_the_precision_is_known_without_torch() -> None:
+    """A run that reuses everything has to know it, and torch takes longer to load than all that it does."""
+    code = """
+import sys
+from repq.stages.train import STAGE
+from repq.recipe import parse_recipe
+from pathlib import Path
+recipe = parse_recipe({"name": "run", "data": {"path": "d.yaml"}, "train": {}}, source="test", base=Path())
+assert STAGE.settled(recipe).train.precision in ("float32", "bfloat16")
+assert "torch" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
