@@ -110,7 +110,8 @@ class Agreement(ModelInfo):
     @property
     def title(self) -> str:
         """The engine, with the model where its name does not say it."""
-        return self.engine if self.engine in self.model else f"{self.model} ({self.engine})"
+        by_engine = self.model in (self.engine, f"{self.engine}-{self.variant}")
+        return self.engine if by_engine else f"{self.model} ({self.engine})"
 
 
 class CheckReport(Result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,17 @@ def test_the_worst_is_one_that_does_not_agree() -> None:
     assert near.agrees(0.005) is False and far.agrees(0.005) is True
     report = CheckReport.model_construct(engines=(far, near), max_drop=0.005)
     assert report.worst is near
+
+
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [
+        ("openvino", "openvino"),
+        ("openvino-int8", "openvino"),
+        ("for-openvino.onnx", "for-openvino.onnx (openvino)"),
+        ("int8.onnx", "int8.onnx (openvino)"),
+    ],
+)
+def test_files_with_an_engine_in_their_names_are_told_apart(model: str, title: str) -> None:
+    found = row(0.0, 50.0).model_copy(update={"model": model, "variant": "int8"})
+    assert found.title == title
