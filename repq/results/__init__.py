@@ -19,7 +19,6 @@ from repq.results.accuracy import (
 from repq.results.base import Range, Result
 from repq.results.contest import BatchTiming, Choice, Contender, Contest
 from repq.results.engines import (
-    SAME_DB,
     Agreement,
     Availability,
     BuiltEngines,
@@ -78,7 +77,6 @@ from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
-    "SAME_DB",
     "AblationReport",
     "Accuracies",
     "Accuracy",

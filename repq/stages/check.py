@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -65,15 +65,19 @@ def check_models(
     return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
 
 
-def demand_agreement(report: CheckReport) -> None:
+def demand_agreement(report: CheckReport, proven: Collection[str] = ()) -> None:
     """Fail if the check did.
+
+    Args:
+        proven: engines whose own AP holds the budget; see `CheckReport.failing`.
 
     Raises:
         ToleranceError: an engine's AP or SNR is outside the bounds.
     """
-    if report.passed:
+    failing = report.failing(proven)
+    if not failing:
         return
-    worst = report.worst
+    worst = failing[0]
     if worst.ap_gap is None and report.min_snr_db is None:
         raise ToleranceError(
             "the engines cannot be compared by AP: the reference finds no object",

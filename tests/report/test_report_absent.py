@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from report_samples import make_accuracy, make_engine, make_results, make_summar
 
 from repq.report import numbers, render_report
 from repq.report.blocks import Cell, Table, number, table
+from repq.report.comparison import comparisons
 from repq.report.findings import findings
 from repq.report.sections import sections_of
 from repq.report.text import render_text
@@ -102,3 +104,20 @@ def test_engines_and_variants_of_any_name(engine: str, variant: str, tmp_path: P
         text = paths[form].read_text(encoding="utf-8")
         assert "0.2345" in text and "1.18 MiB" in text
         assert engine in text or engine == "onnxruntime"
+
+
+@pytest.mark.parametrize("loss", [0.001, 0.1])
+def test_a_gap_to_the_simulation_of_an_engine_that_holds_is_a_warning(loss: float) -> None:
+    results = make_results()
+    check = results["check"]
+    rows = tuple(row.model_copy(update={"ap_gap": 0.009}) for row in check.engines)
+    check = check.model_copy(update={"engines": rows, "passed": False})
+    summary = make_summary(check=check)
+    judged = tuple(
+        replace(entry, int8_accuracy=entry.float_accuracy.model_copy(update={"ap": entry.float_accuracy.ap - loss}))
+        for entry in comparisons(summary)
+        if entry.float_accuracy is not None
+    )
+    assert judged
+    [found] = [entry for entry in findings(summary, judged) if "torch's simulation" in entry.text]
+    assert found.level == ("warn" if loss < 0.005 else "bad") and "+0.0090" in found.text

@@ -107,7 +107,7 @@ def check_blocks(check: CheckReport) -> list[Block]:
         *(number(f"Max error, {name}", partial(_error, name), compact) for name in outputs),
         number("AP", lambda row: row.accuracy.defined(), fraction),
         number("AP gap", "ap_gap", change, hint="engine minus simulation",
-               level=lambda row: "" if row.ap_gap is None else "good" if row.agrees(check.max_drop) else "bad"),
+               level=lambda row: "" if row.ap_gap is None else "good" if abs(row.ap_gap) <= check.max_drop else "bad"),
         number("INT8 layers", "int8_layers", count, note=_untold),
         number("Float layers", "float_layers", count, note=_untold),
     ]  # fmt: skip
