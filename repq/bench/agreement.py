@@ -64,7 +64,7 @@ def check_agreement(
         candidates: what each model is, and how to run it, as the reference.
         layout: of the detections of all; boxes and scores are compared.
         preprocessing: of all.
-        config: the bounds; ``max_drop`` bounds ``|AP - AP of the reference|`` , ``min_snr_db`` the SNR of each output.
+        config: the bounds; ``max_drop`` bounds ``|AP - AP of the reference|``, ``min_snr_db`` the SNR of each output.
 
     Raises:
         DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be

@@ -9,7 +9,7 @@ from repq.artifact import Artifact
 from repq.recipe import QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
-from repq.stages.budget import plans, reduced_range, title_of
+from repq.stages.budget import plans, reduced_range
 from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
@@ -59,7 +59,8 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 def _name(recipe: Recipe) -> str:
     parts = ["corrections" if recipe.ptq.auto else "as asked for"]
     parts += ["a reduced range"] if recipe.ptq.reduce_range else []
-    parts += [title_of(recipe.plan)] if recipe.plan is not None else []
+    if recipe.plan is not None:
+        parts.append("a plan" if recipe.plan.top is None else f"a plan of {recipe.plan.top} layers")
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
 
 

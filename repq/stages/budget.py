@@ -139,10 +139,6 @@ def plans(max_drop: float) -> tuple[PlanConfig, ...]:
     return PlanConfig(max_drop=max_drop), PlanConfig(top=FEW)
 
 
-def title_of(plan: PlanConfig) -> str:
-    return "a plan" if plan.top is None else f"a plan of {plan.top} layers"
-
-
 def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | None:
     """The same settings with a reduced range of weights, if that is left to choose and helps one of these engines here.
 
