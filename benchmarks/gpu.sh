@@ -21,12 +21,14 @@ step() { # NAME SECONDS COMMAND…
 
 : >"$out/summary.txt"
 nvidia-smi >"$out/nvidia-smi.log" 2>&1 || echo "nvidia-smi does not run here" | tee -a "$out/summary.txt"
-step tests 180 "$python" -m pytest -q -m gpu
-step train-n 60 "$python" benchmarks/train_throughput.py --device cuda --rounds 3 -o "$out/train-n.json"
-step train-s 90 "$python" benchmarks/train_throughput.py --device cuda --model yolov6s --imgsz 640 --batch 16 --rounds 3 \
-  -o "$out/train-s.json"
+step tests 120 "$python" -m pytest -q -m gpu -n 8
+step step-n 60 "$python" benchmarks/train_step.py -o "$out/step-n.json"
+step step-s 60 "$python" benchmarks/train_step.py --model yolov6s --imgsz 640 -o "$out/step-s.json"
+step train-n 120 "$python" benchmarks/train_throughput.py --device cuda --rounds 3 -o "$out/train-n.json"
 step qat 60 "$python" benchmarks/qat_step.py --device cuda --rounds 8
-step whole-way 180 "$python" -m repq run recipes/quickstart.yaml --device cuda --set export.float16=true --work "$out/quickstart"
+step qat-kernel-by-kernel 60 "$python" benchmarks/qat_step.py --device cuda --rounds 4 --no-graphs
+step whole-way 120 "$python" -m repq run recipes/quickstart.yaml --device cuda --set export.float16=true \
+  --set build.engines='[onnxruntime]' --work "$out/quickstart"
 graphs=$(echo "$out"/quickstart/export/*)
 for name in float32 int8 int8_float16; do
   [ -f "$graphs/$name.onnx" ] && step "build-$name" 120 "$python" -m repq build "$graphs/$name.onnx" --engine tensorrt \

@@ -44,6 +44,8 @@ from repq.train import MovingAverage, Rates, Teacher
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.trainer import moved
 
+FIRST = 4
+"""Rounds that do not count."""
 RATES = Rates(1e-4, 1e-4, 0.9)
 RESULTS = Path(__file__).parent / "results"
 LABELS_ALONE = {"task_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.0, "box_weight": 0.0}
@@ -53,7 +55,7 @@ class WithoutTeacher(QatUpdater):
     """The detection loss alone; nobody asks the teacher."""
 
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0):  # type: ignore[no-untyped-def]
-        return self.task_loss(self.model(self.pixels(batch)), batch)
+        return self.task_loss(self.answer(self.pixels(batch)), batch)
 
 
 @dataclass
@@ -80,7 +82,7 @@ def contenders(fused: Detector, calibrated: Detector, config: QatConfig, device:
                 learn_scales(model)
             kind = QatUpdater if with_teacher else WithoutTeacher
             settings = config if with_teacher else config.model_copy(update=LABELS_ALONE)
-            teacher = Teacher(moved(copy.deepcopy(fused), device), model, settings)
+            teacher = Teacher(moved(copy.deepcopy(fused), device), model, settings, graphs=config.cuda_graphs)
             updater = kind(model, teacher, settings, device)
             title = f"{name}, teacher" if with_teacher else name
             found[title] = Contender(updater, MovingAverage(model, 0.99, 50), [])
@@ -88,14 +90,14 @@ def contenders(fused: Detector, calibrated: Detector, config: QatConfig, device:
 
 
 def measure(runners: dict[str, Contender], batches: list[TrainBatch], rounds: int) -> None:
-    """One step of each a round, after a round that does not count."""
+    """One step of each a round, after some that do not count: CUDA graphs are recorded in them."""
     source = cycle(batches)
-    for number in range(rounds + 1):
+    for number in range(1 - FIRST, rounds + 1):
         batch = next(source)
         order = list(runners.values())
         for runner in order if number % 2 else reversed(order):
             seconds = runner.step(batch)
-            if number:
+            if number > 0:
                 runner.seconds.append(seconds)
 
 
@@ -112,12 +114,15 @@ def ratio(own: list[float], other: list[float]) -> float:
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--graphs/--no-graphs", default=True, show_default=True, help="On a GPU, CUDA graphs of the passes.")
 @click.option("--save", is_flag=True, help="Write the samples to benchmarks/results/.")
-def main(model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: int, device: str, save: bool) -> None:
+def main(
+    model: str, imgsz: int, batch: int, scheme: str, rounds: int, threads: int, device: str, graphs: bool, save: bool
+) -> None:  # fmt: skip
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     keep_freed_memory()
-    size, config = (imgsz, imgsz), QatConfig(batch=batch, workers=0)
+    size, config = (imgsz, imgsz), QatConfig(batch=batch, workers=0, cuda_graphs=graphs)
     with tempfile.TemporaryDirectory() as folder:
         drawn = make_demo_set(Path(folder) / "demo", DemoConfig(train_images=4 * batch, size=imgsz))
         dataset = load_dataset(drawn, "train")

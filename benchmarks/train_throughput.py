@@ -2,9 +2,10 @@
 
 Plain means: every sample decodes its images again, fits each of a mosaic's four into a canvas of twice the size and
 warps that once more, objects are assigned image by image, and convolutions, the layout of tensors and the handling of
-memory are left to torch and the C library; once with threads that load ahead, and once loading in between. All make
-the same updates of the same model, each in a process of its own, in turns, so that a busy machine disturbs all alike.
-The ratio is to the faster plain one, float32 on a CPU. Then the parts of a step, apart.
+memory are left to torch and the C library, and kernels of a GPU are launched one by one; once with threads that load
+ahead, and once loading in between. All make the same updates of the same model, each in a process of its own, in turns,
+so that a busy machine disturbs all alike. The ratio is to the faster plain one, float32 on a CPU. Then the parts of a
+step, apart.
 
     python benchmarks/train_throughput.py                                   # YOLOv6-N v2, 256x256, the demo set
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5
@@ -51,7 +52,7 @@ from repq.memory import keep_freed_memory
 from repq.model import build
 from repq.model.yolov6.blocks import PointConv
 from repq.recipe import DemoConfig, TrainConfig
-from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned, pad_objects
+from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned
 from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.precision import computing_in
@@ -152,7 +153,8 @@ class Arrangement:
     """The training loop's own way, or the plain one."""
 
     def __init__(self, job: Job, *, plain: bool, workers: int | None, precision: str = "auto") -> None:
-        job = replace(job, config=job.config.model_copy(update={"workers": workers, "precision": precision}))
+        settings = {"workers": workers, "precision": precision, "cuda_graphs": not plain}
+        job = replace(job, config=job.config.model_copy(update=settings))
         torch.set_num_threads(job.threads)
         if plain:
             PointConv.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign]
@@ -226,7 +228,7 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
     with computing_in(updater.precision, updater.model, updater.device):
         output = updater.model(pixels)
     note("forward")
-    objects, grid = pad_objects(batch.objects), updater.grid(*batch.images.shape[1:3])
+    objects, grid = updater.objects(batch), updater.grid(*batch.images.shape[1:3])
     boxes = torch.cat((grid.points - grid.strides, grid.points + grid.strides), -1).expand(len(pixels), -1, -1)
     assign_in_slices(updater.objective.options.assign, output.scores.detach(), boxes, objects, grid)
     note("assignment")

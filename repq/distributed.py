@@ -28,6 +28,7 @@ from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
+from repq.machine.torch_device import without_tf32
 from repq.preprocessing import Preprocessing
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
@@ -81,6 +82,7 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     Raises:
         TrainingError: the others cannot be reached.
     """
+    without_tf32()
     _, count = place_in_group()
     if count == 1 or dist.is_initialized():
         yield current_processes(), torch.device(device)

@@ -78,7 +78,7 @@ def test_what_is_marked_has_no_effect_by_its_nature() -> None:
     marked = {f"{kind.__name__}.{name}" for kind, name in CASES if not counts(kind, name)}
     assert marked <= {
         *(f"{kind}.{name}" for kind in ("LoopConfig", "TrainConfig", "QatConfig", "RecoveryConfig")
-          for name in ("workers", "cache_mib", "tensorboard")),
+          for name in ("workers", "cache_mib", "cuda_graphs", "tensorboard")),
         "TensorRtConfig.timing_cache", "PredictConfig.workers",
     }  # fmt: skip
 

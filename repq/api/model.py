@@ -483,8 +483,9 @@ class Model:
             ToleranceError: the proof failed.
         """
         from repq.api.quantizing import fused
+        from repq.machine.torch_device import resolve_device
 
-        weights, device = self.floats("be fused"), self.options.device
+        weights, device = self.floats("be fused"), resolve_device(self.options.device)
         if images is None:
             return self._with(fused(weights, device))
         import torch

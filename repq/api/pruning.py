@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights
 from repq.api.quantizing import fused, open_float
-from repq.api.running import Options, resolve_device
+from repq.api.running import Options
 from repq.errors import RepqError
 from repq.log import Log, quiet
+from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig, RecoveryConfig
 from repq.results import Accuracy, EpochRow, PrunedGroup, PruneReport, SweptGroup

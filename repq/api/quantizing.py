@@ -107,7 +107,7 @@ def open_float(
 
 def fused(weights: Weights, device: str = "cpu") -> Weights:
     """The same float weights in the deployed form, on a device."""
-    from repq.api.running import resolve_device
+    from repq.machine.torch_device import resolve_device
     from repq.reparam import fuse
 
     return replace(weights, model=fuse(weights.model).to(resolve_device(device)))

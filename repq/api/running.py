@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from repq.errors import EngineError
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
+from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
@@ -153,22 +154,6 @@ def _torch_work(
 
     images, stream = torch.zeros(shape, device=device, dtype=dtype), torch.cuda.Stream(device)
     return partial(model, images), stream.cuda_stream
-
-
-def resolve_device(device: str) -> str:
-    """Check that torch can use the device.
-
-    Raises:
-        EngineError: the device is unknown or not usable here.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise EngineError(f"torch cannot use the device {device!r}", found=first, fix="use --device cpu") from None
-    return device
 
 
 def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:

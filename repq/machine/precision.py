@@ -6,9 +6,9 @@ from repq.errors import TrainingError
 from repq.machine import cpu
 from repq.recipe import TrainConfig
 
-AUTO_ON_CPU = "bfloat16"
-"""What ``auto`` is on a CPU that multiplies bfloat16. The AP of full trainings over three seeds holds
-(``benchmarks/results/2026-11-26-train-bfloat16.md``)."""
+AUTO = "bfloat16"
+"""What ``auto`` is where it is multiplied, on a CPU or a GPU. The AP of full trainings over three seeds holds on both
+(``benchmarks/results/2026-11-26-train-bfloat16.md`` and ``2026-11-26-gpu-h200.md``)."""
 
 
 def settled_precision(precision: str, device: object) -> str:
@@ -19,9 +19,8 @@ def settled_precision(precision: str, device: object) -> str:
     """
     kind = str(device).partition(":")[0]
     if precision == "auto":
-        if kind == "cuda":
-            return "float16"
-        return AUTO_ON_CPU if kind == "cpu" and cpu.has_bfloat16() else "float32"
+        otherwise = "float16" if kind == "cuda" else "float32"
+        return AUTO if _multiplies_bfloat16(kind) else otherwise
     if precision == "bfloat16" and not _multiplies_bfloat16(kind):
         raise TrainingError(
             "training in bfloat16 needs a processor that multiplies it", found=_described(kind),
@@ -50,7 +49,7 @@ def _multiplies_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         import torch
 
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and cpu.has_bfloat16()
 
 

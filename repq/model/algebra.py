@@ -154,7 +154,12 @@ class Searched(Protocol):
 
 @runtime_checkable
 class Plain(Protocol):
-    """A block of one kernel, ``conv``, that RepOptimizer trains as if it had branches."""
+    """A block of one kernel that RepOptimizer trains as if it had branches.
 
-    conv: nn.Conv2d
-    takes_branch_scales: bool
+    Protocols that are looked for hold methods alone: from Python 3.12 on, `isinstance` no longer asks ``__getattr__``,
+    by which a module finds its submodules.
+    """
+
+    def branched_conv(self) -> nn.Conv2d:
+        """The convolution whose kernel it is, ``conv`` of the block."""
+        ...

@@ -119,6 +119,9 @@ class LoopConfig(Config):
         None, ge=0, le=1024, no_effect=True, help="Threads that draw samples; null: as many as torch leaves cores to."
     )
     cache_mib: int = setting(1024, ge=0, le=1 << 20, no_effect=True, help="Memory for decoded images of each process.")
+    cuda_graphs: bool = setting(
+        True, no_effect=True, help="On a GPU, launch all kernels of a pass at once; takes memory for every input size."
+    )
     tensorboard: bool = setting(False, no_effect=True, help="Write event files for TensorBoard (extra `train`).")
 
 
@@ -159,7 +162,7 @@ class TrainConfig(LoopConfig):
     distill: DistillConfig | None = setting(None, help="Imitation of a teacher.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", flag="--precision", help="Type that convolutions compute in, while weights and losses are float32. "
-        "bfloat16 needs AVX-512 BF16, AMX or a GPU that has it. auto: float16 on GPUs, bfloat16 on CPUs that have it.",
+        "bfloat16 needs AVX-512 BF16, AMX or a GPU from Ampere on. auto: bfloat16 where it is, float16 on other GPUs.",
     )  # fmt: skip
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 

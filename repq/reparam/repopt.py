@@ -119,7 +119,7 @@ def _misfit(block: Plain, scales: BranchScales | None) -> str | None:
     """How the scales differ from what a plain block needs, if they do."""
     if scales is None:
         return "no scales for this block"
-    conv = block.conv
+    conv = block.branched_conv()
     if scales.channels != conv.out_channels:
         return f"scales of {scales.channels} channels for a block of {conv.out_channels}"
     bypass = conv.in_channels == conv.out_channels and conv.stride == (1, 1)
@@ -265,7 +265,7 @@ def reinitialize(model: Detector, scales: RepScales, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for _, block, own in matched(model, scales):
-        kernel = block.conv.weight
+        kernel = block.branched_conv().weight
         point = torch.empty(*kernel.shape[:2], 1, 1, dtype=kernel.dtype)
         nn.init.kaiming_uniform_(point, a=math.sqrt(5), generator=generator)
         with torch.no_grad():
@@ -300,9 +300,10 @@ class RepSGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = _evaluate(closure)
-        for kernel, multiplier in self.multipliers.items():
-            if kernel.grad is not None:
-                kernel.grad.mul_(multiplier)
+        learning = [(kernel.grad, own) for kernel, own in self.multipliers.items() if kernel.grad is not None]
+        if learning:
+            gradients, multipliers = map(list, zip(*learning, strict=True))
+            torch._foreach_mul_(gradients, multipliers)
         super().step()
         return loss
 
@@ -385,7 +386,7 @@ def build_rep_optimizer(
     Raises:
         CheckpointError: the scales do not fit the model; the message names the first block that differs.
     """
-    of_kernel = {block.conv.weight: own for _, block, own in matched(model, scales)}
+    of_kernel = {block.branched_conv().weight: own for _, block, own in matched(model, scales)}
     if kind == "adamw":
         return RepAdamW(groups, of_kernel, lr=learning_rate, betas=(momentum, 0.999))
     return RepSGD(groups, of_kernel, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)

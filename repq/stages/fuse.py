@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.api.quantizing import open_float
-from repq.api.running import resolve_device
 from repq.files import scratch_folder
 from repq.log import Log, quiet
+from repq.machine.torch_device import resolve_device
 from repq.recipe import DemoConfig, FuseConfig, GraphConfig
 from repq.results import FusionReport
 from repq.stages.data import read_data

@@ -11,9 +11,10 @@ from repq.api.images import with_sizes
 from repq.api.measuring import demand_fit
 from repq.api.opening import of_weights, save_weights
 from repq.api.quantizing import corrected, fused, open_float, partly_float, planned, quantized
-from repq.api.running import Options, resolve_device
+from repq.api.running import Options
 from repq.errors import DataError, QuantizationError
 from repq.log import Log, quiet
+from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import measurement, plan_for
 from repq.api.quantizing import open_float
-from repq.api.running import resolve_device
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log, quiet
+from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from repq.api.fitting import splits_to_train_on
 from repq.api.quantizing import fused, open_float
-from repq.api.running import resolve_device
 from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
 from repq.machine.precision import with_precision
+from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import DeployConfig, EvalConfig, TrainConfig
 from repq.results import Curves, TrainReport

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repq.machine.torch_device import on_device
 from repq.train.boxes import EPS, AnchorGrid, pairwise_iou, points_inside
 
 ATSS_ANCHOR_CELLS = 5.0
@@ -45,7 +46,7 @@ class Objects:
         return Objects(self.boxes[part], self.classes[part], self.valid[part])
 
     def to(self, device: torch.device) -> Objects:
-        return Objects(self.boxes.to(device), self.classes.to(device), self.valid.to(device))
+        return Objects(*(on_device(part, device) for part in (self.boxes, self.classes, self.valid)))
 
 
 def pad_objects(labels: Sequence[NDArray[np.float32]]) -> Objects:

@@ -23,6 +23,7 @@ from repq.errors import TrainingError
 from repq.model import Detector, Spec, TrainOutput
 from repq.recipe import ImitationConfig, LoopConfig
 from repq.train.boxes import AnchorGrid, grid_of
+from repq.train.cuda_graphs import Answers
 from repq.train.losses import DetectionLoss, iou_loss
 from repq.train.objective import objective_of
 
@@ -65,6 +66,7 @@ class Teacher:
         student: in place on its device.
         classes: where each class of the student is among the teacher's; None: they are the same.
         seed: of the projectors' first weights.
+        graphs: whether a GPU may be given CUDA graphs of the teacher.
 
     Raises:
         TrainingError: student and teacher have other classes, no level in common, or no maps to compare.
@@ -78,6 +80,7 @@ class Teacher:
         *,
         classes: Sequence[int] | None = None,
         seed: int = 0,
+        graphs: bool = True,
     ) -> None:
         self.model, self.config = model.eval().requires_grad_(False), config
         self.spec, self.student = model.spec, student.spec
@@ -86,6 +89,7 @@ class Teacher:
         self.device = next(student.parameters()).device
         self.classes = None if classes is None else torch.tensor(classes, device=self.device)
         self.clock = Clock(self.device)
+        self._answer = Answers(self.model, self.device, graphs=graphs, frozen=True)
         taught = self.spec.num_classes if classes is None else len(classes)
         if taught != self.student.num_classes:
             raise TrainingError(
@@ -113,7 +117,7 @@ class Teacher:
     def answer(self, pixels: Tensor) -> TrainOutput:
         """What the teacher says to its own network input (B, 3, H, W), about the student's classes."""
         with self.clock:
-            output = self.model.answer(self.model.features(pixels))
+            output = self._answer(pixels)
         return output if self.classes is None else output._replace(scores=output.scores[..., self.classes])
 
     def loss(self, own: TrainOutput, taught: TrainOutput, size: tuple[int, int], progress: float) -> DetectionLoss:

@@ -87,7 +87,10 @@ def train(
         model = moved(model, own_device).train()
         imitated = None
         if teacher is not None and config.distill is not None and config.distill.imitates:
-            imitated = Teacher(moved(teacher, own_device), model, config.distill, classes=teacher_classes, seed=seed)
+            imitated = Teacher(
+                moved(teacher, own_device), model, config.distill, classes=teacher_classes, seed=seed,
+                graphs=config.cuda_graphs,
+            )  # fmt: skip
         trainer = Trainer(
             Updater(model, config, own_device, scales=scales, teacher=imitated), job, identity,
             state_path=state_path, board=board, after_epoch=after_epoch, eval_interval=config.eval_interval,

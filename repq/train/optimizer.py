@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repq.model import Detector
 from repq.model.weighted import is_layer
@@ -60,10 +60,15 @@ def build_optimizer(
 
 
 def optimizer_of(groups: list[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
-    """A plain optimizer over groups of parameters."""
+    """A plain optimizer over groups of parameters.
+
+    On a GPU AdamW is fused. SGD is not: where float16 overflows in the first step, fused SGD leaves its momentum as the
+    memory was, and the weights become NaN (torch 2.11, seen).
+    """
     rate, momentum = config.learning_rate, config.momentum
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
+        return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
 
@@ -163,20 +168,37 @@ class MovingAverage(Generic[ModuleType]):
     def __init__(self, model: ModuleType, decay: float, ramp_steps: int, updates: int = 0) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.ramp_steps, self.updates = decay, ramp_steps, updates
+        self._pairs = _Pairs.of(model, self.model)
 
     @torch.no_grad()
     def update(self, model: ModuleType) -> None:
-        """Move the average towards ``model``."""
+        """Move the average towards ``model``, whose tensors are to be the same objects in every call."""
         self.updates += 1
         step = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp_steps))
-        averages, values = [], []
-        current = model.state_dict()
-        entries = self.model.state_dict(keep_vars=True)
+        if self._pairs.model is not model:
+            self._pairs = _Pairs.of(model, self.model)
+        torch._foreach_lerp_(self._pairs.averages, self._pairs.values, step)
+        if self._pairs.counts:
+            torch._foreach_copy_(self._pairs.counts, self._pairs.counted)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The tensors of an average and those of its model, in the same order, floats and integers apart."""
+
+    model: nn.Module
+    averages: list[Tensor]
+    values: list[Tensor]
+    counts: list[Tensor]
+    counted: list[Tensor]
+
+    @staticmethod
+    def of(model: nn.Module, average: nn.Module) -> _Pairs:
+        current, found = model.state_dict(), _Pairs(model, [], [], [], [])
+        entries = average.state_dict(keep_vars=True)
         # A parameter that modules share has several names, and moves once.
-        for name, average in {id(value): (name, value) for name, value in entries.items()}.values():
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(current[name])
-            else:
-                average.copy_(current[name])
-        torch._foreach_lerp_(averages, values, step)
+        for name, own in {id(value): (name, value) for name, value in entries.items()}.values():
+            floating = own.is_floating_point()
+            (found.averages if floating else found.counts).append(own)
+            (found.values if floating else found.counted).append(current[name])
+        return found

@@ -6,7 +6,7 @@ precision a training has, `repq.machine.precision` decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,7 +25,8 @@ def computing_in(precision: str, model: nn.Module, device: torch.device) -> Iter
     for module in exempt:
         vars(module)["forward"] = partial(_forward_in_float32, module)
     try:
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        kept = device.type != "cuda"  # a CUDA graph would go on with the weights of its recording
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST, cache_enabled=kept):
             yield
     finally:
         for module in exempt:
@@ -51,3 +52,19 @@ def _forward_in_float32(module: nn.Module, x: Tensor) -> Tensor:
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Keeps gradients in the range of float16; idle in other precisions, bfloat16 having the range of float32."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, float]:
+    """What changes of a scaler while training; empty where it is idle. The rest is the same in every training."""
+    return {name: float(value) for name, value in scaler.state_dict().items() if name in _CHANGING}
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, float]) -> None:
+    """Let a scaler go on from what `scaler_state` gave."""
+    changed = {name: kind(state[name]) for name, kind in _CHANGING.items() if name in state}
+    if changed:
+        scaler.load_state_dict({**scaler.state_dict(), **changed})
+
+
+_CHANGING: dict[str, type] = {"scale": float, "_growth_tracker": int}
+"""The entries of a scaler's state that training changes, and their types: a file holds numbers."""

@@ -26,6 +26,7 @@ from repq.results import Accuracy, EpochRow
 from repq.train.board import Board
 from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
 from repq.train.optimizer import MovingAverage, Rates, batches_per_update, rates_at, update_sizes
+from repq.train.precision import restore_scaler, scaler_state
 from repq.train.state import (
     Best,
     Position,
@@ -256,7 +257,7 @@ class Trainer:
         """Write the state, in the first process."""
         if self.state_path is None or not self.processes.is_first:
             return
-        scale = {name: float(value) for name, value in self.updater.scaler.state_dict().items()}
+        scale = scaler_state(self.updater.scaler)
         position = self.position.model_copy(
             update={"average_updates": self.average.updates, "loss_scale": scale},
         )
@@ -291,8 +292,7 @@ class Trainer:
             raise TrainingError(
                 f"cannot resume from {path}", found=str(error), fix="remove the file to train from the start"
             ) from None
-        if position.loss_scale:
-            self.updater.scaler.load_state_dict(dict(position.loss_scale))
+        restore_scaler(self.updater.scaler, position.loss_scale)
         self.average.updates = position.average_updates
         self.best = {name: value.to(self.device) for name, value in tensors.get("best", {}).items()}
         self.position = position

@@ -23,24 +23,30 @@ def step_in_units(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     units: list[tuple[Tensor, Tensor]] = []
     for layer in model.modules():
         if is_layer(layer):
-            units.append((layer.weight, weight_unit(layer.weight.detach())))
+            units.append((layer.weight, _whole(weight_unit(layer.weight.detach()), layer.weight)))
             if layer.bias is not None:
                 units.append((layer.bias, bias_unit(layer.bias.detach())))
+    parameters, sizes = map(list, zip(*units, strict=True)) if units else ([], [])
 
     @torch.no_grad()
     def enter(*_: Any) -> None:
-        for parameter, unit in units:
-            parameter.div_(unit)
-            if parameter.grad is not None:
-                parameter.grad.mul_(unit)
+        torch._foreach_div_(parameters, sizes)
+        learning = [(parameter.grad, unit) for parameter, unit in units if parameter.grad is not None]
+        if learning:
+            gradients, own = map(list, zip(*learning, strict=True))
+            torch._foreach_mul_(gradients, own)
 
     @torch.no_grad()
     def leave(*_: Any) -> None:
-        for parameter, unit in units:
-            parameter.mul_(unit)
+        torch._foreach_mul_(parameters, sizes)
 
     optimizer.register_step_pre_hook(enter)
     optimizer.register_step_post_hook(leave)
+
+
+def _whole(unit: Tensor, parameter: Tensor) -> Tensor:
+    """A unit for each value: equal shapes and strides let a GPU take all parameters at once."""
+    return torch.empty_like(parameter).copy_(unit)
 
 
 def weight_unit(weight: Tensor) -> Tensor:

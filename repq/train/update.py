@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from repq.distributed import sum_over_processes
 from repq.machine.precision import settled_precision
+from repq.machine.torch_device import on_device
 from repq.model import Detector, TrainOutput
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, grid_of
+from repq.train.cuda_graphs import Answers
 from repq.train.distill import Teacher
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
@@ -54,6 +56,7 @@ class Stepper(ABC):
         self.model, self.device, self.optimizer, self.teacher = model, device, optimizer, teacher
         self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
         self.precision, self.scaler = precision, gradient_scaler(precision, device)
+        self.answer = Answers(model, device, graphs=config.cuda_graphs)
         modules = (model, *([self.projectors] if self.projectors else []))
         self.parameters = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
 
@@ -81,8 +84,15 @@ class Stepper(ABC):
             torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         return sums
+
+    def forget_gradients(self) -> None:
+        """Start the sum of the next update."""
+        if not self.answer.graphs:
+            self.optimizer.zero_grad(set_to_none=True)
+        elif gradients := [parameter.grad for parameter in self.parameters if parameter.grad is not None]:
+            torch._foreach_zero_(gradients)
 
     def add_gradients(
         self, batches: Iterable[TrainBatch], *, warm_up: bool = False, progress: float = 0.0
@@ -91,14 +101,10 @@ class Stepper(ABC):
         sums: dict[str, Tensor] = {}
         target_score = torch.zeros((), device=self.device)
         for batch in batches:
-            loss = self.loss(batch, warm_up=warm_up, progress=progress)
-            if not batch.counts:
-                loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
-            # A constant keeps gradients in the range of float16; it is taken out again below.
-            self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
-            for name, value in loss.sums.items():
-                sums[name] = value.detach() + sums[name] if name in sums else value.detach().clone()
-            target_score += loss.target_score
+            found = self._backward(batch, warm_up=warm_up, progress=progress)
+            for name, value in found.sums.items():
+                sums[name] = value + sums[name] if name in sums else value.clone()
+            target_score += found.target_score
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         sum_over_processes([*gradients, *sums.values(), target_score])
         self.scaler.unscale_(self.optimizer)  # after the sum: all processes have to see the same overflows
@@ -107,10 +113,19 @@ class Stepper(ABC):
         parts = {name: value / target_score for name, value in sums.items()}
         return {**parts, "total": torch.stack(list(parts.values())).sum()}
 
+    def _backward(self, batch: TrainBatch, *, warm_up: bool, progress: float) -> DetectionLoss:
+        """Add the gradients of one batch; the loss comes back without what they were computed by."""
+        loss = self.loss(batch, warm_up=warm_up, progress=progress)
+        if not batch.counts:
+            loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
+        # A constant keeps gradients in the range of float16; it is taken out again after the sum.
+        self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
+        return DetectionLoss({name: value.detach() for name, value in loss.sums.items()}, loss.target_score.detach())
+
     def pixels(self, batch: TrainBatch, preprocessing: Preprocessing | None = None) -> Tensor:
         """The images of a batch as network input: (B, 3, H, W) float32, on the device; by default as of the model."""
         preprocessing = self.model.spec.preprocessing if preprocessing is None else preprocessing
-        images = torch.from_numpy(batch.images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = on_device(torch.from_numpy(batch.images), self.device).permute(0, 3, 1, 2)
         pixels = (images.flip(1) if preprocessing.bgr else images).to(torch.float32, memory_format=LAYOUT)
         normalized: Tensor = preprocessing.normalize(pixels)
         return normalized
@@ -153,7 +168,7 @@ class Updater(Stepper):
         pixels = self.pixels(batch)
         with computing_in(self.precision, self.model, self.device):
             taught = None if self.teacher is None else self.taught(self.teacher, batch, pixels)
-            output = self.model.answer(self.model.features(pixels))
+            output = self.answer(pixels)
         height, width = batch.images.shape[1:3]
         found = self.objective.loss(
             output, self.objects(batch), self.grid(height, width), warm_up=warm_up, progress=progress

@@ -31,7 +31,7 @@ from repq.stages import STAGES
 from repq.train import Rates, Updater, train
 from repq.train.job import TrainJob
 from repq.train.loader import TrainBatch, training_batches
-from repq.train.precision import computing_in, gradient_scaler
+from repq.train.precision import computing_in, gradient_scaler, restore_scaler, scaler_state
 
 CPU = torch.device("cpu")
 BFLOAT16 = QUICK.model_copy(update={"precision": "bfloat16"})
@@ -76,8 +76,14 @@ def test_auto_is_bfloat16_on_cpus_that_multiply_it(features: tuple[str, ...], mo
     assert cpu.has_bfloat16() == (len(features) > 1)
     assert settled_precision("float32", "cpu") == "float32"
     assert settled_precision("auto", "cpu") == ("bfloat16" if len(features) > 1 else "float32")
-    assert settled_precision("auto", "cuda:1") == "float16"
     assert settled_precision("auto", "mps") == "float32"
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_auto_is_bfloat16_on_gpus_that_multiply_it(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: multiplies)
+    assert settled_precision("auto", "cuda:1") == ("bfloat16" if multiplies else "float16")
 
 
 def test_float16_needs_a_gpu() -> None:
@@ -329,3 +335,34 @@ assert "torch" not in sys.modules
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+# --- the scale of a loss in float16 ----------------------------------------------------------------------------------
+
+
+def test_a_scaler_goes_on_from_numbers_in_a_file() -> None:
+    def stepped(scaler: torch.amp.GradScaler, updates: int) -> torch.amp.GradScaler:
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        for _ in range(updates):
+            scaler.scale(parameter.sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        return scaler
+
+    def new() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+
+    saved = scaler_state(stepped(new(), 4))
+    assert all(isinstance(value, float) for value in saved.values())
+    resumed = new()
+    restore_scaler(resumed, saved)
+    assert stepped(resumed, 3).state_dict() == stepped(new(), 7).state_dict()
+
+
+def test_an_idle_scaler_has_no_state() -> None:
+    idle = gradient_scaler("float32", CPU)
+    assert scaler_state(idle) == {}
+    restore_scaler(idle, {})
+    restore_scaler(idle, {"scale": 2.0, "_growth_tracker": 1.0})  # of a file that a GPU wrote in another precision

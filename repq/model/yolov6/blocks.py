@@ -257,10 +257,11 @@ class LinearAddBlock(ReparamBlock):
 class RealVGGBlock(ConvModule):
     """``relu(bn(conv3(x)))``: the target block that RepOptimizer trains."""
 
-    takes_branch_scales = True
-
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, deploy: bool = False) -> None:
         super().__init__(in_channels, out_channels, 3, stride, act="relu", deploy=deploy)
+
+    def branched_conv(self) -> nn.Conv2d:
+        return self.conv
 
 
 _REPARAM_BLOCKS: dict[str, type[ReparamBlock] | type[RealVGGBlock]] = {

@@ -133,7 +133,7 @@ def train_quantized(
             parameter.requires_grad_(True)
         if config.scales == "learned":
             learn_scales(student, groups, weights=config.learn_weight_scales)
-        tutor = Teacher(imitated, student, config, classes=teacher_classes, seed=seed)
+        tutor = Teacher(imitated, student, config, classes=teacher_classes, seed=seed, graphs=config.cuda_graphs)
         updater = QatUpdater(student, tutor, config, own_device)
         trainer = Trainer(
             updater,

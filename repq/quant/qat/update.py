@@ -40,7 +40,7 @@ class QatUpdater(Stepper):
     def loss(self, batch: TrainBatch, *, warm_up: bool = False, progress: float = 0.0) -> DetectionLoss:
         pixels = self.pixels(batch)
         taught = self.taught(self.teacher, batch, pixels)
-        own = self.model.answer(self.model.features(pixels))
+        own = self.answer(pixels)
         height, width = batch.images.shape[1:3]
         imitated = self.teacher.loss(own, taught, (height, width), progress)
         if not self.config.task_weight:
