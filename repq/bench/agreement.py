@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, batches, demand_objects
+from repq.errors import ToleranceError
 from repq.evaluate import Detections, Predict, boxes_in_images, resampled_accuracy
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
@@ -69,6 +70,7 @@ def check_agreement(
     Raises:
         DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
             read.
+        ToleranceError: an SNR is asked for, and an output of the reference is zero in all images.
     """
     demand_objects(dataset)
     own = _Tally()
@@ -83,6 +85,8 @@ def check_agreement(
             parts = layout.parts(actual)
             for name, wanted in layout.parts(expected).items():
                 tally.differences[name].add(wanted, parts[name])
+    if config.min_snr_db is not None:
+        _demand_signal(tallies)
     images = tuple(record.name for record in dataset.records)
     reference_accuracy = resampled_accuracy(Detections(images, tuple(own.boxes)), dataset)
     rows = []
@@ -107,3 +111,13 @@ def check_agreement(
         passed=False,
     )
     return report.model_copy(update={"passed": not report.failing()})
+
+
+def _demand_signal(tallies: Sequence[_Tally]) -> None:
+    silent_ones = {name for tally in tallies for name, found in tally.differences.items() if not found.signal}
+    if silent_ones:
+        raise ToleranceError(
+            "an SNR tells nothing of an output that is always zero",
+            found=f"zero in all images, in the reference: {', '.join(sorted(silent_ones))}",
+            fix="look at what it finds (repq predict), its preset, layout and image size",
+        )

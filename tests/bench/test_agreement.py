@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from repq.bench import check_agreement
+from repq.data import load_dataset, make_demo_set
 from repq.errors import ToleranceError
-from repq.results import Accuracy, Agreement, CheckReport
+from repq.evaluate import Predict
+from repq.recipe import CheckConfig, DemoConfig, EvalConfig
+from repq.results import Accuracy, Agreement, CheckReport, ModelInfo
 from repq.stages import demand_agreement
 
 ACCURACY = Accuracy.model_construct(ap=0.3, images=8)
@@ -64,3 +72,26 @@ def test_the_widest_gap_is_named(gaps: list[float]) -> None:
 def test_files_with_an_engine_in_their_names_are_told_apart(model: str, title: str) -> None:
     found = row(0.0, 50.0).model_copy(update={"model": model, "variant": "int8"})
     assert found.title == title
+
+
+@pytest.mark.parametrize("silent", ["boxes", "scores"])
+@pytest.mark.parametrize("candidate", [0.0, 1.0])
+def test_an_snr_of_an_output_that_is_zero_is_an_error(silent: str, candidate: float, tmp_path: Path) -> None:
+    """Equal zeros would be an SNR of infinity: a gate that passes on nothing."""
+    dataset = load_dataset(make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=32)), "val")
+
+    def answering(value: float) -> Predict:
+        part = slice(0, 4) if silent == "boxes" else slice(5, None)
+
+        def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+            found = np.ones((len(images), 4, 5 + dataset.num_classes), np.float32)
+            found[..., part] = value
+            return found
+
+        return predict
+
+    model = ModelInfo(model="m", engine="onnxruntime", variant="int8", precision="int8", size_bytes=None)
+    given = answering(0.0), [(model, answering(candidate))], dataset, (32, 32)
+    with pytest.raises(ToleranceError, match=f"zero in all images, in the reference: {silent}"):
+        check_agreement(*given, CheckConfig(min_snr_db=30), EvalConfig(batch=2))
+    assert check_agreement(*given, CheckConfig(max_drop=1), EvalConfig(batch=2)).images == 2
