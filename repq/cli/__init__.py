@@ -63,6 +63,10 @@ EXAMPLES = (
 class Commands(Framed):
     """Knows the names of the commands, and makes one when it is asked for."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``repq help COMMAND`` is ``repq COMMAND --help``."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

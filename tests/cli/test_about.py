@@ -50,6 +50,11 @@ def test_help_has_groups_examples_and_every_exit_code() -> None:
         assert word in text
 
 
+@pytest.mark.parametrize("words", [(), ("train",), ("val",)])
+def test_help_is_a_word_too(words: tuple[str, ...]) -> None:
+    assert invoke("help", *words).output == invoke(*words, "--help").output
+
+
 @pytest.mark.parametrize("alias", [alias for alias in ALIASES if ALIASES[alias] in COMMANDS])
 def test_an_alias_is_the_command(alias: str) -> None:
     assert COMMANDS[ALIASES[alias]][1] in invoke(alias, "--help").output
