@@ -14,23 +14,28 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("pytest", "hypothesis")  # of the extra dev: what the tests themselves need
 COMMON = ("tests/test_recipe.py", "tests/test_files.py", "tests/data/test_load_yolo.py", "tests/model", "tests/reparam")
+MADE = ("openvino", "ncnn", "report", "train", "docs")  # what `make` installs, and the light extras
 BASE = (*COMMON, "tests/train/test_losses.py", "tests/train/test_loop.py", "tests/quant/test_ptq.py", "tests/graph")
 
 
 @dataclass(frozen=True)
 class Case:
-    """An environment: the dependencies of repq with some extras, and the tests to run in it; none to resolve only."""
+    """An environment: the dependencies of repq with some extras, and the tests to run in it; none to resolve only.
+
+    Attributes:
+        python: its version; None is the one that runs this.
+    """
 
     tests: tuple[str, ...]
     extras: tuple[str, ...] = ()
     lowest: bool = False
+    python: str | None = None
 
 
 CASES = {
@@ -46,6 +51,7 @@ CASES = {
     "docs": Case((), ("docs",)),
     "dali": Case((), ("dali",)),
     "tensorrt": Case((), ("tensorrt",)),
+    **{f"python{version}": Case((), MADE, python=version) for version in ("3.10", "3.11", "3.12", "3.13")},
 }
 
 
@@ -64,12 +70,19 @@ def requirements(case: Case) -> list[str]:
 def run(command: list[str | Path]) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     print("$", *command, flush=True)
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=False).returncode == 0
+    try:
+        return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def tried(case: Case, folder: Path, resolve_only: bool) -> str:
     """How the case ends, in a few words."""
-    venv.create(folder, with_pip=True)
+    named = sys.executable if case.python is None else f"python{case.python}"
+    if not run([named, "--version"]):
+        return f"skipped: {named} is not here"
+    if not run([named, "-m", "venv", folder]):
+        return "FAILED to make an environment"
     python = folder / "bin" / "python"
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", *requirements(case)]
     if not case.lowest:
@@ -93,7 +106,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=f"repq-{name}-") as folder:
             ends[name] = tried(CASES[name], Path(folder), asked.resolve)
         print(f"{name}: {ends[name]}", flush=True)
-    print(*(f"{name:10}{end}" for name, end in ends.items()), sep="\n")
+    print(*(f"{name:12}{end}" for name, end in ends.items()), sep="\n")
     return int(any(end.startswith("FAILED") for end in ends.values()))
 
 
