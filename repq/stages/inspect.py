@@ -47,7 +47,8 @@ def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int
     from repq.report.text import engine_table, layer_table
 
     model = load(path, engine=engine, imgsz=imgsz, threads=threads)
-    found = model.describe(imgsz=imgsz if model.weights is not None else None)
+    size = model.size(imgsz)
+    found = model.describe(imgsz=size if model.weights is not None else None)
     if isinstance(found, WeightsDescription):
         title = f"{found.model}, {found.classes} classes, {imgsz[0]}x{imgsz[1]}"
         return found.values(), layer_table(title, [row.values() for row in found.layers])

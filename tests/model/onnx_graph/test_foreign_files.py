@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from detectors import COUNT, DETECTORS, NAMES, SIZE, Graph, _corners, _decoded, yolov5, yolov8
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from test_graph_detector import noise, run, saved
 
-from repq.errors import RepqError
+from repq.api.exporting import write_onnx
+from repq.errors import GraphError, RepqError
 from repq.export import export_float, export_quantized
 from repq.model import layer_ids, load_graph
-from repq.quant import quantize
-from repq.recipe import GraphConfig, PtqConfig
+from repq.quant import Weights, quantize
+from repq.recipe import ExportConfig, GraphConfig, PtqConfig
 
 IMGSZ = (SIZE, SIZE)
 EXPECTED = run(yolov5(), noise(1))[0]
@@ -348,3 +350,49 @@ def test_what_was_exported_for_one_image_runs_on_several(step: Callable[[Graph, 
     with torch.no_grad():
         found = model.outputs(model.features(noise(3)))[0].numpy()
     np.testing.assert_allclose(found, run(path, noise(3))[0], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(DETECTORS)), st.integers(19, 21), st.booleans(), st.sampled_from(["n", 1]), st.data())
+def test_an_export_is_what_was_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, name: str, opset: int, half: bool, axis: str | int, data: st.DataObject
+) -> None:
+    """The opset is raised and the batch fixed, or it is said that they cannot be; nothing is left aside in silence."""
+    folder = tmp_path_factory.mktemp("any")
+    batch = data.draw(st.sampled_from([None, 1, 3]))
+    opened = load_graph(saved(_for_any_batch(DETECTORS[name](batch=axis)), folder), IMGSZ)
+    quantized = quantize(opened.model, [noise(2)], PtqConfig()).model
+    weights = Weights(quantized, opened.names, PtqConfig())
+    config = ExportConfig(opset=opset, batch=batch, float16=half)
+    if axis == 1 and batch != 1:
+        with pytest.raises(GraphError, match="takes batches of 1 only"):
+            write_onnx(weights, folder / "out.onnx", IMGSZ, config)
+        return
+    report = write_onnx(weights, folder / "out.onnx", IMGSZ, config)
+    written = onnx.load(folder / "out.onnx")
+    assert (report.opset, report.batch) == (written.opset_import[0].version, batch)
+    assert report.opset == max(opset, DETECTORS[name]().opset_import[0].version)
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == (batch or 0)
+    assert {entry.key for entry in written.metadata_props} >= {entry.key for entry in DETECTORS[name]().metadata_props}
+    images = noise(batch or 2, 1)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(written.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input": images.numpy()})
+    with torch.no_grad():
+        wanted = quantized.outputs(quantized.features(images))
+    for value, expected in zip(found, wanted, strict=True):
+        assert value.shape == expected.shape
+        error = np.abs(value - expected.numpy())
+        assert half or np.mean(error > 1e-4 * np.abs(value).max()) < 0.02
+
+
+def _for_any_batch(model: ModelProto) -> ModelProto:
+    """The first axis stays what it is, where the graph says 1."""
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes:
+            wanted = numpy_helper.to_array(tensor).copy()
+            wanted[0] = 0
+            tensor.CopyFrom(numpy_helper.from_array(wanted, tensor.name))
+    return model

@@ -108,3 +108,19 @@ def test_a_graph_of_any_size_takes_the_size_that_is_given(files: tuple[Path, Pat
     assert invoke("eval", path, *data).exit_code == 0
     int8 = repq.load(path).quantize(files[1], imgsz=SIZE, method="max", limit=4)
     assert int8.export(tmp_path / "int8.onnx", imgsz=SIZE).quantized
+
+
+def test_a_file_of_any_size_is_described_at_one(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """What the message says has to be possible."""
+    model = onnx.load(files[0])
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    free = tmp_path / "free.onnx"
+    onnx.save(model, free)
+    refused = invoke("describe", free)
+    assert refused.exit_code == 2 and "give --imgsz" in refused.output
+    done = invoke("describe", free, *COMMON, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["layers"]
+    other = invoke("describe", files[0], "--imgsz", 2 * SIZE)
+    assert other.exit_code == 2 and f"{SIZE}x{SIZE}" in other.output
