@@ -25,7 +25,7 @@ def estimate_graph(onnx: Path, devices: Sequence[str], batches: Sequence[int], *
     from repq.graph import load_onnx, to_fp16
 
     found = [find_device(name) for name in devices]
-    model = load_onnx(onnx)
+    model = load_onnx(onnx, beside=True)
     if as_fp16:
         model, _ = to_fp16(model)
     return [estimate(model, device, batch=batch) for device in found for batch in batches]
@@ -39,7 +39,7 @@ def lint_graph(onnx: Path, target: EngineName | None = None) -> LintReport:
     """
     from repq.graph import lint, load_onnx
 
-    return lint(load_onnx(onnx), target)
+    return lint(load_onnx(onnx, beside=True), target)
 
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:

@@ -124,3 +124,16 @@ def test_a_file_of_any_size_is_described_at_one(files: tuple[Path, Path, Path], 
     assert json.loads(done.stdout)["layers"]
     other = invoke("describe", files[0], "--imgsz", 2 * SIZE)
     assert other.exit_code == 2 and f"{SIZE}x{SIZE}" in other.output
+
+
+@pytest.mark.parametrize("command", [("lint",), ("estimate", "--device", "orin")], ids=lambda c: c[0])
+def test_a_file_with_weights_beside_it_is_looked_at(
+    command: tuple[str, ...], files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """As torch's exporter writes it unless told otherwise."""
+    apart = tmp_path / files[0].name
+    onnx.save(onnx.load(files[0]), apart, save_as_external_data=True, location="weights", size_threshold=0)
+    found, expected = (invoke(command[0], path, *command[1:], "--json") for path in (apart, files[0]))
+    assert found.exit_code == expected.exit_code == 0, found.output
+    values, wanted = json.loads(found.stdout), json.loads(expected.stdout)
+    assert {**values, "model": ""} == {**wanted, "model": ""}
