@@ -21,6 +21,7 @@ from torch import nn
 import repq
 from repq.errors import GraphError
 from repq.files import cached
+from repq.graph.conversion import as_asked
 from repq.graph.files import load_onnx, save_onnx
 from repq.graph.insertion import insert_qdq
 from repq.graph.layer_join import layer_nodes
@@ -48,18 +49,20 @@ def export_float(
     Args:
         model: fused; left untouched.
         imgsz: height and width in pixels, multiples of the coarsest stride.
-        config: opset and batch size; a batch of None makes the batch axis dynamic.
+        config: opset and batch size; a batch of None makes the batch axis dynamic. A graph from a file keeps what
+            nobody asks for.
         names: class names for the file's metadata.
 
     Raises:
-        GraphError: the model is not fused, the names do not fit, or the exporter gave another graph than expected.
+        GraphError: the model is not fused, the names do not fit, its graph is for another batch, or the exporter gave
+            another graph than expected.
         RepqError: the size is no multiple of the coarsest stride.
     """
     config = config or ExportConfig()
     _check(model, imgsz, names)
     plain = float_copy(model)
     own = family_named(plain.spec.family).graph_of(plain)
-    graph = _with_weights(plain, imgsz, config) if own is None else own
+    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config)
     layer_nodes(graph, layer_ids(plain))  # the join holds
     metadata = GraphMetadata(
         version=repq.__version__,

@@ -39,7 +39,9 @@ class OutputLayout(JsonValue):
             ``xy = (xy + cell) stride``, ``wh = exp(wh) stride`` (YOLOX, arXiv 2107.08430, section 2.1).
         apart: numbers of the outputs with boxes (B, N, 4) and with scores (B, N, classes), which become columns.
         scores_first: the scores apart are (B, classes, N).
-        activation: what makes probabilities of the scores apart; ``softmax``: the last class is that of no object.
+        activation: what makes probabilities of the scores apart; with ``softmax``, one class is that of no object, and
+            with ``shares`` as well, where they are probabilities already.
+        no_object: which class that is.
         normalized: boxes are in 0..1 of the input.
         ranked: with this number of classes, the output is (B, K, 6): corners, score, class, which become columns.
         one_per_object: no object is found twice: nothing is to be suppressed.
@@ -56,7 +58,8 @@ class OutputLayout(JsonValue):
     grid: tuple[int, ...] = ()
     apart: tuple[int, int] | None = None
     scores_first: bool = False
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    activation: Literal["none", "sigmoid", "softmax", "shares"] = "none"
+    no_object: Literal["first", "last"] = "last"
     normalized: bool = False
     ranked: int | None = None
     one_per_object: bool = False
@@ -85,7 +88,7 @@ class OutputLayout(JsonValue):
         library = _library(outputs[0])
         if self.apart is not None:
             boxes, scores = (outputs[number] for number in self.apart)
-            scores = _activated(scores.swapaxes(-1, -2) if self.scores_first else scores, self.activation)
+            scores = self._probabilities(scores.swapaxes(-1, -2) if self.scores_first else scores)
             rows = library.concatenate((boxes, scores), -1)
         elif self.ranked is not None:
             numbers = _like(np.arange(self.ranked), outputs[0])
@@ -102,6 +105,22 @@ class OutputLayout(JsonValue):
             first, second = first * size, second * size
         rows = library.concatenate((rows[..., : self.boxes], first, second, rows[..., self.boxes + 4 :]), -1)
         return self.rows(rows)
+
+    @property
+    def with_no_object(self) -> bool:
+        """Whether the scores apart have a class of no object, which is left out."""
+        return self.activation in ("softmax", "shares")
+
+    def _probabilities(self, scores: Any) -> Any:
+        library = _library(scores)
+        if self.activation == "sigmoid":
+            return 1 / (1 + library.exp(-scores))
+        if self.activation == "softmax":
+            powers = library.exp(scores - library.amax(scores, -1)[..., None])
+            scores = powers / powers.sum(-1)[..., None]
+        if self.with_no_object:
+            return scores[..., 1:] if self.no_object == "first" else scores[..., :-1]
+        return scores
 
     def rows(self, output: Any) -> Any:
         """The output as (…, N, columns); rows as the output."""
@@ -146,16 +165,6 @@ def _like(values: NDArray[Any], array: Any) -> Any:
     return array.new_tensor(values) if hasattr(array, "new_tensor") else values.astype(array.dtype)
 
 
-def _activated(scores: Any, activation: str) -> Any:
-    exp = _library(scores).exp
-    if activation == "sigmoid":
-        return 1 / (1 + exp(-scores))
-    if activation == "softmax":
-        powers = exp(scores)
-        return powers[..., :-1] / powers.sum(-1)[..., None]
-    return scores
-
-
 def demand_finite(outputs: Mapping[str, NDArray[Any]], source: str) -> None:
     """Refuse outputs, by their names, with NaN or infinities: neither boxes nor agreement can be measured of them.
 
@@ -176,10 +185,13 @@ def demand_finite(outputs: Mapping[str, NDArray[Any]], source: str) -> None:
 
 @lru_cache(maxsize=16)
 def cells_of(strides: tuple[int, ...], imgsz: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Column and row (N, 2) of every cell, level after level and row after row, and its stride (N, 1)."""
+    """Column and row (N, 2) of every cell, level after level and row after row, and its stride (N, 1).
+
+    A side that is no multiple of a stride has a cell more, which reaches beyond the image.
+    """
     cells, sizes = [], []
     for stride in strides:
-        rows, columns = np.mgrid[: imgsz[0] // stride, : imgsz[1] // stride]
+        rows, columns = np.mgrid[: -(-imgsz[0] // stride), : -(-imgsz[1] // stride)]
         cells.append(np.stack((columns, rows), -1).reshape(-1, 2))
         sizes.append(np.full((rows.size, 1), stride))
     return np.concatenate(cells), np.concatenate(sizes)

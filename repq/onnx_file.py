@@ -50,7 +50,7 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
         )
     with refusing(f"{path} is no valid ONNX model", f"{fix}; weights in other files must lie beside it", error):
         onnx.load_external_data_for_model(model, str(path.parent))
-        _tell_apart(model.graph)
+        set_apart(model.graph)
         if problem := _put_in_order(model.graph):
             raise error(f"{printable(path)} is no valid ONNX model", found=problem, fix=fix)
         onnx.checker.check_model(model)
@@ -83,7 +83,7 @@ def refusing(what: str, fix: str, error: type[RepqError]) -> Iterator[None]:
         raise error(what, found=text if text and named else f"{type(problem).__name__} {text}", fix=fix) from None
 
 
-def _tell_apart(graph: GraphProto) -> None:
+def set_apart(graph: GraphProto) -> None:
     """Give nodes of one name different ones, in place: ONNX Runtime takes no others."""
     taken = {node.name for node in graph.node}
     seen = {""}

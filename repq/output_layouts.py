@@ -26,6 +26,8 @@ Array = NDArray[Any]
 _LEVELS = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16), (16,), (32,), (8,), (8, 16, 32, 64, 128))
 """Strides that detectors have."""
 
+_MOST_ANCHORS, _MOST_QUERIES = 9, 1000
+
 _SCORE_WORDS = ("score", "logit", "cls", "class", "conf", "prob")
 
 _TASKS = {"segment": "segmentation", "classify": "classification", "pose": "poses", "obb": "rotated boxes"}
@@ -39,11 +41,13 @@ class Outputs:
         arrays: of one image each, by name.
         imgsz: height and width of the input.
         classes: how many there are, where it is known.
+        told: the layout was named: what the shapes allow is taken, also where they allow something else.
     """
 
     arrays: Mapping[str, Array]
     imgsz: tuple[int, int]
     classes: int | None = None
+    told: bool = False
 
     @property
     def listed(self) -> str:
@@ -51,12 +55,17 @@ class Outputs:
 
     def levels(self, count: int, anchors: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:
         """The strides of the levels that have so many cells in all, finest first; none: there are no such levels."""
+        height, width = self.imgsz
         for strides in _LEVELS:
-            cells = sum(self.imgsz[0] // stride * (self.imgsz[1] // stride) for stride in strides)
-            whole = all(side % strides[-1] == 0 for side in self.imgsz)
-            if whole and any(cells * each == count for each in anchors):
+            cells = sum(-(-height // stride) * -(-width // stride) for stride in strides)
+            if any(cells * each == count for each in anchors):
                 return strides
         return ()
+
+    def is_dense(self, count: int) -> bool:
+        """Whether so many rows are those of the cells of an image, and not a few for the objects in it."""
+        anchored = self.levels(count, anchors=tuple(range(1, _MOST_ANCHORS + 1)))
+        return count > _MOST_QUERIES or bool(self.levels(count)) or len(anchored) > 1
 
     def cells(self, count: int) -> list[tuple[Array, Array]]:
         """Centres in pixels (N, 2) and strides (N, 1) of the cells of so many rows, in each order of the levels."""
@@ -158,6 +167,7 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
         raise RepqError(f"there is no layout named {name!r}", found=known, fix="use one of these names")
     if other := _other_task(outputs, task):
         raise RepqError("the graph is no detector", found=f"{other}: {outputs.listed}", fix="give one of boxes")
+    outputs = replace(outputs, told=name is not None)
     fits = {entry.name: fit for entry in LAYOUTS if name in (None, entry.name) and (fit := entry.fit(outputs))}
     if len(fits) == 1:
         return next(iter(fits.values()))
@@ -230,7 +240,11 @@ def _decoded(outputs: Outputs, rows: Array) -> bool:
 
 def _yolov5(outputs: Outputs) -> Fit | None:
     rows = _with_objectness(outputs)
-    return (OutputLayout(), rows.shape[1] - 5) if rows is not None and _decoded(outputs, rows) else None
+    if rows is None or not _decoded(outputs, rows):
+        return None
+    if not outputs.told and outputs.classes is None and _form_by_cells(outputs, rows) == "corners":
+        return None  # this layout has centres
+    return OutputLayout(), rows.shape[1] - 5
 
 
 def _yolox_raw(outputs: Outputs) -> Fit | None:
@@ -249,8 +263,11 @@ def _yolov8(outputs: Outputs) -> Fit | None:
         outputs.classes is not None and (found.shape[0] == 4 + outputs.classes)
     )
     rows = found.T if first else found
-    if not _fits_classes(outputs, rows.shape[1], beside=4) or (not first and outputs.classes is None):
+    if not _fits_classes(outputs, rows.shape[1], beside=4):
         return None
+    corners = _decoded(outputs, rows) and _form_by_cells(outputs, rows) == "corners"
+    if not (first or corners or outputs.told) and outputs.classes is None:
+        return None  # as well a layout with objectness
     return _columns(outputs, rows, columns_first=bool(first)), rows.shape[1] - 4
 
 
@@ -258,19 +275,23 @@ def _columns(outputs: Outputs, rows: Array, columns_first: bool = False) -> Outp
     return OutputLayout(
         objectness=None, scores=4, columns_first=columns_first, box_form=_form(outputs, rows),
         normalized=_normalized(rows),
-        one_per_object=not outputs.levels(len(rows)),
+        one_per_object=not outputs.is_dense(len(rows)),
     )  # fmt: skip
 
 
 def _form(outputs: Outputs, rows: Array) -> Any:
-    """Whether boxes lie around their cells by their first two numbers, or by the middle of both pairs."""
+    return _form_by_cells(outputs, rows) or _form_by_order(rows)
+
+
+def _form_by_cells(outputs: Outputs, rows: Array) -> Any:
+    """Whether boxes lie around their cells by their first two numbers, or by the middle of both; None: neither."""
     scale = np.array(outputs.imgsz[::-1]) if _normalized(rows) else 1
     points = rows[:, :2] * scale, (rows[:, :2] + rows[:, 2:4]) / 2 * scale
     if orders := outputs.cells(len(rows)):
         centre, corners = (min(np.median(np.abs(p - cells) / sizes) for cells, sizes in orders) for p in points)
         if centre != corners:
             return "centre" if centre < corners else "corners"
-    return _form_by_order(rows)
+    return None
 
 
 def _form_by_order(rows: Array) -> Any:
@@ -280,7 +301,7 @@ def _form_by_order(rows: Array) -> Any:
 
 
 def _normalized(rows: Array) -> bool:
-    return bool(np.abs(rows[:, :4]).max() <= 2)
+    return bool(np.quantile(np.abs(rows[:, :4]), 0.95) <= 2)
 
 
 def _is_ranked(rows: Array) -> bool:
@@ -297,7 +318,8 @@ def _end2end(outputs: Outputs) -> Fit | None:
     classes = outputs.classes or 0
     if not classes:
         raise RepqError("the number of classes is not known", found=outputs.listed,
-                        fix="write the class names into the file's metadata under the key `names`")  # fmt: skip
+                        fix="write the class names into the file, between onnx.load and onnx.save: "
+                            "model.metadata_props.add(key='names', value=\"['cat', 'dog']\")")  # fmt: skip
     normalized = _normalized(rows)
     return OutputLayout(
         _form_by_order(rows) if normalized else "corners", objectness=None, scores=4, ranked=classes,
@@ -322,10 +344,20 @@ def _apart(outputs: Outputs) -> tuple[int, int, bool] | None:
 
 
 def _like_boxes(outputs: Outputs, number: int) -> int:
-    """How much an output of four columns is like boxes, by its name before its values: pixels, or parts of an image."""
+    """How much an output of four columns is like boxes, by its name before its values.
+
+    Boxes are in pixels, or parts of an image, or their corners are in order; shares of classes are none of these.
+    """
     name, array = list(outputs.arrays.items())[number]
     named = ("box" in name.lower()) - any(word in name.lower() for word in _SCORE_WORDS)
-    return 4 * named + 2 * bool(array.max() > 32) + bool(array.min() >= 0 and array.max() <= 1)
+    inside = array.min() >= 0 and array.max() <= 1
+    in_order = array.shape[2] == 4 and _form_by_order(array[0]) == "corners"
+    return 4 * named + 2 * bool(array.max() > 32) + bool(inside) + in_order - 3 * _are_shares(array)
+
+
+def _are_shares(scores: Array) -> bool:
+    """Whether each row is what a softmax gives."""
+    return bool(scores.min() >= 0 and np.abs(scores.sum(-1) - 1).max() < 1e-3)
 
 
 def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
@@ -337,15 +369,34 @@ def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
     scores = scores.T if found[2] else scores
     if bool(scores.min() < 0 or scores.max() > 1 or "logit" in list(outputs.arrays)[found[1]].lower()) is not logits:
         return None
-    layout, classes = _columns(outputs, boxes), scores.shape[1]
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
-    if logits:
-        none = classes - 1 == outputs.classes if outputs.classes else (scores.argmax(1) == classes - 1).mean() > 0.5
-        activation, classes = ("softmax", classes - 1) if none else ("sigmoid", classes)
+    layout, classes, activation = _columns(outputs, boxes), scores.shape[1], "sigmoid" if logits else "none"
+    if none := _no_object(outputs, scores, logits):
+        activation, classes = "softmax" if logits else "shares", classes - 1
+        layout = replace(layout, one_per_object=layout.one_per_object and none == "last")
     if outputs.classes not in (None, classes):
         return None
-    layout = replace(layout, apart=found[:2], scores_first=found[2], activation=activation)
-    return replace(layout, box_form="centre") if logits and layout.normalized else layout, classes
+    layout = replace(layout, apart=found[:2], scores_first=found[2], activation=activation, no_object=none or "last")  # type: ignore[arg-type]
+    queries = logits and layout.normalized and layout.one_per_object
+    return replace(layout, box_form="centre") if queries else layout, classes
+
+
+def _no_object(outputs: Outputs, scores: Array, logits: bool) -> Literal["first", "last"] | None:
+    """Which class is that of no object, which a softmax needs: the last of DETR, the first of SSD; None: there is none.
+
+    In a softmax it is the likeliest nearly everywhere. Where the first of independent classes is that, such as persons,
+    its logits are below 0 all the same.
+    """
+    classes = scores.shape[1]
+    if classes < 2 or (outputs.classes is not None and outputs.classes != classes - 1):
+        return None
+    best = scores.argmax(1)
+    first, last = np.mean(best == 0), np.mean(best == classes - 1)
+    if outputs.classes is not None or (not logits and _are_shares(scores)):
+        return "first" if first > last else "last"
+    if logits and last > 0.5:
+        return "last"
+    background = logits and outputs.is_dense(len(scores)) and first > 0.5 and np.median(scores[:, 0]) > 0
+    return "first" if background else None
 
 
 LAYOUTS: list[NamedLayout] = [

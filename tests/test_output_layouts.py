@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,73 @@ def test_ranked_boxes_of_two_families(normalized: bool, form: str) -> None:
     rows[:, :4] *= 1 if normalized else 64
     layout, classes = recognize(Outputs({"output0": rows[None]}, IMGSZ, CLASSES))
     assert (layout.ranked, layout.box_form, layout.normalized, classes) == (CLASSES, form, normalized, CLASSES)
+
+
+SIZES = st.tuples(st.integers(64, 200), st.integers(64, 200))
+
+
+@given(SIZES, st.sampled_from([(8, 16, 32), (8, 16, 32, 64), (16, 32)]), st.sampled_from([1, 2, 3, 6, 9]))
+def test_rows_of_all_cells_are_suppressed(imgsz: tuple[int, int], levels: tuple[int, ...], anchors: int) -> None:
+    """Also where a side is no multiple of a stride, which gives a cell more, and with many anchors."""
+    cells, strides = cells_of(levels, imgsz)
+    assert len(cells) == sum(-(-imgsz[0] // stride) * -(-imgsz[1] // stride) for stride in levels)
+    middle, half = (cells + 0.5) * strides, np.random.default_rng(0).uniform(0.2, 1.5, (len(cells), 2)) * strides
+    rows = np.concatenate((middle - half, middle + half), 1).repeat(anchors, 0)
+    layout, classes = recognize(Outputs({"a": rows[None], "b": scores(len(rows), 0)[None]}, imgsz))
+    assert (layout.box_form, layout.one_per_object, classes) == ("corners", False, CLASSES)
+
+
+@given(st.sampled_from([10, 50, 100, 300, 900]), st.integers(1, 20))
+def test_rows_of_queries_are_not(count: int, blocks: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"logits": rng.normal(-4, 1, (1, count, 7)), "boxes": rng.uniform(0, 1, (1, count, 4))}
+    layout, _ = recognize(Outputs(arrays, (640 + 32 * blocks, 640)))
+    assert layout.one_per_object and layout.box_form == "centre"
+
+
+@given(
+    st.permutations(["a", "b"]), st.integers(1, 6), st.sampled_from(["first", "last"]), st.booleans(), st.booleans(),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_a_softmax_has_a_class_of_no_object(
+    names: list[str], classes: int, which: str, logits: bool, named: bool, seed: int
+) -> None:
+    """SSD: normalized corners, also outside of the image, any number of priors, and a background that comes first."""
+    rng = np.random.default_rng(seed)
+    middle, half = rng.uniform(0, 1, (2268, 2)), rng.uniform(0.02, 0.3, (2268, 2))
+    values = rng.normal(0, 1, (2268, classes + 1))
+    values[:, 0 if which == "first" else -1] += 4
+    powers = np.exp(values)
+    shares = powers / powers.sum(1, keepdims=True)
+    arrays = {names[0]: np.concatenate((middle - half, middle + half), 1)[None],
+              names[1]: (values if logits else shares)[None]}  # fmt: skip
+    shown = {name: arrays[name] for name in ("a", "b")}
+    layout, found = recognize(Outputs(shown, (300, 300), classes if named else None))
+    boxes_at, scores_at = (list(shown).index(name) for name in names)
+    assert (layout.apart, found, layout.no_object) == ((boxes_at, scores_at), classes, which)
+    assert (layout.box_form, layout.normalized, layout.one_per_object) == ("corners", True, False)
+    kept = shares[:, 1:] if which == "first" else shares[:, :-1]
+    for like in (np.asarray, torch.from_numpy):
+        rows = layout.decode([like(array) for array in shown.values()], (300, 300))
+        np.testing.assert_allclose(np.asarray(layout.scores_of(rows))[0], kept, rtol=1e-6)
+
+
+@given(st.sampled_from([(64, 96), (100, 70), (160, 160)]), st.integers(1, 9), st.integers(0, 99))
+def test_corners_have_no_objectness_behind_them(imgsz: tuple[int, int], classes: int, seed: int) -> None:
+    """Rows of corners and scores, without class names: no score is taken for an objectness."""
+    cells, strides = cells_of(STRIDES, imgsz)
+    rng = np.random.default_rng(seed)
+    middle, (near, far) = (cells + 0.5) * strides, rng.uniform(0.5, 1.0, (2, len(cells), 2)) * strides
+    rows = np.concatenate((middle - near, middle + far, rng.uniform(0, 1, (len(cells), classes))), 1)[None]
+    layout, found = recognize(Outputs({"output": rows}, imgsz))
+    assert (layout.objectness, layout.box_form, layout.scores, found) == (None, "corners", 4, classes)
+
+
+@given(st.integers(2, 9), st.integers(0, 99))
+def test_a_named_layout_needs_no_class_names(classes: int, seed: int) -> None:
+    """Centres and scores as rows might have an objectness: whoever says that they have none is believed."""
+    _, rows = boxes(STRIDES, 1.0, seed)
+    rows = np.concatenate((rows, np.random.default_rng(seed).uniform(0, 1, (len(rows), classes))), 1)[None]
+    assert recognize(Outputs({"output": rows}, IMGSZ))[1] == classes - 1
+    layout, found = recognize(Outputs({"output": rows}, IMGSZ), "yolov8")
+    assert (layout.objectness, layout.box_form, found) == (None, "centre", classes)

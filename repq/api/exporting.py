@@ -86,6 +86,7 @@ def write_graph(
     """Type a graph as FP16 and put the work of a service inside, as ``config`` says, and write it."""
     from repq.export import save_onnx
     from repq.graph import layer_nodes, lint
+    from repq.graph.conversion import batch_of, opset_of
     from repq.graph.forms import in_form
     from repq.graph.layer_join import whole_layer
     from repq.graph.passes import PASSES, Outcome, PassContext, run_passes
@@ -102,8 +103,8 @@ def write_graph(
     return ExportReport(
         out=str(out),
         imgsz=imgsz,
-        batch=config.batch,
-        opset=config.opset,
+        batch=batch_of(graph),
+        opset=opset_of(graph),
         precision=metadata.precision,
         preprocess=config.preprocess.model_dump(mode="json"),
         nms=config.nms and config.nms.model_dump(mode="json"),

@@ -323,7 +323,7 @@ def _expectation(onnx: Path) -> Expectation | None:
     from repq.graph import lint, load_onnx
 
     try:
-        report = lint(load_onnx(onnx))
+        report = lint(load_onnx(onnx, beside=True))
     except GraphError:
         return None
     layers = {row.layer: str(row.precision) for row in report.layers}

@@ -106,7 +106,7 @@ def describe_command(
     ] = None,
     imgsz: Annotated[
         ImageSize | None,
-        setting(flag="--imgsz", needs="MODEL checkpoint", help="640 or HEIGHTxWIDTH.  [default: the checkpoint's own]"),
+        setting(flag="--imgsz", needs="MODEL checkpoint|onnx", help="640 or HEIGHTxWIDTH.  [default: the model's own]"),
     ] = None,
     threads: Annotated[
         Threads | None,

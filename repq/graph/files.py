@@ -25,10 +25,13 @@ def save_onnx(path: Path, model: ModelProto) -> None:
         raise GraphError(f"cannot write {path}", found=error.strerror or str(error), fix="check the folder") from None
 
 
-def load_onnx(path: Path) -> ModelProto:
+def load_onnx(path: Path, *, beside: bool = False) -> ModelProto:
     """Read and check an ONNX file that holds its weights itself.
 
+    Args:
+        beside: weights may lie in other files beside it.
+
     Raises:
-        GraphError: the file is missing, no valid ONNX model, or keeps its weights in other files.
+        GraphError: the file is missing, no valid ONNX model, or keeps its weights elsewhere.
     """
-    return read_model(Path(path), beside=False, error=GraphError)[0]
+    return read_model(Path(path), beside=beside, error=GraphError)[0]

@@ -102,9 +102,11 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
         if layout.activation == "sigmoid":
             scores = add.node("Sigmoid", scores)
         if layout.activation == "softmax":
-            classes -= 1
             scores = add.node("Softmax", scores, axis=2)
-            scores = add.node("Slice", scores, add.ints(0), add.ints(classes), add.ints(2))
+        if layout.with_no_object:
+            classes -= 1
+            start = int(layout.no_object == "first")
+            scores = add.node("Slice", scores, add.ints(start), add.ints(start + classes), add.ints(2))
         rows, shape = add.node("Concat", boxes, scores, axis=2), [*list(boxes.shape)[:2], 4 + classes]
     else:
         shape = list(outputs[0].shape)

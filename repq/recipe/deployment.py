@@ -75,7 +75,7 @@ class NmsConfig(Config):
 class ExportConfig(Config):
     """ONNX export."""
 
-    opset: int = setting(19, ge=19, le=21, flag="--opset", help="ONNX opset.")
+    opset: int = setting(19, ge=19, le=21, flag="--opset", help="ONNX opset; unless given, an ONNX file keeps its own.")
     batch: Annotated[Batch | None, _none_if("dynamic")] = setting(
         1, flag="--batch", help="Batch size, or 'dynamic': a free batch axis."
     )

@@ -25,7 +25,7 @@ def estimate_graph(onnx: Path, devices: Sequence[str], batches: Sequence[int], *
     from repq.graph import load_onnx, to_fp16
 
     found = [find_device(name) for name in devices]
-    model = load_onnx(onnx)
+    model = load_onnx(onnx, beside=True)
     if as_fp16:
         model, _ = to_fp16(model)
     return [estimate(model, device, batch=batch) for device in found for batch in batches]
@@ -39,7 +39,7 @@ def lint_graph(onnx: Path, target: EngineName | None = None) -> LintReport:
     """
     from repq.graph import lint, load_onnx
 
-    return lint(load_onnx(onnx), target)
+    return lint(load_onnx(onnx, beside=True), target)
 
 
 def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int | None) -> tuple[dict[str, Any], str]:
@@ -47,7 +47,8 @@ def describe_model(path: Path, engine: Any, imgsz: tuple[int, int], threads: int
     from repq.report.text import engine_table, layer_table
 
     model = load(path, engine=engine, imgsz=imgsz, threads=threads)
-    found = model.describe(imgsz=imgsz if model.weights is not None else None)
+    size = model.size(imgsz)
+    found = model.describe(imgsz=size if model.weights is not None else None)
     if isinstance(found, WeightsDescription):
         title = f"{found.model}, {found.classes} classes, {imgsz[0]}x{imgsz[1]}"
         return found.values(), layer_table(title, [row.values() for row in found.layers])

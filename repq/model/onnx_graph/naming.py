@@ -30,17 +30,18 @@ class _Layer:
     sum: NodeProto | None = None
 
 
-def name_layers(model: ModelProto, path: Path) -> None:
-    """Give the weights of all layers the names of their layers, in place.
+def name_layers(model: ModelProto, path: Path) -> Iterator[str]:
+    """Give the weights of all layers the names of their layers, in place; say of which there are more than before.
 
-    Layers are the convolutions of two dimensions, and the products with a constant matrix. A matrix that several
-    products read becomes one for each.
+    Layers are the convolutions of two dimensions, and the products with a constant matrix. A weight that several of
+    them read, such as that of a head which all levels share, becomes one for each.
 
     Raises:
-        GraphError: a convolution's weight is computed, or two convolutions share one.
+        GraphError: a convolution's weight is computed.
     """
     found = {id(layer.node): layer for layer in (*_convolutions(model, path), *_products(model))}
     layers = [found[id(node)] for node in model.graph.node if id(node) in found]
+    shared = sum(count > 1 for count in Counter(layer.node.input[1] for layer in layers).values())
     names = [parameter_names(layer) for layer in _layer_ids([layer.node for layer in layers])]
     _make_room(model, {name for pair in names for name in pair})
     for (weight, bias), layer in zip(names, layers, strict=True):
@@ -53,6 +54,8 @@ def name_layers(model: ModelProto, path: Path) -> None:
             layer.node.input[1] = weight
             layer.sum.input[:] = [name if name == layer.node.output[0] else bias for name in layer.sum.input]
     _drop_unread(model)
+    if shared:
+        yield f"{shared} weights that several layers read: each of the layers has a copy of its own"
 
 
 def _convolutions(model: ModelProto, path: Path) -> Iterator[_Layer]:
@@ -60,11 +63,9 @@ def _convolutions(model: ModelProto, path: Path) -> Iterator[_Layer]:
     nodes = [node for node in model.graph.node if node.op_type in CONVOLUTIONS]
     values = [constants.value(node.input[1]) for node in nodes]
     computed = [title(node) for node, value in zip(nodes, values, strict=True) if value is None]
-    shared = [name for name, count in Counter(node.input[1] for node in nodes).items() if count > 1]
-    if computed or shared:
-        found = [f"computed: {', '.join(computed)}"] if computed else []
-        found += [f"read by several convolutions: {', '.join(shared)}"] if shared else []
-        raise GraphError(f"some convolutions of {path.name} have no weight of their own", found="; ".join(found),
+    if computed:
+        raise GraphError(f"some convolutions of {path.name} have no weight of their own",
+                         found=f"computed: {', '.join(computed)}",
                          fix="export the model with one constant weight per convolution")  # fmt: skip
     for node, value in zip(nodes, values, strict=True):
         if value is None or value.ndim != 4:

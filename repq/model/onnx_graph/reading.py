@@ -21,6 +21,7 @@ from onnx import (
     ValueInfoProto,
     checker,
     helper,
+    inliner,
     numpy_helper,
     shape_inference,
     version_converter,
@@ -30,9 +31,9 @@ from repq.errors import GraphError
 from repq.layers import CONVOLUTIONS
 from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
-from repq.model.onnx_graph.operators.table import TORCH_TYPES
+from repq.model.onnx_graph.operators import TORCH_TYPES
 from repq.model.onnx_graph.program import opset_of, title, unknown_operators
-from repq.onnx_file import read_model, refusing
+from repq.onnx_file import read_model, refusing, set_apart
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -72,18 +73,19 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
     Raises:
         GraphError: the file cannot be read, or its graph cannot be quantized here; the message says why.
     """
-    model = load(path)
+    model, notes = _inlined(load(path), path)
     demand_float(model, path)
     if problems := _refusals(model):
         raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
                          fix="export the detector alone, with opset 11 to 24")  # fmt: skip
     with refusing(f"{path.name} is no valid ONNX model", "export it again", GraphError):
-        model, notes = _up_to_date(model, path)
+        model, changed = _up_to_date(model, path)
+        notes += changed
         notes += _to_float32(model)
         name, size = _image_input(model, path, imgsz)
         notes += _fold_batch_norms(model)
         notes += _fold_biases(model)
-        name_layers(model, path)
+        notes += name_layers(model, path)
         notes += _check_shapes(model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return GraphFile(model, name, size, metadata, tuple(notes))
@@ -164,6 +166,28 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
     if imgsz is None:
         raise GraphError(f"{path.name} takes images of any size", found=found, fix="give --imgsz")
     return inputs[0].name, imgsz
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def _inlined(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
+    """The nodes of the file's own functions in the place of their calls.
+
+    Raises:
+        GraphError: a function is damaged.
+    """
+    called = {(function.domain, function.name) for function in model.functions}
+    count = sum((node.domain, node.op_type) in called for node in model.graph.node)
+    if not count:
+        return model, []
+    with refusing(f"{path.name} is no valid ONNX model", "export it again without functions", GraphError):
+        model = inliner.inline_local_functions(model, convert_version=True)
+    set_apart(model.graph)
+    used = {"", *(node.domain for node in model.graph.node)}
+    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(entry)
+    return model, [f"put the nodes of functions in the place of {count} calls"]
 
 
 # --- types and versions ----------------------------------------------------------------------------------------------

@@ -163,6 +163,17 @@ def boxes_scores(**form: Any) -> ModelProto:
                     "scores": (g.op("Transpose", scores, perm=[0, 2, 1]), [1, CLASSES, COUNT])}, **form)  # fmt: skip
 
 
+def shares(no_object: str = "first", **form: Any) -> ModelProto:
+    """Scores behind a softmax with a class of no object, as SSD has them."""
+    g = Graph()
+    boxes, scores = _decoded(g, False)
+    none = g.constant(np.full((1, COUNT, 1), 0.6))
+    parts = (none, scores) if no_object == "first" else (scores, none)
+    probabilities = g.op("Softmax", g.op("Mul", g.op("Concat", *parts, axis=2), g.constant(12)), axis=2)
+    return g.model({"boxes": (_corners(g, boxes), [1, COUNT, 4]),
+                    "scores": (probabilities, [1, COUNT, CLASSES + 1])}, **form)  # fmt: skip
+
+
 def detr(**form: Any) -> ModelProto:
     """Tokens, self-attention with two heads, and queries that attend to them."""
     g = Graph()

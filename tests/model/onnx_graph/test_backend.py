@@ -1,4 +1,7 @@
-"""ONNX's own tests of its operators: every case of an operator of the table passes, or is listed with the reason."""
+"""ONNX's own tests of its operators: every case of an operator of the table passes, or is listed with the reason.
+
+Attributes that those cases do not combine are drawn, and ONNX Runtime is asked.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.backend.test.case.node as node_cases
+import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 from repq.model.onnx_graph.operators import OPERATORS, TORCH_TYPES
 from repq.model.onnx_graph.program import Program, opset_of, trace, unknown_operators
@@ -105,3 +112,53 @@ def test_every_operator_of_the_table_has_cases(request: pytest.FixtureRequest) -
             if not unknown_operators(model.graph) and reason(name, model, data) is None:
                 tested |= {node.op_type for node in model.graph.node}
     assert OPERATORS.keys() - tested <= {"Scatter", "Constant"}
+
+
+AXIS = st.tuples(st.integers(-12, 12), st.integers(-12, 12) | st.just(-(2**63) + 1), st.sampled_from([1, 2, 3, -1, -2]))
+
+
+def _slices(data: st.DataObject) -> tuple[str, dict[str, Any], list[np.ndarray]]:
+    """From anywhere to anywhere, forwards and backwards; results without values too."""
+    rows = data.draw(st.lists(AXIS, min_size=1, max_size=2))
+    axes = data.draw(st.permutations([2, -1]))[: len(rows)]
+    starts, ends, steps = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    return "Slice", {}, [starts, ends, np.array(axes), steps]
+
+
+def _pools(data: st.DataObject) -> tuple[str, dict[str, Any], list[np.ndarray]]:
+    """Windows of two different sides, with any padding below them."""
+    kernel = data.draw(st.permutations([data.draw(st.integers(1, 4)), data.draw(st.integers(4, 6))]))
+    before = [data.draw(st.sampled_from(range(size))) for size in kernel]
+    after = data.draw(st.sampled_from([before, [size - 1 - pad for size, pad in zip(kernel, before, strict=True)]]))
+    pads = [*before, *after]
+    return data.draw(st.sampled_from(["MaxPool", "AveragePool"])), {"kernel_shape": kernel, "pads": pads}, []
+
+
+def _output_shapes(data: st.DataObject) -> tuple[str, dict[str, Any], list[np.ndarray]]:
+    """Transposed convolutions whose padding follows from the size of their output."""
+    stride = data.draw(st.integers(1, 3))
+    kernel = [data.draw(st.integers(stride, 5)) for _ in range(2)]
+    attributes = {"kernel_shape": kernel, "strides": [stride] * 2, "output_shape": [6 * stride, 7 * stride]}
+    if data.draw(st.booleans()):
+        attributes["auto_pad"] = data.draw(st.sampled_from(["SAME_UPPER", "SAME_LOWER"]))
+    return "ConvTranspose", attributes, [np.random.default_rng(0).normal(0, 1, (4, 2, *kernel)).astype(np.float32)]
+
+
+@pytest.mark.parametrize("make", [_slices, _pools, _output_shapes])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_operators_compute_what_onnx_runtime_does(make: Any, data: st.DataObject) -> None:
+    kind, attributes, constants = make(data)
+    x = np.random.default_rng(1).normal(0, 1, (2, 4, 6, 7)).astype(np.float32)
+    stored = [numpy_helper.from_array(value, f"c{number}") for number, value in enumerate(constants)]
+    node = helper.make_node(kind, ["x", *(tensor.name for tensor in stored)], ["y"], **attributes)
+    graph = helper.make_graph(
+        [node], "one", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)], stored,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": x})[0]
+    found = run(trace(model, {"x": [torch.from_numpy(x)]}), [torch.from_numpy(x)])[0].numpy()
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

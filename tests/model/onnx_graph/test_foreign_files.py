@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from detectors import COUNT, NAMES, SIZE, Graph, _corners, _decoded, yolov5, yolov8
+from detectors import COUNT, DETECTORS, NAMES, SIZE, Graph, _corners, _decoded, yolov5, yolov8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from test_graph_detector import noise, run, saved
 
-from repq.errors import RepqError
-from repq.export import export_quantized
+from repq.api.exporting import write_onnx
+from repq.errors import GraphError, RepqError
+from repq.export import export_float, export_quantized
 from repq.model import layer_ids, load_graph
-from repq.quant import quantize
-from repq.recipe import PtqConfig
+from repq.quant import Weights, quantize
+from repq.recipe import ExportConfig, GraphConfig, PtqConfig
 
 IMGSZ = (SIZE, SIZE)
 EXPECTED = run(yolov5(), noise(1))[0]
@@ -99,6 +101,72 @@ def test_other_forms_of_one_graph(change: Callable[[ModelProto], None], tmp_path
     graph = export_quantized(quantize(opened.model, [noise(2)], PtqConfig()).model, IMGSZ)
     assert run(graph, noise(1))[0].shape == (1, COUNT, 8)  # the runtime takes it
     assert [value.name for value in graph.graph.output] == [value.name for value in model.graph.output]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(DETECTORS)), st.data())
+def test_any_nodes_may_be_a_function(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
+    """Exporters make functions of modules: a graph is the same with some of its nodes inside one, or in two levels."""
+    model = DETECTORS[name]()
+    nodes = list(model.graph.node)
+    first = data.draw(st.integers(0, len(nodes) - 1))
+    end = data.draw(st.integers(first + 1, len(nodes)))
+    inner = data.draw(st.integers(first + 1, end))
+    plain = run(model, noise(1))
+    for start, stop in ((first, inner), (first, end - (inner - first) + 1)):
+        _make_function(model, start, stop)
+    onnx.checker.check_model(model)
+    opened = load_graph(saved(model, tmp_path_factory.mktemp("any")), IMGSZ)
+    with torch.no_grad():
+        found = opened.model.outputs(opened.model.features(noise(1)))
+    for value, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert any("functions" in note for note in opened.notes)
+    assert {entry.domain for entry in export_float(opened.model, IMGSZ).opset_import} == {""}
+
+
+def _make_function(model: ModelProto, first: int, end: int) -> None:
+    """Put nodes of a graph into a function of the file's own, in place."""
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    body, others = copies[first:end], copies[:first] + copies[end:]
+    made = dict.fromkeys(name for node in body for name in node.output)
+    read = dict.fromkeys(name for node in body for name in node.input if name and name not in made)
+    wanted = {name for node in others for name in node.input} | {output.name for output in model.graph.output}
+    given = [name for name in made if name in wanted]
+    name = f"Part{len(model.functions)}"
+    imports = [model.opset_import[0], helper.make_opsetid("own.parts", 1)]
+    model.functions.append(helper.make_function("own.parts", name, list(read), given, body, imports))
+    if not model.functions[:-1]:
+        model.opset_import.append(helper.make_opsetid("own.parts", 1))
+    call = helper.make_node(name, list(read), given, f"call {name}", domain="own.parts")
+    del model.graph.node[:]
+    model.graph.node.extend([*copies[:first], call, *copies[end:]])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(2, 4), st.sampled_from([1, 3]), st.booleans(), st.sampled_from(["symmetric", "asymmetric"]))
+def test_weights_that_several_layers_read(
+    tmp_path_factory: pytest.TempPathFactory, levels: int, kernel: int, bias: bool, scheme: Literal["symmetric"]
+) -> None:
+    """Heads that all levels share: each level has a layer of its own, and scales of its own."""
+    g = Graph()
+    x = g.op("Relu", g.conv("input", 3, 8, stride=4))
+    parts, own = [g.constant(g.rng.normal(0, 0.3, (8, 8, kernel, kernel)))], [g.constant(g.rng.normal(0, 1, 8))]
+    shared = parts + (own if bias else [])
+    maps = []
+    for _ in range(levels):
+        x = g.op("AveragePool", g.op("Conv", x, *shared, pads=[kernel // 2] * 4), kernel_shape=[2, 2], strides=[2, 2])
+        maps.append(g.op("Sigmoid", x))
+    count = sum((8 >> level) ** 2 for level in range(levels))
+    path = saved(g.model({"output": (g.rows(maps, 8), [1, count, 8])}), tmp_path_factory.mktemp("any"))
+    opened = load_graph(path, config=GraphConfig(layout="yolov8"))
+    assert len(layer_ids(opened.model)) == levels + 1 and any("several layers" in note for note in opened.notes)
+    np.testing.assert_allclose(run(export_float(opened.model, IMGSZ), noise(1))[0], run(path, noise(1))[0], atol=1e-5)
+    quantized = quantize(opened.model, [noise(2)], PtqConfig(scheme=scheme)).model
+    with torch.no_grad():
+        wanted = quantized.outputs(quantized.features(noise(1)))[0].numpy()
+    error = np.abs(run(export_quantized(quantized, IMGSZ), noise(1))[0] - wanted)
+    assert np.mean(error > 1e-4) < 0.02
 
 
 def small(make: Callable[[Graph], str], columns: int = 8) -> ModelProto:
@@ -282,3 +350,49 @@ def test_what_was_exported_for_one_image_runs_on_several(step: Callable[[Graph, 
     with torch.no_grad():
         found = model.outputs(model.features(noise(3)))[0].numpy()
     np.testing.assert_allclose(found, run(path, noise(3))[0], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(DETECTORS)), st.integers(19, 21), st.booleans(), st.sampled_from(["n", 1]), st.data())
+def test_an_export_is_what_was_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, name: str, opset: int, half: bool, axis: str | int, data: st.DataObject
+) -> None:
+    """The opset is raised and the batch fixed, or it is said that they cannot be; nothing is left aside in silence."""
+    folder = tmp_path_factory.mktemp("any")
+    batch = data.draw(st.sampled_from([None, 1, 3]))
+    opened = load_graph(saved(_for_any_batch(DETECTORS[name](batch=axis)), folder), IMGSZ)
+    quantized = quantize(opened.model, [noise(2)], PtqConfig()).model
+    weights = Weights(quantized, opened.names, PtqConfig())
+    config = ExportConfig(opset=opset, batch=batch, float16=half)
+    if axis == 1 and batch != 1:
+        with pytest.raises(GraphError, match="takes batches of 1 only"):
+            write_onnx(weights, folder / "out.onnx", IMGSZ, config)
+        return
+    report = write_onnx(weights, folder / "out.onnx", IMGSZ, config)
+    written = onnx.load(folder / "out.onnx")
+    assert (report.opset, report.batch) == (written.opset_import[0].version, batch)
+    assert report.opset == max(opset, DETECTORS[name]().opset_import[0].version)
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == (batch or 0)
+    assert {entry.key for entry in written.metadata_props} >= {entry.key for entry in DETECTORS[name]().metadata_props}
+    images = noise(batch or 2, 1)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(written.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input": images.numpy()})
+    with torch.no_grad():
+        wanted = quantized.outputs(quantized.features(images))
+    for value, expected in zip(found, wanted, strict=True):
+        assert value.shape == expected.shape
+        error = np.abs(value - expected.numpy())
+        assert half or np.mean(error > 1e-4 * np.abs(value).max()) < 0.02
+
+
+def _for_any_batch(model: ModelProto) -> ModelProto:
+    """The first axis stays what it is, where the graph says 1."""
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes:
+            wanted = numpy_helper.to_array(tensor).copy()
+            wanted[0] = 0
+            tensor.CopyFrom(numpy_helper.from_array(wanted, tensor.name))
+    return model

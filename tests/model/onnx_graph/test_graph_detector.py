@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from detectors import CLASSES, COUNT, DETECTORS, NAMES, SIZE, Graph, yolov5, yolov8, yolox_raw
+from detectors import CLASSES, COUNT, DETECTORS, NAMES, SIZE, Graph, shares, yolov5, yolov8, yolox_raw
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from repq.errors import GraphError, RepqError
@@ -201,12 +202,6 @@ def test_free_axes(dims: tuple[object, ...], tmp_path: Path) -> None:
     assert load_graph(path, IMGSZ).model(noise(2)).shape == (2, COUNT, 5 + CLASSES)
 
 
-def _shared(g: Graph) -> str:
-    x = g.conv("input", 3, 8, stride=8)
-    weight = g.constant(np.zeros((8, 8, 1, 1)))
-    return str(g.op("Conv", g.op("Conv", x, weight), weight))
-
-
 def _computed(g: Graph) -> str:
     x = g.conv("input", 3, 8, stride=8)
     return str(g.op("Conv", x, g.op("Reshape", g.op("ReduceMean", x, axes=[2, 3]), g.ints(1, 8, 1, 1))))
@@ -218,7 +213,6 @@ def _quantized(g: Graph) -> str:
 
 
 REFUSED = {
-    "a weight of two convolutions": (_shared, "have no weight of their own"),
     "a weight that is computed": (_computed, "have no weight of their own"),
     "unknown operators": (lambda g: g.op("Det", g.op("LpPool", "input", kernel_shape=[2, 2])), r"Det \(1\), LpPool"),
     "a quantized graph": (_quantized, "is quantized already"),
@@ -273,9 +267,14 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         load_graph(path)
 
 
-@pytest.mark.parametrize("name", ["yolox-raw", "yolov5", "yolov8", "boxes-scores"])
+SUPPRESSED = {name: DETECTORS[name] for name in ("yolox-raw", "yolov5", "yolov8", "boxes-scores")}
+SUPPRESSED |= {f"shares-{which}": partial(shares, which) for which in ("first", "last")}
+
+
+@pytest.mark.parametrize("name", SUPPRESSED)
 def test_suppression_inside_finds_what_suppression_outside_finds(name: str, tmp_path: Path) -> None:
-    opened = load_graph(saved(DETECTORS[name](), tmp_path))
+    opened = load_graph(saved(SUPPRESSED[name](), tmp_path))
+    assert opened.spec.num_classes == CLASSES and not opened.spec.layout.one_per_object
     settings = {"confidence": 0.2, "iou": 0.5, "max_detections": 30, "multi_label": False}
     inside = nms_output(export_float(opened.model, IMGSZ, names=opened.names), NmsConfig(**settings))
     with torch.no_grad():

@@ -108,3 +108,32 @@ def test_a_graph_of_any_size_takes_the_size_that_is_given(files: tuple[Path, Pat
     assert invoke("eval", path, *data).exit_code == 0
     int8 = repq.load(path).quantize(files[1], imgsz=SIZE, method="max", limit=4)
     assert int8.export(tmp_path / "int8.onnx", imgsz=SIZE).quantized
+
+
+def test_a_file_of_any_size_is_described_at_one(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """What the message says has to be possible."""
+    model = onnx.load(files[0])
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    free = tmp_path / "free.onnx"
+    onnx.save(model, free)
+    refused = invoke("describe", free)
+    assert refused.exit_code == 2 and "give --imgsz" in refused.output
+    done = invoke("describe", free, *COMMON, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["layers"]
+    other = invoke("describe", files[0], "--imgsz", 2 * SIZE)
+    assert other.exit_code == 2 and f"{SIZE}x{SIZE}" in other.output
+
+
+@pytest.mark.parametrize("command", [("lint",), ("estimate", "--device", "orin")], ids=lambda c: c[0])
+def test_a_file_with_weights_beside_it_is_looked_at(
+    command: tuple[str, ...], files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """As torch's exporter writes it unless told otherwise."""
+    apart = tmp_path / files[0].name
+    onnx.save(onnx.load(files[0]), apart, save_as_external_data=True, location="weights", size_threshold=0)
+    found, expected = (invoke(command[0], path, *command[1:], "--json") for path in (apart, files[0]))
+    assert found.exit_code == expected.exit_code == 0, found.output
+    values, wanted = json.loads(found.stdout), json.loads(expected.stdout)
+    assert {**values, "model": ""} == {**wanted, "model": ""}

@@ -67,7 +67,7 @@ def transposed_pads(
         wanted = output_shape[axis - space] if output_shape else sizes[axis] * strides[axis]
         total = full - wanted  # below 0: rows are added at the end
         less = max(0, total) // 2
-        begins.append(total - less if auto_pad == "SAME_LOWER" else less)
+        begins.append(less if auto_pad == "SAME_UPPER" or total < 0 else total - less)
         ends.append(total - begins[-1])
     return begins, ends
 

@@ -77,11 +77,14 @@ def slice_(
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = number if axes is None else axes[number]
         step = 1 if steps is None else steps[number]
-        begin, stop, _ = slice(start, end if step > 0 or end >= -x.shape[axis] else None, step).indices(x.shape[axis])
+        length = x.shape[axis]
         if step > 0:
+            begin, stop, _ = slice(start, end, step).indices(length)
             x = x[(slice(None),) * (axis % x.ndim) + (slice(begin, stop, step),)]
         else:
-            x = x.index_select(axis, torch.arange(begin, stop, step, device=x.device))
+            begin = min(max(start + length if start < 0 else start, 0), length - 1)
+            stop = min(max(end + length if end < 0 else end, -1), length - 1)
+            x = x.index_select(axis, torch.tensor(range(begin, stop, step), dtype=torch.int64, device=x.device))
     return x
 
 

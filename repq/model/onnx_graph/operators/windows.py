@@ -59,7 +59,8 @@ def max_pool(
     edges = window_pads(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     pool = _MAX[space]
     if outputs == 1:
-        even = [before for before, after in edges if before == after and 2 * before <= kernel_shape[0]]
+        sides = zip(edges, kernel_shape, strict=True)
+        even = [before for (before, after), size in sides if before == after and 2 * before <= size]
         if len(even) == space and x.is_floating_point():
             return pool(x, kernel_shape, strides, even, dilations)
         least = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min

@@ -1,0 +1,76 @@
+"""A graph that came from a file, with the opset and the batch that an export asks for."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, helper, shape_inference, version_converter
+
+from repq.errors import GraphError
+from repq.recipe import ExportConfig
+
+FP16_SCALES = 19
+"""The opset from which on scales of Q/DQ may be FP16."""
+
+
+def as_asked(model: ModelProto, config: ExportConfig) -> ModelProto:
+    """The graph with at least the opset that was asked for or that FP16 needs, and with the batch that was asked for.
+
+    What nobody asked for stays as it is.
+
+    Raises:
+        GraphError: the graph cannot be converted, or is for another batch.
+    """
+    wanted = config.opset if "opset" in config.model_fields_set else 0
+    wanted = max(wanted, FP16_SCALES if config.float16 else 0)
+    if opset_of(model) < wanted:
+        model = _converted(model, wanted)
+    return _with_batch(model, config.batch) if "batch" in config.model_fields_set else model
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators; 0: there is none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def batch_of(model: ModelProto) -> int | None:
+    """The batch of the first input; None: it is free."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
+def _converted(model: ModelProto, opset: int) -> ModelProto:
+    try:
+        converted = version_converter.convert_version(model, opset)
+    except RuntimeError as error:
+        raise GraphError(
+            f"the graph cannot be converted from opset {opset_of(model)} to {opset}",
+            found=(str(error).splitlines() or [""])[0], fix=f"export the float model again, with opset {opset}",
+        ) from None  # fmt: skip
+    if not converted.metadata_props:
+        converted.metadata_props.MergeFrom(model.metadata_props)
+    converted.ir_version = max(model.ir_version, helper.find_min_ir_version_for(list(converted.opset_import)))
+    return converted
+
+
+def _with_batch(model: ModelProto, batch: int | None) -> ModelProto:
+    own = batch_of(model)
+    if own == batch:
+        return model
+    if own is not None:
+        asked = "a batch of any size" if batch is None else f"batches of {batch}"
+        raise GraphError(f"the graph takes batches of {own} only", found=f"{asked} asked for",
+                         fix="export the float model again, with a free batch axis")  # fmt: skip
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    axis = fixed.graph.input[0].type.tensor_type.shape.dim[0]
+    free = axis.dim_param
+    axis.dim_value = batch or 0
+    del fixed.graph.value_info[:]
+    for output in fixed.graph.output:
+        for each in output.type.tensor_type.shape.dim:
+            if free and each.dim_param == free:
+                each.dim_value = batch or 0
+    try:
+        return shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(f"the graph takes no batch of {batch}", found=str(error).strip().splitlines()[0],
+                         fix="leave its batch axis free") from None  # fmt: skip
