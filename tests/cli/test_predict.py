@@ -7,15 +7,18 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 import pytest
 from command_lines import SIZE, Material, invoke, refused
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from repq.api.opening import load
-from repq.predict.outputs import CocoFile, Prediction
+from repq.predict.outputs import CocoFile, DrawnImages, Prediction, YoloFiles
 
 FRAMES = 7
 
@@ -179,6 +182,42 @@ def test_every_image_has_an_id_of_its_own(tmp_path: Path) -> None:
     assert len(set(ids.values())) == len(names) == len(ids)
     assert ids["2.jpg"] == 2
     assert [annotation["image_id"] for annotation in coco["annotations"]] == [ids[name] for name in names]
+
+
+@given(
+    names=st.lists(
+        st.builds(
+            "{}{}{}{}".format,
+            *map(st.sampled_from, (["", "x/"], ["a", "a-2"], ["", ".gif", ".jpg", ".txt", ".gif.jpg"])),
+            st.sampled_from([".gif", ".jpg", ".png"]),
+        ),
+        unique=True,
+        max_size=12,
+    )
+)
+def test_no_image_takes_the_file_of_another(names: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        drawn, labels = DrawnImages(Path(folder) / "drawn"), YoloFiles(Path(folder) / "labels", scores=False)
+        for number, name in enumerate(names):
+            boxes = np.array([[0, 0, 5, 5, 0.5, number]], np.float32)
+            for output in (drawn, labels):
+                output.add(Prediction(name, (9, 9), (boxes,), drawn=str(number).encode()))
+        written = [path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()]
+        assert sorted(int(text.split()[0]) for text in written) == sorted([*range(len(names))] * 2)
+        assert all((Path(folder) / "drawn" / name).is_file() for name in names[:1] if not name.endswith(".gif"))
+
+
+@given(values=st.lists(st.floats(0, 4000, width=32), min_size=4, max_size=4), score=st.floats(0, 1, width=32))
+def test_coco_annotations_have_all_digits(values: list[float], score: float) -> None:
+    x1, x2, y1, y2 = *sorted(values[:2]), *sorted(values[2:])
+    with TemporaryDirectory() as folder:
+        file = CocoFile(Path(folder) / "coco.json", ["a"], 1)
+        file.add(Prediction("a.jpg", (9, 9), (np.array([[x1, y1, x2, y2, score, 0]], np.float32),)))
+        file.close()
+        (found,) = json.loads((Path(folder) / "coco.json").read_text())["annotations"]
+    x, y, width, height = found["bbox"]
+    assert [np.float32(value) for value in (x, y, found["score"])] == [x1, y1, np.float32(score)]
+    np.testing.assert_allclose([x + width, y + height], [x2, y2], rtol=1e-8)
 
 
 BAD_SOURCES = {
