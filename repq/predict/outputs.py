@@ -164,7 +164,7 @@ class DrawnVideo:
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps
         self._writer: Any = None
-        self._size = (0, 0)
+        self._size, self._frames = (0, 0), 0
 
     def add(self, found: Prediction) -> None:
         import cv2
@@ -177,6 +177,7 @@ class DrawnVideo:
             self._writer = self._open()
         frame = found.drawn if (width, height) == self._size else cv2.resize(found.drawn, self._size)
         self._writer.write(frame)
+        self._frames += 1
 
     def _open(self) -> Any:
         import cv2
@@ -196,8 +197,13 @@ class DrawnVideo:
         if self._writer is None:
             return
         self._writer.release()
-        if not self._path.is_file() or not self._path.stat().st_size:
-            raise RepqError("the video with the boxes cannot be written", found=str(self._path), fix="free some space")
+        kept = _frames_in(self._path)
+        if kept < self._frames:  # OpenCV says nothing of a full disk
+            raise RepqError(
+                "the video with the boxes cannot be written",
+                found=f"{kept} of {self._frames} frames in {self._path.name}",
+                fix="free some space, or leave the drawing away (--no-draw)",
+            )
 
 
 class _FileNames:
@@ -218,6 +224,17 @@ class _FileNames:
 def _exact(value: float) -> float:
     """A float32 in the digits that tell it from its neighbours."""
     return float(f"{value:.9g}")
+
+
+def _frames_in(path: Path) -> int:
+    """How many frames of a video can be read; as its head says, which is written last."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) if capture.isOpened() and capture.grab() else 0
+    finally:
+        capture.release()
 
 
 def drawn_name(name: str) -> str:

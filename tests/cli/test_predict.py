@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from repq.api.opening import load
-from repq.predict.outputs import CocoFile, DrawnImages, Prediction, YoloFiles
+from repq.errors import RepqError
+from repq.predict.outputs import CocoFile, DrawnImages, DrawnVideo, Prediction, YoloFiles
 
 FRAMES = 7
 
@@ -120,6 +122,26 @@ def test_a_video_becomes_a_video(engine: Path, video: Path, folder: Path) -> Non
     names = [entry["image"] for entry in written(folder / "out")["images"]]
     assert names == [f"{clip}/{number:06d}" for clip in ("clip", "clip-2") for number in range(FRAMES)]
     assert (folder / "out/labels/clip/000003.txt").is_file()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 40])
+def test_a_video_that_has_no_room_is_an_error(frames: int, folder: Path) -> None:
+    """OpenCV writes as far as it gets and says nothing."""
+    frame, writer = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8), DrawnVideo(Path("v"), 25)
+    for place in range(frames):
+        writer.add(Prediction(str(place), (120, 160), (), drawn=frame))
+    writer.close()
+    (video,) = folder.glob("v.*")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (video.stat().st_size // 2, before[1]))
+    try:
+        writer = DrawnVideo(Path("w"), 25)
+        for place in range(frames):
+            writer.add(Prediction(str(place), (120, 160), (), drawn=frame))
+        with pytest.raises(RepqError, match=rf"of {frames} frames in w\."):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_damaged_frames_are_counted(engine: Path, video: Path, folder: Path) -> None:
