@@ -94,7 +94,7 @@ def ptq_command(
     """
     from repq.api.sizes import size_for
     from repq.report.text import ptq_table
-    from repq.stages import PtqJob, demand_budget, quantize_within
+    from repq.stages import PtqJob, demand_budget, demand_measured, quantize_within
 
     imgsz = size_for(weights, imgsz, shell.log)
     job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph, deploy)
@@ -124,6 +124,7 @@ def ptq_command(
     in_target = None if target is None or held.ap is None else (target, held.ap)
     then = then if held.within(budget.max_drop) else ""
     shell.finish(values, lambda: ptq_table(report, in_target), next=then)
+    demand_measured(budget, metric_of(report.accuracy_float))
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 
 
@@ -156,7 +157,7 @@ def qat_command(
     """
     from repq.api.sizes import size_for
     from repq.report.text import qat_table
-    from repq.stages import NOTHING_TO_LOSE, QatSource, demand_budget, qat_checkpoint
+    from repq.stages import NOTHING_TO_LOSE, QatSource, demand_budget, demand_measured, qat_checkpoint
 
     imgsz = size_for(weights, imgsz, shell.log)
     source = QatSource(weights, ptq, scheme, plan, graph)
@@ -176,6 +177,7 @@ def qat_command(
     drop = None if before is None or after is None else ap_drop(before, after)
     if before is not None and drop is None:
         shell.log(NOTHING_TO_LOSE)
+    demand_measured(budget, before)
     fix = f"train longer: --epochs {2 * qat.epochs} and another OUT, or learn from the labels too: --task-weight 1"
     demand_budget(drop, budget.max_drop, "the simulation", fix)
 

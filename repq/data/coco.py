@@ -245,7 +245,7 @@ def read_annotations(annotations: Sequence[Mapping[str, Any]], classes: Ids, wid
             counts["repeated"] += row in seen
             seen.add(row)
             objects.append(row)
-            area = _number(annotation.get("area"))
+            area = _number(annotation.get("area"), texts=True)
             if area is None or not 0 < area < _LARGEST:
                 area = row[3] * row[4] * width * height
             areas.append(area)

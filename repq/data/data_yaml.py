@@ -75,7 +75,7 @@ def read_source(path: Path, split: str) -> SplitSource:
     root = _root(path, values)
     images = _paths(path, root, values, split)
     names, notes = _names(path, values)
-    keypoints = _keypoints(values)
+    keypoints = _keypoints(path, values)
     if f"{split}_annotations" in values:
         annotations = _paths(path, root, values, f"{split}_annotations")
         if len(annotations) > 1:
@@ -172,11 +172,17 @@ def _in_order(path: Path, names: Mapping[str, Any]) -> list[Any]:
     return [ids[index] for index in range(len(ids))]
 
 
-def _keypoints(values: Mapping[str, Any]) -> int:
+def _keypoints(path: Path, values: Mapping[str, Any]) -> int:
     shape = values.get("kpt_shape")
-    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(size, int) and 0 < size < 1000 for size in shape):
+    if shape is None:
+        return 0
+    if isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and 0 < size < 1000 for size in shape):
         return math.prod(shape)
-    return 0
+    raise DataError(
+        f"'kpt_shape' in {printable(path)} is no number of points and of values for each",
+        found=_short(shape),
+        fix="write it as 'kpt_shape: [17, 3]', or leave it out if the label files hold no key points",
+    )
 
 
 def _short(value: Any) -> str:

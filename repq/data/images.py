@@ -51,6 +51,11 @@ def image_size(path: Path | str) -> tuple[int, int]:
     return width, height
 
 
+def decoder() -> tuple[str, str]:
+    """What else than its bytes decides whether an image is read: OpenCV's version, and the pixels that are allowed."""
+    return cv2.__version__, os.environ.get(PIXELS_VARIABLE, "")
+
+
 def _bytes_of(path: Path | str) -> bytes:
     return read_bytes(path, _MAX_BYTES, what="the image ", error=DataError)
 

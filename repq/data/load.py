@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +13,8 @@ from repq.data import labels_cache
 from repq.data.coco import find_image, read_annotations, read_coco, size_problem
 from repq.data.data_yaml import SplitSource, read_source
 from repq.data.dataset import Annotation, DetectionDataset, ImageRecord, Problems
-from repq.data.image_files import find_images, label_paths, name_below, place
-from repq.data.images import image_size
+from repq.data.image_files import find_images, first_names, label_paths, name_below, place
+from repq.data.images import decoder, image_size
 from repq.data.loader import prefetch
 from repq.data.yolo import read_labels
 from repq.errors import DataError
@@ -25,6 +25,8 @@ Item = TypeVar("Item")
 
 FORMS = {
     "polygon": "{} labels are polygons; their bounding boxes are taken",
+    "doubtful": "all of the polygons may be boxes with key points; if they are, say so in the data.yaml: kpt_shape: "
+    "[POINTS, VALUES]",
     "keypoints": "{} labels have key points; their boxes are taken",
     "outside": "{} boxes reach beyond their image; check that they are written as centre, width and height",
     "cut": "{} boxes reach beyond their image and are cut; check that they are written as x, y, width and height",
@@ -75,7 +77,7 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
     cache = labels_cache.cache_path(path, split)
     key = labels_cache.files_key(
         (*(listing.images[name] for name in ordered), *listing.files),
-        (*listing.names, "|", str(source.keypoints), *listing.problems.labels),
+        (*listing.names, "|", str(source.keypoints), *listing.problems.labels, "|", *decoder()),
     )
     checked = labels_cache.load(cache, key, listing.images)
     if checked is None:
@@ -114,6 +116,13 @@ def _twice(names: list[str]) -> tuple[str, ...]:
     return tuple(f"{printable(name)}: listed more than once" for name, count in Counter(names).items() if count > 1)
 
 
+def _shared(label_files: Mapping[str, str]) -> tuple[str, ...]:
+    """What is said of images with one label file in common, such as those of a.jpg and a.png, by name of the image."""
+    uses = Counter(label_files.values())
+    sharing = [name for name, file in label_files.items() if uses[file] > 1 and os.path.lexists(file)]
+    return (f"{len(sharing)} images share a label file with another: {first_names(sharing)}",) if sharing else ()
+
+
 def _yolo_listing(path: Path, source: SplitSource) -> _Listing:
     names = source.names
     if names is None:
@@ -140,7 +149,7 @@ def _yolo_listing(path: Path, source: SplitSource) -> _Listing:
     def annotate(name: str, width: int, height: int) -> Annotation | str:
         return read_labels(label_files[name], len(names), width, height, source.keypoints)
 
-    problems = Problems(_twice(found), notes=(*source.notes, *files.notes()))
+    problems = Problems(_twice(found), notes=(*source.notes, *files.notes(), *_shared(label_files)))
     return _Listing(names, images, tuple(label_files.values()), annotate, problems)
 
 
@@ -155,12 +164,15 @@ def _coco_listing(source: SplitSource) -> _Listing:
     coco = read_coco(source.annotations, source.names)
     found = [(name_below(find_image(file_name, source.images), source.root), file_name) for file_name in coco.images]
     images = {name: place(source.root, name) for name, _ in found}
-    file_names = dict(found)
+    file_names: dict[str, list[str]] = defaultdict(list)  # a.jpg and ./a.jpg are one image
+    for name, file_name in found:
+        file_names[name].append(file_name)
 
     def annotate(name: str, width: int, height: int) -> Annotation | str:
-        file_name = file_names[name]
-        problem = size_problem(coco.images[file_name], width, height)
-        return problem or read_annotations(coco.annotations.get(file_name, ()), coco.classes, width, height)
+        entries = file_names[name]
+        problems = filter(None, (size_problem(coco.images[entry], width, height) for entry in entries))
+        annotations = [annotation for entry in entries for annotation in coco.annotations.get(entry, ())]
+        return next(problems, None) or read_annotations(annotations, coco.classes, width, height)
 
     problems = Problems(_twice([name for name, _ in found]), notes=source.notes) + coco.problems
     return _Listing(coco.names, images, (source.annotations,), annotate, problems)
@@ -195,6 +207,8 @@ def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[t
             images.append(outcome)
         else:
             records.append(outcome)
+    if counts["doubtful"] < counts["polygon"]:
+        del counts["doubtful"]
     notes = tuple(FORMS[form].format(counts[form], len(ordered)) for form in FORMS if counts[form])
     return tuple(records), Problems(tuple(images), tuple(labels), notes)
 

@@ -23,6 +23,7 @@ from repq.results import Accuracy, ClassAccuracy
 
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 _MAX_DETECTIONS = [1, 10, 100]
+_DECIMALS = 3  # of a pixel, which the float32 fractions of labels hold: an IoU of just 0.5 comes out as that
 _IOU_50, _IOU_75 = 0, 5  # positions in 0.50, 0.55 … 0.95
 
 
@@ -144,7 +145,7 @@ def found_entries(boxes: Sequence[NDArray[np.float32]]) -> list[dict[str, Any]]:
 
 def _truth(image: int, record: ImageRecord) -> list[dict[str, Any]]:
     labels = np.concatenate([record.labels, record.crowds])
-    corners = pixel_boxes(labels, record.width, record.height)
+    corners = np.round(pixel_boxes(labels, record.width, record.height), _DECIMALS)
     crowd_areas = np.prod(record.crowds[:, 3:5], axis=1) * record.width * record.height
     areas = np.concatenate([record.areas, crowd_areas])
     crowd = np.arange(len(labels)) >= len(record.labels)

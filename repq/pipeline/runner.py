@@ -53,6 +53,7 @@ def run_recipe(
     """
     from repq.stages.check import demand_agreement
 
+    _demand_int8(recipe)
     done = list[Attempt]()
     for name, changed in ways(recipe, done):
         if done:
@@ -139,6 +140,24 @@ def _run(
     result = stage.run(Job(recipe, artifacts, payload, resume, progress, log))
     if result is not None:
         write_text(payload / f"{stage.name}.json", result.model_dump_json(indent=1))
+
+
+def _demand_int8(recipe: Recipe) -> None:
+    """Check that what is built, and what is shipped, can be in INT8: else there is nothing to judge.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    from repq.engine import runtime
+
+    able = {name for name in recipe.build.engines if {"float32", "int8"} <= set(runtime(name).variants)}
+    floats = [name for name in (recipe.target,) if name is not None and "int8" not in runtime(name).variants]
+    if floats or not able:
+        raise RecipeError(
+            "a run asks what INT8 costs and gains, which this one could not say",
+            found=f"no INT8 in {', '.join(floats or recipe.build.engines)}",
+            fix="choose an engine that runs INT8 (repq doctor), or time float engines: repq compare, repq bench",
+        )
 
 
 def _demand_files(recipe: Recipe, wanted: list[Stage]) -> None:

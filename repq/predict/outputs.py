@@ -90,21 +90,18 @@ class YoloFiles:
     """A label file an image: class, centre x, y, width and height as fractions of the image, and perhaps the score."""
 
     def __init__(self, folder: Path, *, scores: bool) -> None:
-        self._folder, self._scores = folder, scores
-        self._taken: set[str] = set()
+        self._folder, self._scores, self._names = folder, scores, _FileNames()
 
     def add(self, found: Prediction) -> None:
-        name = found.name.rpartition(".")[0] if "." in Path(found.name).name else found.name
-        if name in self._taken:  # a.png beside a.jpg
-            name = found.name
-        self._taken.add(name)
+        stem = found.name.rpartition(".")[0] if "." in Path(found.name).name else found.name
+        name = self._names.free(f"{stem}.txt", f"{found.name}.txt")  # the latter: a.png beside a.jpg
         height, width = found.size
         lines = []
         for x1, y1, x2, y2, score, label in found.boxes[0].tolist():
             values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
             values += [score] if self._scores else []
             lines.append(" ".join([str(int(label)), *(f"{value:.6f}" for value in values)]) + "\n")
-        path = self._folder / f"{name}.txt"
+        path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
@@ -115,7 +112,8 @@ class YoloFiles:
 class CocoFile:
     """A COCO data set whose annotations have a score, as ``loadRes`` of pycocotools takes them.
 
-    An image whose name is a number, as in COCO itself, has that as its id, unless another image has it.
+    An image whose name is a number, as in COCO itself, has that as its id, unless another image has it. Boxes and
+    scores have all digits: AP of them is AP of what the model found.
     """
 
     def __init__(self, path: Path, names: Sequence[str], classes: int) -> None:
@@ -134,9 +132,9 @@ class CocoFile:
         self._images.append({"id": image, "file_name": found.name, "height": height, "width": width})
         for x1, y1, x2, y2, score, label in found.boxes[0].tolist():
             self._count += 1
-            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            box = [_exact(value) for value in (x1, y1, x2 - x1, y2 - y1)]
             entry = {"id": self._count, "image_id": image, "category_id": int(label), "bbox": box,
-                     "area": round(box[2] * box[3], 2), "iscrowd": 0, "score": round(score, 5)}  # fmt: skip
+                     "area": round(box[2] * box[3], 2), "iscrowd": 0, "score": _exact(score)}  # fmt: skip
             self._file.write(("\n" if self._count == 1 else ",\n") + json.dumps(entry))
 
     def close(self) -> None:
@@ -148,11 +146,11 @@ class DrawnImages:
     """A file an image, of the image's own name and form where OpenCV writes it, else as JPEG."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._names = folder, _FileNames()
 
     def add(self, found: Prediction) -> None:
         assert isinstance(found.drawn, bytes)
-        path = self._folder / drawn_name(found.name)
+        path = self._folder / self._names.free(drawn_name(found.name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(found.drawn)
 
@@ -166,7 +164,7 @@ class DrawnVideo:
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps
         self._writer: Any = None
-        self._size = (0, 0)
+        self._size, self._frames = (0, 0), 0
 
     def add(self, found: Prediction) -> None:
         import cv2
@@ -179,6 +177,7 @@ class DrawnVideo:
             self._writer = self._open()
         frame = found.drawn if (width, height) == self._size else cv2.resize(found.drawn, self._size)
         self._writer.write(frame)
+        self._frames += 1
 
     def _open(self) -> Any:
         import cv2
@@ -198,8 +197,44 @@ class DrawnVideo:
         if self._writer is None:
             return
         self._writer.release()
-        if not self._path.is_file() or not self._path.stat().st_size:
-            raise RepqError("the video with the boxes cannot be written", found=str(self._path), fix="free some space")
+        kept = _frames_in(self._path)
+        if kept < self._frames:  # OpenCV says nothing of a full disk
+            raise RepqError(
+                "the video with the boxes cannot be written",
+                found=f"{kept} of {self._frames} frames in {self._path.name}",
+                fix="free some space, or leave the drawing away (--no-draw)",
+            )
+
+
+class _FileNames:
+    """Names of files in one folder, none of them twice: ``a.gif`` and ``a.gif.jpg`` are both drawn as JPEG."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def free(self, *wanted: str) -> str:
+        """The first of the names that is free, else the last one with a number before its suffix."""
+        stem, dot, suffix = wanted[-1].rpartition(".")
+        numbered = (f"{stem}-{number}{dot}{suffix}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain(wanted, numbered) if name not in self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _exact(value: float) -> float:
+    """A float32 in the digits that tell it from its neighbours."""
+    return float(f"{value:.9g}")
+
+
+def _frames_in(path: Path) -> int:
+    """How many frames of a video can be read; as its head says, which is written last."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) if capture.isOpened() and capture.grab() else 0
+    finally:
+        capture.release()
 
 
 def drawn_name(name: str) -> str:

@@ -20,7 +20,7 @@ from repq.stages import (
     train,
 )
 from repq.stages.bench import bench_models, diagnose_machine, write_bench
-from repq.stages.budget import NOTHING_TO_LOSE, PtqJob, demand_budget, quantize_within
+from repq.stages.budget import NOTHING_TO_LOSE, PtqJob, demand_budget, demand_measured, quantize_within
 from repq.stages.build import build_engine
 from repq.stages.check import check_models, demand_agreement
 from repq.stages.data import draw_calibration_set, read_data
@@ -71,6 +71,7 @@ __all__ = [
     "check_models",
     "demand_agreement",
     "demand_budget",
+    "demand_measured",
     "describe_model",
     "diagnose_checkpoint",
     "diagnose_machine",

@@ -11,6 +11,7 @@ from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import (
+    Budget,
     DeployConfig,
     EngineName,
     EvalConfig,
@@ -19,6 +20,7 @@ from repq.recipe import (
     PtqConfig,
     SensitivityConfig,
     ap_drop,
+    holds,
 )
 from repq.results import PtqReport
 from repq.stages.evaluate import evaluate_model
@@ -161,6 +163,24 @@ def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) ->
         return found
     finally:
         beside.unlink(missing_ok=True)
+
+
+def demand_measured(budget: Budget, before: float | None) -> None:
+    """Fail where a bound was asked for by name, and the float model finds nothing: equal zeros would pass any bound.
+
+    Args:
+        before: AP of the float model; None: not evaluated, which is no failure.
+
+    Raises:
+        ToleranceError: as above.
+    """
+    if before is None or before > 0 or "max_drop" not in budget.model_fields_set or holds(None, budget.max_drop):
+        return
+    raise ToleranceError(
+        "whether INT8 holds the bound cannot be measured",
+        found=f"{NOTHING_TO_LOSE}; --max-drop is {budget.max_drop:g}",
+        fix="look at what it finds (repq predict), its preset and image size; --max-drop 1 is no bound",
+    )
 
 
 def demand_budget(drop: float | None, max_drop: float, where: str, fix: str) -> None:

@@ -137,8 +137,8 @@ def _report(job: Job) -> None:
     plan = artifacts["sensitivity"].result(PlanReport, "plan.json") if recipe.plan is not None else None
     graph = "int8_float16" if recipe.export.float16 else "int8"
     engines = built(job)
-    names = [[name for name in engines if name.endswith(f"-{variant}")] for variant in ("float32", "int8")]
-    float_, int8 = (found[-1] for found in names)
+    both = [name.removesuffix("-int8") for name in engines if name.endswith("-int8")]
+    engine = next(name for name in reversed(both) if f"{name}-float32" in engines)
     files = {
         "checkpoint": job.weights,
         "fused checkpoint": job.fused,
@@ -161,7 +161,7 @@ def _report(job: Job) -> None:
             "build": results["build"].engines,
             "eval": results["eval"].models,
             "sizes": {name: path.stat().st_size for name, path in files.items()},
-            "pictures": _draw(engines[float_], engines[int8], job),
+            "pictures": _draw(engines[f"{engine}-float32"], engines[f"{engine}-int8"], job),
         },
         manifests=tuple(artifact.manifest.model_dump(mode="json") for artifact in artifacts.values()),
     )

@@ -43,11 +43,11 @@ def judged(
     rows = [_row(recipe, engine, *aps, timed) for engine, aps in drops(measured).items()]
     good = [row for row in rows if row.good and recipe.target in (None, row.engine)]
     ship = max(good, key=lambda row: row.speedup or 0.0).engine if good else None
-    if recipe.target is not None and recipe.target not in {row.engine for row in rows} and all(r.holds for r in rows):
+    if recipe.target not in {None, *(row.engine for row in rows)} and rows and all(row.holds for row in rows):
         ship = recipe.target  # it cannot be run here; the engines that can say what the graph computes
     return Verdict(
         max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tuple(tried), ship=ship,
-        next=None if ship is not None or not rows else _next(recipe, rows),
+        next=None if ship is not None else _next(recipe, rows),
     )  # fmt: skip
 
 
@@ -63,6 +63,8 @@ def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapp
 
 
 def _next(recipe: Budgeted, rows: list[EngineVerdict]) -> str:
+    if not rows:
+        return "build an engine in FP32 and INT8 that runs here: repq doctor lists them"
     others = [row.engine for row in rows if row.good]
     wanted = [row for row in rows if recipe.target in (None, row.engine)]
     if others:

@@ -95,6 +95,28 @@ def test_finite_weights_whose_output_overflows(material: Material, folder: Path)
         assert "not finite" in refused(invoke(*line)), words
 
 
+def test_zero_ap_holds_no_bound_that_was_asked_for(material: Material, folder: Path) -> None:
+    """Equal zeros would: a fresh model finds nothing."""
+    line = [
+        material.files["WEIGHTS"],
+        "--data",
+        material.files["--data"],
+        "--imgsz",
+        SIZE,
+        "-o",
+        folder / "out.safetensors",
+    ]
+    calibrated = ["--method", "max", "--images", 2]
+    for command in (["ptq", *line, *calibrated], ["qat", *line, *calibrated, "--epochs", 1, "--batch", 2]):
+        assert invoke(*command).exit_code == 0
+        failed = invoke(*command, "--max-drop", 0.2)
+        assert failed.exit_code == 1 and "cannot be measured" in failed.output
+        assert invoke(*command, "--max-drop", 1).exit_code == 0
+    plan = ["sensitivity", *line[:-1], folder / "plan", "--calib-images", 2, "--images", 2]
+    assert "what INT8 loses cannot be measured" in refused(invoke(*plan))
+    assert invoke(*plan, "--top", 3).exit_code == 0
+
+
 def test_zero_ap_is_no_agreement(material: Material, folder: Path) -> None:
     model, other = detector(0.0, 0, folder / "one.onnx"), detector(1e-3, 0, folder / "other.onnx")
     command = ["check", model, other, "--data", material.files["--data"], "--imgsz", SIZE, "--engine", "onnxruntime"]

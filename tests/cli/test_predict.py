@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 import pytest
 from command_lines import SIZE, Material, invoke, refused
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from repq.api.opening import load
-from repq.predict.outputs import CocoFile, Prediction
+from repq.errors import RepqError
+from repq.predict.outputs import CocoFile, DrawnImages, DrawnVideo, Prediction, YoloFiles
 
 FRAMES = 7
 
@@ -119,6 +124,26 @@ def test_a_video_becomes_a_video(engine: Path, video: Path, folder: Path) -> Non
     assert (folder / "out/labels/clip/000003.txt").is_file()
 
 
+@pytest.mark.parametrize("frames", [1, 2, 40])
+def test_a_video_that_has_no_room_is_an_error(frames: int, folder: Path) -> None:
+    """OpenCV writes as far as it gets and says nothing."""
+    frame, writer = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8), DrawnVideo(Path("v"), 25)
+    for place in range(frames):
+        writer.add(Prediction(str(place), (120, 160), (), drawn=frame))
+    writer.close()
+    (video,) = folder.glob("v.*")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (video.stat().st_size // 2, before[1]))
+    try:
+        writer = DrawnVideo(Path("w"), 25)
+        for place in range(frames):
+            writer.add(Prediction(str(place), (120, 160), (), drawn=frame))
+        with pytest.raises(RepqError, match=rf"of {frames} frames in w\."):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_damaged_frames_are_counted(engine: Path, video: Path, folder: Path) -> None:
     data = bytearray(video.read_bytes())
     start = data.find(b"00dc", data.find(b"00dc", data.find(b"movi")) + 4)  # the second frame: its name, size, content
@@ -179,6 +204,42 @@ def test_every_image_has_an_id_of_its_own(tmp_path: Path) -> None:
     assert len(set(ids.values())) == len(names) == len(ids)
     assert ids["2.jpg"] == 2
     assert [annotation["image_id"] for annotation in coco["annotations"]] == [ids[name] for name in names]
+
+
+@given(
+    names=st.lists(
+        st.builds(
+            "{}{}{}{}".format,
+            *map(st.sampled_from, (["", "x/"], ["a", "a-2"], ["", ".gif", ".jpg", ".txt", ".gif.jpg"])),
+            st.sampled_from([".gif", ".jpg", ".png"]),
+        ),
+        unique=True,
+        max_size=12,
+    )
+)
+def test_no_image_takes_the_file_of_another(names: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        drawn, labels = DrawnImages(Path(folder) / "drawn"), YoloFiles(Path(folder) / "labels", scores=False)
+        for number, name in enumerate(names):
+            boxes = np.array([[0, 0, 5, 5, 0.5, number]], np.float32)
+            for output in (drawn, labels):
+                output.add(Prediction(name, (9, 9), (boxes,), drawn=str(number).encode()))
+        written = [path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()]
+        assert sorted(int(text.split()[0]) for text in written) == sorted([*range(len(names))] * 2)
+        assert all((Path(folder) / "drawn" / name).is_file() for name in names[:1] if not name.endswith(".gif"))
+
+
+@given(values=st.lists(st.floats(0, 4000, width=32), min_size=4, max_size=4), score=st.floats(0, 1, width=32))
+def test_coco_annotations_have_all_digits(values: list[float], score: float) -> None:
+    x1, x2, y1, y2 = *sorted(values[:2]), *sorted(values[2:])
+    with TemporaryDirectory() as folder:
+        file = CocoFile(Path(folder) / "coco.json", ["a"], 1)
+        file.add(Prediction("a.jpg", (9, 9), (np.array([[x1, y1, x2, y2, score, 0]], np.float32),)))
+        file.close()
+        (found,) = json.loads((Path(folder) / "coco.json").read_text())["annotations"]
+    x, y, width, height = found["bbox"]
+    assert [np.float32(value) for value in (x, y, found["score"])] == [x1, y1, np.float32(score)]
+    np.testing.assert_allclose([x + width, y + height], [x2, y2], rtol=1e-8)
 
 
 BAD_SOURCES = {

@@ -192,3 +192,31 @@ def test_real_annotations_agree_with_the_yolo_labels(shared: Path) -> None:
     for a, b in zip(coco.records, yolo.records, strict=True):
         np.testing.assert_allclose(a.labels, b.labels, atol=1e-5)
         np.testing.assert_allclose(a.areas, b.areas, rtol=1e-4)
+
+
+@pytest.mark.parametrize("second", ["a.jpg", "./a.jpg", "below/../a.jpg", "images/val/a.jpg", "val/a.jpg"])
+@pytest.mark.parametrize("first", ["a.jpg", "images/val/a.jpg"])
+def test_an_image_of_two_entries_has_the_objects_of_both(tmp_path: Path, first: str, second: str) -> None:
+    """However its name is written: joined files of several people name it in several ways."""
+    values = content()
+    for image, name in zip(values["images"], (first, second), strict=True):
+        image["file_name"] = name
+    for annotation, image in zip(values["annotations"], (1, 2, 2), strict=True):
+        annotation["image_id"] = image
+    path = write_coco(tmp_path, values)
+    extra = {"val": "annotations/instances_val.json", "val_images": ["images/val", "images", "."]}
+    (record,) = load_dataset(write_data_yaml(tmp_path, **extra), "val").records
+    assert (len(record.labels), len(record.crowds)) == (2, 1)
+    values["images"][0]["width"] = 41
+    path.write_text(json.dumps(values))
+    if first != second:  # of equal names the last counts
+        with pytest.raises(DataError, match="the annotation file says 41x30"):
+            load_dataset(path.parents[1] / "data.yaml", "val")
+
+
+@pytest.mark.parametrize("form", [int, float, str])
+def test_areas_count_by_their_value(tmp_path: Path, form: type) -> None:
+    values = content()
+    for annotation in values["annotations"]:
+        annotation["area"] = form(17)
+    assert load_dataset(write_coco(tmp_path, values), "val")[0].areas.tolist() == [17, 17]

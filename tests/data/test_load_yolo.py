@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_sets import write_data_yaml, write_image, write_yolo
 
 from repq.data import fingerprint, load_dataset
 from repq.data.labels_cache import cache_path
-from repq.data.yolo import read_labels
+from repq.data.yolo import parse_line, read_labels
 from repq.errors import DataError
 
 BOX = "0 0.5 0.5 0.2 0.4"
@@ -323,3 +325,67 @@ def test_the_first_look_shows_how_far_it_is_and_the_second_gives_the_same(tmp_pa
     assert seen == [("checking images", 70, 70)]
     assert [record.path for record in first.records] == [record.path for record in second.records]
     assert fingerprint(first) == fingerprint(second)
+
+
+numbers = st.integers(0, 1000).map(lambda value: value / 1000)
+
+
+@given(points=st.integers(1, 6), values=st.integers(2, 3), given_=st.integers(1, 6), data=st.data())
+def test_where_lines_hold_key_points_none_is_a_polygon(
+    points: int, values: int, given_: int, data: st.DataObject
+) -> None:
+    count = points * values
+    rest = data.draw(st.lists(numbers, min_size=count, max_size=count))
+    row, forms = parse_line(["1", "0.5", "0.5", "0.2", "0.4", *map(str, rest)], 2, given_ * values)
+    if given_ == points:
+        assert (row, forms) == ((1, 0.5, 0.5, 0.2, 0.4), ("keypoints",))
+    else:
+        assert row == f"{5 + count} values instead of 5 or {5 + given_ * values}"
+
+
+@pytest.mark.parametrize("shape", ["[17, 3]", "17", 17, [17], [17, 3, 1], [0, 3], [1.5, 2], [True, 2], []])
+def test_a_kpt_shape_that_makes_no_sense_is_refused(tmp_path: Path, shape: object) -> None:
+    """Lines with key points would be taken for polygons."""
+    path = write_yolo(tmp_path, {"a": f"{BOX} 0.5 0.5 0.4 0.4"}, kpt_shape=shape)
+    with pytest.raises(DataError, match="'kpt_shape' in"):
+        load_dataset(path, "val")
+
+
+@given(
+    box=st.tuples(*[st.integers(300, 700)] * 2, *[st.integers(10, 600)] * 2),
+    places=st.lists(st.tuples(*[st.integers(0, 100)] * 2), min_size=1, max_size=9),
+    third=st.sampled_from([None, 0, 1, 2]),
+)
+def test_key_points_without_a_kpt_shape_are_noticed(
+    box: tuple[int, ...], places: list[tuple[int, int]], third: int | None
+) -> None:
+    x, y, width, height = (value / 1000 for value in box)
+    points = [((x + (a / 100 - 0.5) * width), (y + (b / 100 - 0.5) * height)) for a, b in places]
+    texts = [f"{value:.6f}" for point in points for value in (*point, *(() if third is None else (third,)))]
+    row, forms = parse_line(["0", *(f"{value:.6f}" for value in (x, y, width, height)), *texts], 1)
+    if not isinstance(row, str):  # as of an even number, or of a value of 2
+        assert forms == ("polygon", "doubtful")
+
+
+@pytest.mark.parametrize("polygons", [0, 1])
+def test_a_doubt_is_said_where_no_polygon_is_without(tmp_path: Path, polygons: int) -> None:
+    lines = [f"{BOX} 0.5 0.5 0.45 0.4", *["0 0.1 0.1 0.3 0.1 0.3 0.3 0.1 0.3"][:polygons]]
+    notes = load_dataset(write_yolo(tmp_path, {"a": "\n".join(lines)}), "val").problems.notes
+    assert any("kpt_shape" in note for note in notes) == (not polygons)
+
+
+def test_images_with_one_label_file_are_named(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, {"a": BOX, "b": BOX, "none": None})
+    write_image(tmp_path / "images/val/a.png")
+    write_image(tmp_path / "images/val/none.png")
+    write_image(tmp_path / "images/val/below/b.png")
+    notes = "\n".join(load_dataset(path, "val").problems.notes)
+    assert "2 images share a label file with another: images/val/a.jpg, images/val/a.png" in notes
+
+
+def test_the_cache_knows_how_many_pixels_were_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_yolo(tmp_path, {"a": BOX, "b": BOX})
+    write_image(tmp_path / "images/val/b.jpg", width=50)
+    for limit, images in (("1300", 1), ("2000", 2), ("1300", 1)):
+        monkeypatch.setenv("REPQ_MAX_IMAGE_PIXELS", limit)
+        assert len(load_dataset(path, "val")) == images

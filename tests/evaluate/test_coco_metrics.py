@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from repq.data import DetectionDataset, ImageRecord, pixel_boxes
+from repq.data.dataset import as_boxes
 from repq.errors import DataError
 from repq.evaluate import Detections, coco_accuracy
 from repq.evaluate.coco_metrics import coco_index, found_entries, precision_of, truth_entries
@@ -174,3 +181,43 @@ def test_precision_is_that_of_pycocotools(seed: int) -> None:
     reference.evaluate()
     reference.accumulate()
     np.testing.assert_array_max_ulp(precision_of(records, boxes, 5), reference.eval["precision"][..., -1], maxulp=2)
+
+
+@given(seed=st.integers(0, 10**6), step=st.sampled_from([1, 4, 10]), size=st.tuples(*[st.integers(60, 400)] * 2))
+def test_boxes_in_whole_pixels_give_the_digits_of_pycocotools(seed: int, step: int, size: tuple[int, int]) -> None:
+    """Whose boxes never were fractions of the image: an IoU of just 0.5 counts for it, and here."""
+    rng, (width, height) = np.random.default_rng(seed), size
+    records, truth, rows = [], [], []
+    for image in range(3):
+        labels, areas, crowds, boxes = [], [], [], []
+        for _ in range(int(rng.integers(1, 7))):
+            w, h = (rng.integers(1, 6, 2) * step).tolist()
+            x, y, label = int(rng.integers(0, width - w)), int(rng.integers(0, height - h)), int(rng.integers(0, 3))
+            row, crowd = [label, (x + w / 2) / width, (y + h / 2) / height, w / width, h / height], rng.random() < 0.2
+            (crowds if crowd else labels).append(row)
+            areas += [] if crowd else [w * h]
+            truth.append({"image_id": image, "category_id": label, "bbox": [x, y, w, h], "area": w * h,
+                          "iscrowd": int(crowd), "id": len(truth) + 1})  # fmt: skip
+            for part in rng.integers(1, 4, int(rng.integers(0, 3))).tolist():
+                other = int(rng.integers(0, 4)) if rng.random() < 0.2 else label
+                boxes.append([x, y, x + max(w // part, 1), y + h, float(np.float32(rng.integers(1, 9) / 10)), other])
+        records.append(ImageRecord(f"{image}.jpg", "", width, height, as_boxes(labels), np.array(areas, np.float32),
+                                   as_boxes(crowds)))  # fmt: skip
+        rows.append(np.array(sorted(boxes, key=lambda box: -box[4]), np.float32).reshape(-1, 6))
+    data = dataset(*records, names=("a", "b", "c", "never seen"))
+    accuracy = coco_accuracy(found(data, rows), data)
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO()
+        known.dataset = {"images": [{"id": image} for image in range(3)], "annotations": truth,
+                         "categories": [{"id": label} for label in range(4)]}  # fmt: skip
+        known.createIndex()
+        entries = [{key: entry[key] for key in ("image_id", "category_id", "bbox", "score")}
+                   for entry in found_entries(rows)]  # fmt: skip
+        run = COCOeval(known, known.loadRes(entries) if entries else COCO(), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    values = (getattr(accuracy, name) for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"))
+    nothing = 0 if data.objects == 0 else -1
+    expected = [nothing if value < 0 and place < 3 else value for place, value in enumerate(run.stats[:6])]
+    np.testing.assert_allclose([-1 if value is None else value for value in values], expected, rtol=0, atol=1e-12)

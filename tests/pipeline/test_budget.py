@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from repq.bench import capture_environment
 from repq.engine.openvino import OpenVino
+from repq.errors import RecipeError, ToleranceError
 from repq.pipeline.budget import Attempt, lost, ways
-from repq.recipe import Recipe, ap_drop, engine_title, holds, parse_recipe
+from repq.pipeline.runner import run_recipe
+from repq.recipe import Budget, Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
-from repq.stages.budget import FEW
+from repq.stages.budget import FEW, demand_measured
 from repq.stages.verdict import judged
 
 ENVIRONMENT = capture_environment()
@@ -80,6 +82,16 @@ def test_a_model_that_finds_nothing_holds_no_bound(before: float, after: float, 
     assert holds(drop, 1.0)
 
 
+@given(st.sampled_from([None, 0.0, 1e-4, 0.5]), st.sampled_from([None, 0.0, 0.005, 0.999, 1.0]))
+def test_a_bound_that_was_asked_for_is_measured(before: float | None, bound: float | None) -> None:
+    budget = Budget() if bound is None else Budget(max_drop=bound)
+    if before == 0 and bound is not None and bound < 1:
+        with pytest.raises(ToleranceError, match="cannot be measured"):
+            demand_measured(budget, before)
+    else:
+        demand_measured(budget, before)
+
+
 @pytest.mark.parametrize("target", [None, "openvino"])
 def test_nothing_is_shipped_where_fp32_finds_nothing(target: str | None) -> None:
     accuracies, bench = measured({"openvino": (0.0, 0.0, 2.0)})
@@ -88,6 +100,21 @@ def test_nothing_is_shipped_where_fp32_finds_nothing(target: str | None) -> None
     assert verdict.next is not None and "float model finds" in verdict.next
     assert "finds nothing" in sentences(verdict)[0]
     assert judged(recipe(max_drop=1.0), accuracies, bench, []).ship == "openvino"
+
+
+@pytest.mark.parametrize("target", [None, "openvino", "tensorrt"])
+def test_nothing_is_shipped_where_nothing_was_measured(target: str | None) -> None:
+    verdict = judged(recipe(target=target), *measured({}), [("corrections", None)])
+    assert verdict.ship is None and verdict.next is not None
+
+
+@pytest.mark.parametrize(
+    "asked", [{"build": {"engines": ["opencv"]}}, {"build": {"engines": ["onnxruntime"]}, "target": "opencv"}]
+)
+def test_a_run_without_int8_is_refused_before_anything_runs(asked: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no INT8 in opencv"):
+        run_recipe(recipe(**asked), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_loss_is_that_of_the_target_or_the_largest() -> None:

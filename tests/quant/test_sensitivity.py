@@ -131,6 +131,24 @@ def test_a_budget_needs_labels(job: Measurement, dataset: DetectionDataset) -> N
             )  # fmt: skip
 
 
+def test_a_plan_is_judged_by_what_the_float_model_finds_in_several_images(
+    job: Measurement, dataset: DetectionDataset
+) -> None:
+    names = tuple(record.name for record in dataset.records)
+
+    def nothing(plan: QuantPlan) -> Detections:
+        return Detections(names, (np.zeros((0, 6), np.float32),) * len(names))
+
+    for bound in (0.0, 0.3, 0.999):
+        config = PlanConfig(max_drop=bound, resamples=100)
+        with pytest.raises(DataError, match="what INT8 loses cannot be measured"):
+            ap_assessor(job.layers, nothing, dataset, config, Journal(None, ""))(frozenset())
+        with pytest.raises(DataError, match="by a single one"):
+            ap_assessor(job.layers, nothing, dataset.subset(dataset.records[:1]), config, Journal(None, ""))
+    unbounded = PlanConfig(max_drop=1.0, resamples=100)
+    assert ap_assessor(job.layers, nothing, dataset, unbounded, Journal(None, ""))(frozenset()).drop == 0
+
+
 def test_a_layer_that_says_nothing_is_noted(job: Measurement) -> None:
     model = copy.deepcopy(job.model)
     silent = model.get_submodule(job.layers[5])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, demand_objects, image_hashes
 from repq.distributed import current_processes, gathered, joined_detections, told_by_first
+from repq.errors import DataError
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
 from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
@@ -43,9 +44,16 @@ def ap_assessor(
     before is in ``journal``.
 
     Raises:
-        DataError: no image has a labelled object.
+        DataError: no image has a labelled object, or there is one image alone, of which the bootstrap tells nothing;
+            when a set is judged, the float model finds nothing, so that every plan would hold the budget.
     """
     demand_objects(dataset)
+    is_bounded = config.max_drop is not None and config.max_drop < 1
+    if is_bounded and len(dataset) < 2:
+        raise DataError(
+            "what a plan loses on other images cannot be judged by a single one",
+            fix="give a split of more images, or say how many layers stay in float: --top",
+        )
     matcher = Matcher(dataset)
     labels = [record.labels.tolist() for record in dataset.records]
     setting = hash_json([image_hashes(dataset.records), labels, config.resamples, config.seed])
@@ -59,6 +67,13 @@ def ap_assessor(
             started = time.perf_counter()
             if not reference:
                 reference.append(matcher.match(detect(QuantPlan(int8=(), float_=layers))))
+                if is_bounded and not reference[0].ap() > 0:
+                    raise DataError(
+                        "what INT8 loses cannot be measured",
+                        found=f"the float model finds no object in {len(dataset)} images (AP 0): any plan would do",
+                        fix="look at what it finds (repq predict), its preset and image size; or say how many layers "
+                        "stay in float: --top, which takes what was measured so far",
+                    )
             found = matcher.match(detect(QuantPlan.keeping_float(layers, chosen)))
             outcome = bootstrap_drop(reference[0], found, resamples=config.resamples, seed=config.seed)
             low, high = outcome.interval()
