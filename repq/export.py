@@ -39,6 +39,11 @@ __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_float", "export_quantized", "loa
 INPUT_NAME, OUTPUT_NAME = "images", "detections"
 
 
+def has_own_graph(model: Detector) -> bool:
+    """Whether a model came from an ONNX file, whose graph it keeps."""
+    return family_named(model.spec.family).graph_of(model) is not None
+
+
 def export_float(
     model: Detector, imgsz: tuple[int, int], config: ExportConfig | None = None, *, names: Sequence[str] | None = None
 ) -> ModelProto:

@@ -92,7 +92,7 @@ def as_dataset(
         yield open_data(place, split, log)
     elif place is not None and is_unlabelled(place):
         whole = _unlabelled(place, split, names)
-        drawn = calibration_set(whole, CalibrationConfig(images=limit, seed=seed))
+        drawn = calibration_set(whole, CalibrationConfig(images=min(limit, len(whole)), seed=seed))
         yield whole.subset(_measured(drawn, str(place)))
     else:
         listed: Sequence[Any] = [images] if place is not None or isinstance(images, np.ndarray) else list(images)  # type: ignore[arg-type]

@@ -701,7 +701,7 @@ class Model:
             engine: ``onnxruntime``, ``openvino``, ``tensorrt``, ``ncnn``, or another of `repq.engine.ENGINES`.
             threads: CPU threads; None leaves the choice to the runtime.
             out: folder to save it in; None keeps it in memory.
-            batch: of the export of a checkpoint; None for any.
+            batch: of the export of a checkpoint; None for any. One that came from an ONNX file keeps the file's.
             config, settings: a `repq.BuildConfig`, or its fields: ``provider``, ``tensorrt`` …
 
         Returns:
@@ -716,8 +716,11 @@ class Model:
             raise EngineError(f"{self.label} is an engine already", fix="build from the ONNX file or the checkpoint")
         self.size(imgsz)
         if self.weights is not None:
+            from repq.export import has_own_graph
+
             with scratch_folder() as folder:
-                onnx = self.export(folder / f"{Path(self.label).stem}.onnx", imgsz=imgsz, batch=batch)
+                asked = {} if has_own_graph(self.weights.model) else {"batch": batch}
+                onnx = self.export(folder / f"{Path(self.label).stem}.onnx", imgsz=imgsz, **asked)
                 return onnx.build(engine, threads=threads, out=out, config=config, **settings)
         assert self.path is not None
         chosen = settings_of(BuildConfig, config, {"threads": threads or self.options.threads, **settings}, "building")

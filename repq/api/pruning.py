@@ -74,6 +74,7 @@ def pruned(
 
     resolve_device(device)
     opened, recovery = fused(trained), config.recovery
+    config = _settled(config, opened.model, train_set)
     if config.unstructured is None:
         left = _narrowed(trained.model, opened.model, config, train_set, imgsz, progress, log)
     else:
@@ -108,6 +109,7 @@ def pruned(
     report = PruneReport(
         model=opened.model.spec.name,
         importance=config.importance if config.unstructured is None else "l1",
+        scope=config.scope if config.unstructured is None else "global",
         groups=left.groups,
         fixed=left.fixed,
         macs_before=counts[0],
@@ -121,6 +123,21 @@ def pruned(
         epochs=epochs,
     )
     return replace(opened, model=smaller), report
+
+
+def _settled(config: PruneConfig, model: Detector, train_set: DetectionDataset | None) -> PruneConfig:
+    """What ``auto`` means where there are these images: the best that they allow.
+
+    AP before recovery in ``benchmarks/results/2026-11-26-pruning.md``: norms over all layers leave the least, Taylor
+    with a sweep the most.
+    """
+    from repq.train.objective import has_loss
+
+    labelled = train_set is not None and train_set.objects > 0 and has_loss(model)
+    importance = "taylor" if labelled else "l2"
+    scope = "layer" if train_set is None else "sensitivity"
+    chosen = {"importance": importance, "scope": scope}
+    return config.model_copy(update={name: value for name, value in chosen.items() if getattr(config, name) == "auto"})
 
 
 def _narrowed(

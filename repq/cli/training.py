@@ -87,7 +87,7 @@ def prune_command(
 ) -> None:  # fmt: skip
     """Channels that are coupled go together: by additions, concatenations, shuffles and depthwise layers. What is
     written loads, evaluates, quantizes and exports like any fused model. With --epochs it learns on the train split to
-    answer as the whole model does; that needs no labels. A sweep (--scope sensitivity) is shown in OUT.sweep.
+    answer as the whole model does; that needs no labels. The sweep of --scope sensitivity is shown in OUT.sweep.
     """
     from repq.api.sizes import size_for
     from repq.report.text import prune_table
@@ -98,6 +98,6 @@ def prune_command(
         weights, out, prune, data=data, splits=("train", split), imgsz=imgsz, eval_config=eval, graph=graph,
         device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
     )  # fmt: skip
-    if prune.scope == "sensitivity":
+    if any(group.sweep for group in report.groups):
         write_sweep(report, out.with_name(f"{out.name}.sweep"), data=str(data), imgsz=imgsz, log=shell.log)
     shell.finish({**report.values(), "out": str(out)}, lambda: prune_table(report))

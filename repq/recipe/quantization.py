@@ -242,13 +242,13 @@ class PruneConfig(Config):
         help="Share of the removable channels that goes.",
     )  # fmt: skip
     target_macs: float = setting(0.7, gt=0, lt=1, flag="--target-macs", help="Share of the multiply-adds that stays.")
-    importance: Literal["l1", "l2", "bn", "taylor", "activation"] = setting(
-        "l2", flag="--importance",
-        help="What a channel is worth; bn looks at batch norms (unfused WEIGHTS), taylor and activation at --data.",
+    importance: Literal["auto", "l1", "l2", "bn", "taylor", "activation"] = setting(
+        "auto", flag="--importance", help="What a channel is worth; bn looks at batch norms (unfused WEIGHTS), taylor "
+        "and activation at --data. auto: taylor where there are labels, else l2.",
     )  # fmt: skip
-    scope: Literal["global", "layer", "sensitivity"] = setting(
-        "global", flag="--scope", help="Whether channels of all layers compete, every group gives the same share, or "
-        "groups give by what pruning each alone costs on --data.",
+    scope: Literal["auto", "global", "layer", "sensitivity"] = setting(
+        "auto", flag="--scope", help="Whether channels of all layers compete, every group gives the same share, or "
+        "groups give by what pruning each alone costs on --data. auto: the last with --data, else layer.",
     )  # fmt: skip
     latency: EngineName | None = setting(
         None, flag="--latency", excludes=("--ratio", "--target-macs"),

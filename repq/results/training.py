@@ -101,6 +101,7 @@ class PruneReport(Result):
 
     model: str
     importance: str
+    scope: str = ""
     groups: tuple[PrunedGroup, ...]
     fixed: int
     macs_before: int

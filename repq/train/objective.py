@@ -60,13 +60,18 @@ def _without_loss(spec: Spec) -> TrainingError:
     return TrainingError(f"{spec.name} cannot be trained on labels", found=f"{spec.family} has no loss")
 
 
+def has_loss(model: Detector) -> bool:
+    """Whether labels say how wrong a model is: its family has a loss."""
+    return family_named(model.spec.family).objective(model, TrainConfig()) is not None
+
+
 def demand_trainable(model: Detector) -> None:
     """Refuse a detector that labels cannot train.
 
     Raises:
         TrainingError: its family has no loss, or it is fused and not pruned.
     """
-    if family_named(model.spec.family).objective(model, TrainConfig()) is None:
+    if not has_loss(model):
         raise _without_loss(model.spec)
     if model.deploy and not model.spec.widths:
         raise TrainingError("cannot train a fused model", fix="give the checkpoint from before fusing")

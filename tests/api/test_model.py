@@ -405,3 +405,12 @@ def test_a_recipe_that_cannot_run_says_so(forms: Forms, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(repq.RepqError, match=r"nowhere\.pt"):
         repq.run(recipe, weights=tmp_path / "nowhere.pt", data=forms.data, work=work, seed=1)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_all_images_of_a_folder_are_trained_on(forms: Forms, as_list: bool) -> None:
+    """A folder or list of images, however many: training takes them whole."""
+    folder = forms.root / "set/images/train"
+    images = sorted(folder.iterdir()) if as_list else folder
+    trained = forms.quantized.qat(images, imgsz=SIZE, epochs=1, batch=2, workers=0)
+    assert trained.report.images == len(list(folder.iterdir()))

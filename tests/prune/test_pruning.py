@@ -14,9 +14,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import repq
 from repq.data import load_dataset, make_demo_set
 from repq.errors import RepqError
 from repq.export import export_float
+from repq.graph import save_onnx
 from repq.layers import LayerId
 from repq.model import build, count_macs, load_checkpoint, save_checkpoint
 from repq.model.detector import layers_of
@@ -38,6 +40,7 @@ from repq.prune.choosing import (
 from repq.prune.cutting import Pruner, smallest_size
 from repq.prune.sensitivity import group_harms, weighed
 from repq.recipe import DemoConfig, PruneConfig, RecoveryConfig
+from repq.reparam import fuse
 from repq.stages import prune_checkpoint
 from repq.train.distill import Teacher
 
@@ -370,3 +373,31 @@ def test_a_pruned_model_learns_from_the_whole_one(importance: Any, tmp_path: Pat
     assert report.macs_after <= 0.7 * report.macs_before and len(report.epochs) == 1
     assert (report.accuracy_recovered is None) == (importance == "taylor")
     assert count_macs(load_checkpoint(out).model, 64) != count_macs(made("yolov6n_v2"), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("yolov6n_v2", "none", ("l2", "layer")),
+        ("yolov6n_v2", "images", ("l2", "sensitivity")),
+        ("yolov6n_v2", "labels", ("taylor", "sensitivity")),
+        ("onnx", "labels", ("l2", "sensitivity")),  # a graph has no loss
+    ],
+)
+def test_by_default_the_best_that_the_images_allow(
+    name: str, data: str, wanted: tuple[str, str], tmp_path: Path
+) -> None:
+    whole = tmp_path / ("whole.onnx" if name == "onnx" else "whole.safetensors")
+    if name == "onnx":
+        save_onnx(whole, export_float(fuse(made("yolov6n_v2").eval()), (64, 64)))
+    else:
+        save_checkpoint(whole, made(name))
+    drawn = make_demo_set(tmp_path / "demo", DemoConfig(train_images=4, val_images=2, size=64, classes=2))
+    source = {"none": None, "images": drawn.parent / "images/train", "labels": drawn}[data]
+    model = repq.load(whole)
+    settings = {"target_macs": 0.8, "round": 4, "images": 4, "sweep_images": 2, "sweep_levels": 1}
+    report = model.prune(source, imgsz=64, **settings).report
+    assert (report.importance, report.scope) == wanted
+    assert any(group.sweep for group in report.groups) == (wanted[1] == "sensitivity")
+    named = model.prune(source, imgsz=64, importance="l1", scope="global", **settings).report
+    assert (named.importance, named.scope) == ("l1", "global")
