@@ -719,7 +719,7 @@ class Model:
             from repq.export import has_own_graph
 
             with scratch_folder() as folder:
-                asked = {} if has_own_graph(self.weights.model) else {"batch": batch}
+                asked: dict[str, Any] = {} if has_own_graph(self.weights.model) else {"batch": batch}
                 onnx = self.export(folder / f"{Path(self.label).stem}.onnx", imgsz=imgsz, **asked)
                 return onnx.build(engine, threads=threads, out=out, config=config, **settings)
         assert self.path is not None
