@@ -93,7 +93,7 @@ def tried(case: Case, folder: Path, resolve_only: bool) -> str:
         return "FAILED to install"
     if not run([python, "-m", "repq", "--help"]):
         return "FAILED to start"
-    return "passed" if run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *case.tests]) else "FAILED"
+    return "passed" if run([python, "-m", "pytest", "-q", *case.tests]) else "FAILED"
 
 
 def main() -> int:
