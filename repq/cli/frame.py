@@ -60,7 +60,6 @@ def run_framed(run: Callable[[], int], *, as_json: bool = False, verbose: bool =
         _complain(RepqError(error.format_message()), error.exit_code, as_json, color=None)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
         return CLOSED_PIPE
     except Exception as error:
         expected = explained(error)
@@ -73,7 +72,20 @@ def run_framed(run: Callable[[], int], *, as_json: bool = False, verbose: bool =
             traceback.print_exc()
         _complain(expected, expected.exit_code, as_json)
         return expected.exit_code
+    finally:
+        _forget_unwritten()
     return code
+
+
+def _forget_unwritten() -> None:
+    """Drop what standard output could not take: the interpreter would try once more when it ends, and say 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except ValueError:
+        pass  # closed
 
 
 def _complain(error: RepqError, code: int, as_json: bool, color: str | None = "red") -> None:

@@ -178,14 +178,16 @@ def test_a_signal_waits_while_a_compiled_module_is_loaded() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["describe"])
-def test_a_full_disk_behind_the_output(command: str, material: Material) -> None:
+def test_a_full_disk_behind_the_output(command: str, unbuffered: str, material: Material) -> None:
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-m", "repq", command, str(material.files["WEIGHTS"]), "--json"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 2
     assert "No space left" in done.stderr and "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closed by a shell")

@@ -294,6 +294,7 @@ def test_a_terminal_of_few_letters(material: Material, folder: Path) -> None:
     cv2.imwrite(str(folder / "a.png"), np.zeros((64, 64, 3), np.uint8))
     command = [sys.executable, "-m", "repq", "predict", "w.safetensors", "a.png", "--imgsz", "64", "--conf", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "latin-1"}
+    environment["PYTHONUNBUFFERED"] = ""
     done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode("latin-1")
