@@ -483,14 +483,14 @@ class Model:
             ToleranceError: the proof failed.
         """
         from repq.api.quantizing import fused
-        from repq.machine.torch_device import resolve_device
 
-        weights, device = self.floats("be fused"), resolve_device(self.options.device)
+        weights, device = self.floats("be fused"), self.options.device
         if images is None:
             return self._with(fused(weights, device))
         import torch
 
         from repq.data import batches
+        from repq.machine.torch_device import resolve_device
         from repq.recipe import FuseConfig
         from repq.reparam import fuse_with_proof
 
@@ -499,7 +499,7 @@ class Model:
         with as_dataset(images, limit=count) as dataset:
             form = weights.model.spec.preprocessing
             shown = next(iter(batches(dataset.records[:count], size, count, preprocessing=form))).images
-        trained = copy.deepcopy(weights.model).to(device)
+        trained = copy.deepcopy(weights.model).to(resolve_device(device))
         model, report = fuse_with_proof(trained, torch.from_numpy(shown).to(device), config.tolerance)
         return self._with(replace(weights, model=model), size, report)
 

@@ -108,8 +108,8 @@ def pruned(
     sizes = [sum(value.numel() for value in model.parameters()) for model in (opened.model, smaller)]
     report = PruneReport(
         model=opened.model.spec.name,
-        importance=config.importance if config.unstructured is None else "l1",
-        scope=config.scope if config.unstructured is None else "global",
+        importance=config.importance,
+        scope=config.scope,
         groups=left.groups,
         fixed=left.fixed,
         macs_before=counts[0],
@@ -126,13 +126,15 @@ def pruned(
 
 
 def _settled(config: PruneConfig, model: Detector, train_set: DetectionDataset | None) -> PruneConfig:
-    """What ``auto`` means where there are these images: the best that they allow.
+    """What ``auto`` means where there are these images: the best that they allow. Single weights go by their size.
 
     AP before recovery in ``benchmarks/results/2026-11-26-pruning.md``: norms over all layers leave the least, Taylor
     with a sweep the most.
     """
     from repq.train.objective import has_loss
 
+    if config.unstructured is not None:
+        return config.model_copy(update={"importance": "l1", "scope": "global"})
     labelled = train_set is not None and train_set.objects > 0 and has_loss(model)
     importance = "taylor" if labelled else "l2"
     scope = "layer" if train_set is None else "sensitivity"

@@ -51,20 +51,24 @@ class Answers:
 
     def __call__(self, pixels: Tensor) -> TrainOutput:
         if not self.graphs:
-            return self.model.answer(self.model.features(pixels))
+            return self._launched(pixels)
         key = (pixels.shape, pixels.stride(), self.model.training, torch.is_autocast_enabled("cuda"))
         if key not in self._recorded:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= _SEEN_BEFORE or len(self._recorded) == MOST_GRAPHS:
-                return self.model.answer(self.model.features(pixels))
+                return self._launched(pixels)
             try:
                 with torch.cuda.device(pixels.device):
                     self._recorded[key] = (_Frozen if self.frozen else _Trained)(self.model, pixels)
             except RuntimeError:  # an operation that waits for the device cannot be recorded
                 torch.cuda.synchronize()
                 self.graphs = False
-                return self.model.answer(self.model.features(pixels))
+                return self._launched(pixels)
         return self._recorded[key](pixels)
+
+    def _launched(self, pixels: Tensor) -> TrainOutput:
+        """Kernel by kernel."""
+        return self.model.answer(self.model.features(pixels))
 
 
 class _Pass:
@@ -117,8 +121,7 @@ class _Trained(_Pass):
 
     def __init__(self, model: Detector, pixels: Tensor) -> None:
         super().__init__(model, pixels)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with _as_before(model, self.parameters):
+        with _as_before(model, [parameter for parameter in model.parameters() if parameter.requires_grad]):
             with _beside():
                 for _ in range(_WARM_UP):
                     outputs = [tensor for tensor in self.compute(model) if tensor.requires_grad]

@@ -18,12 +18,11 @@ from repq.quant.qat import train_quantized
 from repq.recipe import CalibrationConfig, DistillConfig, PtqConfig, QatConfig, TrainConfig
 from repq.reparam import fuse
 from repq.reparam.repopt import extract_scales
-from repq.train import Rates, TrainOutcome, Updater, train
+from repq.train import TrainOutcome, Updater, train
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.trainer import moved
 
 SIZE = (64, 64)
-RATES = Rates(0.01, 0.01, 0.9)
 AMP = QUICK.model_copy(update={"precision": "auto", "epochs": 6})
 CUDA = torch.device("cuda")
 
