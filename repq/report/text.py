@@ -110,21 +110,33 @@ def _table(block: Table, width: int) -> str:
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for place in shown:
+    least, wanted = [], []
+    for place, text in zip(shown, texts, strict=True):
         column = block.columns[place]
-        justify: Literal["left", "right"] = "right" if column.numeric else "left"
         longest = max((len(row[place].text) for row in rows), default=1)
         words = [len(word) for row in rows for word in row[place].text.split()]
-        most = width // 3 if column.code else width // 8
-        least = longest if column.numeric else min(max(words, default=1), most)
-        widest = _needed(block, place, rows) if column.numeric and not fits else None  # its header is broken first
-        drawn.add_column(escape(column.title), justify=justify, overflow="fold", min_width=least, max_width=widest)
+        least.append(longest if column.numeric else min(max(words, default=1), width // 3 if column.code else width // 8))
+        wanted.append(max(map(len, text)) if fits or not column.numeric else _needed(block, place, rows))
+    for place, columns in zip(shown, _widths(least, wanted, width - _BETWEEN * len(shown)), strict=True):
+        column = block.columns[place]
+        justify: Literal["left", "right"] = "right" if column.numeric else "left"
+        drawn.add_column(escape(column.title), justify=justify, overflow="fold", width=columns)
     for row in rows:
         drawn.add_row(*(escape(row[place].text) for place in shown))
     with StringIO() as buffer:
         Console(file=buffer, width=width, color_system=None).print(drawn)
         lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join([*lines, *(fill(line, width, break_on_hyphens=False) for line in note.splitlines())])
+
+
+def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
+    """What each column gets of ``room``: the widest ones give first, and what a column needs at the least is kept where
+    that can be."""
+    widths = list(wanted)
+    while sum(widths) > room and max(widths, default=0) > 1:
+        able = [place for place, width in enumerate(widths) if width > least[place]] or range(len(widths))
+        widths[max(able, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _needed(block: Table, place: int, rows: Sequence[Sequence[Cell]]) -> int:

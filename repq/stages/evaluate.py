@@ -58,5 +58,5 @@ def _evaluate(job: Job) -> Accuracies:
 
 STAGE = Stage(
     "eval", _evaluate, uses=("imgsz", "eval"), reads=("build/*", "check/accuracies.json"), splits=("val",),
-    result=Accuracies, on_machine=True,
+    result=Accuracies, on_machine=True, augmented=True,
 )  # fmt: skip

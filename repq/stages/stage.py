@@ -83,6 +83,7 @@ class Stage:
         files: types of further results that it writes itself, by file name.
         ignored: globs of files that no other result depends on.
         on_machine: whether the result depends on the machine.
+        augmented: whether it tests with augmentation where the recipe asks for that; others look at an image once.
         publish: where in the run folder a copy of its files is kept: ``.``, or a folder; None: nowhere.
         wanted: whether a run of this recipe has the stage; by default if the first of its sections is given.
         settled: gives the recipe with what it leaves to the machine, for the identity of the result.
@@ -99,6 +100,7 @@ class Stage:
     files: Mapping[str, type[Result]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     on_machine: bool | Callable[[Recipe], bool] = False
+    augmented: bool = False
     publish: str | None = None
     wanted: Callable[[Recipe], bool] | None = None
     settled: Callable[[Recipe], Recipe] = lambda recipe: recipe
@@ -107,6 +109,12 @@ class Stage:
     def is_wanted(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe has the stage."""
         return _first_section_is_given(recipe, self.sections) if self.wanted is None else self.wanted(recipe)
+
+    def seen(self, recipe: Recipe) -> Recipe:
+        """The recipe as this stage sees it."""
+        if self.augmented or recipe.eval.tta is None:
+            return recipe
+        return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"tta": None})})
 
     @property
     def contents(self) -> Contents:
@@ -123,7 +131,7 @@ class Stage:
         Raises:
             RepqError: a file that the recipe names cannot be read, or the machine cannot do what it wants.
         """
-        recipe = self.settled(recipe)
+        recipe = self.settled(self.seen(recipe))
         settings = {name: getattr(recipe, name) for name in (*self.sections, *self.uses)}
         inputs: dict[str, object] = {f"{role} split": split(role) for role in self.splits}
         reads = (*self.reads, "data/*") if self.splits else self.reads

@@ -126,6 +126,7 @@ def test_every_engine_is_evaluated_with_all_passes(first: RunOutcome, work: Path
     made = make_artifacts(recipe(eval={"tta": tta}), work, "eval", silent, quiet)
     found = made["eval"].result(Accuracies).models
     assert set(found) == set(first.artifacts["eval"].result(Accuracies).models)
+    assert [name for name, artifact in made.items() if not artifact.reused] == ["eval"], "nothing else looks twice"
     assert all(accuracy.tta is not None and accuracy.tta.passes == 2 for accuracy in found.values())
 
 

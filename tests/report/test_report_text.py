@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_samples import make_ptq, make_results
 from sensitivity_samples import make_plan, make_sensitivity
 
-from repq.report.text import SHOWN, check_table, ptq_table, sensitivity_table, shown_on
+from repq.report.blocks import Column, table
+from repq.report.text import SHOWN, check_table, ptq_table, render_text, sensitivity_table, shown_on
 from repq.results import LayerQuantization
 
 TEXTS = {
@@ -39,3 +42,25 @@ def test_a_long_table_shows_its_worst_rows_and_says_how_to_see_the_rest() -> Non
     assert sorted(shown, key=ranked.index) == shown
     assert shown == ranked[:SHOWN] and "--all" in short
     assert all(layer in whole for layer in ranked) and "--all" not in whole
+
+
+KINDS = st.sampled_from([{}, {"numeric": True}, {"code": True}, {"wrap": True}])
+WORDS = st.text("abc.|_-", min_size=1, max_size=40)
+CELLS = st.lists(WORDS, min_size=1, max_size=6).map(" ".join)
+
+
+@given(st.data(), st.integers(1, 6), st.integers(40, 200))
+def test_no_character_of_a_table_is_cut_off(data: st.DataObject, columns: int, width: int) -> None:
+    kinds = [data.draw(KINDS) for _ in range(columns)]
+    titles = [data.draw(CELLS) for _ in range(columns)]
+    rows = data.draw(
+        st.lists(st.tuples(*(WORDS if "numeric" in kind or "code" in kind else CELLS for kind in kinds)), max_size=3)
+    )
+    shape = [
+        Column(title, lambda row, place=place: row[place], **kind)  # type: ignore[misc]
+        for place, (title, kind) in enumerate(zip(titles, kinds, strict=True))
+    ]
+    text = render_text([table("", shape, rows)], width)
+    assert max(map(len, text.splitlines())) <= width
+    written = "".join(titles) + "".join(map("".join, rows))
+    assert sorted("".join(text.replace("\u2500", "").split())) == sorted("".join(written.split()))
