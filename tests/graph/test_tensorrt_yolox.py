@@ -22,7 +22,9 @@ pytestmark = pytest.mark.tensorrt
 SIZE = (64, 64)
 
 
-@pytest.mark.parametrize("name", ["yolox_nano", "yolox_tiny", "yolox_nano_nmsfree", "yolox_nano_relu"])
+@pytest.mark.parametrize(
+    "name", ["yolox_nano", "yolox_tiny", "yolox_s", "yolox_darknet53", "yolox_nano_nmsfree", "yolox_nano_relu"]
+)
 def test_every_form_builds(name: str) -> None:
     torch.manual_seed(0)
     model = fuse(build(name, 3).eval())
