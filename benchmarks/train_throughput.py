@@ -10,6 +10,7 @@ step, apart.
     python benchmarks/train_throughput.py                                   # YOLOv6-N v2, 256x256, the demo set
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5
     python benchmarks/train_throughput.py --precision float32 --precision bfloat16 --no-plain   # side by side
+    python benchmarks/train_throughput.py --model yolox_nano --data bccd/data.yaml              # another family
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,19 +48,21 @@ from repq.data import (
     prefetch,
     read_image,
 )
-from repq.data.augment import Placement, mirror, place_objects, shift_colours
+from repq.data.augment import Placement, add_to_colours, mirror, place_objects, shift_colours
 from repq.files import write_text
 from repq.memory import keep_freed_memory
 from repq.model import build
 from repq.model.yolov6.blocks import PointConv
+from repq.preprocessing import Preprocessing
 from repq.recipe import DemoConfig, TrainConfig
-from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater, assign_task_aligned
+from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater
 from repq.train.assigner import assign_in_slices
 from repq.train.loader import TrainBatch, training_batches
 from repq.train.precision import computing_in
 from repq.train.update import LAYOUT
 
 RATES = Rates(0.001, 0.001, 0.9)
+Assign = Callable[[Tensor, Tensor, Objects, AnchorGrid], Assignment]
 PLAIN: dict[str, int] = {"plain, 2 loader threads": 2, "plain, loading in between": 0}
 """Loader threads of the plain arrangements, by name."""
 
@@ -85,11 +89,15 @@ def plain_mosaic(records: list[ImageRecord], imgsz: int, config: TrainConfig, rn
         rows.append(np.concatenate((record.labels[:, :1], boxes), axis=1).astype(np.float32))
     zoom = rng.uniform(*config.scale)
     centre = rng.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * imgsz
-    offset = centre - zoom * imgsz
-    matrix = np.array([[zoom, 0, offset[0]], [0, zoom, offset[1]]])
+    angle = np.radians(rng.uniform(-config.rotate, config.rotate))
+    slopes = np.tan(np.radians(rng.uniform(-config.shear, config.shear, 2)))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = zoom * turn @ np.array([[1, slopes[0]], [slopes[1], 1]])
+    offset = centre - linear @ (imgsz, imgsz)
+    matrix = np.column_stack((linear, offset))
     view = np.asarray(cv2.warpAffine(canvas, matrix, (imgsz, imgsz), borderValue=(114, 114, 114)), np.uint8)
-    objects = place_objects(np.concatenate(rows), Placement(np.eye(2) * zoom, offset, (0, 0, imgsz, imgsz)))
-    sample = Sample(shift_colours(view, config.hsv, rng), objects)
+    objects = place_objects(np.concatenate(rows), Placement(linear, offset, (0, 0, imgsz, imgsz)))
+    sample = Sample(add_to_colours(shift_colours(view, config.hsv, rng), config.hsv_shift, rng), objects)
     return mirror(sample) if rng.random() < config.flip else sample
 
 
@@ -109,12 +117,14 @@ def plain_batches(dataset: DetectionDataset, imgsz: int, config: TrainConfig, ep
 class PlainUpdater(Updater):
     """Leaves images in torch's default layout."""
 
-    def pixels(self, batch: TrainBatch) -> Tensor:
-        images = torch.from_numpy(batch.images).to(self.device)
-        return images.permute(0, 3, 1, 2).to(torch.float32).contiguous() / 255
+    def pixels(self, batch: TrainBatch, preprocessing: Preprocessing | None = None) -> Tensor:
+        wanted = self.model.spec.preprocessing if preprocessing is None else preprocessing
+        images = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2)
+        pixels: Tensor = wanted.normalize((images.flip(1) if wanted.bgr else images).to(torch.float32).contiguous())
+        return pixels
 
 
-def assign_one_by_one(scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGrid) -> Assignment:
+def one_by_one(assign: Assign, scores: Tensor, boxes: Tensor, objects: Objects, grid: AnchorGrid) -> Assignment:
     """The same assignment with a Python loop over images, each with its own objects only."""
     parts = []
     for image in range(len(scores)):
@@ -122,7 +132,7 @@ def assign_one_by_one(scores: Tensor, boxes: Tensor, objects: Objects, grid: Anc
         own = Objects(
             objects.boxes[image, None, :most], objects.classes[image, None, :most], objects.valid[image, None, :most]
         )
-        parts.append(assign_task_aligned(scores[image, None], boxes[image, None], own, grid))
+        parts.append(assign(scores[image, None], boxes[image, None], own, grid))
     return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in Assignment.__annotations__))
 
 
@@ -172,7 +182,8 @@ class Arrangement:
         model = model.to(device) if plain else model.to(device, memory_format=LAYOUT)
         self.updater = (PlainUpdater if plain else Updater)(model, job.config, device)
         if plain:
-            self.updater.objective.options = replace(self.updater.objective.options, assign=assign_one_by_one)
+            options = self.updater.objective.options
+            self.updater.objective.options = replace(options, assign=partial(one_by_one, options.assign))
         self.average = MovingAverage(self.updater.model, 0.999, 100)
         self.source = self.batches(job.config)
 
@@ -261,7 +272,7 @@ def main(
 ) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
-        config = TrainConfig(batch=batch, mosaic=1.0)
+        config = TrainConfig(model=model, batch=batch, mosaic=1.0, mixup=0.0, multi_scale=(1.0, 1.0))
         speeds, steps_apart = measure(
             Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain), rounds
         )
