@@ -115,7 +115,9 @@ def _table(block: Table, width: int) -> str:
         column = block.columns[place]
         longest = max((len(row[place].text) for row in rows), default=1)
         words = [len(word) for row in rows for word in row[place].text.split()]
-        least.append(longest if column.numeric else min(max(words, default=1), width // 3 if column.code else width // 8))
+        least.append(
+            longest if column.numeric else min(max(words, default=1), width // 3 if column.code else width // 8)
+        )
         wanted.append(max(map(len, text)) if fits or not column.numeric else _needed(block, place, rows))
     for place, columns in zip(shown, _widths(least, wanted, width - _BETWEEN * len(shown)), strict=True):
         column = block.columns[place]
@@ -130,8 +132,7 @@ def _table(block: Table, width: int) -> str:
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
-    """What each column gets of ``room``: the widest ones give first, and what a column needs at the least is kept where
-    that can be."""
+    """What each column gets of ``room``: the widest give first, and keep what they need at the least where that can be."""
     widths = list(wanted)
     while sum(widths) > room and max(widths, default=0) > 1:
         able = [place for place, width in enumerate(widths) if width > least[place]] or range(len(widths))
