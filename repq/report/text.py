@@ -132,7 +132,7 @@ def _table(block: Table, width: int) -> str:
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
-    """What each column gets of ``room``: the widest give first, and keep what they need at the least where that can be."""
+    """What each column gets of ``room``: the widest give first, and keep what they need at least where that can be."""
     widths = list(wanted)
     while sum(widths) > room and max(widths, default=0) > 1:
         able = [place for place, width in enumerate(widths) if width > least[place]] or range(len(widths))
