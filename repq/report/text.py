@@ -53,6 +53,7 @@ from repq.results import (
 
 WIDTH = 120
 _BETWEEN = 2  # blanks between columns
+_READABLE = 24  # columns of the terminal that sentences get where that can be
 SHOWN = 10
 """Rows of a long table whose rows have an order of badness."""
 
@@ -103,7 +104,10 @@ def _table(block: Table, width: int) -> str:
         rows = [rows[place] for place in block.worst[:SHOWN]]
         note = "\n".join(filter(None, [f"the worst {SHOWN} of {len(block.rows)} rows; --all shows all", note]))
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
-    if sum(_needed(block, place, rows) + _BETWEEN for place in shown) > width:
+    if (
+        sum(max(_needed(block, place, rows), _readable(block, place, rows, width)) + _BETWEEN for place in shown)
+        > width
+    ):
         shown = [place for place in shown if not block.columns[place].wide]
     texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
     fits = sum(max(map(len, column)) + _BETWEEN for column in texts) <= width
@@ -115,9 +119,8 @@ def _table(block: Table, width: int) -> str:
         column = block.columns[place]
         longest = max((len(row[place].text) for row in rows), default=1)
         words = [len(word) for row in rows for word in row[place].text.split()]
-        least.append(
-            longest if column.numeric else min(max(words, default=1), width // 3 if column.code else width // 8)
-        )
+        whole_words = min(max(words, default=1), width // 3 if column.code else width // 8)
+        least.append(longest if column.numeric else max(whole_words, _readable(block, place, rows, width)))
         wanted.append(max(map(len, text)) if fits or not column.numeric else _needed(block, place, rows))
     for place, columns in zip(shown, _widths(least, wanted, width - _BETWEEN * len(shown)), strict=True):
         column = block.columns[place]
@@ -138,6 +141,12 @@ def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]
         able = [place for place, width in enumerate(widths) if width > least[place]] or range(len(widths))
         widths[max(able, key=widths.__getitem__)] -= 1
     return widths
+
+
+def _readable(block: Table, place: int, rows: Sequence[Sequence[Cell]], width: int) -> int:
+    """Columns of the terminal in which the sentences of a column can be read; 0 where it has none."""
+    longest = max((len(row[place].text) for row in rows), default=0) if block.columns[place].wrap else 0
+    return min(_READABLE, width // 3, longest // 3)
 
 
 def _needed(block: Table, place: int, rows: Sequence[Sequence[Cell]]) -> int:
