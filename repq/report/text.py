@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -104,24 +105,22 @@ def _table(block: Table, width: int) -> str:
         rows = [rows[place] for place in block.worst[:SHOWN]]
         note = "\n".join(filter(None, [f"the worst {SHOWN} of {len(block.rows)} rows; --all shows all", note]))
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
-    if (
-        sum(max(_needed(block, place, rows), _readable(block, place, rows, width)) + _BETWEEN for place in shown)
-        > width
-    ):
+    told = (max(_needed(block, place, rows), _readable(block, place, rows, width)) for place in shown)
+    if sum(columns + _BETWEEN for columns in told) > width:
         shown = [place for place in shown if not block.columns[place].wide]
     texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
-    fits = sum(max(map(len, column)) + _BETWEEN for column in texts) <= width
+    fits = sum(max(map(cell_len, column)) + _BETWEEN for column in texts) <= width
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     least, wanted = [], []
     for place, text in zip(shown, texts, strict=True):
         column = block.columns[place]
-        longest = max((len(row[place].text) for row in rows), default=1)
-        words = [len(word) for row in rows for word in row[place].text.split()]
+        longest = max((cell_len(row[place].text) for row in rows), default=1)
+        words = [cell_len(word) for row in rows for word in row[place].text.split()]
         whole_words = min(max(words, default=1), width // 3 if column.code else width // 8)
         least.append(longest if column.numeric else max(whole_words, _readable(block, place, rows, width)))
-        wanted.append(max(map(len, text)) if fits or not column.numeric else _needed(block, place, rows))
+        wanted.append(max(map(cell_len, text)) if fits or not column.numeric else _needed(block, place, rows))
     for place, columns in zip(shown, _widths(least, wanted, width - _BETWEEN * len(shown)), strict=True):
         column = block.columns[place]
         justify: Literal["left", "right"] = "right" if column.numeric else "left"
@@ -145,15 +144,15 @@ def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]
 
 def _readable(block: Table, place: int, rows: Sequence[Sequence[Cell]], width: int) -> int:
     """Columns of the terminal in which the sentences of a column can be read; 0 where it has none."""
-    longest = max((len(row[place].text) for row in rows), default=0) if block.columns[place].wrap else 0
+    longest = max((cell_len(row[place].text) for row in rows), default=0) if block.columns[place].wrap else 0
     return min(_READABLE, width // 3, longest // 3)
 
 
 def _needed(block: Table, place: int, rows: Sequence[Sequence[Cell]]) -> int:
     """Columns of the terminal that a column takes without breaking a cell."""
     column = block.columns[place]
-    words = [len(word) for word in column.title.split()]
-    return max([0 if column.wrap else len(row[place].text) for row in rows] + words, default=1)
+    words = [cell_len(word) for word in column.title.split()]
+    return max([0 if column.wrap else cell_len(row[place].text) for row in rows] + words, default=1)
 
 
 def accuracy_table(report: Accuracy, title: str) -> str:

@@ -74,3 +74,9 @@ def test_sentences_have_room_beside_long_names(width: int) -> None:
         lines = settings_table("prune", rows, "about").splitlines()
     title = next(line for line in lines if "Meaning" in line)
     assert width - title.index("Meaning") >= 24 and ("Option" in title) == (width == 120)
+
+
+@pytest.mark.parametrize("name", ["猫 → Füße", "ネコ と イヌ", "cat and dog"])
+def test_letters_of_two_columns_break_no_line(name: str) -> None:
+    shape = [Column("Class", lambda row: row[0]), Column("Boxes", lambda row: row[1], numeric=True)]
+    assert f"{name}  " in render_text([table("Found", shape, [(name, "85")])], 80)
