@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ LIMIT_VARIABLE = "REPQ_MAX_FILE_MIB"
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # of a YAML file, with every alias written out
 MAX_NUMBER = 1 << 64
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 _SYNTAX: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _KINDS = (
@@ -61,7 +64,8 @@ def read_bytes(path: Path | str, limit: int, *, what: str = "", error: type[Repq
         RepqError: of class ``error``, with the reason as ``found``.
     """
     own = os.environ.get(LIMIT_VARIABLE, "")
-    limit = int(own) * MIB if own.isdecimal() and len(own) < 10 else limit
+    given = whole(own, digits=9)
+    limit = limit if given is None else given * MIB
     try:
         _demand_regular(os.stat(path).st_mode)  # noqa: PTH116 (faster, and data sets have many files)
         # A pipe that takes the file's place between the two calls must not block.
@@ -152,6 +156,21 @@ def read_text(
         ) from None
 
 
+def number(text: str) -> float | None:
+    """The number that a text is; None where it is none, infinity where it is too large for a float.
+
+    ASCII digits, a sign, a point and an exponent, with blanks around them. Python's ``float`` takes more: ``0_1``,
+    ``nan``, ``inf`` and the digits of other scripts are no numbers here.
+    """
+    return float(text) if _NUMBER.fullmatch(text := text.strip()) else None
+
+
+def whole(text: str, digits: int) -> int | None:
+    """The whole number that at most so many ASCII digits, with blanks around them, are; None where they are none."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
+
+
 def lines(text: str) -> list[str]:
     """The lines of a text, whatever system wrote it. Other characters that Unicode breaks lines at belong to a line."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -216,7 +235,7 @@ def parse_yaml(text: str, source: str, *, as_written: Collection[str] = (), erro
 
 
 class _Loader(_SYNTAX):
-    """Plain types; a number that cannot be one or has more than 64 bits, and a key given twice, is an error."""
+    """Plain types. Errors: a number with ``_`` in it, one that is none or has more than 64 bits, a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -231,6 +250,11 @@ class _Loader(_SYNTAX):
 
     def construct_number(self, node: yaml.Node) -> int | float:
         kind = node.tag.rpartition(":")[2]
+        if "_" in str(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{printable(node.value, 40)!r} is a number with '_' in it, or a text without quotes",
+                node.start_mark,
+            )  # fmt: skip
         try:
             value: int | float = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(self, node)
             if isinstance(value, float) or abs(value) < MAX_NUMBER:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from repq.reading import whole
+
 
 def place_in_group() -> tuple[int, int]:
     """The number of this process and how many there are; ``(0, 1)`` where ``torchrun`` did not start it."""
-    rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        return 0, 1
-    return int(rank), int(count)
+    rank, count = (whole(os.environ.get(name, ""), digits=9) for name in ("RANK", "WORLD_SIZE"))
+    return (0, 1) if rank is None or count is None or rank >= count else (rank, count)

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from repq.errors import DataError, RepqError
 from repq.printable import printable
-from repq.reading import decode, expanded, lines, parse_yaml, read_bytes, read_json, read_text, read_yaml
+from repq.reading import (
+    decode,
+    expanded,
+    lines,
+    number,
+    parse_yaml,
+    read_bytes,
+    read_json,
+    read_text,
+    read_yaml,
+    whole,
+)
 
 
 @given(st.text(st.characters(codec=None), max_size=60))
@@ -167,6 +178,12 @@ class TestYaml:
     def test_numbers_are_bounded(self, number: str) -> None:
         self.refused(f"nc: {number}", "no number")
 
+    @pytest.mark.parametrize("text", ["0_1", "1_000", "1_0.5", "0x1_0", "+1_0"])
+    def test_a_number_with_blanks_of_its_own_is_refused_with_its_line(self, text: str) -> None:
+        self.refused(f"a: 1\nnc: {text}", "line 2")
+        assert parse_yaml(f"nc: '{text}'", "here") == {"nc": text}
+        assert parse_yaml(f"names: [{text}]", "here", as_written=("names",)) == {"names": [text]}
+
     def test_plain_values_are_those_of_pyyaml(self) -> None:
         text = (
             "a: [1, -2, 0x10, 010, 1.5, 1e3, .inf, yes, no, ~, 2001-01-01, 'x', \"\\x41\"]\n"
@@ -203,3 +220,29 @@ def test_json_is_bounded(tmp_path: Path) -> None:
         assert caught.value.found
     path.write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(path) == [1]
+
+
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["", " ", "\t", "\n"]))
+def test_what_python_prints_of_a_number_is_that_number(value: float, blank: str) -> None:
+    assert number(f"{blank}{value}{blank}") == float(value)
+
+
+@given(st.text("0123456789+-.eE_ naif\uff11\u0661x", max_size=8))
+def test_what_is_read_as_a_number_is_one_for_python_and_has_no_other_signs(text: str) -> None:
+    found = number(text)
+    if found is not None:
+        assert found == float(text) and set(text.strip()) <= set("0123456789+-.eE")
+    count = whole(text, digits=4)
+    assert count is None or (count == int(text) and set(text.strip()) <= set("0123456789") and len(text.strip()) <= 4)
+
+
+@pytest.mark.parametrize(
+    "text", ["0_1", "1_0.5", "nan", "inf", "-Infinity", "\uff11", "\u0661", "", " ", "1 2", "0x1", "1e", "."]
+)
+def test_what_is_no_number(text: str) -> None:
+    assert number(text) is None and whole(text, digits=9) is None
+
+
+def test_a_number_that_is_too_large_is_infinite() -> None:
+    assert number("1e400") == float("inf") and number("-1e400") == -float("inf")
+    assert whole(" 12 ", digits=2) == 12 and whole("123", digits=2) is None

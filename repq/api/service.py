@@ -135,18 +135,19 @@ def thresholds_of(model: Model, asked: Mapping[str, Any], log: Log = quiet) -> T
     return own.changed(wanted.model_dump(), model.label, log)
 
 
-def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds) -> Service:
+def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds, *, as_eval: bool = False) -> Service:
     """A service for users: one class a place, boxes of an area that lie inside the image, of at least some score.
 
     Args:
         thresholds: see `thresholds_of`.
+        as_eval: what AP is measured of instead: several classes of a place, boxes as they are.
 
     Raises:
         RepqError: other settings than the graph has inside.
     """
     wanted, least = asdict(thresholds), thresholds.confidence
     if model.nms is None:
-        wanted["multi_label"] = False
+        wanted["multi_label"] = as_eval
     elif least < model.nms.confidence:
         raise RepqError(
             f"{model.label} suppresses by itself, from a score of {model.nms.confidence} on", found=f"conf={least}",
@@ -154,11 +155,12 @@ def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds) -> S
         )  # fmt: skip
     else:
         wanted["confidence"] = model.nms.confidence
-    service = service_of(model, imgsz, as_exported(model, clip=True, **wanted))
+    service = service_of(model, imgsz, as_exported(model, clip=not as_eval, **wanted))
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
         found = service.finish(outputs, prepared)
-        return [rows[(rows[:, 4] > least) & (rows[:, 2:4] > rows[:, :2]).all(axis=1)] for rows in found]
+        found = [rows[rows[:, 4] > least] for rows in found]
+        return found if as_eval else [rows[(rows[:, 2:4] > rows[:, :2]).all(axis=1)] for rows in found]
 
     return replace(service, finish=finish)
 

@@ -90,9 +90,17 @@ class Commands(Framed):
                     formatter.write_dl(rows)
         with formatter.section("Examples"):
             for example, meaning in EXAMPLES:
-                formatter.write_text(f"{example}   # {meaning}" if meaning else example)
+                formatter.write(
+                    "".join(f"{'':{formatter.current_indent}}{line}\n" for line in _unbroken(example, meaning))
+                )
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+def _unbroken(example: str, meaning: str) -> tuple[str, ...]:
+    """An example as lines that no help breaks, so that it can be copied; with what it means behind it, or above."""
+    together = f"{example}   # {meaning}" if meaning else example
+    return (together,) if len(together) < 78 or not meaning else (f"# {meaning}", example)
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:

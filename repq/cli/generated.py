@@ -25,7 +25,7 @@ from repq.cli.relations import demand_relations
 from repq.cli.shell import Shell
 from repq.printable import printable
 from repq.recipe import for_target, parse_settings, set_value
-from repq.recipe.base import AnyPath, Config, OneOf, marks, settings_in
+from repq.recipe.base import AnyPath, Config, OneOf, demand_number, marks, settings_in
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -132,11 +132,14 @@ class Value(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
+            demand_number(value, self.annotation)
             adapter: TypeAdapter[Any] = TypeAdapter(self.annotation, config=ConfigDict(allow_inf_nan=False))
             return adapter.validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             self.fail(f"{message} (got {printable(repr(value), 100)})", param, ctx)
+        except ValueError as error:
+            self.fail(f"{error} (got {printable(repr(value), 100)})", param, ctx)
 
 
 def bare(annotation: Any) -> tuple[Any, list[Any]]:

@@ -122,7 +122,7 @@ def ptq_command(
     else:
         then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
     in_target = None if target is None or held.ap is None else (target, held.ap)
-    then = then if held.within(budget.max_drop) else ""
+    then = then if held.within(budget.max_drop) and held.measurable else ""
     shell.finish(values, lambda: ptq_table(report, in_target), next=then)
     demand_measured(budget, metric_of(report.accuracy_float))
     demand_budget(held.drop, budget.max_drop, held.where, fix)

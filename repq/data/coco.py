@@ -17,7 +17,7 @@ from repq.data.dataset import LEAST, Annotation, Problems, as_boxes
 from repq.data.image_files import below, first_names
 from repq.errors import DataError
 from repq.printable import printable
-from repq.reading import read_json
+from repq.reading import number, read_json, whole
 
 _TRUE = (1, "1")
 _LARGEST = 1e30  # square pixels that float32 can hold
@@ -59,16 +59,16 @@ class Ids:
                 raise ValueError(f"the {what} id {printable(repr(key), 60)} is no whole number and no text")
             if self.values.setdefault(key, value) != value:
                 raise ValueError(f"two of the {what} entries have the id {printable(repr(key), 60)}")
-            number = _whole(key)
-            if number is not None and key not in (known := self._by_number.setdefault(number, [])):
+            place = _whole(key)
+            if place is not None and key not in (known := self._by_number.setdefault(place, [])):
                 known.append(key)
 
     def get(self, key: Any) -> Any:
         """What an id stands for; None if it is not there."""
         if isinstance(key, (int, str)) and not isinstance(key, bool) and key in self.values:
             return self.values[key]
-        number = _whole(key)
-        candidates = self._by_number.get(number, []) if number is not None else []
+        place = _whole(key)
+        candidates = self._by_number.get(place, []) if place is not None else []
         return self.values[candidates[0]] if len(candidates) == 1 else None
 
 
@@ -77,8 +77,7 @@ def _whole(key: Any) -> int | None:
         return int(key)
     if isinstance(key, int) and not isinstance(key, bool):
         return key
-    text = key.strip() if isinstance(key, str) else ""
-    return int(text) if text.isdecimal() and text.isascii() and len(text) < 40 else None
+    return whole(key, digits=39) if isinstance(key, str) else None
 
 
 def read_coco(path: Path, names: tuple[str, ...] | None = None) -> CocoFile:
@@ -135,9 +134,9 @@ def read_coco(path: Path, names: tuple[str, ...] | None = None) -> CocoFile:
 def _entries(content: Any, key: str) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise ValueError(f"no list {key!r}")
-    for number, entry in enumerate(content[key]):
+    for place, entry in enumerate(content[key]):
         if not isinstance(entry, dict):
-            raise ValueError(f"entry {number} of {key!r} is {_shown(entry)}")
+            raise ValueError(f"entry {place} of {key!r} is {_shown(entry)}")
     entries: list[dict[str, Any]] = content[key]
     return entries
 
@@ -148,8 +147,8 @@ def _are_fractions(annotations: Iterable[Mapping[str, Any]]) -> bool:
     for annotation in annotations:
         bbox = annotation.get("bbox")
         for value in bbox if isinstance(bbox, list) else ():
-            number = _number(value, texts=True)
-            if number is None or not number <= 1:
+            found = _number(value, texts=True)
+            if found is None or not found <= 1:
                 return False
             some = True
     return some
@@ -214,8 +213,8 @@ def size_problem(image: Mapping[str, Any], width: int, height: int) -> str | Non
     stated = [image.get(key) for key in ("width", "height")]
     numbers = [_number(value, texts=True) for value in stated]
     if all(
-        None in (value, true) or number == true
-        for value, number, true in zip(stated, numbers, (width, height), strict=True)
+        None in (value, true) or said == true
+        for value, said, true in zip(stated, numbers, (width, height), strict=True)
     ):
         return None
     says = "x".join("?" if value is None else _shown(value) for value in stated)
@@ -297,11 +296,9 @@ def _number(value: Any, *, texts: bool = False) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str) if texts else (int, float)):
         return None
     try:
-        return float(value)
+        return number(value) if isinstance(value, str) else float(value)
     except OverflowError:
         return math.inf
-    except ValueError:
-        return None
 
 
 def _id(annotation: Mapping[str, Any]) -> str:

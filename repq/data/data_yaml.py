@@ -30,7 +30,7 @@ from repq.data.classes import MAX_CLASSES, made_up_names, shown_name, unique_nam
 from repq.data.image_files import below, folder_of
 from repq.errors import DataError
 from repq.printable import printable
-from repq.reading import read_yaml
+from repq.reading import read_yaml, whole
 
 _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"})
 
@@ -149,8 +149,8 @@ def _names(path: Path, values: Mapping[str, Any]) -> tuple[tuple[str, ...] | Non
 
 
 def _count(path: Path, count: Any) -> int | None:
-    if isinstance(count, str) and count.isdecimal() and len(count) < 10:
-        count = int(count)
+    if isinstance(count, str):
+        count = count if (given := whole(count, digits=9)) is None else given
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_CLASSES):
         raise DataError(
             f"'nc' in {printable(path)} is no class count",
@@ -162,7 +162,7 @@ def _count(path: Path, count: Any) -> int | None:
 
 def _in_order(path: Path, names: Mapping[str, Any]) -> list[Any]:
     """The names of a mapping from class id, which may be quoted, to name."""
-    ids = {int(key): name for key, name in names.items() if key.strip().isdecimal() and len(key) < 10}
+    ids = {whole(key, digits=9): name for key, name in names.items()}
     if len(ids) != len(names) or set(ids) != set(range(len(ids))):
         raise DataError(
             f"the class ids under 'names' in {printable(path)} have gaps",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repq.data.image_size import header_size, jpeg_segments
 from repq.errors import DataError
 from repq.printable import printable
-from repq.reading import MIB, read_bytes
+from repq.reading import MIB, read_bytes, whole
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
@@ -88,7 +88,7 @@ def _decoded(data: bytes, name: str, form: int) -> NDArray[np.uint8]:
 def _demand_moderate(data: bytes, name: str) -> None:
     """Refuse an image whose pixels would take too much memory, before they are decoded."""
     own = os.environ.get(PIXELS_VARIABLE, "")
-    limit = int(own) if own.isdecimal() and len(own) < 16 else MAX_PIXELS
+    limit = MAX_PIXELS if (given := whole(own, digits=15)) is None else given
     try:
         width, height = header_size(data) or (0, 0)
     except ValueError as error:

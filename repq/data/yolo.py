@@ -10,7 +10,7 @@ from pathlib import Path
 from repq.data.dataset import LEAST, Annotation, as_boxes
 from repq.errors import DataError
 from repq.printable import printable
-from repq.reading import MIB, decode, lines, read_bytes
+from repq.reading import MIB, decode, lines, number, read_bytes, whole
 
 _ROUNDING = 1e-4  # label files are printed with few digits, so a 1 may read 1.00001
 _REACH = 0.51  # from the image's middle, as its fraction: so far a box reaches by rounding and careless drawing
@@ -36,15 +36,16 @@ def read_labels(path: Path | str, num_classes: int, width: int, height: int, key
         counts["unlabelled"] = 1
     rows: dict[tuple[float, ...], None] = {}
     problems: list[str] = []
-    for number, line in enumerate(lines(text), start=1):
+    usual = text.isascii() and "_" not in text  # else ``float`` may take what is no number
+    for place, line in enumerate(lines(text), start=1):
         fields = line.split()
         if not fields:
             continue
-        row, form = _usual_row(fields, num_classes) or parse_line(fields, num_classes, keypoints)
+        row, form = (usual and _usual_row(fields, num_classes)) or parse_line(fields, num_classes, keypoints)
         if isinstance(row, str):
-            problems.append(f"line {number}: {row}")
+            problems.append(f"line {place}: {row}")
         elif row in rows:
-            problems.append(f"line {number}: the same as an earlier line")
+            problems.append(f"line {place}: the same as an earlier line")
         else:
             rows[row] = None
             counts.update(form)
@@ -76,14 +77,14 @@ def parse_line(
     is_polygon = not keypoints and len(fields) >= 7 and len(fields) % 2 == 1
     if len(fields) != 5 and not has_keypoints and not is_polygon:
         return f"{len(fields)} values instead of 5{f' or {5 + keypoints}' if keypoints else ''}", ()
-    if (
-        len(fields) == 7 and not keypoints and fields[6].isdecimal()
-    ):  # of a triangle, it would be a corner at the very edge
+    # Of a triangle, it would be a corner at the very edge.
+    if len(fields) == 7 and not keypoints and whole(fields[6], 20) is not None:
         return "7 values of which the last is a whole number: no polygon, but a box with score and track id?", ()
-    try:
-        values = [float(field) for field in (fields[:5] if has_keypoints else fields)]
-    except ValueError:
-        return f"no number in {printable(' '.join(fields[:9]), 40)!r}", ()
+    values = []
+    for field in fields[:5] if has_keypoints else fields:
+        if (value := number(field)) is None and not _is_not_finite(field):
+            return f"{printable(field, 40)!r} is no number", ()
+        values.append(math.nan if value is None else value)
     if not all(map(math.isfinite, values)):
         return "a value that is not finite", ()
     class_id, *box = values
@@ -100,6 +101,10 @@ def parse_line(
         return "a box without area", ()
     row = (class_id, *(min(max(value, 0.0), 1.0) for value in box))
     return row, forms
+
+
+def _is_not_finite(text: str) -> bool:
+    return text.lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 
 def _may_be_keypoints(values: list[float]) -> bool:

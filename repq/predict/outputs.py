@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.errors import RepqError
+from repq.reading import whole
 from repq.report.boxes import encode
 
 Image = NDArray[np.uint8]
@@ -125,7 +126,8 @@ class CocoFile:
 
     def add(self, found: Prediction) -> None:
         stem, height, width = Path(found.name).stem, *found.size
-        image = int(stem) if stem.isdecimal() and "/" not in found.name else next(self._free)
+        own = None if "/" in found.name else whole(stem, digits=100)
+        image = next(self._free) if own is None else own
         while image in self._taken:
             image = next(self._free)
         self._taken.add(image)

@@ -43,7 +43,7 @@ from repq.predict.outputs import (
 from repq.predict.sources import Pending, Source
 from repq.printable import printable
 from repq.progress import Progress, silent
-from repq.recipe import DeployConfig, PredictConfig
+from repq.recipe import DeployConfig, EvalConfig, PredictConfig
 from repq.report.boxes import Found, compared, draw_boxes, side_by_side
 from repq.results import Comparison, PredictReport
 from repq.stopping import Stopped
@@ -117,7 +117,7 @@ def predict(
     size, thresholds = model.size(imgsz), thresholds_of(model, _asked(config), log)
     if other is not None:
         thresholds_of(other, asdict(thresholds), log)  # it is looked at by those of the first: says where it has others
-    finders = [finder_of(one, one.size(imgsz), thresholds) for one in models]
+    finders = [finder_of(one, one.size(imgsz), thresholds, as_eval=config.as_eval) for one in models]
     titles = [one.label if len({each.label for each in models}) > 1 else str(one.path) for one in models]
     names = model.class_names
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
@@ -283,7 +283,8 @@ def detected(
     Raises:
         RepqError: the settings do not fit the model.
     """
-    finder = finder_of(model, model.size(imgsz), thresholds_of(model, _asked(config), log))
+    thresholds = thresholds_of(model, _asked(config), log)
+    finder = finder_of(model, model.size(imgsz), thresholds, as_eval=config.as_eval)
     job = _Job([finder], config, config.batch or model.batch or 1, [model.label], model.class_names)
 
     def found() -> Iterator[Detected]:
@@ -298,7 +299,11 @@ def detected(
 
 
 def _asked(config: PredictConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in DeployConfig.model_fields}
+    asked = {name: getattr(config, name) for name in DeployConfig.model_fields}
+    measured = EvalConfig()
+    return {
+        name: getattr(measured, name) if config.as_eval and value is None else value for name, value in asked.items()
+    }
 
 
 def _skip(tally: _Tally, json_file: JsonFile, name: str, reason: str, count: int = 1) -> None:

@@ -22,6 +22,7 @@ from repq.data.images import IMAGE_SUFFIXES
 from repq.errors import DataError
 from repq.log import Log, quiet
 from repq.printable import printable
+from repq.reading import whole
 
 Image = NDArray[np.uint8]
 VIDEO_SUFFIXES = frozenset((
@@ -172,9 +173,9 @@ def _camera(place: str) -> Source | None:
     with suppress(OSError, ValueError):
         if stat.S_ISCHR(Path(place).stat().st_mode) and Path(place).name.startswith("video"):
             return _open_video(place, Path(place).name, "camera")
-    number = place.removeprefix("camera:")
-    if number.isdecimal() and len(number) < 4 and not os.path.lexists(place):
-        return _open_video(int(number), f"camera{number}", "camera")
+    number = whole(place.removeprefix("camera:"), digits=3)
+    if number is not None and not os.path.lexists(place):
+        return _open_video(number, f"camera{number}", "camera")
     return None
 
 

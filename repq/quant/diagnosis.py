@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
@@ -31,9 +32,9 @@ from repq.quant.convolution import QuantizedLayer, is_depthwise
 from repq.quant.corrections import CORRECTIONS, Symptom, asked_for
 from repq.quant.ptq import Observed, apply, observe_model
 from repq.quant.rows import channel_ratio, output_rows
-from repq.quant.similarity import ErrorSums, head_snr_db, outputs_of, similarity
+from repq.quant.similarity import ErrorSums, Outputs, head_snr_db, outputs_of, similarity
 from repq.quant.state import quantized_layers, quantizing, switched
-from repq.recipe import CorrectionConfig, PtqConfig, ap_drop
+from repq.recipe import CorrectionConfig, PtqConfig, ap_drop, holds
 from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
 
 TOO_LITTLE_DB = 10.0
@@ -66,14 +67,15 @@ def diagnose(
         max_drop: AP that may be lost.
 
     Raises:
-        QuantizationError: as ``quantize``.
+        QuantizationError: as ``quantize``; or the model's output is the same for every image.
     """
     plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": (), "auto": False})
     tried = {entry.name: entry.diagnosed for entry in CORRECTIONS if entry.diagnosed is not None}
     corrected = plain.model_copy(update={"correct": CorrectionConfig(**tried)})
+    wanted = outputs_of(fused, held_out)
+    _demand_answers(fused, held_out, wanted)
     observed = observe_model(fused, batches, corrected, progress, for_all=True)
     quantized = apply(observed, plain)
-    wanted = outputs_of(fused, held_out)
     layers = _layers(observed, quantized.model, held_out)
     with _only(quantized.model, "weight"):
         weights_only = head_snr_db(quantized.model, held_out, wanted)
@@ -108,6 +110,22 @@ def diagnose(
         threshold_db=TOO_LITTLE_DB,
         max_drop=max_drop,
         ap_float=ap_float,
+    )
+
+
+def _demand_answers(model: Detector, images: Sequence[Tensor], found: Sequence[Outputs]) -> None:
+    """Refuse a model whose boxes and scores are the same for all images and for an empty one: INT8 leaves them alone.
+
+    Raises:
+        QuantizationError: as above.
+    """
+    (empty,) = outputs_of(model, [torch.zeros_like(images[0][:1])])
+    if any(bool((part != base).any()) for parts in found for part, base in zip(parts, empty, strict=True)):
+        return
+    raise QuantizationError(
+        "nothing can be concluded from this model: its output is constant",
+        found=f"the same boxes and scores for {sum(map(len, images))} images and an empty one, which any INT8 keeps",
+        fix="look at what it finds (repq predict), and give trained weights",
     )
 
 
@@ -284,7 +302,7 @@ def _judge(
 
 
 def _sufficient(snr: float, drop: float | None, max_drop: float) -> bool | None:
-    return False if snr < TOO_LITTLE_DB else None if drop is None else drop <= max_drop
+    return False if snr < TOO_LITTLE_DB else None if drop is None else holds(drop, max_drop)
 
 
 def _listed(words: Sequence[str]) -> str:

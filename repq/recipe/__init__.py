@@ -5,7 +5,7 @@ A recipe is a short YAML file. Unknown keys fail and name the closest valid one.
 
 from repq.recipe.ablation import Ablation, Effects
 from repq.recipe.base import Config, ImageSize
-from repq.recipe.budget import Budget, ap_drop, for_target, holds
+from repq.recipe.budget import NOTHING_TO_LOSE, Budget, ap_drop, for_target, holds
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
 from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
@@ -41,6 +41,7 @@ from repq.recipe.training import DistillConfig, ImitationConfig, LoopConfig, Tra
 from repq.recipe.whole import Recipe
 
 __all__ = [
+    "NOTHING_TO_LOSE",
     "Ablation",
     "ApSweep",
     "BenchConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -24,19 +24,51 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from repq.reading import number, whole
+
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``yes`` and ``off``, which YAML reads as true and false, are neither 1 nor 0 where a number is wanted."""
+    def _no_other_value_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``yes`` and ``off``, which YAML reads as true and false, are neither 1 nor 0 where a number is wanted.
+
+        A text is one only as `repq.reading.number` says.
+        """
         given = value if isinstance(value, (list, tuple)) else (value,)
+        field = cls.model_fields[str(info.field_name)]
+        for one in given if not any(isinstance(part, BeforeValidator) for part in field.metadata) else ():
+            demand_number(one, field.annotation)
         switches = [one for one in given if isinstance(one, bool)]
-        if switches and not _takes_switch(cls.model_fields[str(info.field_name)].annotation):
+        if switches and not _takes_switch(field.annotation):
             raise ValueError(f"{str(switches[0]).lower()} (in YAML also yes, no, on, off) is no value of this setting")
         return value
+
+
+def demand_number(value: Any, annotation: Any) -> None:
+    """Refuse a text that is no number (`repq.reading.number`) where a number is wanted, and no text.
+
+    Raises:
+        ValueError: it is none, such as ``1_0``, which pydantic would take.
+    """
+    kinds = set(_kinds(annotation))
+    wanted = kinds & {int, float} and not kinds - {int, float, type(None)}
+    if wanted and isinstance(value, str) and number(value) is None:
+        raise ValueError("a number is wanted: digits, and where they belong a sign, a point and an exponent")
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types that a value, or each value of a tuple, may have."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from (str,) if any(isinstance(part, BeforeValidator) for part in parts) else _kinds(parts[0])
+    elif get_origin(annotation) in (Union, UnionType, tuple):
+        for part in parts:
+            yield from () if part is ... else _kinds(part)
+    else:
+        yield annotation
 
 
 def _takes_switch(annotation: Any) -> bool:
@@ -104,9 +136,10 @@ def _config_in(annotation: Any) -> type[Config] | None:
 def _as_size(value: Any) -> Any:
     if isinstance(value, str):
         parts = value.lower().replace(",", "x").split("x")
-        if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        sizes = [whole(part, digits=9) for part in parts]
+        if len(sizes) > 2 or None in sizes:
             raise ValueError(f"{value[:40]!r} is no image size; write 640 or 480x640 (height x width)")
-        return int(parts[0]), int(parts[-1])
+        return sizes[0], sizes[-1]
     return (value, value) if isinstance(value, int) else value
 
 

@@ -24,6 +24,9 @@ def holds(drop: float | None, max_drop: float) -> bool:
     return max_drop >= 1 if drop is None else drop <= max_drop
 
 
+NOTHING_TO_LOSE = "the float model finds no object in these images (AP 0): what INT8 loses cannot be measured"
+
+
 class Budget(Config):
     """What is good enough to ship, and what may be done to get there."""
 

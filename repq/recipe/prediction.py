@@ -25,6 +25,11 @@ class PredictConfig(Config):
     txt: bool = setting(False, flag="--txt", help="Boxes as YOLO labels, in OUT/labels.")
     scores: bool = setting(False, flag="--scores", needs="--txt", help="The score as sixth column of --txt.")
     coco: bool = setting(False, flag="--coco", help="Boxes as COCO annotations with a score, in OUT/coco.json.")
+    as_eval: bool = setting(
+        False, flag="--as-eval", needs="--coco",
+        help="Boxes as `repq eval` counts them, so that their AP is its AP: by its thresholds where none are given, "
+        "several classes of a place, not cut at the image's edges.",
+    )  # fmt: skip
     frames: Count | None = setting(None, flag="--frames", help="Stop after so many images or frames of each source.")
     workers: Threads = setting(
         2, flag="--workers", no_effect=True, help="Threads that decode, and as many that draw, beside the model."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repq.report.blocks import Finding, Level
+from repq.recipe import NOTHING_TO_LOSE
+from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BUILD, CHECK, FUSE, PTQ, ReportSummary
@@ -132,3 +133,11 @@ def _noisiest(ptq: PtqReport | None) -> str:
 def _first(names: Sequence[str], shown: int = 6) -> str:
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def unproven(before: float | None) -> list[Block]:
+    """What is to be said where the float model's AP is 0, of which every INT8 model keeps all; else nothing."""
+    if before != 0:
+        return []
+    remedy = "Nothing is proven of the INT8 model: look at what `repq predict` finds, at the preset and the image size."
+    return [Findings([Finding("bad", f"{NOTHING_TO_LOSE[0].upper()}{NOTHING_TO_LOSE[1:]}.", remedy)])]

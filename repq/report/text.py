@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -53,6 +54,7 @@ from repq.results import (
 
 WIDTH = 120
 _BETWEEN = 2  # blanks between columns
+_READABLE = 24  # columns of the terminal that sentences get where that can be
 SHOWN = 10
 """Rows of a long table whose rows have an order of badness."""
 
@@ -103,22 +105,22 @@ def _table(block: Table, width: int) -> str:
         rows = [rows[place] for place in block.worst[:SHOWN]]
         note = "\n".join(filter(None, [f"the worst {SHOWN} of {len(block.rows)} rows; --all shows all", note]))
     shown = [place for place, column in enumerate(block.columns) if not column.detail]
-    if sum(_needed(block, place, rows) + _BETWEEN for place in shown) > width:
+    told = (max(_needed(block, place, rows), _readable(block, place, rows, width)) for place in shown)
+    if sum(columns + _BETWEEN for columns in told) > width:
         shown = [place for place in shown if not block.columns[place].wide]
     texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
-    fits = sum(max(map(len, column)) + _BETWEEN for column in texts) <= width
+    fits = sum(max(map(cell_len, column)) + _BETWEEN for column in texts) <= width
     drawn = RichTable(
         title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     least, wanted = [], []
     for place, text in zip(shown, texts, strict=True):
         column = block.columns[place]
-        longest = max((len(row[place].text) for row in rows), default=1)
-        words = [len(word) for row in rows for word in row[place].text.split()]
-        least.append(
-            longest if column.numeric else min(max(words, default=1), width // 3 if column.code else width // 8)
-        )
-        wanted.append(max(map(len, text)) if fits or not column.numeric else _needed(block, place, rows))
+        longest = max((cell_len(row[place].text) for row in rows), default=1)
+        words = [cell_len(word) for row in rows for word in row[place].text.split()]
+        whole_words = min(max(words, default=1), width // 3 if column.code else width // 8)
+        least.append(longest if column.numeric else max(whole_words, _readable(block, place, rows, width)))
+        wanted.append(max(map(cell_len, text)) if fits or not column.numeric else _needed(block, place, rows))
     for place, columns in zip(shown, _widths(least, wanted, width - _BETWEEN * len(shown)), strict=True):
         column = block.columns[place]
         justify: Literal["left", "right"] = "right" if column.numeric else "left"
@@ -132,7 +134,7 @@ def _table(block: Table, width: int) -> str:
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
-    """What each column gets of ``room``: the widest give first, if that suffices down to what each one must have."""
+    """What each column gets of ``room``: the widest give first, and keep what they need at least where that can be."""
     widths = list(wanted)
     while sum(widths) > room and max(widths, default=0) > 1:
         able = [place for place, width in enumerate(widths) if width > least[place]] or range(len(widths))
@@ -140,11 +142,17 @@ def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]
     return widths
 
 
+def _readable(block: Table, place: int, rows: Sequence[Sequence[Cell]], width: int) -> int:
+    """Columns of the terminal in which the sentences of a column can be read; 0 where it has none."""
+    longest = max((cell_len(row[place].text) for row in rows), default=0) if block.columns[place].wrap else 0
+    return min(_READABLE, width // 3, longest // 3)
+
+
 def _needed(block: Table, place: int, rows: Sequence[Sequence[Cell]]) -> int:
     """Columns of the terminal that a column takes without breaking a cell."""
     column = block.columns[place]
-    words = [len(word) for word in column.title.split()]
-    return max([0 if column.wrap else len(row[place].text) for row in rows] + words, default=1)
+    words = [cell_len(word) for word in column.title.split()]
+    return max([0 if column.wrap else cell_len(row[place].text) for row in rows] + words, default=1)
 
 
 def accuracy_table(report: Accuracy, title: str) -> str:

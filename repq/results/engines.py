@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from repq.recipe.budget import holds
 from repq.results.accuracy import Accuracy
 from repq.results.base import Result
 
@@ -113,7 +114,7 @@ class CheckReport(Result):
             return False
         if not by_ap or (row.ap_gap is None and self.min_snr_db is not None):
             return True  # of the latter AP cannot tell, the outputs can
-        return self.max_drop >= 1 if row.ap_gap is None else abs(row.ap_gap) <= self.max_drop
+        return holds(None if row.ap_gap is None else abs(row.ap_gap), self.max_drop)
 
     def failing(self, proven: Collection[str] = ()) -> list[Agreement]:
         """Models outside the bounds, the widest gap in AP first.

@@ -11,6 +11,7 @@ from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import (
+    NOTHING_TO_LOSE,
     Budget,
     DeployConfig,
     EngineName,
@@ -31,7 +32,6 @@ FEW = 8
 """Layers that a plan keeps in float which no budget on train images asks for."""
 
 NOTHING_TO_KEEP = "on images of the train split the budget holds with every layer in INT8"
-NOTHING_TO_LOSE = "the float model finds no object in these images (AP 0): what INT8 loses cannot be measured"
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,14 @@ class Held:
         before = self.report.accuracy_float
         return None if before is None or self.ap is None else ap_drop(before.ap, self.ap)
 
+    @property
+    def measurable(self) -> bool:
+        """Whether its loss is known, or nobody asked for it; False: the float model finds nothing in the images."""
+        return self.ap is None or self.drop is not None
+
     def within(self, max_drop: float) -> bool:
-        """Whether nothing is known that speaks against it."""
-        return self.drop is None or self.drop <= max_drop
+        """Whether nothing is known that speaks against it; see `measurable`."""
+        return self.drop is None or holds(self.drop, max_drop)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         for entry in ENGINES:
             if note := entry.saturation():
                 log(f"{entry.title}: {note}; `--target {entry.name}` measures in it")
-    if best.ap is not None and best.drop is None:
+    if not best.measurable:
         log(NOTHING_TO_LOSE)
     if best.within(max_drop) or best.planned or not job.config.auto:
         return best
@@ -193,7 +198,7 @@ def demand_budget(drop: float | None, max_drop: float, where: str, fix: str) -> 
     Raises:
         ToleranceError: ``drop`` is above ``max_drop``.
     """
-    if drop is not None and drop > max_drop:
+    if drop is not None and not holds(drop, max_drop):
         raise ToleranceError(
             "INT8 loses more AP than allowed", found=f"{drop:.4f} in {where}; --max-drop is {max_drop:g}", fix=fix
         )

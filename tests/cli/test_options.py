@@ -106,6 +106,16 @@ def test_no_field_takes_what_is_not_finite(kind: str, name: str, info: Any, valu
             alone(value=value)
 
 
+@pytest.mark.parametrize("text", ["0_1", "1_0", "\uff11"])
+def test_other_signs_than_those_of_a_number(text: str, material: Material, folder: Path) -> None:
+    """Python's own reading of numbers takes some of them."""
+    line = ["eval", material.files["MODEL"], "--data", material.files["--data"]]
+    for option in ("--batch", "--conf", "--imgsz"):
+        assert repr(text) in refused(invoke(*line, option, text)) or text in refused(invoke(*line, option, text))
+    assert "number" in refused(invoke(*line, "--set", f"batch={text}"))
+    assert "number" in refused(invoke(*line, "--set", f"batch='{text}'"))
+
+
 @pytest.mark.parametrize("text", ["yes", "off", "true"])
 def test_a_switch_is_no_number(text: str) -> None:
     """YAML reads it as true or false, which Python takes for 1 or 0."""

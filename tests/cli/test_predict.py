@@ -21,6 +21,7 @@ from safetensors import safe_open
 from repq.api.opening import load
 from repq.errors import RepqError
 from repq.predict.outputs import CocoFile, DrawnImages, DrawnVideo, Prediction, YoloFiles
+from repq.recipe import EvalConfig
 
 FRAMES = 7
 
@@ -95,6 +96,53 @@ def test_a_folder_becomes_boxes_in_every_form(engine: Path, pictures: Path, fold
     boxes = model.detect(pictures / "a.jpg", conf=0.0005)
     np.testing.assert_allclose(label[:, 3] * 80, boxes[:, 2] - boxes[:, 0], atol=1e-3)
     np.testing.assert_allclose(label[:, 5], boxes[:, 4], atol=1e-6)
+
+
+def scored(truth: Path, found: Path) -> tuple[float, float, float]:
+    """AP, AP50 and AP75 of ``coco.json`` by faster-coco-eval, images joined by their names."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    expected, told = COCO(str(truth)), json.loads(found.read_text())
+    ids = {Path(image["file_name"]).name: image["id"] for image in expected.dataset["images"]}
+    places = {image["id"]: ids[Path(image["file_name"]).name] for image in told["images"]}
+    rows = [{**row, "image_id": places[row["image_id"]]} for row in told["annotations"]]
+    measured = COCOeval_faster(expected, expected.loadRes(rows), "bbox")
+    measured.evaluate()
+    measured.accumulate()
+    measured.summarize()
+    return tuple(float(value) for value in measured.stats[:3])
+
+
+def test_ap_of_the_boxes_as_eval_counts_them_is_that_of_eval(engine: Path, pictures: Path, folder: Path) -> None:
+    """Of a drawn set whose objects are some of the boxes that the model finds, moved a little."""
+    model, rng = load(engine), np.random.default_rng(1)
+    (folder / "images").mkdir()
+    annotations, images = [], []
+    for number in range(6):
+        path = folder / f"images/{number}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (50 + 9 * number, 90 - 7 * number, 3), dtype=np.uint8))
+        images.append({"id": number + 7, "file_name": path.name, "width": 90 - 7 * number, "height": 50 + 9 * number})
+        for x1, y1, x2, y2, _, label in model.detect(path, conf=0.0005)[::9].tolist():
+            x, y = x1 + rng.uniform(0, 0.1) * (x2 - x1), y1
+            annotations.append({"id": len(annotations) + 1, "image_id": number + 7, "category_id": int(label),
+                                "bbox": [x, y, x2 - x, y2 - y], "area": (x2 - x) * (y2 - y), "iscrowd": 0})  # fmt: skip
+    names = [{"id": place, "name": name} for place, name in enumerate(("ring", "triangle", "cross"))]
+    truth = folder / "truth.json"
+    truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    (folder / "data.yaml").write_text("val: truth.json\nval_images: images\n")
+    told = json.loads(invoke("eval", engine, "--data", "data.yaml", "--conf", 0.0005, "--json").stdout)
+    line = (engine, folder / "images", "--coco", "--no-draw", "--conf", 0.0005)
+    run(*line, "--as-eval", "-o", "same")
+    assert told["ap"] > 0.01
+    np.testing.assert_allclose(
+        scored(truth, folder / "same/coco.json"), [told["ap"], told["ap50"], told["ap75"]], atol=1e-6
+    )
+    run(*line, "-o", "use")
+    assert len(json.loads((folder / "use/coco.json").read_text())["annotations"]) < told["detections"]
+    run(engine, folder / "images", "--coco", "--as-eval", "--no-draw", "-o", "usual")
+    measured, used = EvalConfig(), written(folder / "usual")
+    for name in ("confidence", "iou", "max_detections"):
+        assert used[name] == getattr(measured, name)
 
 
 def test_every_way_to_name_images(engine: Path, pictures: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from repq.pipeline.budget import Attempt, lost, ways
 from repq.pipeline.runner import run_recipe
 from repq.recipe import Budget, Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
-from repq.results import Accuracies, Accuracy, BenchReport, BenchRow
+from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport
 from repq.stages.budget import FEW, demand_measured
 from repq.stages.verdict import judged
 
@@ -173,3 +173,12 @@ def test_training_starts_from_the_plan_that_loses_least(
     _, recipes = tried(recipe(allow_qat=True), *drops)
     assert recipes[-1].qat is not None
     assert recipes[-1].plan == recipes[1 if drops[1] < drops[2] else 2].plan
+
+
+@given(st.none() | st.floats(-1, 1), st.floats(0, 1), st.none() | st.floats(0, 60))
+def test_a_check_holds_the_budget_as_everything_does(gap: float | None, bound: float, least: float | None) -> None:
+    row = Agreement.model_construct(snr_db={"boxes": 30.0}, ap_gap=gap)
+    report = CheckReport.model_construct(engines=(row,), max_drop=bound, min_snr_db=least)
+    told_by_snr = least is not None and gap is None
+    wanted = (least is None or least <= 30) and (told_by_snr or holds(None if gap is None else abs(gap), bound))
+    assert report.within(row) == wanted

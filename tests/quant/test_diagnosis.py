@@ -9,6 +9,7 @@ import torch
 from small_detectors import images, uneven
 from torch import nn
 
+from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.model import Detector
 from repq.quant.diagnosis import TOO_LITTLE_DB, diagnose, local_snrs, weight_crest
@@ -97,3 +98,15 @@ def test_separate_errors_add_up_to_the_layers_error(healthy: Detector) -> None:
             both = 10 ** (-weight / 10) + 10 ** (-inputs / 10)
             found = 10 ** (-similarity([whole[layer]]).snr_db / 10)
             assert 0.5 * both < found < 2 * both
+
+
+@pytest.mark.parametrize("part", ["everything", "the head's last layers"])
+def test_of_a_constant_output_nothing_is_concluded(healthy: Detector, part: str) -> None:
+    """INT8 keeps it without any error, which is no sign that INT8 is good enough."""
+    model = copy.deepcopy(healthy)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if part == "everything" or "_pred" in name:
+                values.zero_()
+    with pytest.raises(QuantizationError, match=r"(?s)nothing can be concluded.*output is constant"):
+        diagnose(model, [images()], [images(1, seed=5)], CONFIG, ap=lambda model: 0.3)

@@ -9,7 +9,7 @@ from report_samples import make_ptq, make_results
 from sensitivity_samples import make_plan, make_sensitivity
 
 from repq.report.blocks import Column, table
-from repq.report.text import SHOWN, check_table, ptq_table, render_text, sensitivity_table, shown_on
+from repq.report.text import SHOWN, check_table, ptq_table, render_text, sensitivity_table, settings_table, shown_on
 from repq.results import LayerQuantization
 
 TEXTS = {
@@ -64,3 +64,19 @@ def test_no_character_of_a_table_is_cut_off(data: st.DataObject, columns: int, w
     assert max(map(len, text.splitlines())) <= width
     written = "".join(titles) + "".join(map("".join, rows))
     assert sorted("".join(text.replace("\u2500", "").split())) == sorted("".join(written.split()))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_sentences_have_room_beside_long_names(width: int) -> None:
+    row = {"name": "recovery.letterbox.inner_size", "required": False, "default": None, "option": "--inner-size"}
+    rows = [row | {"range": "onnxruntime|openvino|tensorrt|ncnn|opencv", "help": "Long side of the image. " * 9}]
+    with shown_on(width, everything=True):
+        lines = settings_table("prune", rows, "about").splitlines()
+    title = next(line for line in lines if "Meaning" in line)
+    assert width - title.index("Meaning") >= 24 and ("Option" in title) == (width == 120)
+
+
+@pytest.mark.parametrize("name", ["猫 → Füße", "ネコ と イヌ", "cat and dog"])
+def test_letters_of_two_columns_break_no_line(name: str) -> None:
+    shape = [Column("Class", lambda row: row[0]), Column("Boxes", lambda row: row[1], numeric=True)]
+    assert f"{name}  " in render_text([table("Found", shape, [(name, "85")])], 80)

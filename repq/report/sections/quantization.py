@@ -7,6 +7,7 @@ from functools import partial
 
 from repq.recipe import EngineName, engine_title
 from repq.report.blocks import Block, Column, Columns, Figure, Level, Table, Text, number, table
+from repq.report.findings import unproven
 from repq.report.numbers import (
     change,
     compact,
@@ -42,8 +43,9 @@ def _blocks(summary: ReportSummary) -> list[Block]:
     if any(layer.weight_snr_db is not None or layer.activation_snr_db is not None for layer in ptq.layers):
         alt = "signal-to-noise ratio of every layer's weight and input"
         figures.append(Figure("Quantization noise", partial(layer_noise, ptq.layers), alt, wide=True))
-    lead, *tables = ptq_blocks(ptq)
-    return [lead, *figures, *tables]
+    blocks = ptq_blocks(ptq)
+    tables = [block for block in blocks if isinstance(block, Table)]
+    return [*(block for block in blocks if block not in tables), *figures, *tables]
 
 
 LAYERS = Section("layers", "Ranges and scales by layer", _blocks, needs=(PTQ,), short="Layers")
@@ -80,11 +82,13 @@ def ptq_blocks(ptq: PtqReport, in_target: tuple[EngineName, float] | None = None
         )
     costs = [f"{row.title} {f'({row.cost})' if row.cost else 'at no cost in the engine'}" for row in ptq.corrections]
     lead += f" Corrections: {'; '.join(costs)}." if costs else ""
-    return [Text(lead), *([_trial_table(ptq)] if ptq.trials else []), _layer_table(ptq.layers)]
+    trials = [_trial_table(ptq)] if ptq.trials else []
+    return [Text(lead), *unproven(metric_of(before)), *trials, _layer_table(ptq.layers)]
 
 
 def _became(before: float | None, after: float | None) -> str:
-    return f"{fraction(before)} → {fraction(after)} ({change(difference(before, after))})"
+    told = "not measurable" if before == 0 else change(difference(before, after))
+    return f"{fraction(before)} → {fraction(after)} ({told})"
 
 
 def _trial_table(ptq: PtqReport) -> Table:
@@ -172,6 +176,8 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
     advice = f"advice: {ADVICE[diagnosis.advice]}"
     if diagnosis.ap_float is None:
         advice += ". No labels, no AP: what that loses is not known"
+    elif diagnosis.ap_float == 0:
+        advice += ". The float model finds no object (AP 0): what that loses is not known"
     return [
         *_preset_blocks(diagnosis),
         table(title, layers, diagnosis.layers, badness=_noise),

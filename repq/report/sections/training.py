@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
+from repq.report.findings import unproven
 from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
 from repq.report.plots import (
     confusion_matrix,
@@ -41,6 +42,15 @@ class _Stage(NamedTuple):
     title: str
     accuracy: Accuracy | None
     float_accuracy: Accuracy | None
+
+
+def _change(stage: _Stage) -> float | None:
+    before = metric_of(stage.float_accuracy)
+    return difference(before, metric_of(stage.accuracy)) if before else None
+
+
+def _why_no_change(stage: _Stage) -> str:
+    return "the float model finds no object" if metric_of(stage.float_accuracy) == 0 else ""
 
 
 def train_blocks(training: TrainReport) -> list[Block]:
@@ -86,7 +96,7 @@ def qat_blocks(training: QatReport) -> list[Block]:
         Column("Model", "title"),
         number("AP", lambda stage: metric_of(stage.accuracy), fraction),
         number("AP50", lambda stage: metric_of(stage.accuracy, "ap50"), fraction),
-        number("AP change", lambda s: difference(metric_of(s.float_accuracy), metric_of(s.accuracy)), change),
+        number("AP change", _change, change, note=_why_no_change),
     )
     facts = [
         ("Layers INT8", f"{len(training.int8_layers)} of {len(training.int8_layers) + len(training.float_layers)}"),
@@ -99,6 +109,7 @@ def qat_blocks(training: QatReport) -> list[Block]:
     ]
     return [
         Text("AP in torch's simulation. Unless another one is given, the float model is the teacher."),
+        *unproven(metric_of(training.accuracy_float)),
         table("Before and after", columns, stages),
         *epoch_blocks(training.epochs, "qat", Facts(facts)),
         *([_scale_table(training.changes)] if training.scales == "learned" else []),
