@@ -173,7 +173,7 @@ def qat_command(
         **report.values(),
     }
     shell.finish(values, lambda: qat_table(report))
-    before, after = metric_of(report.accuracy_float), metric_of(report.accuracy_trained)
+    before, after = metric_of(report.accuracy_float), metric_of(report.accuracy)
     drop = None if before is None or after is None else ap_drop(before, after)
     if before is not None and drop is None:
         shell.log(NOTHING_TO_LOSE)

@@ -70,7 +70,7 @@ def figures_of(outcome: RunOutcome) -> dict[str, float]:
     """What is compared of a run: AP in float, simulated and in the engines, speed, and the ranges that explain it."""
     artifacts = outcome.artifacts
     ptq = artifacts["ptq"].result(PtqReport)
-    quantized = artifacts["qat"].result(QatReport).accuracy_trained if "qat" in artifacts else ptq.accuracy_quantized
+    quantized = artifacts["qat"].result(QatReport).accuracy if "qat" in artifacts else ptq.accuracy_quantized
     assert ptq.accuracy_float is not None and quantized is not None, "a run evaluates"
     figures = {
         "AP FP32": ptq.accuracy_float.ap,

@@ -191,7 +191,9 @@ class QatConfig(ImitationConfig, LoopConfig):
         help="Weights that are zero stay zero, such as those of `repq prune --unstructured`.",
     )
     eval_interval: Epochs | None = setting(
-        None, help="Epochs between looks at the AP; null: none. The averaged weights of the last epoch are kept."
+        None,
+        help="Epochs between looks at the AP; null: none. The averaged weights of the last epoch are kept, or those of "
+        "the start where they have more AP.",
     )
     epochs: Epochs = setting(30, flag="--epochs", help="Passes over the train split.")
     batch: Batch = setting(8, flag="--batch", help="Images of one forward pass, of all processes together.")

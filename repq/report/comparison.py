@@ -177,7 +177,7 @@ def accuracy_of(summary: ReportSummary, engine: str, variant: str) -> Accuracy |
     ptq, qat = summary.get(PTQ), summary.get(QAT)
     if engine != TORCH or ptq is None:
         return None
-    quantized = ptq.accuracy_quantized if qat is None else qat.accuracy_trained
+    quantized = ptq.accuracy_quantized if qat is None else qat.accuracy
     return {"float32": ptq.accuracy_float, "int8": quantized}.get(variant)
 
 

@@ -41,7 +41,10 @@ class ScaleChange(Result):
 
 
 class QatReport(Result):
-    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not measured."""
+    """Quantization-aware training: ``accuracy_calibrated`` is of the model that it started from. None: not measured.
+
+    Where the trained weights have less AP than that, the calibrated ones are ``kept``, and no scale changes.
+    """
 
     model: str
     scheme: str
@@ -55,6 +58,12 @@ class QatReport(Result):
     accuracy_float: Accuracy | None
     accuracy_calibrated: Accuracy | None
     accuracy_trained: Accuracy | None
+    kept: Literal["trained", "calibrated"] = "trained"
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """Of the weights that are kept."""
+        return self.accuracy_trained if self.kept == "trained" else self.accuracy_calibrated
 
 
 class BlockFusion(Result):

@@ -62,7 +62,7 @@ def qat_checkpoint(
     progress: Progress = silent,
     log: Log = quiet,
 ) -> QatReport:
-    """Train a quantized model, alone or as one of torchrun's processes, evaluate before and after, and write it.
+    """Train a quantized model, alone or as one of torchrun's processes, evaluate before and after, write the better.
 
     Args:
         data: a data set, or a folder or list file of images, by which nothing is evaluated.
@@ -119,8 +119,11 @@ def qat_checkpoint(
             if board is not None:
                 board.close()
         after = accuracy(outcome.model, "trained")
+        gained = after is None or before[1] is None or after.ap >= before[1].ap
+        if not gained:
+            log("training cost AP: the calibrated weights are kept; try a lower learning rate (--set learning_rate=…)")
         if processes.is_first:
-            save_weights(out, replace(start, model=outcome.model), imgsz)
+            save_weights(out, replace(start, model=outcome.model) if gained else start, imgsz)
             state.unlink(missing_ok=True)
     plan = start.plan
     assert start.config is not None
@@ -133,10 +136,11 @@ def qat_checkpoint(
         images_per_s=outcome.images_per_s,
         int8_layers=plan.int8,
         float_layers=plan.float_,
-        changes=outcome.scales,
+        changes=outcome.scales if gained else (),
         accuracy_float=before[0],
         accuracy_calibrated=before[1],
         accuracy_trained=after,
+        kept="trained" if gained else "calibrated",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from small_training import answering_model
 
 from repq.cli import main
 from repq.data import make_demo_set
@@ -67,6 +68,20 @@ def test_a_quantized_checkpoint_is_trained_into_one_of_the_same_form(files: Path
     assert [path.name for path in tmp_path.iterdir()] == ["qat.safetensors"]  # no state is left
     # Both engines take it as they take what `repq ptq` wrote.
     values("check", out, *data(files), "--imgsz", "64", "--max-drop", "1")
+
+
+def test_weights_that_training_made_worse_are_not_kept(files: Path, tmp_path: Path) -> None:
+    images = make_demo_set(tmp_path / "set", DemoConfig(train_images=4, val_images=8, size=64))
+    save_checkpoint(tmp_path / "float.safetensors", answering_model(3, 64), names=NAMES)
+    start, out = tmp_path / "ptq.safetensors", tmp_path / "qat.safetensors"
+    common = ("--data", images, "--imgsz", 64)
+    values("ptq", tmp_path / "float.safetensors", *common, "--plain", "--max-drop", 1, "-o", start)
+    ruined = (*FAST, "--epochs", 4, "--set", "learning_rate=3", "--max-drop", 1)
+    found = values("qat", start, *common, *ruined, "-o", out)
+    assert found["ap_trained"] < found["ap_calibrated"]
+    assert found["kept"] == "calibrated" and found["changes"] == []
+    before, after = (load_weights(path).model.state_dict() for path in (start, out))
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_teacher_of_another_kind_and_more_classes_teaches(files: Path, tmp_path: Path) -> None:

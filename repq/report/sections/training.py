@@ -104,6 +104,7 @@ def qat_blocks(training: QatReport) -> list[Block]:
         ("Scales", training.scales),
         ("Training images", count(training.images)),
         ("Epochs", count(len(training.epochs))),
+        ("Weights kept", "trained" if training.kept == "trained" else "calibrated, which have more AP"),
         ("Speed", f"{significant(training.images_per_s)} images/s"),
         *_teacher_facts(training.epochs),
     ]
@@ -112,7 +113,7 @@ def qat_blocks(training: QatReport) -> list[Block]:
         *unproven(metric_of(training.accuracy_float)),
         table("Before and after", columns, stages),
         *epoch_blocks(training.epochs, "qat", Facts(facts)),
-        *([_scale_table(training.changes)] if training.scales == "learned" else []),
+        *([_scale_table(training.changes)] if training.changes and training.scales == "learned" else []),
     ]
 
 
