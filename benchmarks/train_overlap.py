@@ -112,9 +112,8 @@ def say(
     for name, times in found.items():
         ratios[name] = statistics.median(own / other for own, other in zip(times, found[AFTER], strict=True))
         rows = ", ".join(f"{1000 * value:.0f}" for value in times)
-        click.echo(
-            f"{name:20} {1000 * statistics.median(times):8.1f} ms, {ratios[name]:.3f} of {AFTER}, median of rounds ({rows})"
-        )
+        median = 1000 * statistics.median(times)
+        click.echo(f"{name:20} {median:8.1f} ms, {ratios[name]:.3f} of {AFTER}, median of rounds ({rows})")
     if out is not None:
         figures = {
             "model": model, "imgsz": imgsz, "batch": batch, "processes": processes.count, "threads": threads,

@@ -18,6 +18,7 @@ from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, grid_of
+from repq.train.compiled import told_of_compiler
 from repq.train.cuda_graphs import Answers
 from repq.train.distill import Teacher
 from repq.train.gradients import GradientSum, overlaps
@@ -42,6 +43,7 @@ class Stepper(ABC):
     Args:
         teacher: whom the model imitates; its projectors learn with the model, so ``optimizer`` holds their parameters.
         precision: of the forward pass, settled for the device; see `repq.train.precision`.
+        compiled: let torch compile forward and backward pass; see `repq.train.compiled`.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Stepper(ABC):
         *,
         teacher: Teacher | None = None,
         precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
         self.model, self.device, self.optimizer, self.teacher = model, device, optimizer, teacher
         self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
         self.precision, self.scaler = precision, gradient_scaler(precision, device)
-        self.answer = Answers(model, device, graphs=config.cuda_graphs)
+        self.answer = Answers(model, device, graphs=config.cuda_graphs, compiled=compiled)
         modules = (model, *([self.projectors] if self.projectors else []))
         self.parameters = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
         self.gradient_sum = GradientSum(self.parameters, overlap=overlaps(device))
@@ -125,7 +128,7 @@ class Stepper(ABC):
             loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
         # A constant keeps gradients in the range of float16; it is taken out again after the sum.
         scaled = self.scaler.scale(loss.total_sum / self.images_per_batch)
-        with self.gradient_sum.beginning() if last else nullcontext():
+        with told_of_compiler(), self.gradient_sum.beginning() if last else nullcontext():
             scaled.backward()
         return DetectionLoss({name: value.detach() for name, value in loss.sums.items()}, loss.target_score.detach())
 
@@ -175,7 +178,7 @@ class Updater(Stepper):
         further = projector_groups(teacher, config.weight_decay)
         super().__init__(
             model, config, device, build_optimizer(model, config, scales, further), teacher=teacher,
-            precision=settled_precision(config.precision, device),
+            precision=settled_precision(config.precision, device), compiled=config.compile,
         )  # fmt: skip
         if model.deploy:
             step_in_units(self.optimizer, model)
