@@ -31,9 +31,13 @@ NETS = 25
 
 
 class Watched(GradientSum):
-    """Notes how many sums had begun when the backward pass ended."""
+    """Notes how many sums had begun when the backward pass ended, and how many have since the start."""
 
-    early = 0
+    early = begun = 0
+
+    def _begin(self, tensors: Any) -> None:
+        self.begun += 1
+        super()._begin(tensors)
 
     def finish(self, others: Any = ()) -> list[Tensor]:
         self.early = len(self._pending)
@@ -140,6 +144,8 @@ def detectors(folder: Path, processes: Processes) -> None:
                 updater.update(batches[start:end], RATES)
             hashes.add(hash_tensors(updater.model.state_dict()))
             assert (updater.gradient_sum.early > 0) == (size is not None), (name, size)
+            sums = 0 if size is None else len(updater.gradient_sum.buckets) + 1
+            assert updater.gradient_sum.begun == sums * len(UPDATES), "the last batch of an update sums, no other"
         assert len(hashes) == 1, name
     for size in SIZES:
         updater = Updater(settled(tiny_model()), QUICK, CPU)
