@@ -24,7 +24,13 @@ from repq.train.loader import TrainBatch, training_batches
 
 RATES = Rates(0.01, 0.01, 0.9)
 SIZES = (1, 3000, 1 << 30)  # bytes: a bucket for each gradient, several, one
-FAMILIES = ("yolov6n_v2", "yolov6n_v2_hs", "yolov6n_v2_opt", "yolox_nano")
+CASES = (
+    ("yolov6n_v2", "float32"),
+    ("yolov6n_v2", "auto"),  # bfloat16 where this CPU multiplies it
+    ("yolov6n_v2_hs", "float32"),
+    ("yolov6n_v2_opt", "float32"),
+    ("yolox_nano", "float32"),
+)
 UPDATES = ((0, 1), (1, 4), (4, 5))  # of five batches
 CPU = torch.device("cpu")
 NETS = 25
@@ -134,11 +140,12 @@ def detectors(folder: Path, processes: Processes) -> None:
     """Updates of detectors of several families are the same to the bit; the gradients of one are left for the test."""
     batches = batches_of(folder, processes)
     assert [batch.counts for batch in batches].count(False) == (processes.rank == 0)
-    for name in FAMILIES:
+    for name, precision in CASES:
         hashes = set()
         for size in (None, *SIZES):
             model, scales = made(name)
-            updater = Updater(model.train(), QUICK, CPU, scales=scales)
+            config = QUICK.model_copy(update={"precision": precision})
+            updater = Updater(model.train(), config, CPU, scales=scales)
             updater.gradient_sum = Watched(updater.parameters, overlap=size is not None, bucket_bytes=size or 1)
             for start, end in UPDATES:
                 updater.update(batches[start:end], RATES)
