@@ -54,7 +54,7 @@ def told_of_compiler() -> Iterator[None]:
 
         if not isinstance(error, (TorchDynamoException, CppCompileError, InvalidCxxCompiler)):
             raise
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = [line.strip() for line in str(error).partition("Set TORCH")[0].splitlines() if line.strip()]
         raise TrainingError(
             "torch.compile cannot compile this model here",
             found=" ".join(said[:2]) or type(error).__name__,
