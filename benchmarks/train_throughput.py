@@ -11,6 +11,7 @@ step, apart.
     python benchmarks/train_throughput.py --data bccd/data.yaml --batch 16 --rounds 5
     python benchmarks/train_throughput.py --precision float32 --precision bfloat16 --no-plain   # side by side
     python benchmarks/train_throughput.py --model yolox_nano --data bccd/data.yaml              # another family
+    python benchmarks/train_throughput.py --precision float32 --compiled --no-plain   # beside what torch.compile makes
 """
 
 from __future__ import annotations
@@ -150,20 +151,25 @@ class Job:
     device: str = "cpu"
     precisions: tuple[str, ...] = ("auto",)
     with_plain: bool = True
+    with_compiled: bool = False
 
-    def arrangements(self) -> dict[str, tuple[bool, int | None, str]]:
-        """By name: whether it is plain, its loader threads (None: the training loop's own choice), its precision."""
-        own = {f"repq, {precision}": (False, None, precision) for precision in self.precisions}
+    def arrangements(self) -> dict[str, tuple[bool, int | None, str, bool]]:
+        """By name: whether it is plain, loader threads (None: the loop's own choice), precision, whether compiled."""
+        own = {f"repq, {precision}": (False, None, precision, False) for precision in self.precisions}
+        if self.with_compiled:
+            own |= {f"{name}, compiled": (*values[:3], True) for name, values in own.items()}
         usual = "float16" if self.device.startswith("cuda") else "float32"
-        plain = {name: (True, workers, usual) for name, workers in PLAIN.items() if self.with_plain}
+        plain = {name: (True, workers, usual, False) for name, workers in PLAIN.items() if self.with_plain}
         return {**own, **plain}
 
 
 class Arrangement:
     """The training loop's own way, or the plain one."""
 
-    def __init__(self, job: Job, *, plain: bool, workers: int | None, precision: str = "auto") -> None:
-        settings = {"workers": workers, "precision": precision, "cuda_graphs": not plain}
+    def __init__(
+        self, job: Job, *, plain: bool, workers: int | None, precision: str = "auto", compiled: bool = False
+    ) -> None:
+        settings = {"workers": workers, "precision": precision, "cuda_graphs": not plain, "compile": compiled}
         job = replace(job, config=job.config.model_copy(update=settings))
         torch.set_num_threads(job.threads)
         if plain:
@@ -213,9 +219,9 @@ class Arrangement:
         return parts_of_a_step(self.updater, self.average, source)
 
 
-def serve(job: Job, plain: bool, workers: int | None, precision: str, line: Connection) -> None:
+def serve(job: Job, plain: bool, workers: int | None, precision: str, compiled: bool, line: Connection) -> None:
     """Answer what the main process asks for, a method by name, until it asks for nothing."""
-    own = Arrangement(job, plain=plain, workers=workers, precision=precision)
+    own = Arrangement(job, plain=plain, workers=workers, precision=precision, compiled=compiled)
     for method in iter(line.recv, None):
         line.send(getattr(own, method)())
 
@@ -265,16 +271,17 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Several: each.")
 @click.option("--plain/--no-plain", "with_plain", default=True, show_default=True, help="Measure the plain ones too.")
+@click.option("--compiled/--no-compiled", "with_compiled", default=False, show_default=True, help="Measure it too.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
     model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, device: str,
-    precisions: tuple[str, ...], with_plain: bool, out: Path | None,
+    precisions: tuple[str, ...], with_plain: bool, with_compiled: bool, out: Path | None,
 ) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
         config = TrainConfig(model=model, batch=batch, mosaic=1.0, mixup=0.0, multi_scale=(1.0, 1.0))
         speeds, steps_apart = measure(
-            Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain), rounds
+            Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain, with_compiled), rounds
         )
     medians = {name: statistics.median(found) for name, found in speeds.items()}
     first, *others = speeds

@@ -156,15 +156,44 @@ def told_when_stopped() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class PendingSum:
+    """The sums of tensors over all processes, computed beside what this process does next.
+
+    All processes have to begin the same sums in the same order. The tensors must not change before `finish`.
+
+    Args:
+        tensors: on one device; `finish` leaves the sums in them. Without any, nothing is done.
+
+    Raises:
+        TrainingError: another process is gone.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        if tensors:
+            with waiting_for_others():
+                self.joined = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+                self.work = dist.all_reduce(self.joined, async_op=True)
+
+    def finish(self) -> None:
+        """Wait for the sums and put them in place.
+
+        Raises:
+            TrainingError: another process is gone.
+        """
+        if not self.tensors:
+            return
+        with waiting_for_others():
+            self.work.wait()
+        parts = self.joined.split([tensor.numel() for tensor in self.tensors])
+        for tensor, part in zip(self.tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over all processes, in place, in one operation."""
-    if current_processes().count == 1 or not tensors:
-        return
-    with waiting_for_others():
-        joined = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        dist.all_reduce(joined)
-    for tensor, part in zip(tensors, joined.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    if current_processes().count > 1:
+        PendingSum(tensors).finish()
 
 
 def told_by_first(function: Callable[[], Value]) -> Value:

@@ -164,6 +164,10 @@ class TrainConfig(LoopConfig):
         "auto", flag="--precision", help="Type that convolutions compute in, while weights and losses are float32. "
         "bfloat16 needs AVX-512 BF16, AMX or a GPU from Ampere on. auto: bfloat16 where it is, float16 on other GPUs.",
     )  # fmt: skip
+    compile: bool = setting(
+        False, help="Let torch compile the forward and the backward pass, in place of CUDA graphs: on a CPU by a C++ "
+        "compiler, minutes for every input size.",
+    )  # fmt: skip
     eval_interval: Epochs = setting(10, help="Epochs between looks at the AP.")
 
     @model_validator(mode="before")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.model import Detector, TrainOutput
+from repq.train.compiled import compiled_answer
 
 MOST_GRAPHS = 24
 """Shapes of the input that get graphs; further ones are launched kernel by kernel."""
@@ -41,11 +42,21 @@ class Answers:
         model: in place on its device.
         graphs: whether a GPU may be given graphs; a CPU gets none.
         frozen: the model gets no gradients.
+        compiled: let torch compile the passes (`repq.train.compiled`), and record no graphs.
     """
 
-    def __init__(self, model: Detector, device: torch.device, *, graphs: bool = True, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: Detector,
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        frozen: bool = False,
+        compiled: bool = False,
+    ) -> None:
         self.model, self.frozen = model, frozen
-        self.graphs = graphs and device.type == "cuda"
+        self.graphs = graphs and device.type == "cuda" and not compiled
+        self._compiled = compiled_answer(model) if compiled else None
         self._recorded: dict[tuple[object, ...], _Pass] = {}
         self._seen: dict[tuple[object, ...], int] = {}
 
@@ -68,6 +79,8 @@ class Answers:
 
     def _launched(self, pixels: Tensor) -> TrainOutput:
         """Kernel by kernel."""
+        if self._compiled is not None:
+            return self._compiled(pixels)
         return self.model.answer(self.model.features(pixels))
 
 

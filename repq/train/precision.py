@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def computing_in(precision: str, model: nn.Module, device: torch.device) -> Iter
     on_cpu = precision == "bfloat16" and device.type == "cpu"
     exempt = [module for module in model.modules() if _slow_in_bfloat16(module)] if on_cpu else []
     for module in exempt:
-        vars(module)["forward"] = partial(_forward_in_float32, module)
+        vars(module)["forward"] = MethodType(_forward_in_float32, module)  # torch.compile knows it again, no partial
     try:
         kept = device.type != "cuda"  # a CUDA graph would go on with the weights of its recording
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST, cache_enabled=kept):

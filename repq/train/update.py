@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repq.distributed import sum_over_processes
 from repq.machine.precision import settled_precision
 from repq.machine.torch_device import on_device
 from repq.model import Detector, TrainOutput
@@ -18,8 +18,10 @@ from repq.recipe import LoopConfig, TrainConfig
 from repq.reparam.repopt import RepScales
 from repq.train.assigner import Objects, pad_objects
 from repq.train.boxes import AnchorGrid, grid_of
+from repq.train.compiled import told_of_compiler
 from repq.train.cuda_graphs import Answers
 from repq.train.distill import Teacher
+from repq.train.gradients import GradientSum, overlaps
 from repq.train.loader import TrainBatch
 from repq.train.losses import DetectionLoss
 from repq.train.objective import objective_of
@@ -41,6 +43,7 @@ class Stepper(ABC):
     Args:
         teacher: whom the model imitates; its projectors learn with the model, so ``optimizer`` holds their parameters.
         precision: of the forward pass, settled for the device; see `repq.train.precision`.
+        compiled: let torch compile forward and backward pass; see `repq.train.compiled`.
     """
 
     def __init__(
@@ -52,13 +55,15 @@ class Stepper(ABC):
         *,
         teacher: Teacher | None = None,
         precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
         self.model, self.device, self.optimizer, self.teacher = model, device, optimizer, teacher
         self.images_per_batch, self.max_grad_norm = config.batch, config.max_grad_norm
         self.precision, self.scaler = precision, gradient_scaler(precision, device)
-        self.answer = Answers(model, device, graphs=config.cuda_graphs)
+        self.answer = Answers(model, device, graphs=config.cuda_graphs, compiled=compiled)
         modules = (model, *([self.projectors] if self.projectors else []))
         self.parameters = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
+        self.gradient_sum = GradientSum(self.parameters, overlap=overlaps(device))
 
     @property
     def projectors(self) -> nn.ModuleDict | None:
@@ -100,26 +105,31 @@ class Stepper(ABC):
         """Leave the gradients of an update in the parameters; returns the parts of its loss."""
         sums: dict[str, Tensor] = {}
         target_score = torch.zeros((), device=self.device)
-        for batch in batches:
-            found = self._backward(batch, warm_up=warm_up, progress=progress)
+        for batch, last in marking_last(batches):
+            found = self._backward(batch, warm_up=warm_up, progress=progress, last=last)
             for name, value in found.sums.items():
                 sums[name] = value + sums[name] if name in sums else value.clone()
             target_score += found.target_score
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        sum_over_processes([*gradients, *sums.values(), target_score])
+        gradients = self.gradient_sum.finish([*sums.values(), target_score])
         self.scaler.unscale_(self.optimizer)  # after the sum: all processes have to see the same overflows
         target_score = target_score.clamp(min=1)
         torch._foreach_mul_(gradients, self.images_per_batch / target_score)
         parts = {name: value / target_score for name, value in sums.items()}
         return {**parts, "total": torch.stack(list(parts.values())).sum()}
 
-    def _backward(self, batch: TrainBatch, *, warm_up: bool, progress: float) -> DetectionLoss:
-        """Add the gradients of one batch; the loss comes back without what they were computed by."""
+    def _backward(self, batch: TrainBatch, *, warm_up: bool, progress: float, last: bool) -> DetectionLoss:
+        """Add the gradients of one batch; the loss comes back without what they were computed by.
+
+        Args:
+            last: of the update; its gradients are summed over processes as they come.
+        """
         loss = self.loss(batch, warm_up=warm_up, progress=progress)
         if not batch.counts:
             loss = DetectionLoss({name: value * 0 for name, value in loss.sums.items()}, loss.target_score * 0)
         # A constant keeps gradients in the range of float16; it is taken out again after the sum.
-        self.scaler.scale(loss.total_sum / self.images_per_batch).backward()
+        scaled = self.scaler.scale(loss.total_sum / self.images_per_batch)
+        with told_of_compiler(), self.gradient_sum.beginning() if last else nullcontext():
+            scaled.backward()
         return DetectionLoss({name: value.detach() for name, value in loss.sums.items()}, loss.target_score.detach())
 
     def pixels(self, batch: TrainBatch, preprocessing: Preprocessing | None = None) -> Tensor:
@@ -143,6 +153,16 @@ class Stepper(ABC):
         return grid_of((height, width), self.model.spec.strides, self.device)
 
 
+def marking_last(batches: Iterable[TrainBatch]) -> Iterator[tuple[TrainBatch, bool]]:
+    """Every batch, and whether it is the last."""
+    source = iter(batches)
+    current = next(source, None)
+    while current is not None:
+        following = next(source, None)
+        yield current, following is None
+        current = following
+
+
 class Updater(Stepper):
     """Learns to detect: labels, and a teacher if there is one. Steps of a fused model are relative to its weights."""
 
@@ -158,7 +178,7 @@ class Updater(Stepper):
         further = projector_groups(teacher, config.weight_decay)
         super().__init__(
             model, config, device, build_optimizer(model, config, scales, further), teacher=teacher,
-            precision=settled_precision(config.precision, device),
+            precision=settled_precision(config.precision, device), compiled=config.compile,
         )  # fmt: skip
         if model.deploy:
             step_in_units(self.optimizer, model)

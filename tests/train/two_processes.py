@@ -11,9 +11,9 @@ from pathlib import Path
 PATIENCE = 300  # seconds
 
 
-def launch_two(worker: Path, *arguments: object, restarts: int = 0) -> None:
-    """Let ``torchrun`` start both, anew where one ends; both have to end well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def launch_two(worker: Path, *arguments: object, restarts: int = 0, count: int = 2) -> None:
+    """Let ``torchrun`` start both (or ``count``), anew where one ends; all have to end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*launcher, f"--max-restarts={restarts}", str(worker), *map(str, arguments)]
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if restarts else {}
     subprocess.run(command, check=True, timeout=PATIENCE, env={**os.environ, **own_store})
