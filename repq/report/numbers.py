@@ -27,6 +27,12 @@ def _format(write: Callable[Concatenate[float, P], str]) -> Callable[Concatenate
 
 
 @_format
+def correlation(value: float) -> str:
+    """From −1.00 to 1.00."""
+    return f"{value:.2f}"
+
+
+@_format
 def fraction(value: float) -> str:
     """AP and its like, as fractions: 0.3044."""
     return f"{value:.4f}"

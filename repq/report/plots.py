@@ -271,6 +271,8 @@ def confusion_matrix(curves: Curves) -> str:
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, label: str) -> str:
+    from matplotlib.ticker import MaxNLocator
+
     colours = (INT8, SERIES_B, SERIES_A, FLOAT, BAD, INK)
     with drawing(4.9, 3.0) as (figure, axes):
         for index, (title, points) in enumerate(curves.items()):
@@ -279,6 +281,7 @@ def _curves(curves: Mapping[str, Sequence[tuple[int, float]]], name: str, label:
             if len(points) < 25:
                 axes.plot(epochs, values, "o", color=colours[index % len(colours)], markersize=3)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid()

@@ -12,8 +12,10 @@ from report_samples import LAYERS, part
 from sensitivity_samples import KEPT, make_plan, make_sensitivity, make_sensitivity_summary
 
 from repq.report import ReportSummary, render_report
+from repq.report.plots import training_losses
 from repq.report.summary import SENSITIVITY
 from repq.report.text import sensitivity_table
+from repq.results import EpochRow
 
 DRAWINGS = ("measures.svg", "correlation.svg", "seconds.svg", "plans-tried.svg", "front.svg")
 
@@ -91,3 +93,15 @@ def test_the_terminal_shows_the_same(folder: Path) -> None:
     assert all(layer in text for layer in LAYERS)
     assert f"3 of {len(LAYERS)} layers stay in float" in text
     assert "*4.22 ms" in text and "6.33" not in text  # a plan that another one beats is left out
+
+
+def test_negative_correlations_have_the_minus_of_all_figures(folder: Path) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "| −0.33 |" in text and "| -0.33 |" not in text
+
+
+def test_epochs_are_whole_numbers_on_the_axis() -> None:
+    """Of twenty, matplotlib marks every second and a half by itself."""
+    epochs = [EpochRow.model_construct(epoch=epoch, losses={"total": 1 / epoch}) for epoch in range(1, 21)]
+    labels = re.findall(r">([0-9.]+)</text>", training_losses(epochs))
+    assert labels and not {"2.5", "7.5", "12.5", "17.5"} & set(labels)

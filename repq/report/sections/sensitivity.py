@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Table, Text, number, table
 from repq.report.comparison import engine_title
-from repq.report.numbers import change, compact, decibels, fraction, interval, percent, plural, significant, span
+from repq.report.numbers import (
+    change,
+    compact,
+    correlation,
+    decibels,
+    fraction,
+    interval,
+    percent,
+    plural,
+    significant,
+    span,
+)
 from repq.report.sensitivity_plots import (
     correlation_matrix,
     latency_front,
@@ -191,7 +202,7 @@ def _correlation_table(measured: Sensitivity) -> Table:
         return number(
             other,
             lambda one: found[one].get(other),
-            "{:.2f}".format,
+            correlation,
             note=lambda one: "one of them does not vary" if found[one].get(other) is None else "",
         )
 
