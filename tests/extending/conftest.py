@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
+from small_training import answering_model
 
 from repq.cli import main
 from repq.data import make_demo_set
-from repq.model import build, save_checkpoint
+from repq.model import save_checkpoint
 from repq.recipe import DemoConfig
 
 Command = Callable[..., dict]
@@ -23,8 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``weights.safetensors`` and ``set/data.yaml``, of three classes, for images of 64x64."""
     folder = tmp_path_factory.mktemp("tiny")
     make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
-    torch.manual_seed(0)
-    save_checkpoint(folder / "weights.safetensors", build("yolov6n_v2", 3))
+    save_checkpoint(folder / "weights.safetensors", answering_model(3, 64))
     return folder
 
 

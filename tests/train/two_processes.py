@@ -11,22 +11,22 @@ from pathlib import Path
 PATIENCE = 300  # seconds
 
 
-def launch_two(worker: Path, *arguments: object, restarts: int = 0, count: int = 2) -> None:
-    """Let ``torchrun`` start both (or ``count``), anew where one ends; all have to end well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+def launch_two(worker: Path, *arguments: object, restarts: int = 0) -> None:
+    """Let ``torchrun`` start both, anew where one ends; both have to end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, f"--max-restarts={restarts}", str(worker), *map(str, arguments)]
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if restarts else {}
     subprocess.run(command, check=True, timeout=PATIENCE, env={**os.environ, **own_store})
 
 
-def start_two(worker: Path, *arguments: object) -> list[tuple[int, str]]:
-    """Start both without ``torchrun``, which would end one when the other dies; status and stderr of each."""
+def start_two(worker: Path, *arguments: object, count: int = 2) -> list[tuple[int, str]]:
+    """Start both, or ``count``, without ``torchrun``, which would end all when one dies; status and stderr of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     workers = []
-    for rank in range(2):
-        settings = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for rank in range(count):
+        settings = {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, str(worker), *map(str, arguments)]
         workers.append(subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True))
     try:
