@@ -447,8 +447,8 @@ class Model:
         plan: PlanConfig | None, journal: Path | None, split: str,
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
         from repq.api.fitting import fitted
-        from repq.api.planning import measurement, plan_for
-        from repq.quant.sensitivity import Journal, collect, measure_layers
+        from repq.api.planning import gathered, measurement, plan_for
+        from repq.quant.sensitivity import Journal, measure_layers
 
         weights, size = self.floats("be measured", imgsz), self.size(imgsz)
         options, drawn = self.options, ptq.calibration
@@ -461,7 +461,7 @@ class Model:
             )  # fmt: skip
             known = Journal(journal, job.key)
             measure_layers(job, known, progress=options.progress)
-            found = collect(job, known, notes)
+            found = gathered(job, known, notes)
             if plan is None:
                 return found, None
             kept = select(job.layers, ptq.keep_float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,22 @@ def measurement(
     records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
     labelled = dataset.subset(dataset.records[: config.ap_images])
     return Measurement(made.outcome.model, records, imgsz, config, eval_config, labelled), made.outcome.notes
+
+
+def gathered(job: Measurement, journal: Journal, notes: Sequence[str] = ()) -> Sensitivity:
+    """What all processes measured, with the smooth activation behind each layer.
+
+    Raises:
+        QuantizationError: a layer was not measured; it is named.
+    """
+    from repq.export import export_float
+    from repq.graph import smooth_activations
+    from repq.quant.sensitivity import collect
+
+    found = collect(job, journal, notes)
+    behind = smooth_activations(export_float(copy.deepcopy(job.model).cpu(), job.imgsz))
+    rows = (row.model_copy(update={"activation": behind.get(LayerId(row.layer))}) for row in found.layers)
+    return found.model_copy(update={"layers": tuple(rows)})
 
 
 def plan_for(

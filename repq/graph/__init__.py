@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from repq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from repq.graph.activations import smooth_activations
     from repq.graph.anchors import anchor_maxima
     from repq.graph.extra_kernels import ExtraKernel, count_qdq
     from repq.graph.files import load_onnx, save_onnx
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from repq.graph.suppression import nms_output
 
 _HOMES = {
+    "activations": ("smooth_activations",),
     "anchors": ("anchor_maxima",),
     "integer_concat": ("concat_integers",),
     "extra_kernels": ("ExtraKernel", "count_qdq"),

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
+from repq.graph.activations import smooth_activation
 from repq.graph.extra_kernels import ACTIVATIONS, ExtraKernel, extra_kernels, reads_of
 from repq.graph.forms import Form, form_of
 from repq.graph.fp16 import SMALLEST_FP16_SCALE
@@ -35,8 +36,6 @@ from repq.graph.residuals import float_operands
 from repq.graph.scale_merging import unequal_groups
 from repq.graph.surgeon import array, element_type, import_graph, is_constant, producer, title
 from repq.results import GraphFinding
-
-_SMOOTH = ACTIVATIONS - {"Relu", "Clip", "LeakyRelu", "PRelu"}
 
 Severity = Literal["error", "warning", "info"]
 
@@ -318,12 +317,11 @@ def _boundaries(scan: Scan) -> Iterator[Hit]:
 
 def _smooth_activations(scan: Scan) -> Iterator[Hit]:
     for node in scan.graph.nodes:
-        smooth = {reader.op for reader in node.outputs[0].outputs} & _SMOOTH if is_int8_layer(node) else set()
-        if smooth:
+        if is_int8_layer(node) and (smooth := smooth_activation(node)):
             yield Hit(
                 layer_name(node),
-                f"{'SiLU' if smooth == {'Sigmoid'} else ' and '.join(sorted(smooth))} behind it: ONNX Runtime computes "
-                "that in float and the layer with it; ReLU in its place would be part of an INT8 kernel",
+                f"{smooth} behind it: ONNX Runtime computes that in float and the layer with it; ReLU in its place "
+                "would be part of an INT8 kernel",
             )
 
 

@@ -30,6 +30,7 @@ class LayerSensitivity(Result):
     head: Similarity | None = None
     ap_only_int8: float | None = None  # AP with this layer in INT8 and all others in float
     ap_only_float: float | None = None  # AP with this layer in float and all others in INT8
+    activation: str | None = None  # behind it, where INT8 kernels of ONNX Runtime do not take it in: SiLU …
 
 
 class Sensitivity(Result):

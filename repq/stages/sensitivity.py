@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repq.api.fitting import fitted, look_for_overlap
-from repq.api.planning import measurement, plan_for
+from repq.api.planning import gathered, measurement, plan_for
 from repq.api.quantizing import open_float
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
@@ -63,7 +63,7 @@ def measure_sensitivity(
             ended.
     """
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
-    from repq.quant.sensitivity import Journal, collect, measure_layers
+    from repq.quant.sensitivity import Journal, measure_layers
 
     _demand_measured(config, plan_config)
     resolve_device(device)
@@ -81,7 +81,7 @@ def measure_sensitivity(
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
         wait_for_all()
-        sensitivity = told_by_first(lambda: collect(job, journal, notes))
+        sensitivity = told_by_first(lambda: gathered(job, journal, notes))
         for note in sensitivity.notes:
             log(note)
         report = None

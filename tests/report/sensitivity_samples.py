@@ -42,6 +42,7 @@ def make_sensitivity() -> Sensitivity:
                 **similar,
                 ap_only_int8=ap_only_int8,
                 ap_only_float=ap_only_float,
+                activation="SiLU" if index % 3 == 0 else None,
             )
         )
     measures = [f"{place}.{name}" for place in PLACES for name in ("mse", "snr", "cosine")]

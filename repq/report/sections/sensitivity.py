@@ -71,7 +71,7 @@ def _sensitivity_blocks(summary: ReportSummary) -> list[Block]:
         lead += f", {fraction(measured.ap_float)} in float"
     if measured.ap_int8 is not None:
         lead += f", {fraction(measured.ap_int8)} with every layer in INT8"
-    blocks: list[Block] = [Text(f"{lead}.")]
+    blocks: list[Block] = [Text(f"{lead}.{_smooth(measured)}")]
     blocks += [Findings([Finding("warn", note) for note in measured.notes])] if measured.notes else []
     draw = partial(measures_by_layer, measured, plan.float_layers if plan else ())
     alt = "every measure of every layer in model order"
@@ -108,8 +108,23 @@ def terminal_blocks(measured: Sensitivity, plan: PlanReport) -> list[Block]:
             if point.efficient or point.chosen
         )
         lines.append(f"AP against latency in {engine_title(plan.latency.engine)}: {points}")
+    if smooth := _smooth(measured):
+        lines.append(smooth.strip())
     lines.append(f"cost: {', '.join(f'{measure} {value:.1f} s' for measure, value in measured.seconds.items())}")
     return [_layer_table(measured, plan), Text("\n".join(lines))]
+
+
+def _smooth(measured: Sensitivity) -> str:
+    """How many layers have an activation that keeps a runtime from INT8."""
+    names = [row.activation for row in measured.layers if row.activation]
+    if not names:
+        return ""
+    kinds = ", ".join(dict.fromkeys(names))
+    return (
+        f" {len(names)} of {plural(len(measured.layers), 'layer')} have a smooth activation behind them ({kinds}): "
+        "ONNX Runtime computes it in float, other runtimes take it into the kernel or convert for it. ReLU in its "
+        "place costs neither (repq ablation activations)."
+    )
 
 
 def _plan_lead(plan: PlanReport, measured: Sensitivity) -> str:
@@ -239,7 +254,9 @@ def _layer_table(measured: Sensitivity, plan: PlanReport | None) -> Table:
         *(similarity("1 − cosine", place, compact) for place in _PLACES),
         number("AP, only it INT8", "ap_only_int8", fraction, optional=True),
         number("AP, only it float", "ap_only_float", fraction, optional=True),
-    ]
+        Column("Activation", "activation", optional=True, wide=True,
+               hint="a smooth one behind the layer: ONNX Runtime computes it, and the end of the layer, in float"),
+    ]  # fmt: skip
     title = f"All {len(measured.layers)} layers, all measures"
     return table(title, columns, measured.layers, fold=13, numbered=True, badness=_damage)
 
