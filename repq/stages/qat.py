@@ -14,6 +14,7 @@ from repq.api.quantizing import corrected, fused, open_float, partly_float, plan
 from repq.api.running import Options
 from repq.errors import DataError, QuantizationError
 from repq.log import Log, quiet
+from repq.machine.load import OtherLoad
 from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig, PtqConfig, QatConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from repq.data import DetectionDataset
     from repq.model import Detector
     from repq.quant import Weights
+    from repq.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,19 @@ def qat_checkpoint(
 
         before = accuracy(own_float, "float"), accuracy(start.model, "calibrated")
         board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
+        others = OtherLoad()
+
+        def after_epoch(trainer: Trainer) -> None:
+            log(epoch_line(trainer.position.epochs[-1], config.epochs))
+            if processes.count == 1 and (note := others.note_once()):
+                log(note)
+
         try:
             outcome = train_quantized(
                 start.model, teacher, train_set, train_set if val_set is None else val_set, imgsz, config,
                 groups=start.groups, teacher_classes=classes, device=str(own_device), seed=seed, state_path=state,
                 eval_config=eval_config, board=board, progress=progress,
-                after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], config.epochs)),
+                after_epoch=after_epoch,
             )  # fmt: skip
         finally:
             if board is not None:

@@ -13,6 +13,7 @@ from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.log import Log, quiet
+from repq.machine.load import OtherLoad
 from repq.machine.precision import with_precision
 from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
@@ -81,8 +82,12 @@ def train_detector(
         model.spec = replace(model.spec, thresholds=thresholds)
         board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
 
+        others = OtherLoad()
+
         def after_epoch(trainer: Trainer) -> None:
             _note_epoch(trainer, out, train_set.names, imgsz, log)
+            if processes.count == 1 and (note := others.note_once()):
+                log(note)
 
         try:
             outcome = train(
