@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $
 	touch $@
 
 quickstart: .venv/ready
-	$(BIN)/repq run recipes/quickstart.yaml --work runs/quickstart
+	OMP_NUM_THREADS=1 $(BIN)/repq run recipes/quickstart.yaml --work runs/quickstart  # small layers: threads would wait more
 
 results: .venv/ready
 	$(BIN)/python benchmarks/results_table.py
