@@ -195,8 +195,10 @@ def _other_task(outputs: Outputs, task: str | None) -> str | None:
     arrays = list(outputs.arrays.values())
     if task in _TASKS:
         return f"{_TASKS[task]} (the file's metadata say task {task!r})"
-    if not all(array.size for array in arrays):
+    if not arrays or not all(array.size for array in arrays):
         return "an output without values"
+    if not all(array.ndim for array in arrays):
+        return "an output of a single number"
     if len(arrays) == 1 and (arrays[0].ndim == 2 or arrays[0].shape[2:] == (1, 1)):
         return "classification"
     if len(arrays) == 1 and (arrays[0].ndim == 4 or arrays[0].shape[0] == 1) and arrays[0].shape[-2:] == outputs.imgsz:

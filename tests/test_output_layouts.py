@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repq.errors import RepqError
 from repq.layout import cells_of
 from repq.output_layouts import Outputs, recognize
 
@@ -130,3 +131,13 @@ def test_a_named_layout_needs_no_class_names(classes: int, seed: int) -> None:
     assert recognize(Outputs({"output": rows}, IMGSZ))[1] == classes - 1
     layout, found = recognize(Outputs({"output": rows}, IMGSZ), "yolov8")
     assert (layout.objectness, layout.box_form, found) == (None, "centre", classes)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=4), st.sampled_from([None, "detect"]))
+def test_outputs_of_any_shape_are_read_or_refused(shapes: list[list[int]], task: str | None) -> None:
+    arrays = {f"o{number}": np.full(shape, 0.5, np.float32) for number, shape in enumerate(shapes)}
+    try:
+        layout, classes = recognize(Outputs(arrays, (64, 64)), task=task)
+    except RepqError:
+        return
+    assert classes > 0 and layout is not None
