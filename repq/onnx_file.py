@@ -41,6 +41,8 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
     if not model.graph.node or not model.graph.output:
         missing = "outputs" if model.graph.node else "nodes"
         raise error(f"{printable(path)} is no valid ONNX model", found=f"no graph with {missing}", fix=fix)
+    if any(isinstance(text, bytes) for entry in model.metadata_props for text in (entry.key, entry.value)):
+        raise error(f"{printable(path)} is no valid ONNX model", found="metadata that is no text in UTF-8", fix=fix)
     outside = [tensor.name for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
     if outside and not beside:
         raise error(

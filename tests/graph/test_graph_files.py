@@ -64,6 +64,17 @@ def test_invalid_graphs_are_refused(tmp_path: Path) -> None:
         load_onnx(path)
 
 
+@pytest.mark.parametrize("text", [b"repq.key", b"its value"])
+def test_metadata_that_is_no_text_is_refused(tmp_path: Path, text: bytes) -> None:
+    model, _ = two_convs()
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "repq.key", "its value"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(text, text[:-1] + b"\xff"))
+    with pytest.raises(GraphError, match="no text in UTF-8"):
+        load_onnx(path)
+
+
 def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
     model, _ = two_convs()
     path = tmp_path / "model.onnx"
