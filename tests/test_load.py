@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from repq.machine.cpu import cpu_cores
 from repq.machine.load import OtherLoad, crowding_note
@@ -42,7 +43,11 @@ def test_it_is_said_where_threads_have_no_room(others: float, threads: int, core
     assert note.endswith(f"OMP_NUM_THREADS={room} leaves them room") if room else note == ""
 
 
-def test_it_is_said_once() -> None:
+def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: float(cpu_cores()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     others = OtherLoad()
-    others.note_once()
+    assert "leaves them room" in others.note_once()
     assert others.note_once() == ""
+    assert OtherLoad().note_once(processes=2) == "", "the others share the work"
+    assert OtherLoad().note_once(device="cuda") == "", "no thread of the CPU waits"

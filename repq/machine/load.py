@@ -21,12 +21,16 @@ class OtherLoad:
         (clock, everyone, own), (then, before, mine) = _computed(), self._start
         return max(0.0, everyone - before - (own - mine)) / max(clock - then, 0.01)
 
-    def note_once(self) -> str:
-        """`crowding_note` of torch's threads and what was measured until the first call; empty from then on."""
+    def note_once(self, processes: int = 1, device: str = "cpu") -> str:
+        """`crowding_note` of torch's threads and what was measured until the first call; empty from then on.
+
+        Empty as well where several processes share the work, which then are the others, and where a GPU does it.
+        """
         import torch
 
         told, self._told = self._told, True
-        return "" if told else crowding_note(self.cores(), torch.get_num_threads())
+        silent = told or processes > 1 or device != "cpu"
+        return "" if silent else crowding_note(self.cores(), torch.get_num_threads())
 
 
 def crowding_note(others: float, threads: int, cores: int | None = None) -> str:

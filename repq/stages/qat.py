@@ -114,7 +114,7 @@ def qat_checkpoint(
 
         def after_epoch(trainer: Trainer) -> None:
             log(epoch_line(trainer.position.epochs[-1], config.epochs))
-            if processes.count == 1 and (note := others.note_once()):
+            if note := others.note_once(processes.count, own_device.type):
                 log(note)
 
         try:

@@ -86,7 +86,7 @@ def train_detector(
 
         def after_epoch(trainer: Trainer) -> None:
             _note_epoch(trainer, out, train_set.names, imgsz, log)
-            if processes.count == 1 and (note := others.note_once()):
+            if note := others.note_once(processes.count, own_device.type):
                 log(note)
 
         try:
