@@ -71,10 +71,12 @@ def _detections_of(
     if model.plain:
         return detect_all(
             model.infer, dataset, imgsz, config, progress, label="evaluating", layout=model.layout,
-            preprocessing=model.preprocessing,
+            preprocessing=model.preprocessing, at_once=model.running.runs_at_once,
         )  # fmt: skip
     service = service_of(model, imgsz, config)
-    return detect_images(service.detect, dataset, config.batch, progress, label="evaluating")
+    return detect_images(
+        service.detect, dataset, config.batch, progress, label="evaluating", at_once=model.running.runs_at_once
+    )
 
 
 def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:

@@ -197,7 +197,7 @@ def open_onnx(
     def started(options: Options, layout: OutputLayout = OutputLayout()) -> Running:
         from repq.engine import build
 
-        return in_engine(build(options.engine or usual, path, config), layout)
+        return in_engine(build(options.engine or usual, path, config), options, layout)
 
     own = "repq.spec" in source.metadata
     said = from_metadata(source.metadata)
@@ -269,10 +269,10 @@ def of_engine(label: str, engine: Engine, options: Options) -> Model:
         from repq.engine import load
 
         if wanted.threads in (None, options.threads):
-            return in_engine(engine)
+            return in_engine(engine, wanted)
         with scratch_folder() as folder:
             engine.save(folder / "engine")
-            return in_engine(load(folder / "engine", threads=wanted.threads))
+            return in_engine(load(folder / "engine", threads=wanted.threads), wanted)
 
     return _of_graph("engine", label, engine.manifest, start, options, engine=engine)
 

@@ -43,6 +43,7 @@ class Options:
         half: compute in FP16, for a float checkpoint on a GPU.
         progress: shows how far long steps are.
         log: gets what the user should know beside the result.
+        concurrent: run several images at once where the runtime has more of them a second so; see `Engine.concurrent`.
 
     Raises:
         RecipeError: the number of threads is out of range.
@@ -54,6 +55,7 @@ class Options:
     half: bool = False
     progress: Progress = silent
     log: Log = quiet
+    concurrent: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -77,6 +79,7 @@ class Running:
         precision: what its layers really run in: ``float32``, ``int8``, ``int8 in 83 of 154 layers`` …
         size_bytes: size on disk of what is deployed.
         description: per layer, where the runtime tells.
+        runs_at_once: how many threads may call ``infer`` at once.
         on_device: shape of the input -> one run for a stream of the GPU, and that stream's handle; None: it runs on
             the CPU.
     """
@@ -88,6 +91,7 @@ class Running:
     precision: str
     size_bytes: int = 0
     description: EngineDescription | None = None
+    runs_at_once: int = 1
     on_device: Callable[[tuple[int, ...]], tuple[Callable[[], object], int]] | None = None
 
 
@@ -156,15 +160,17 @@ def _torch_work(
     return partial(model, images), stream.cuda_stream
 
 
-def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:
+def in_engine(engine: Engine, options: Options = HERE, layout: OutputLayout = OutputLayout()) -> Running:
     """Run a built engine; one of a fixed batch size gets its batches padded.
 
     Args:
+        options: whether several images run at once; the engine has its threads.
         layout: of a graph that does not tell.
     """
     from repq.graph import parse_metadata
     from repq.machine.cuda import gpu_or_none
 
+    engine = engine.concurrent() if options.concurrent else engine
     description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
     half = metadata is not None and metadata.precision == "float16"
     source = f"{engine.manifest.source} in {engine.name}"
@@ -193,6 +199,7 @@ def in_engine(engine: Engine, layout: OutputLayout = OutputLayout()) -> Running:
         precision=summarize_precision(description),
         size_bytes=description.size_bytes,
         description=description,
+        runs_at_once=engine.runs_at_once,
         on_device=getattr(engine, "on_device", None) if gpu_or_none() else None,
     )
 

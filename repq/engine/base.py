@@ -102,6 +102,18 @@ class Engine(ABC):
             EngineError: the type or shape is not the one that the engine was built for; see `check_images`.
         """
 
+    @property
+    def runs_at_once(self) -> int:
+        """How many threads may call ``infer`` at once."""
+        return 1
+
+    def concurrent(self) -> Engine:
+        """The same engine for runs that go on at once, with more images a second; itself where one run is the best.
+
+        What it gives is the same.
+        """
+        return self
+
     @abstractmethod
     def write(self, folder: Path) -> None:
         """Write what the runtime's ``load`` reads into an empty folder."""

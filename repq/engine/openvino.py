@@ -12,7 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,20 +119,45 @@ def _own_signal_stack() -> Iterator[None]:
 
 
 class OpenVinoEngine(Engine):
-    """One model, compiled for the CPU."""
+    """One model, compiled for the CPU when it is first needed.
 
-    def __init__(self, manifest: EngineManifest, model: Any) -> None:
+    Args:
+        hint: ``LATENCY``, or ``THROUGHPUT``, with which OpenVINO divides the cores among runs that go on at once.
+    """
+
+    def __init__(self, manifest: EngineManifest, model: Any, hint: str = "LATENCY") -> None:
         super().__init__(manifest)
-        self._model = model
-        self._compiled = self._compile({})
-        self._request = self._compiled.create_infer_request()
+        self._model, self._hint = model, hint
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return self._compile({})
+
+    @cached_property
+    def _requests(self) -> SimpleQueue[Any]:
+        free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.runs_at_once):
+            free.put(self._compiled.create_infer_request())
+        return free
+
+    @property
+    def runs_at_once(self) -> int:
+        wanted = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return max(1, int(wanted)) if self._hint == "THROUGHPUT" else 1
+
+    def concurrent(self) -> OpenVinoEngine:
+        return OpenVinoEngine(self.manifest, self._model, "THROUGHPUT")
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        results = self._request.infer([as_input(images, self.manifest.input)], share_inputs=True)
-        names = (output.name for output in self.manifest.outputs)
-        # The runtime reuses its output buffers in the next run, so each result is a copy.
-        return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
+        request = self._requests.get()
+        try:
+            results = request.infer([as_input(images, self.manifest.input)], share_inputs=True)
+            names = (output.name for output in self.manifest.outputs)
+            # The runtime reuses its output buffers in the next run, so each result is a copy.
+            return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
+        finally:
+            self._requests.put(request)
 
     def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
         """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time."""
@@ -144,7 +171,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         import openvino
 
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **extra}
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self._hint, **extra}
         if self.manifest.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.manifest.threads
         try:
@@ -165,6 +192,7 @@ class OpenVinoEngine(Engine):
     def write(self, folder: Path) -> None:
         import openvino
 
+        self._compiled  # noqa: B018 (what cannot be compiled is not written)
         # OpenVINO halves the weights by default; an FP32 engine must hold what was measured.
         openvino.save_model(self._model, str(folder / _IR), compress_to_fp16=False)
 

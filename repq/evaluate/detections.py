@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches, prefetch, read_image
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, in_order, prefetch, read_image
 from repq.errors import DataError
-from repq.evaluate.augmented import PLAIN, merged, mirror_boxes, mirror_images, views
+from repq.evaluate.augmented import PLAIN, View, merged, mirror_boxes, mirror_images, views
 from repq.evaluate.postprocess import postprocess
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
@@ -69,10 +69,14 @@ def detect_all(
     label: str = "detecting",
     layout: OutputLayout = OutputLayout(),
     preprocessing: Preprocessing = Preprocessing(),
+    at_once: int = 1,
 ) -> Detections:
     """Find the objects in every image of a data set; a few batches of images are in memory at a time.
 
     With ``config.tta`` every image is looked at several times, and what is found is merged.
+
+    Args:
+        at_once: how many threads may call ``predict`` at once.
 
     Raises:
         DataError: the output of ``predict`` does not fit the data set's classes, or an image can no longer be read.
@@ -85,13 +89,19 @@ def detect_all(
         loaded = batches(dataset, view.size, config.batch, view.letterbox(config.letterbox), preprocessing)
         of_view: list[NDArray[np.float32]] = []
         times: list[float] = []
-        for batch in progress(loaded, total=-(-len(dataset) // config.batch), label=label):
+
+        def look(batch: Batch, view: View = view) -> tuple[list[NDArray[np.float32]], float]:
             images = mirror_images(batch.images) if view.mirrored else batch.images
             start = time.perf_counter()
             output = np.asarray(predict(images))
-            times.append(time.perf_counter() - start)
+            took = time.perf_counter() - start
             mirrored = view.size[1] if view.mirrored else None
-            of_view.extend(boxes_in_images(output, batch, dataset.names, config, layout, mirrored))
+            return boxes_in_images(output, batch, dataset.names, config, layout, mirrored), took
+
+        looked = in_order(look, loaded, at_once)
+        for boxes_of_batch, took in progress(looked, total=-(-len(dataset) // config.batch), label=label):
+            of_view.extend(boxes_of_batch)
+            times.append(took)
         found.append(of_view)
         seconds.append(times)
     boxes = tuple(merged(passes, tta, config.max_detections) for passes in zip(*found, strict=True))
@@ -101,18 +111,21 @@ def detect_all(
 
 
 def detect_images(
-    detect: Detect, dataset: DetectionDataset, batch: int, progress: Progress = silent, *, label: str = "detecting"
-) -> Detections:
+    detect: Detect, dataset: DetectionDataset, batch: int, progress: Progress = silent, *, label: str = "detecting",
+    at_once: int = 1,
+) -> Detections:  # fmt: skip
     """Find the objects in every image of a data set with a detector that takes the images as they are.
+
+    Args:
+        at_once: how many threads may call ``detect`` at once.
 
     Raises:
         DataError: an image can no longer be read.
     """
     loaded = prefetch(lambda record: read_image(record.path), dataset.records, ahead=2 * batch)
-    found: list[NDArray[np.float32]] = []
-    starts = range(0, len(dataset), batch)
-    for _ in progress(starts, total=len(starts), label=label):
-        found.extend(detect(list(islice(loaded, batch))))
+    steps = -(-len(dataset) // batch)
+    looked = in_order(detect, (list(islice(loaded, batch)) for _ in range(steps)), at_once)
+    found = list(chain.from_iterable(progress(looked, total=steps, label=label)))
     return Detections(_names(dataset.records), tuple(found))
 
 

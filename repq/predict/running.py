@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from repq.api.detected import Detected
 from repq.api.model import Model, Size
 from repq.api.service import Prepared, Service, finder_of, thresholds_of
-from repq.data import prefetch
+from repq.data import in_order, prefetch
 from repq.data.classes import class_places
 from repq.errors import DataError, RepqError
 from repq.files import replacing_folder
@@ -51,6 +51,7 @@ from repq.stopping import Stopped
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 _NAMED = 20
+_MANY = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,7 @@ def predict(
             the folder cannot be written.
         DataError: not one image can be read.
     """
+    model, other = _for_speed(model, sources), None if other is None else _for_speed(other, sources)
     models = [model] if other is None else [model, other]
     _demand_place(out, sources, force=force)
     places = _places(model, other, log)
@@ -122,9 +124,8 @@ def predict(
     names = model.class_names
     about = {"model": model.label, "engine": model.running.engine, "classes": names, "imgsz": size,
              **asdict(thresholds), **({"other": other.label} if other else {})}  # fmt: skip
-    job = _Job(finders, config, config.batch or model.batch or 1, titles, names, places)
-    for one in models:
-        one.running  # noqa: B018 (it starts, before time is taken)
+    at_once = min(one.running.runs_at_once for one in models)  # they start here, before time is taken
+    job = _Job(finders, config, config.batch or model.batch or 1, titles, names, places, at_once)
     tally, started, threads = _Tally(), time.perf_counter(), cv2.getNumThreads()
     with ExitStack() as stack:
         folder = stack.enter_context(replacing_folder(out, keep_others=out.is_dir() and not is_own(out)))
@@ -177,6 +178,7 @@ class _Job:
     Attributes:
         titles: of the models, over their pictures.
         places: the first model's class of each class of the second; None: the same.
+        at_once: how many threads may call ``run`` at once.
     """
 
     finders: Sequence[Service]
@@ -185,6 +187,7 @@ class _Job:
     titles: Sequence[str]
     names: Sequence[str]
     places: NDArray[np.float32] | None = None
+    at_once: int = 1
 
     def take(self, frames: Sequence[Pending]) -> _Chunk:
         """Read images and make network input of them."""
@@ -270,9 +273,10 @@ def _run_through(source: Source, job: _Job) -> Iterator[_Chunk]:
     if source.kind != "images":  # the decoder of a video is one thread beside the model's
         read = prefetch(lambda _: next(source.frames, None), repeat(None), workers=1, ahead=2)
         frames = (frame for frame in takewhile(bool, read) if frame is not None)
-    frames = islice(frames, job.config.frames)
-    return map(job.run, prefetch(job.take, _chunked(frames, job.batch), workers=job.config.workers,
-                                 ahead=2 * job.config.workers))  # fmt: skip
+    workers = job.config.workers
+    chunks = _chunked(islice(frames, job.config.frames), job.batch)
+    taken = prefetch(job.take, chunks, workers=workers, ahead=max(2 * workers, job.at_once))
+    return in_order(job.run, taken, job.at_once)
 
 
 def detected(
@@ -283,9 +287,11 @@ def detected(
     Raises:
         RepqError: the settings do not fit the model.
     """
+    model = _for_speed(model, sources)
     thresholds = thresholds_of(model, _asked(config), log)
     finder = finder_of(model, model.size(imgsz), thresholds, as_eval=config.as_eval)
-    job = _Job([finder], config, config.batch or model.batch or 1, [model.label], model.class_names)
+    size, at_once = config.batch or model.batch or 1, model.running.runs_at_once
+    job = _Job([finder], config, size, [model.label], model.class_names, at_once=at_once)
 
     def found() -> Iterator[Detected]:
         for chunk in (chunk for source in sources for chunk in _run_through(source, job)):
@@ -296,6 +302,12 @@ def detected(
                 yield Detected(name, image, rows, model.class_names)
 
     return found()
+
+
+def _for_speed(model: Model, sources: Sequence[Source]) -> Model:
+    """The model for as many images a second as can be had, unless an image is waited for: of a camera, or of few."""
+    known = all(source.kind != "camera" for source in sources)
+    return model.on(concurrent=True) if known and sum(source.total or _MANY for source in sources) >= _MANY else model
 
 
 def _asked(config: PredictConfig) -> dict[str, Any]:

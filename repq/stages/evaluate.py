@@ -37,7 +37,7 @@ def evaluate_model(
         RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
     """
     dataset = read_data(data, split, log, progress)
-    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads, graph=graph)
+    opened = load(model, engine=engine, imgsz=imgsz, device=device, threads=threads, graph=graph).on(concurrent=True)
     return accuracy_of(opened, dataset, imgsz, config, progress, log), opened
 
 
@@ -50,7 +50,8 @@ def _evaluate(job: Job) -> Accuracies:
     found = {}
     for name, folder in built(job).items():
         if name not in known:
-            known[name] = accuracy_of(load(folder), dataset, recipe.imgsz, recipe.eval, job.progress)
+            opened = load(folder).on(concurrent=True)
+            known[name] = accuracy_of(opened, dataset, recipe.imgsz, recipe.eval, job.progress)
         found[name] = known[name]
         job.log(f"  {name}: AP {found[name].ap:.4f}, AP50 {found[name].ap50:.4f}")
     return Accuracies(models=found)

@@ -314,6 +314,23 @@ def test_a_source_that_cannot_be_used(kind: str, engine: Path, folder: Path) -> 
     assert sorted(folder.rglob("*")) == before
 
 
+def test_many_images_at_once_give_what_each_gives_alone(material: Material, detector_onnx: Path, folder: Path) -> None:
+    assert invoke("build", detector_onnx, "--engine", "openvino", "-o", "engine").exit_code == 0
+    rng, model = np.random.default_rng(1), load("engine")
+    (folder / "many").mkdir()
+    for number in range(40):
+        image = rng.integers(0, 256, (48 + number, 64, 3), dtype=np.uint8)
+        assert cv2.imwrite(f"many/{number:02d}.png", image)
+    run("engine", "many", "--conf", 0.01, "-o", "out")
+    rows = written(folder / "out")["images"]
+    assert [row["image"] for row in rows] == [f"{number:02d}.png" for number in range(40)]
+    for row in rows:
+        found = [[*box["box"], box["score"]] for box in row["boxes"]]
+        alone = model.detect(f"many/{row['image']}", conf=0.01)
+        np.testing.assert_allclose(np.reshape(found, (-1, 5)), alone[:, :5], atol=0.0051)  # they are rounded
+    assert any(row["boxes"] for row in rows)
+
+
 def test_what_is_there_is_not_overwritten(engine: Path, pictures: Path, folder: Path) -> None:
     (folder / "out/labels").mkdir(parents=True)
     (folder / "out/labels/a.txt").write_text("mine")

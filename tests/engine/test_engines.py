@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,29 @@ def test_results_survive_the_next_run(name, onnx_file):
 
 
 @pytest.mark.parametrize("name", FLOAT_ENGINES)
+@pytest.mark.parametrize("graph", [detector, quantized])
+def test_runs_that_go_on_at_once_give_what_one_gives(name, graph, onnx_file):
+    if name == "opencv" and graph is quantized:
+        pytest.skip("OpenCV runs float graphs")
+    engine = build(name, onnx_file(graph()))
+    many = engine.concurrent()
+    assert (engine.runs_at_once, many.describe()) == (1, engine.describe())
+    inputs = [np.random.default_rng(seed).uniform(0, 1, IMAGES.shape).astype(np.float32) for seed in range(32)]
+    with ThreadPoolExecutor(many.runs_at_once) as pool:
+        found = [outputs["detections"] for outputs in pool.map(many.infer, inputs)]
+    for images, output in zip(inputs, found, strict=True):
+        np.testing.assert_array_equal(output, engine.infer(images)["detections"])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_openvino_divides_the_cores_among_runs(onnx_file, tmp_path):
+    engine = build("openvino", onnx_file(quantized()))
+    engine.save(tmp_path / "engine")
+    assert load(tmp_path / "engine").concurrent().runs_at_once > 1
+    assert load(tmp_path / "engine", threads=1).concurrent().runs_at_once == 1
+
+
+@pytest.mark.parametrize("name", FLOAT_ENGINES)
 @pytest.mark.parametrize(
     ("images", "text"),
     [
@@ -187,6 +211,7 @@ def test_signals_arrive_after_engines_of_openvino_ended(order, onnx_file):
         "from repq.engine import build\n"
         "from repq.recipe import BuildConfig\n"
         "engines = [build('openvino', Path(sys.argv[1]), BuildConfig(threads=n)) for n in (1, 2, 1)]\n"
+        "for engine in engines: engine.describe()\n"  # it is compiled
         "while engines:\n"
         "    engines.pop(0 if sys.argv[2] == 'first to last' else -1)\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('arrived', flush=True))\n"

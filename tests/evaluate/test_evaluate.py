@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,7 +14,7 @@ import pytest
 from repq.data import DetectionDataset, ImageRecord, load_dataset, pixel_boxes
 from repq.data.letterbox import letterbox_transform
 from repq.errors import DataError
-from repq.evaluate import Predict, coco_accuracy, detect_all, evaluate
+from repq.evaluate import Predict, coco_accuracy, detect_all, detect_images, evaluate
 from repq.recipe import EvalConfig, LetterboxConfig
 
 
@@ -82,6 +85,32 @@ def test_evaluate_is_detecting_and_scoring(dataset: DetectionDataset) -> None:
         np.testing.assert_allclose(np.sort(boxes[:, :4], axis=0), np.sort(expected, axis=0), atol=1e-3)
     predict = oracle(dataset, (96, 96), config.letterbox)
     assert coco_accuracy(detections, dataset) == evaluate(predict, dataset, (96, 96), config)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_in_several_threads_keep_their_boxes(dataset: DetectionDataset, batch: int) -> None:
+    threads = set[str]()
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        """A box that depends on the images' brightness, and so does the time that it takes."""
+        threads.add(threading.current_thread().name)
+        time.sleep(0.02 * float(images.max() - images.mean()))
+        rows = np.zeros((len(images), 1, 7), np.float32)
+        rows[:, 0, :4], rows[:, 0, 4], rows[:, 0, 5] = 40 + 8 * images.mean((1, 2, 3))[:, None], 1, 0.9
+        return rows
+
+    def slowly(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [row[:, :6] for row in slow(np.stack([cv2.resize(image, (8, 8)) for image in images]) / 255)]
+
+    config = EvalConfig(batch=batch)
+    for one, many in [
+        (detect_all(slow, dataset, (96, 96), config), detect_all(slow, dataset, (96, 96), config, at_once=3)),
+        (detect_images(slowly, dataset, batch), detect_images(slowly, dataset, batch, at_once=3)),
+    ]:
+        assert one.images == many.images
+        for alone, beside in zip(one.boxes, many.boxes, strict=True):
+            np.testing.assert_array_equal(alone, beside)
+    assert len(threads) > 2  # the caller's own, and more
 
 
 def test_boxes_beyond_the_image_are_cut_only_if_wanted(dataset: DetectionDataset) -> None:
