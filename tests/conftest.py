@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -18,6 +19,13 @@ settings.load_profile("repeatable")
 # One thread: the models are so small that a second one spends its time spinning. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often: what all tests have loaded stays, and walking it took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 10, 50)
 
 
 @pytest.fixture(scope="session")

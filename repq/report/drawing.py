@@ -84,10 +84,18 @@ def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 def svg_text(figure: Figure, name: str) -> str:
     """Render to an SVG element for inline use: no prologue, metadata, namespace links or ids that could clash."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     stream = io.StringIO()
     with warnings.catch_warnings():
         # Text stays text, so a glyph that the measuring font lacks is drawn by the browser.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Place all by the measures of SVG here: `savefig` would draw everything once more to have it placed.
+        FigureCanvasSVG(figure)
+        figure.set_dpi(72)
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+        figure.set_layout_engine(None)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,16 +22,25 @@ NAMES = ["ring", "triangle", "cross"]
 USE = {"confidence": 0.125, "iou": 0.5, "max_detections": 7}
 
 
-@pytest.fixture
-def weights(material: Material, folder: Path) -> Path:
-    """Calibrated at a size that no default has."""
+@pytest.fixture(scope="module")
+def calibrated(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with names, and what it is calibrated at a size that no default has."""
     from repq.model import build, save_checkpoint
 
+    folder = tmp_path_factory.mktemp("calibrated")
     torch.manual_seed(0)
-    save_checkpoint("w.safetensors", build("yolov6n_v2", 3).eval(), names=NAMES)
+    save_checkpoint(folder / "w.safetensors", build("yolov6n_v2", 3).eval(), names=NAMES)
     line = ("--data", material.files["--data"], "--no-eval", "--plain", "--images", 2)
     use = ("--use-conf", 0.125, "--use-iou", 0.5, "--use-max-detections", 7)
-    run("ptq", "w.safetensors", *line, *use, "--imgsz", "64x96", "-o", "int8.safetensors")
+    run("ptq", folder / "w.safetensors", *line, *use, "--imgsz", "64x96", "-o", folder / "int8.safetensors")
+    return folder
+
+
+@pytest.fixture
+def weights(calibrated: Path, folder: Path) -> Path:
+    """Copies of both in the folder that the test runs in."""
+    for name in ("w.safetensors", "int8.safetensors"):
+        shutil.copy(calibrated / name, folder)
     return folder / "int8.safetensors"
 
 
