@@ -21,6 +21,7 @@ from repq.bench.device_time import DeviceWork, device_ms
 from repq.errors import RepqError
 from repq.machine.environment import capture_environment
 from repq.machine.gpu_readings import GpuWatch
+from repq.machine.load import OtherLoad, in_the_way
 from repq.machine.turns import Clock, time_in_turns
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
@@ -28,6 +29,7 @@ from repq.results import BenchReport, BenchRow, Environment, ModelInfo
 
 Scope = Literal["infer", "end_to_end"]
 RawImages = Sequence[NDArray[np.uint8]]
+_DISTURBING = 0.25  # cores
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def bench(
     _check(models, config)
     environment = environment or capture_environment()
     rng = np.random.default_rng(seed)
+    load = OtherLoad()
     raw = list(images or ())
     scopes: tuple[Scope, ...] = ("infer", "end_to_end") if config.end_to_end and raw else ("infer",)
     rows: list[BenchRow] = []
@@ -125,7 +128,11 @@ def bench(
                 for job, times in zip(jobs, samples, strict=True):
                     rows.append(_with_device(job, _row(job, times, base, batch, threads), config, watch))
     used = len(raw) if len(scopes) > 1 else 0
-    return BenchReport(rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used)
+    others, most = load.cores(), max(config.threads, default=1)
+    return BenchReport(
+        rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used,
+        others=round(others, 2), crowded=in_the_way(others, most, environment.cores, _DISTURBING),
+    )  # fmt: skip
 
 
 def _jobs(

@@ -42,13 +42,18 @@ def crowding_note(others: float, threads: int, cores: int | None = None) -> str:
         cores: of the machine, by default those that this process may use.
     """
     cores = cores or cpu_cores()
-    if others < _NOTICED or threads < 2 or others + threads < cores + _NOTICED:
+    if threads < 2 or not in_the_way(others, threads, cores, _NOTICED):
         return ""
     free = max(1, round(cores - others))
     return (
         f"other processes keep {others:.1f} of {cores} cores busy: threads that wait for one that has no core take "
         f"several times as long; OMP_NUM_THREADS={free} leaves them room"
     )
+
+
+def in_the_way(others: float, threads: int, cores: int, least: float) -> bool:
+    """Whether what other processes compute takes cores, ``least`` or more of them, that these threads need."""
+    return others >= least and others + threads >= cores + least
 
 
 def _computed() -> tuple[float, float, float]:

@@ -84,7 +84,7 @@ def figures_of(outcome: RunOutcome) -> dict[str, float]:
             figures[f"AP INT8 {engine_title(engine)}"] = accuracy.ap
             figures[f"AP50 INT8 {engine_title(engine)}"] = accuracy.ap50
     for row in outcome.verdict.engines:
-        if row.speedup is not None:
+        if row.speedup is not None and not outcome.verdict.crowded:
             figures[f"times as fast as FP32, {engine_title(row.engine)}"] = row.speedup
     return {**figures, **range_figures(ptq.layers)}
 
@@ -99,7 +99,8 @@ def shipped_by(outcome: RunOutcome, recipe: Recipe, variant: str) -> dict[str, S
 
     artifacts = outcome.artifacts
     accuracies = artifacts["eval"].result(Accuracies).models
-    timed = {row.model: row for row in reversed(artifacts["bench"].result(BenchReport).rows) if row.scope == "infer"}
+    bench = artifacts["bench"].result(BenchReport)
+    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
     model = load_weights(artifacts["fuse"] / "fused.safetensors").model
     macs = sum(layer.macs for layer in artifacts["ptq"].result(PtqReport).layers)
     areas = [height * width for height, width in (view.size for view in views(recipe.imgsz, recipe.eval.tta))]
@@ -114,7 +115,7 @@ def shipped_by(outcome: RunOutcome, recipe: Recipe, variant: str) -> dict[str, S
             ap50=accuracy.ap50,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             macs=round(macs * sum(areas) / (recipe.imgsz[0] * recipe.imgsz[1])),
-            latency_ms=timed[name].latency_ms_median / timed[name].batch * passes,
+            latency_ms=None if bench.crowded else timed[name].latency_ms_median / timed[name].batch * passes,
             size_bytes=timed[name].size_bytes,
         )
     return found

@@ -7,7 +7,7 @@ shown only where its mean is larger than the distance from its lowest to its hig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,13 +25,18 @@ class _Measure:
     """A figure of what is shipped. Changes of a relative one are factors, which multiply; of another, differences."""
 
     name: str
-    value: Callable[[Shipped], float]
+    value: Callable[[Shipped], float | None]
     write: Callable[[float], str]
     relative: bool = True
 
-    def scaled(self, shipped: Shipped) -> float:
+    def read(self, shipped: Iterable[Shipped]) -> list[float] | None:
+        """The figure of each; None: it was not measured of all."""
+        found = [self.value(one) for one in shipped]
+        return [value for value in found if value is not None] if None not in found else None
+
+    def scaled(self, value: float) -> float:
         """On the scale on which effects add up."""
-        return math.log(max(self.value(shipped), 1e-12)) if self.relative else self.value(shipped)
+        return math.log(max(value, 1e-12)) if self.relative else value
 
     def effect(self, amount: Spread) -> str:
         """An effect on that scale, in words."""
@@ -73,46 +78,55 @@ def _of_engine(report: AblationReport, engine: str, baseline: str, together: str
     for trial in report.trials:
         if engine in trial.shipped:
             found.setdefault(trial.variant, {})[trial.seed] = trial.shipped[engine]
-    blocks: list[Block] = [_figures_table(engine, found)]
+    all_shipped = [shipped for of_seed in found.values() for shipped in of_seed.values()]
+    measures = [one for one in _MEASURES if one.read(all_shipped) is not None]
+    blocks: list[Block] = [_figures_table(engine, found, measures)]
     seeds = sorted(set.intersection(*(set(of_seed) for of_seed in found.values())))
     if not seeds or not {baseline, together} <= set(found):
         return blocks
-    rows = _effect_rows(found, seeds, baseline, together)
+    rows = _effect_rows(found, seeds, baseline, together, measures)
     title = f"Effects in {engine} against {baseline!r}, seed by seed"
     columns: Columns[_Row] = [
         Column("Change", "title"),
-        *(number(measure.name, partial(_of_measure, measure, len(seeds)), str) for measure in _MEASURES),
+        *(number(measure.name, partial(_of_measure, measure, len(seeds)), str) for measure in measures),
     ]
     note = (
         "Differences of AP; factors of the rest, whose mean is geometric. Mean (lowest … highest seed). A ? marks what "
         "is not shown: the seeds lie further apart than the mean is from nothing, or there is one seed."
     )
-    return [*blocks, table(title, columns, rows, note), *map(Text, _sentences(engine, rows, len(seeds)))]
+    lines = _sentences(engine, rows, len(seeds), measures)
+    return [*blocks, table(title, columns, rows, note), *map(Text, lines)]
 
 
-def _figures_table(engine: str, found: Mapping[str, Mapping[int, Shipped]]) -> Table:
+def _figures_table(engine: str, found: Mapping[str, Mapping[int, Shipped]], measures: Sequence[_Measure]) -> Table:
     def written(measure: _Measure, variant: str) -> str:
-        return _ranged(spread_of([measure.value(shipped) for shipped in found[variant].values()]), measure.write)
+        return _ranged(spread_of(measure.read(found[variant].values()) or []), measure.write)
 
     columns: Columns[str] = [
         Column("Variant", str),
-        *(number(measure.name, partial(written, measure), str) for measure in _MEASURES),
+        *(number(measure.name, partial(written, measure), str) for measure in measures),
     ]
     note = "For one image, with all passes where there are several. Mean (lowest … highest seed)."
     return table(f"What is shipped, in {engine}", columns, found, note)
 
 
 def _effect_rows(
-    found: Mapping[str, Mapping[int, Shipped]], seeds: Sequence[int], baseline: str, together: str
+    found: Mapping[str, Mapping[int, Shipped]],
+    seeds: Sequence[int],
+    baseline: str,
+    together: str,
+    measures: Sequence[_Measure],
 ) -> list[_Row]:
     """The single changes, then their sum, all together, and by how much that is another."""
     singles = [variant for variant in found if variant not in (baseline, together)]
 
     def amounts(variant: str, measure: _Measure) -> list[float]:
-        return [measure.scaled(found[variant][seed]) - measure.scaled(found[baseline][seed]) for seed in seeds]
+        changed, before = ([found[name][seed] for seed in seeds] for name in (variant, baseline))
+        pairs = zip(measure.read(changed) or (), measure.read(before) or (), strict=True)
+        return [measure.scaled(after) - measure.scaled(value) for after, value in pairs]
 
     by_title: dict[str, dict[str, list[float]]] = {}
-    for measure in _MEASURES:
+    for measure in measures:
         alone = {variant: amounts(variant, measure) for variant in singles}
         summed = [sum(values) for values in zip(*alone.values(), strict=True)] if alone else [0.0] * len(seeds)
         joint = amounts(together, measure)
@@ -145,12 +159,12 @@ def _ranged(spread: Spread, write: Callable[[float], str]) -> str:
     return mean if low == high else f"{mean} ({low} … {high})"
 
 
-def _sentences(engine: str, rows: Sequence[_Row], seeds: int) -> list[str]:
+def _sentences(engine: str, rows: Sequence[_Row], seeds: int, measures: Sequence[_Measure]) -> list[str]:
     """What the figures bear of how changes act together, of each measure that any change moves."""
     found = {row.title: row.effects for row in rows}
     together = rows[-2].title
     lines = []
-    for measure in _MEASURES:
+    for measure in measures:
         parts, whole, beyond = (found[title][measure.name] for title in (_SUM, together, _BEYOND))
         if all(_is_nothing(row.effects[measure.name]) for row in rows):
             continue

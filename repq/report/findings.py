@@ -8,8 +8,8 @@ from repq.recipe import NOTHING_TO_LOSE
 from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
-from repq.report.summary import BUILD, CHECK, FUSE, PTQ, ReportSummary
-from repq.results import PtqReport
+from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, ReportSummary
+from repq.results import BenchReport, PtqReport
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
@@ -20,7 +20,8 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
         finding for item in comparisons
         for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
     ]  # fmt: skip
-    found += _baseline_findings(summary) + _check_findings(summary, comparisons) + _fusion_findings(summary)
+    found += disturbed(summary.get(BENCH)) + _baseline_findings(summary)
+    found += _check_findings(summary, comparisons) + _fusion_findings(summary)
     return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
 
 
@@ -61,6 +62,22 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
         number = f"{comparison.int8_layers} of {plural(comparison.layers, 'layer')}"
         say("good", f"every layer planned in INT8 was executed in INT8 ({number})")
     return found
+
+
+def disturbed(bench: BenchReport | None) -> list[Finding]:
+    """What is to be said of times that were taken while other processes had the cores that the models needed."""
+    if bench is None or not bench.crowded:
+        return []
+    return [Finding("warn", f"{load_of(bench)}: no latency and no speedup is to be trusted.",
+                    "Time again while nothing else computes (repq bench).")]  # fmt: skip
+
+
+def load_of(bench: BenchReport) -> str:
+    """What else the machine did."""
+    machine = bench.environment
+    if bench.others is None:
+        return f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}"
+    return f"Other processes kept {bench.others:.1f} of {plural(machine.cores, 'core')} busy meanwhile"
 
 
 def _baseline_findings(summary: ReportSummary) -> list[Finding]:

@@ -21,6 +21,8 @@ def sentences(verdict: Verdict) -> list[str]:
         why = [loses] * (not row.holds) + ["INT8 does not pay"] * (not row.pays)
         pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""
         lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
+    if verdict.crowded:
+        lines.append("other processes computed while the engines were timed: the speeds are not to be trusted")
     if len(verdict.ways) > 1:
         tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
         lines.append("tried: " + "; ".join(tried))

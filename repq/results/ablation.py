@@ -19,13 +19,16 @@ class Spread(Result):
 
 
 class Shipped(Result):
-    """An engine in the precision that a variant ships; what it takes is for one image, with all passes of TTA."""
+    """An engine in the precision that a variant ships; what it takes is for one image, with all passes of TTA.
+
+    ``latency_ms`` is None where other processes had the cores while it was timed.
+    """
 
     ap: float
     ap50: float
     parameters: int
     macs: int
-    latency_ms: float
+    latency_ms: float | None
     size_bytes: int
 
 

@@ -76,6 +76,8 @@ class BenchReport(Result):
     rounds: int
     images: int = 0  # of the data set, decoded beforehand, that the rows of the scope end_to_end ran on
     service: tuple[ServiceRow, ...] = ()
+    others: float | None = None  # cores that other processes kept busy while the rows were timed
+    crowded: bool = False  # and the models needed those cores: no latency and no ratio is to be trusted
 
     @property
     def processor(self) -> str:

@@ -35,6 +35,7 @@ class Verdict(Result):
         ways: what was tried to hold the budget, in order, with the largest AP drop of each. None: not measurable.
         ship: the engine to ship: the target, or the fastest against FP32 of those that are good; None: none is.
         next: what to try next, where nothing is to be shipped.
+        crowded: whether other processes had cores that the models needed while they were timed.
     """
 
     max_drop: float
@@ -43,3 +44,4 @@ class Verdict(Result):
     ways: tuple[tuple[str, float | None], ...]
     ship: str | None
     next: str | None = None
+    crowded: bool = False

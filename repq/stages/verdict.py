@@ -47,7 +47,7 @@ def judged(
         ship = recipe.target  # it cannot be run here; the engines that can say what the graph computes
     return Verdict(
         max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tuple(tried), ship=ship,
-        next=None if ship is not None else _next(recipe, rows),
+        next=None if ship is not None else _next(recipe, rows), crowded=bench.crowded,
     )  # fmt: skip
 
 

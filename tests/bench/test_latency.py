@@ -1,6 +1,8 @@
 """Order, statistics and scopes of the timing; and one real run."""
 
 import gc
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from repq.bench import Runner, TimedModel, bench, capture_environment
 from repq.errors import RepqError
+from repq.machine.cpu import cpu_cores
+from repq.machine.load import OtherLoad
 from repq.machine.turns import time_in_turns
 from repq.recipe import BenchConfig
 from repq.results import BenchReport, Environment, ModelInfo
@@ -154,6 +158,30 @@ def test_settings_that_cannot_be_are_refused():
         bench([machine.model("a", 1), machine.model("a", 2)], (32, 32))
     with pytest.raises(RepqError, match="batches of 1 only"):
         bench([machine.model("a", 1, batch=1)], (32, 32), BenchConfig(batches=(1, 8)))
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "crowded"),
+    [(0.0, 4, False), (0.2, 4, False), (0.3, 4, True), (2.0, 2, False), (2.3, 2, True), (3.0, 1, False)],
+)
+def test_times_taken_while_others_had_the_cores_are_marked(monkeypatch, others, threads, crowded):
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: others)
+    machine, here = FakeMachine(), capture_environment().model_copy(update={"cores": 4})
+    config = BenchConfig(threads=(1, threads) if threads > 1 else (1,), end_to_end=False)
+    report = bench([machine.model("a", 1)], (32, 32), config, clock=machine.clock, environment=here)
+    assert (report.others, report.crowded) == (others, crowded)
+
+
+def test_a_process_that_computes_beside_the_models_is_seen():
+    code = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    values = np.ones((256, 256), np.float32)
+    model = TimedModel(model_info("product"), lambda threads: Runner(lambda images: values @ values))
+    config = BenchConfig(rounds=4, runs_per_round=4, settle_ms=100, end_to_end=False, threads=(cpu_cores(),))
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        report = bench([model], (32, 32), config)
+        child.kill()
+    assert report.others > 0.25
+    assert report.crowded
 
 
 def test_real_work_takes_real_time():

@@ -106,7 +106,7 @@ def test_every_ablation_of_the_project_is_valid() -> None:
         assert len(trials) == len(ablation.seeds) * len(ablation.variants) >= 2
 
 
-def shipped(ap: float, latency: float = 10.0) -> dict[str, Shipped]:
+def shipped(ap: float, latency: float | None = 10.0) -> dict[str, Shipped]:
     return {"E": Shipped(ap=ap, ap50=ap, parameters=10, macs=1000, latency_ms=latency, size_bytes=2**20)}
 
 
@@ -125,6 +125,18 @@ def test_changes_that_add_up_have_no_interaction() -> None:
     text = effects_of(Base=(0.25, 0.5), A=(0.375, 0.625), B=(0.3125, 0.5625), All=(0.4375, 0.6875))
     assert "the single changes add up to +0.1875, all together give +0.1875: the same." in text
     assert "Latency" not in text.split("AP50 in E")[1], "nothing is said of what no change moves"
+
+
+def test_a_latency_that_was_not_measured_everywhere_is_not_compared() -> None:
+    def of(last: float | None) -> str:
+        found = [("Base", 10.0), ("A", 8.0), ("All", last)]
+        trials = [TrialFigures(variant=name, seed=0, figures={}, shipped=shipped(0.5, ms)) for name, ms in found]
+        return ablation_markdown(AblationReport(name="a", trials=tuple(trials), effects=("Base", "All")))
+
+    assert "Latency, ms" in of(7.0)
+    text = of(None)
+    assert "Latency" not in text
+    assert "AP50" in text
 
 
 def test_an_interaction_is_said_where_it_is_larger_than_its_spread() -> None:

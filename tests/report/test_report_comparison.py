@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from report_samples import LAYERS, STRAYED, make_engine, make_fusion, make_ptq, make_summary, part
+from report_samples import LAYERS, STRAYED, make_bench, make_engine, make_fusion, make_ptq, make_summary, part
 
 from repq.report import ReportSummary, headline
 from repq.report.comparison import Comparison, comparisons
 from repq.report.findings import findings
 from repq.report.sections import SECTIONS
 from repq.report.summary import BENCH, EVAL
+from repq.report.text import bench_table
+from repq.report.verdict import sentences
+from repq.results import Verdict
 
 
 def by_engine(summary: ReportSummary) -> dict[str, Comparison]:
@@ -130,6 +133,18 @@ def test_a_slower_int8_is_said() -> None:
     ]
     bench = summary[BENCH].model_copy(update={"rows": tuple(rows)})
     assert any("does not pay" in text for text in texts(make_summary(bench=bench), "warn"))
+
+
+def test_times_that_others_disturbed_are_said() -> None:
+    bench = make_bench().model_copy(update={"others": 1.3, "crowded": True})
+    quiet, summary = make_summary(), make_summary(bench=bench)
+    said = "Other processes kept 1.3 of 2 cores busy meanwhile: no latency and no speedup is to be trusted."
+    assert any(said in text for text in texts(summary, "warn"))
+    assert not any(said in text for text in texts(quiet, "warn"))
+    assert said in " ".join(bench_table(bench).split())
+    verdict = Verdict(max_drop=0.005, min_speedup=1, engines=(), ways=(), ship=None)
+    lines = [sentences(verdict.model_copy(update={"crowded": crowded})) for crowded in (False, True)]
+    assert [any("not to be trusted" in line for line in found) for found in lines] == [False, True]
 
 
 def test_an_engine_where_int8_pays_is_named_beside_one_where_it_does_not() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from repq.report.blocks import Block, Column, Columns, Figure, Table, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Findings, Table, Text, number, table
 from repq.report.comparison import built_title, engine_title, variant_title
+from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, mebibytes, percent, plural, significant, times
 from repq.report.plots import latency_bars, step_bars
 from repq.report.summary import BENCH, BUILD, SIZES, ReportSummary, Section
@@ -37,12 +38,15 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
     machine, rounds = bench.environment, plural(bench.rounds, "round")
     lead = (
         f"All models timed in one run at {height} × {width} on {machine.cpu}, in {rounds} of alternating order. "
-        f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}."
+        f"{load_of(bench)}."
     )
     if bench.images:
         lead += f" End to end: {plural(bench.images, 'image')} of the data set, decoded beforehand."
     alt = "bars of the median latency of every model, engine and setting"
-    blocks: list[Block] = [Text(lead), Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True)]
+    blocks: list[Block] = [Text(lead)]
+    if notes := disturbed(bench):
+        blocks.append(Findings(notes))
+    blocks.append(Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True))
     blocks.append(table("All settings", _SETTING, bench.rows, fold=17))
     if shown := [row for row in bench.rows if row.device_ms_median is not None]:
         note = "Clocks and power are read while all models took turns at the setting; nothing is set."
