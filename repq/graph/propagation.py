@@ -41,9 +41,11 @@ def propagate_qdq(model: ModelProto) -> ModelProto:
 def propagate(graph: gs.Graph) -> bool:
     """``propagate_qdq`` in place; return whether it changed anything."""
     changed = _merge_equal_pairs(graph)
+    graph.cleanup(recurse_functions=False)
     while _move_upward(graph):
         changed = True
-        _merge_equal_pairs(graph)
+        if _merge_equal_pairs(graph):
+            graph.cleanup(recurse_functions=False)
     return changed
 
 
@@ -61,7 +63,6 @@ def _merge_equal_pairs(graph: gs.Graph) -> bool:
         if substitute is not pair.result and not is_output(graph, pair.result):
             redirect(pair.result, substitute)
             changed = True
-    graph.cleanup(recurse_functions=False)
     return changed
 
 

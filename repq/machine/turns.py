@@ -45,7 +45,7 @@ def time_in_turns(
                     start = clock()
                     runs[index]()
                     samples[index].append((clock() - start) / 1e6)
-            gc.collect()
+            gc.collect(1)  # what came in this round: a look at all that is loaded takes half a second
     return samples
 
 
@@ -65,14 +65,10 @@ def in_order(count: int, number: int) -> Sequence[int]:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Keep Python's collector out of the timed calls; ``time_in_turns`` collects between rounds."""
-    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
+    enabled = gc.isenabled()
     gc.disable()
-    if not frozen:
-        gc.freeze()  # a collection looks at what came since alone: half a second less where much is loaded
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
         if enabled:
             gc.enable()

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -165,13 +166,17 @@ def count_macs(deploy_model: Detector, imgsz: int | tuple[int, int]) -> dict[Lay
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     deploy_model.spec.check_size(height, width)
     try:
-        return _counted(deploy_model, (height, width), "meta")
+        return dict(_counted_of_shapes(deploy_model.spec, (height, width)))
     except (NotImplementedError, RuntimeError):
-        return _counted(deploy_model, (height, width), "cpu")
+        return _counted(copy.deepcopy(deploy_model).cpu().eval(), (height, width), "cpu")
 
 
-def _counted(deploy_model: Detector, imgsz: tuple[int, int], device: str) -> dict[LayerId, int]:
-    model = copy.deepcopy(deploy_model).to(device).eval()
+@lru_cache(maxsize=64)
+def _counted_of_shapes(spec: Spec, imgsz: tuple[int, int]) -> dict[LayerId, int]:
+    return _counted(outline(spec, True).eval(), imgsz, "meta")
+
+
+def _counted(model: Detector, imgsz: tuple[int, int], device: str) -> dict[LayerId, int]:
     counts = dict.fromkeys(layer_ids(model), 0)
 
     def counter(layer: LayerId) -> Any:

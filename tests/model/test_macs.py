@@ -55,6 +55,14 @@ def test_leaves_the_model_alone() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_each_caller_gets_counts_of_its_own() -> None:
+    model = build("yolov6n_v2", 3, deploy=True)
+    wanted = dict(count_macs(model, 64))
+    count_macs(model, 64).clear()
+    assert count_macs(model, 64) == wanted != count_macs(model, 96)
+    assert count_macs(build("yolov6n_v2", 2, deploy=True), 64) != wanted
+
+
 def test_a_size_between_strides_is_refused() -> None:
     with pytest.raises(RepqError, match="multiples of 64"):
         count_macs(build("yolov6lite_s", deploy=True), 96)
