@@ -250,6 +250,28 @@ def anchored(columns_last: bool = True, names: Sequence[str] = (), **form: Any) 
     return g.model(outputs, **({"names": str(list(names))} if names else {}), **form)
 
 
+def distributions(bins: int = 16, **form: Any) -> ModelProto:
+    """YOLOv8 as it is exported: distances as means over bins, by a convolution with the weights 0, 1, 2, …"""
+    g = Graph()
+    maps = []
+    for x, channels in g.features("input"):
+        classes = g.op("Sigmoid", g.conv(x, channels, CLASSES, kernel=1))
+        maps.append(g.op("Concat", g.conv(x, channels, 4 * bins, kernel=1), classes, axis=1))
+    width = 4 * bins + CLASSES
+    flat = [g.op("Reshape", part, g.ints(1, width, -1)) for part in maps]
+    raw, scores = g.op("Split", g.op("Concat", *flat, axis=2), g.ints(4 * bins, CLASSES), axis=1, outputs=2)
+    shares = g.op("Softmax", g.op("Transpose", g.op("Reshape", raw, g.ints(1, 4, bins, -1)), perm=[0, 2, 1, 3]), axis=1)
+    numbers = g.constant(np.arange(bins).reshape(1, -1, 1, 1))
+    away = g.op("Reshape", g.op("Conv", shares, numbers, kernel_shape=[1, 1]), g.ints(1, 4, -1))
+    near, far = g.op("Split", away, g.ints(2, 2), axis=1, outputs=2)
+    centres, strides = (g.constant(part.T[None]) for part in cells())
+    first, second = g.op("Sub", centres, near), g.op("Add", centres, far)
+    middle = g.op("Mul", g.op("Add", first, second), g.constant(0.5))
+    boxes = g.op("Mul", g.op("Concat", middle, g.op("Sub", second, first), axis=1), strides)
+    joined = g.op("Concat", boxes, scores, axis=1)
+    return g.model({"output0": (joined, [1, 4 + CLASSES, COUNT])}, **{"names": str(list(NAMES)), **form})
+
+
 DETECTORS = {
     "yolox-raw": yolox_raw, "yolov5": yolov5, "yolov8": yolov8, "end2end": end2end, "boxes-scores": boxes_scores,
     "detr": detr, "fastestdet": fastestdet, "nanodet": nanodet, "labelled": labelled,
