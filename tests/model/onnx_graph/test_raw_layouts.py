@@ -15,6 +15,7 @@ from detectors import CLASSES, COUNT, DETECTORS, NAMES, SIZE, STRIDES, anchored,
 from onnx import ModelProto, helper
 from test_graph_detector import IMGSZ, noise, run, saved
 
+import repq
 from repq.box_codings import CODINGS, coding
 from repq.errors import GraphError, RepqError
 from repq.evaluate import postprocess
@@ -256,3 +257,44 @@ def test_names_are_unique_and_layouts_survive_as_text() -> None:
     assert OutputLayout.from_json(layout.to_json()) == layout
     with pytest.raises(ValueError, match="in no way named"):
         coding("other")
+
+
+def scaled(name: str, kind: int, batch: int | str = 1) -> ModelProto:
+    """Boxes and scores, the boxes divided by an input (PP-YOLOE) or multiplied by it (RT-DETR)."""
+    model = DETECTORS["boxes-scores"]()
+    node = next(node for node in model.graph.node if node.output[0] == "boxes")
+    shares = helper.make_node("Div", [node.input[0], "size"], ["shares"])
+    as_float = helper.make_node("Cast", [name], ["further"], to=1)
+    four = helper.make_node("Concat", ["further", "further"], ["four"], axis=1)
+    last = helper.make_node("Mul" if name == "orig_target_sizes" else "Div", ["shares", "four"], ["boxes"])
+    model.graph.node.remove(node)
+    model.graph.node.extend([shares, as_float, four, last])
+    divisor = float(SIZE) if name == "orig_target_sizes" else 1.0
+    model.graph.initializer.append(helper.make_tensor("size", 1, [], [divisor]))
+    model.graph.input.append(helper.make_tensor_value_info(name, kind, [batch, 2]))
+    return model
+
+
+@pytest.mark.parametrize(("name", "kind"), [("scale_factor", 1), ("im_shape", 1), ("orig_target_sizes", 7)])
+def test_inputs_that_tell_of_the_image_become_constants(name: str, kind: int, tmp_path: Path) -> None:
+    path = saved(scaled(name, kind), tmp_path)
+    (tmp_path / "plain").mkdir()
+    opened, plain = load_graph(path), load_graph(saved(DETECTORS["boxes-scores"](), tmp_path / "plain"))
+    assert any(f"the input {name} became the constant" in note for note in opened.notes)
+    with torch.no_grad():
+        found, wanted = (one.spec.layout.boxes_of(one.model(noise(2))) for one in (opened, plain))
+    torch.testing.assert_close(found, wanted)
+    engine = repq.load(path)
+    assert engine.layout == opened.spec.layout
+    np.testing.assert_allclose(
+        engine.infer(noise(1).numpy()), opened.model(noise(1)).detach().numpy(), rtol=1e-4, atol=1e-3
+    )
+    assert [value.name for value in export_float(opened.model, IMGSZ, names=NAMES).graph.input] == ["input"]
+
+
+def test_other_inputs_are_refused(tmp_path: Path) -> None:
+    model = scaled("scale_factor", 1)
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 3
+    for open_ in (load_graph, repq.load):
+        with pytest.raises(RepqError, match="exactly one input"):
+            open_(saved(model, tmp_path))
