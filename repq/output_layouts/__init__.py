@@ -47,20 +47,32 @@ def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig =
     if inside:
         raise RepqError("the graph does the work of a service itself", found=", ".join(inside),
                         fix="start from the graph that was exported without it")  # fmt: skip
+    notes: tuple[str, ...] = ()
     if config.layout is None and "repq.layout" in metadata:
         with _undamaged():
             layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
     else:
         outputs = replace(outputs, anchors=config.anchors, classes=_classes(outputs, config))
         layout, classes = recognize(outputs, config.layout, metadata.get("task"))
+        notes = _doubts(outputs, layout, classes) if config.layout is None else ()
     if config.preset is not None:
-        return Form(layout, classes, preset(config.preset))
+        return Form(layout, classes, preset(config.preset), notes)
     if "repq.preprocessing" in metadata:
         with _undamaged():
-            return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]))
+            return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]), notes)
     guessed = "ultralytics" if "ltralytics" in metadata.get("author", "") else "yolox" if layout.grid else "yolov6"
     note = f"nothing says how images become its input; taken: --preset {guessed} (`repq diagnose` tries the others)"
-    return Form(layout, classes, preset(guessed), (note,))
+    return Form(layout, classes, preset(guessed), (*notes, note))
+
+
+def _doubts(outputs: Outputs, layout: OutputLayout, classes: int) -> tuple[str, ...]:
+    """What was taken of two things that the outputs may mean."""
+    alone = outputs.without_images
+    shown = next(iter(outputs.arrays.values())) if alone is None else outputs.arrays[alone][None]
+    if replace(layout, rows_alone=0) != OutputLayout() or not rows.may_lack_objectness(outputs, shown[0]):
+        return ()
+    said = f"the fifth column is taken for an objectness, and {classes} classes behind it"
+    return (f"{said}; if it is a class: --layout yolov8 (or say --classes)",)
 
 
 def _classes(outputs: Outputs, config: GraphConfig) -> int | None:
@@ -159,7 +171,7 @@ def _fits(outputs: Outputs, name: str | None = None) -> dict[str, Fit]:
 def _way_out(outputs: Outputs, known: str) -> str:
     shapes = [array.shape for array in outputs.arrays.values()]
     if all(len(shape) > 3 for shape in shapes):
-        return "export it with its boxes decoded"
+        return "export it with its boxes decoded, or give --layout and --set graph.anchors=[w,h,…] of all levels"
     if len(shapes) == 1 and len(shapes[0]) == 2:
         return "export it without suppression, or with an axis of images"
     return f"known layouts: {known}"

@@ -18,11 +18,30 @@ from repq.output_layouts.seen import (
     only,
 )
 
+_PUBLIC = (20, 80, 365)
+"""Classes of VOC, COCO and Objects365: where nothing says how many there are, rows that are as wide have these."""
+
+
+def _of_public_classes(outputs: Outputs, width: int) -> bool:
+    """Whether rows without an objectness would have as many classes as a public data set has."""
+    return not outputs.told and outputs.classes is None and width - 4 in _PUBLIC
+
+
+def may_lack_objectness(outputs: Outputs, rows: Array) -> bool:
+    """Whether rows that were taken for such with an objectness may as well have a class there: nothing shows it.
+
+    Not where cells have several anchors, as only detectors with an objectness have, nor where the column is constant.
+    """
+    unsaid = outputs.classes is None and rows.shape[1] - 5 not in _PUBLIC
+    return unsaid and bool(outputs.levels(len(rows), anchors=(1,))) and np.ptp(rows[:, 4]) > 0
+
 
 def _with_objectness(outputs: Outputs) -> Array | None:
     """Rows of 5 + classes."""
     rows = only(outputs)
     if rows is None or rows.shape[0] <= rows.shape[1] or not fits_classes(outputs, rows.shape[1], beside=5):
+        return None
+    if _of_public_classes(outputs, rows.shape[1]):
         return None
     return None if is_ranked(rows) or not are_probabilities(outputs, rows[:, 4:]) else rows
 
@@ -67,7 +86,8 @@ def _yolov8(outputs: Outputs) -> Fit | None:
     if not are_probabilities(outputs, rows[:, 4:]):
         return None
     corners = _decoded(outputs, rows) and form_by_cells(outputs, rows) == "corners"
-    if not (first or corners or outputs.told) and outputs.classes is None:
+    sure = first or corners or outputs.told or _of_public_classes(outputs, rows.shape[1])
+    if not sure and outputs.classes is None:
         return None  # as well a layout with objectness
     return columns_of(outputs, rows, columns_first=bool(first)), rows.shape[1] - 4
 
