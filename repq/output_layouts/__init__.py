@@ -124,6 +124,9 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
     known = ", ".join(entry.name for entry in LAYOUTS)
     if name is not None and name not in {entry.name for entry in LAYOUTS}:
         raise RepqError(f"there is no layout named {name!r}", found=known, fix="use one of these names")
+    if outputs.arrays and not all(array.size for array in outputs.arrays.values()):
+        raise RepqError("the graph gives an output without values", found=outputs.listed,
+                        fix="give a detector; one that suppresses boxes itself, export without that")  # fmt: skip
     if other := _other_task(outputs, task):
         raise RepqError("the graph is no detector", found=f"{other}: {outputs.listed}", fix="give one of boxes")
     outputs = replace(outputs, told=name is not None)
@@ -181,8 +184,8 @@ def _other_task(outputs: Outputs, task: str | None) -> str | None:
     arrays = list(outputs.arrays.values())
     if task in _TASKS:
         return f"{_TASKS[task]} (the file's metadata say task {task!r})"
-    if not arrays or not all(array.size for array in arrays):
-        return "an output without values"
+    if not arrays:
+        return "no output"
     if not all(array.ndim for array in arrays):
         return "an output of a single number"
     flat = arrays[0].ndim == 2 and outputs.without_images is None and len(arrays[0]) == 1
