@@ -43,7 +43,8 @@ class OutputLayout(JsonValue):
         maps: the outputs are maps, one for each level, in any order: (B, anchors columns, h, w) or
             (B, anchors, h, w, columns).
         rows_alone: length of the first axis of an output of one image that has no axis of images.
-        apart: numbers of the outputs with boxes (B, N, 4) and with scores (B, N, classes), which become columns.
+        apart: numbers of the outputs with boxes (B, N, 4), or (B, N, 1, 4), and with scores (B, N, classes), which
+            become columns.
         scores_first: the scores apart are (B, classes, N).
         activation: what makes probabilities of the scores apart; with ``softmax``, one class is that of no object, and
             with ``shares`` as well, where they are probabilities already.
@@ -52,6 +53,7 @@ class OutputLayout(JsonValue):
         ranked: with this number of classes, the output is (B, K, 6): corners, score, class, which become columns.
         labelled: numbers of the outputs with boxes (B, K, 4), scores (B, K) and classes (B, K), which become columns
             as with ``ranked``; one number twice: boxes and scores are one output (B, K, 5).
+        first_label: the number of the first class in it; 1 where 0 is that of no object.
         counted: number of the output that says how many of these boxes there are; None: all.
         one_per_object: no object is found twice: nothing is to be suppressed.
     """
@@ -77,6 +79,7 @@ class OutputLayout(JsonValue):
     normalized: bool = False
     ranked: int | None = None
     labelled: tuple[int, int, int] | None = None
+    first_label: int = 0
     counted: int | None = None
     one_per_object: bool = False
 
@@ -118,6 +121,7 @@ class OutputLayout(JsonValue):
         of = library(outputs[0])
         if self.apart is not None:
             boxes, scores = (outputs[number] for number in self.apart)
+            boxes = boxes.reshape(*boxes.shape[:2], 4) if len(boxes.shape) == 4 else boxes
             scores = self._probabilities(scores.swapaxes(-1, -2) if self.scores_first else scores)
             return of.concatenate((boxes, scores), -1)
         if self.labelled is not None:
@@ -138,7 +142,7 @@ class OutputLayout(JsonValue):
     def _of_classes(self, boxes: Any, score: Any, label: Any) -> Any:
         """Rows of a box and its score in the column of its class."""
         assert self.ranked is not None, "a class number says nothing without how many there are"
-        scores = (label == like(np.arange(self.ranked), label)) * score
+        scores = (label == like(np.arange(self.ranked) + self.first_label, label)) * score
         return library(boxes).concatenate((boxes, scores), -1)
 
     @staticmethod

@@ -23,6 +23,11 @@ def _apart(outputs: Outputs) -> tuple[int, int, bool] | None:
     return max(fits, key=lambda fit: _like_boxes(outputs, fit[0]) - _like_boxes(outputs, fit[1]), default=None)
 
 
+def _flat(array: Array) -> Array:
+    """Boxes (1, N, 1, 4), which have an axis of classes of length 1 (YOLOv4), as (1, N, 4)."""
+    return array[:, :, 0] if array.ndim == 4 and array.shape[2:] == (1, 4) else array
+
+
 def _like_boxes(outputs: Outputs, number: int) -> int:
     """How much an output of four columns is like boxes, by its name before its values.
 
@@ -41,6 +46,7 @@ def _are_shares(scores: Array) -> bool:
 
 
 def _with_scores(outputs: Outputs, logits: bool) -> Fit | None:
+    outputs = replace(outputs, arrays={name: _flat(array) for name, array in outputs.arrays.items()})
     found = _apart(outputs)
     if found is None:
         return None

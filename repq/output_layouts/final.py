@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from repq.errors import RepqError
@@ -34,8 +36,12 @@ def _known_classes(outputs: Outputs) -> int:
     return outputs.classes
 
 
-def _labelled(outputs: Outputs) -> Fit | None:
-    """Boxes (K, 4), scores (K) and classes (K), perhaps with how many there are; or boxes with scores, and classes."""
+def _labelled(outputs: Outputs, first: int) -> Fit | None:
+    """Boxes (K, 4), scores (K) and classes (K), perhaps with how many there are; or boxes with scores, and classes.
+
+    Args:
+        first: the number of the first class. That it is 1 shows where a class has the number of how many there are.
+    """
     arrays = list(outputs.arrays.items())
     boxes = [number for number, (_, array) in enumerate(arrays) if array.ndim == 3 and array.shape[2] in (4, 5)]
     if len(boxes) != 1 or not 2 <= len(arrays) <= 4:
@@ -52,9 +58,12 @@ def _labelled(outputs: Outputs) -> Fit | None:
     if not (arrays[label][1] == np.rint(arrays[label][1])).all() or scores.min() < 0 or scores.max() > 1 + 1e-6:
         return None
     classes = _known_classes(outputs)
+    if not outputs.told and first != int(arrays[label][1].max() == classes):
+        return None
     return OutputLayout(
         "corners", objectness=None, scores=4, ranked=classes, labelled=(boxes[0], score, label),
-        counted=counts[0] if counts else None, one_per_object=True, normalized=is_normalized(found[0]),
+        first_label=first, counted=counts[0] if counts else None, one_per_object=True,
+        normalized=is_normalized(found[0]),
     ), classes  # fmt: skip
 
 
@@ -66,5 +75,6 @@ def _like_labels(name: str, array: Array) -> int:
 
 LAYOUTS = [
     NamedLayout("end2end", "(K, 6) box, score, class: YOLOv10, 26, RT-DETR", _end2end),
-    NamedLayout("labelled", "boxes, scores and classes of K boxes, and how many: YOLOv7 with suppression", _labelled),
+    NamedLayout("labelled", "boxes, scores and classes (K): YOLOv7 with suppression", partial(_labelled, first=0)),
+    NamedLayout("labelled-from-1", "the same with classes 1, 2, …: SSD with suppression", partial(_labelled, first=1)),
 ]

@@ -178,6 +178,40 @@ def test_classes_are_told_from_scores(order: tuple[int, ...], kind: type, tmp_pa
     assert (rows[:, 4:].argmax(1) == labels[0]).all()
 
 
+def test_classes_from_1_on() -> None:
+    """As detectors with a background have them; it shows where a class has the number of how many there are."""
+    rng = np.random.default_rng(0)
+    arrays = {"bboxes": np.sort(rng.uniform(0, 1, (1, 9, 4)), -1), "labels": np.array([[1, 2, 2, 1, 1, 2, 1, 1, 2]]),
+              "scores": rng.uniform(0, 1, (1, 9))}  # fmt: skip
+    said = {classes: recognize(Outputs(arrays, IMGSZ, classes))[0] for classes in (2, 3)}
+    assert (said[2].first_label, said[3].first_label) == (1, 0)
+    told, _ = recognize(Outputs(arrays, IMGSZ, 3), "labelled-from-1")
+    for layout, first in ((said[2], 1), (said[3], 0), (told, 1)):
+        rows = layout.decode(list(arrays.values()), IMGSZ)[0]
+        assert (rows[:, 4:].argmax(1) == arrays["labels"][0] - first).all()
+        np.testing.assert_allclose(rows[:, :4], arrays["bboxes"][0] * SIZE)
+
+
+def test_boxes_with_an_axis_of_one_class(tmp_path: Path) -> None:
+    """YOLOv4: boxes (B, N, 1, 4) beside scores; suppression inside reads them too."""
+    model = DETECTORS["boxes-scores"]()
+    node = next(node for node in model.graph.node if node.output[0] == "boxes")
+    node.op_type = "Unsqueeze"
+    node.input.append("axis")
+    model.graph.initializer.append(helper.make_tensor("axis", 7, [1], [2]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("boxes", 1, [1, COUNT, 1, 4]))
+    layout, detections = decoded(model, tmp_path)
+    opened = load_graph(saved(model, tmp_path))
+    plain = load_graph(saved(DETECTORS["boxes-scores"](), tmp_path))
+    with torch.no_grad():
+        np.testing.assert_allclose(detections, plain.model(noise(2)).numpy(), rtol=1e-4, atol=1e-3)
+    config = NmsConfig(confidence=0.1)
+    inside = (nms_output(export_float(one.model, IMGSZ, names=NAMES), config) for one in (opened, plain))
+    one, other = (run(graph, noise(1))[0] for graph in inside)
+    np.testing.assert_array_equal(one, other)
+    assert layout == plain.spec.layout
+
+
 def test_the_number_of_classes_may_be_given(tmp_path: Path) -> None:
     """Boxes with class numbers do not show how many classes there are."""
     for make in (end2end, labelled):
