@@ -52,7 +52,9 @@ def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig =
         with _undamaged():
             layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
     else:
-        outputs = replace(outputs, anchors=config.anchors, classes=_classes(outputs, config))
+        told = outputs.classes is None and config.classes is not None
+        outputs = replace(outputs, anchors=config.anchors, classes=_classes(outputs, config),
+                          classes_by="--classes" if told else outputs.classes_by)  # fmt: skip
         layout, classes = recognize(outputs, config.layout, metadata.get("task"))
         notes = _doubts(outputs, layout, classes) if config.layout is None else ()
     if config.preset is not None:
@@ -133,7 +135,7 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
     fits = _fits(outputs, name)
     if len(fits) == 1:
         return next(iter(fits.values()))
-    classes = "" if outputs.classes is None else f" and {outputs.classes} class names"
+    classes = "" if outputs.classes is None else f" and {outputs.classes} {outputs.classes_by}"
     if fits:
         raise RepqError("it is not clear what the graph's outputs mean", found=f"{outputs.listed}{classes}",
                         fix=f"say it: --layout {' or '.join(fits)}")  # fmt: skip
@@ -142,9 +144,13 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
         fits = {layout: fit for layout, fit in _fits(without).items() if layout not in _OF_KNOWN_CLASSES}
         if fits:
             seen = " or ".join(f"{layout} of {count} classes" for layout, (_, count) in fits.items())
-            raise RepqError("the class names in the metadata contradict the graph's outputs",
-                            found=f"{outputs.listed}, which would be {seen},{classes}",
-                            fix="mend or remove the entry `names` of the file's metadata")  # fmt: skip
+            given = outputs.classes_by == "--classes"
+            raise RepqError(
+                f"{'--classes contradicts' if given else 'the class names in the metadata contradict'} "
+                "the graph's outputs",
+                found=f"{outputs.listed}, which would be {seen},{classes}",
+                fix="leave it away" if given else "mend or remove the entry `names` of the file's metadata",
+            )  # fmt: skip
     if name is None and (possible := _fits(replace(outputs, told=True))):
         raise RepqError("the graph's outputs have the shapes of a known detector, but not its values",
                         found=f"{outputs.listed}{classes}; values {outputs.spans}",
@@ -175,8 +181,8 @@ def _way_out(outputs: Outputs, known: str) -> str:
     shapes = [array.shape for array in outputs.arrays.values()]
     if all(len(shape) > 3 for shape in shapes):
         return "export it with its boxes decoded, or give --layout and --set graph.anchors=[w,h,…] of all levels"
-    if len(shapes) == 1 and len(shapes[0]) == 2:
-        return "export it without suppression, or with an axis of images"
+    if all(len(shape) < 3 for shape in shapes):
+        return "export it without suppression, or with an axis of images in all outputs"
     return f"known layouts: {known}"
 
 

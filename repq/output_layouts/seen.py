@@ -29,6 +29,7 @@ class Outputs:
         arrays: of one image each, by name.
         imgsz: height and width of the input.
         classes: how many there are, where it is known.
+        classes_by: what says so.
         told: the layout was named: what the shapes allow is taken, also where they allow something else.
         anchors: widths and heights in pixels of all levels, finest first, where the settings say them.
     """
@@ -36,6 +37,7 @@ class Outputs:
     arrays: Mapping[str, Array]
     imgsz: tuple[int, int]
     classes: int | None = None
+    classes_by: str = "class names"
     told: bool = False
     anchors: tuple[float, ...] | None = None
 

@@ -221,6 +221,26 @@ def test_the_number_of_classes_may_be_given(tmp_path: Path) -> None:
         assert load_graph(saved(model, tmp_path), config=GraphConfig(classes=CLASSES)).spec.num_classes == CLASSES
     with pytest.raises(RepqError, match=r"--classes 4, and 3 class names"):
         load_graph(saved(end2end(), tmp_path), config=GraphConfig(classes=4))
+    with pytest.raises(RepqError, match=r"(?s)--classes contradicts .*nanodet of 3 classes.*leave it away"):
+        load_graph(saved(nanodet(), tmp_path), config=GraphConfig(classes=4))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "way_out"),
+    [
+        ([(300, 7)], "export it without suppression"),  # YOLOv7 with suppression for ONNX Runtime
+        ([(0, 7)], "one that suppresses boxes itself, export without that"),  # the same where nothing was found
+        ([(300, 4), (300,), (300,)], "export it without suppression"),  # torchvision
+        ([(300, 6), (1,)], "export it without suppression"),  # PaddleDetection with suppression
+        ([(1, 30, 80, 80), (1, 30, 40, 40)], "export it with its boxes decoded"),
+    ],
+)
+def test_refusals_name_the_way_out(shapes: list[tuple[int, ...]], way_out: str) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"output{number}": rng.normal(0, 9, shape) for number, shape in enumerate(shapes)}
+    with pytest.raises(RepqError, match=way_out) as caught:
+        recognize(Outputs(arrays, (640, 640), 80))
+    assert all(f"output{number} {shape}" in str(caught.value) for number, shape in enumerate(shapes))
 
 
 @pytest.mark.parametrize("columns_first", [False, True])
