@@ -24,6 +24,12 @@ __all__ = ["LAYOUTS", "Form", "NamedLayout", "Outputs", "class_names", "form_of"
 LAYOUTS: list[NamedLayout] = [*rows.LAYOUTS, *final.LAYOUTS, *apart.LAYOUTS, *raw.LAYOUTS]
 """All of them. A layout is one entry in the list of the file that it belongs to."""
 
+_PRESET_OF = {
+    "exponential": "yolox", "tanh": "fastestdet", "anchors": "ultralytics", "distances": "nanodet",
+    "distances-from-centre": "nanodet",
+}  # fmt: skip
+"""How images become the input of the detectors that code their boxes so."""
+
 _TASKS = {"segment": "segmentation", "classify": "classification", "pose": "poses", "obb": "rotated boxes"}
 
 
@@ -62,7 +68,8 @@ def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig =
     if "repq.preprocessing" in metadata:
         with _undamaged():
             return Form(layout, classes, Preprocessing.from_json(metadata["repq.preprocessing"]), notes)
-    guessed = "ultralytics" if "ltralytics" in metadata.get("author", "") else "yolox" if layout.grid else "yolov6"
+    usual = _PRESET_OF[layout.coding] if layout.grid else "yolov6"
+    guessed = "ultralytics" if "ltralytics" in metadata.get("author", "") else usual
     note = f"nothing says how images become its input; taken: --preset {guessed} (`repq diagnose` tries the others)"
     return Form(layout, classes, preset(guessed), (*notes, note))
 

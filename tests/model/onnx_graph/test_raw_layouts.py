@@ -304,6 +304,18 @@ def test_final_lists_are_not_suppressed_again(tmp_path: Path) -> None:
         nms_output(export_float(opened.model, IMGSZ, names=NAMES), NmsConfig())
 
 
+@pytest.mark.parametrize(
+    ("name", "bgr", "shift"), [("fastestdet", True, False), ("nanodet", True, True), ("yolox-raw", True, False)]
+)
+def test_images_are_prepared_as_the_detector_was_trained(name: str, bgr: bool, shift: bool, tmp_path: Path) -> None:
+    spec = load_graph(saved(DETECTORS[name](), tmp_path)).model.spec
+    assert (spec.preprocessing.bgr, spec.preprocessing.shifts) == (bgr, shift)
+    assert spec.preprocessing.stretch is (name != "yolox-raw")
+    if shift:  # blue first: 103.53, 116.28, 123.675 and 57.375, 57.12, 58.395 of 255
+        np.testing.assert_allclose(np.array(spec.preprocessing.mean) * 255, (103.53, 116.28, 123.675))
+        np.testing.assert_allclose(np.array(spec.preprocessing.std) * 255, (57.375, 57.12, 58.395))
+
+
 def test_names_are_unique_and_layouts_survive_as_text() -> None:
     for entries in (LAYOUTS, CODINGS):
         assert len({entry.name for entry in entries}) == len(entries)
