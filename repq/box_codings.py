@@ -64,10 +64,14 @@ class Coding:
     Attributes:
         name: what layouts call it.
         decode: raw rows (B, N, columns) to rows that begin with a box in pixels.
+        anchored: it needs anchors.
+        binned: it needs to know how many bins a side has.
     """
 
     name: str
     decode: Callable[[Any, Cells], Any]
+    anchored: bool = False
+    binned: bool = False
 
 
 def _exponential(rows: Any, at: Cells) -> Any:
@@ -121,9 +125,9 @@ def _distances(rows: Any, at: Cells, offset: float = 0.0) -> Any:
 CODINGS: list[Coding] = [
     Coding("exponential", _exponential),
     Coding("tanh", _tanh),
-    Coding("anchors", _anchors),
-    Coding("distances", _distances),
-    Coding("distances-from-centre", lambda rows, at: _distances(rows, at, 0.5)),
+    Coding("anchors", _anchors, anchored=True),
+    Coding("distances", _distances, binned=True),
+    Coding("distances-from-centre", lambda rows, at: _distances(rows, at, 0.5), binned=True),
 ]
 
 

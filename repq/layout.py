@@ -83,6 +83,23 @@ class OutputLayout(JsonValue):
     counted: int | None = None
     one_per_object: bool = False
 
+    def __post_init__(self) -> None:
+        """Check that raw boxes can be decoded, since layouts come from files.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        wanted = coding(self.coding)
+        sizes = {len(level) for level in self.anchors}
+        if (wanted.anchored or self.anchors) and self.grid and (
+            len(self.anchors) != len(self.grid) or len(sizes) != 1 or min(sizes) < 2 or min(sizes) % 2
+        ):  # fmt: skip
+            raise ValueError(f"anchors {self.anchors} for levels {self.grid}")
+        if wanted.binned and self.grid and self.bins < 1:
+            raise ValueError(f"{self.bins} bins")
+        if self.labelled and not self.ranked:
+            raise ValueError("class numbers without how many classes there are")
+
     @property
     def columns_beside_scores(self) -> int:
         return 4 + (self.objectness is not None) + self.unused

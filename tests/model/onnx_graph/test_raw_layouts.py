@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ from repq.export import export_float
 from repq.graph import nms_output
 from repq.layout import OutputLayout, cells_of
 from repq.model import load_graph
-from repq.output_layouts import LAYOUTS, Outputs, recognize
+from repq.output_layouts import LAYOUTS, Outputs, form_of, recognize
 from repq.recipe import EvalConfig, GraphConfig, NmsConfig
 
 ANCHORS = (10.0, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119)
@@ -323,6 +324,23 @@ def test_names_are_unique_and_layouts_survive_as_text() -> None:
     assert OutputLayout.from_json(layout.to_json()) == layout
     with pytest.raises(ValueError, match="in no way named"):
         coding("other")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"coding": "other"}, {"grid": [8], "coding": "anchors"}, {"grid": [8], "coding": "distances"},
+        {"grid": [8], "coding": "anchors", "anchors": [[1, 2, 3]]}, {"labelled": [0, 1, 2]},
+        {"grid": [8, 16], "coding": "anchors", "anchors": [[1, 2], [1, 2, 3, 4]]},
+    ],
+)  # fmt: skip
+def test_layouts_that_cannot_be_decoded_are_damage(values: dict[str, Any]) -> None:
+    """They come from the metadata of files."""
+    with pytest.raises(ValueError, match=r"named|anchors|bins|class numbers"):
+        OutputLayout.from_json(json.dumps(values))
+    metadata = {"repq.layout": json.dumps(values), "repq.num_classes": "3"}
+    with pytest.raises(RepqError, match="the metadata of the ONNX model is damaged"):
+        form_of(Outputs({}, IMGSZ), metadata)
 
 
 def scaled(name: str, kind: int, batch: int | str = 1) -> ModelProto:
