@@ -68,3 +68,19 @@ def test_it_stays_in_float(float_: bool, tmp_path: Path) -> None:
     assert len(metadata.int8_layers) == len(model.layers) - float_
     assert any("means over the bins of a distance" in line and mean in line for line in said) is float_
     assert np.isfinite(int8.infer(noise(1).numpy())).all() and IMGSZ == (SIZE, SIZE)
+
+
+def test_it_is_measured_and_in_every_plan(tmp_path: Path) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8))
+    model = repq.load(saved(distributions(), tmp_path), engine="torch")
+    (mean,) = bin_means(load_graph(tmp_path / "model.onnx").model)
+    ptq = PtqConfig(auto=False, calibration={"images": 3})  # type: ignore[arg-type]
+    found = model.sensitivity(images, imgsz=SIZE, ptq=ptq, count=2, end_to_end=False)
+    assert {row.layer for row in found.layers} == set(model.layers)
+    for float_ in (True, False):
+        config = ptq.model_copy(update={"float_bin_means": float_})
+        plan = model.plan(
+            images, imgsz=SIZE, ptq=config, top=1
+        )  # fmt: skip
+        assert (mean in plan.float_layers) or not float_
+        assert len(plan.float_layers) <= 1 + float_

@@ -264,6 +264,10 @@ def test_rows_without_an_axis_of_images(columns_first: bool, tmp_path: Path) -> 
         found, wanted = (one.spec.layout.parts(one.model(noise(3))) for one in (opened, whole))
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value)
+    (tmp_path / "alone").mkdir()
+    engine = repq.load(saved(model, tmp_path / "alone"))
+    in_torch = opened.model(noise(2)).detach().numpy()
+    np.testing.assert_allclose(engine.infer(noise(2).numpy()), in_torch, rtol=1e-4, atol=1e-3)
 
 
 def test_values_that_are_no_scores_are_not_taken_for_scores() -> None:
