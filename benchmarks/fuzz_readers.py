@@ -249,10 +249,13 @@ def targets(folder: Path) -> dict[str, Target]:
     outputs = [
         {"detections": [1, 80, 8]}, {"detections": [1, 7, 80]}, {"detections": [1, 20, 6]},
         {"boxes": [1, 80, 4], "scores": [1, 80, 3]}, {"logits": [1, 3, 9], "boxes": [1, 9, 4]},
+        {"map": [1, 8, 8, 8]}, {"fine": [1, 3, 8, 8, 8], "coarse": [1, 3, 4, 4, 8]}, {"rows": [80, 7]},
+        {"count": [1, 1], "boxes": [1, 20, 4], "scores": [1, 20], "labels": [1, 20]},
     ]  # fmt: skip
     form = {"metadata": {"names": "{0: 'a', 1: 'b', 2: 'c'}", "task": "detect", "author": "Ultralytics",
                          "repq.layout": "{}", "repq.num_classes": "3", "repq.preprocessing": "{}"},
-            "config": {"layout": None, "preset": None}, "value": 0.5, "outputs": outputs}  # fmt: skip
+            "config": {"layout": None, "preset": None, "classes": None, "anchors": None}, "value": 0.5,
+            "outputs": outputs}  # fmt: skip
 
     def layout(path: Path) -> None:
         """What graphs give and say of themselves, from a JSON file."""

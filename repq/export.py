@@ -67,7 +67,7 @@ def export_float(
     _check(model, imgsz, names)
     plain = float_copy(model)
     own = family_named(plain.spec.family).graph_of(plain)
-    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config)
+    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config, imgsz)
     layer_nodes(graph, layer_ids(plain))  # the join holds
     metadata = GraphMetadata(
         version=repq.__version__,

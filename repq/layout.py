@@ -5,7 +5,7 @@ Arrays are of numpy or torch: what is used of either has one name in both.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from repq.box_codings import Cells, coding, library, like, sigmoid, softmax
 from repq.errors import EngineError
 from repq.json_value import JsonValue
 
@@ -35,15 +36,25 @@ class OutputLayout(JsonValue):
         scores: first column of the class scores.
         unused: number of columns that mean nothing, such as a constant.
         columns_first: the detections are (B, columns, N).
-        grid: the boxes are raw and belong to the cells of levels of these strides, finest first:
-            ``xy = (xy + cell) stride``, ``wh = exp(wh) stride`` (YOLOX, arXiv 2107.08430, section 2.1).
-        apart: numbers of the outputs with boxes (B, N, 4) and with scores (B, N, classes), which become columns.
+        grid: the boxes are raw and belong to the cells of levels of these strides, finest first.
+        coding: how boxes are made of raw ones; a name in ``repq.box_codings.CODINGS``.
+        anchors: for that, widths and heights in pixels, w, h, w, h and so on, of each level in ``grid``.
+        bins: for that, number of bins of the distribution of a side.
+        maps: the outputs are maps, one for each level, in any order: (B, anchors columns, h, w) or
+            (B, anchors, h, w, columns).
+        rows_alone: length of the first axis of an output of one image that has no axis of images.
+        apart: numbers of the outputs with boxes (B, N, 4), or (B, N, 1, 4), and with scores (B, N, classes), which
+            become columns.
         scores_first: the scores apart are (B, classes, N).
         activation: what makes probabilities of the scores apart; with ``softmax``, one class is that of no object, and
             with ``shares`` as well, where they are probabilities already.
         no_object: which class that is.
         normalized: boxes are in 0..1 of the input.
         ranked: with this number of classes, the output is (B, K, 6): corners, score, class, which become columns.
+        labelled: numbers of the outputs with boxes (B, K, 4), scores (B, K) and classes (B, K), which become columns
+            as with ``ranked``; one number twice: boxes and scores are one output (B, K, 5).
+        first_label: the number of the first class in it; 1 where 0 is that of no object.
+        counted: number of the output that says how many of these boxes there are; None: all.
         one_per_object: no object is found twice: nothing is to be suppressed.
     """
 
@@ -56,13 +67,38 @@ class OutputLayout(JsonValue):
     unused: int = 0
     columns_first: bool = False
     grid: tuple[int, ...] = ()
+    coding: str = "exponential"
+    anchors: tuple[tuple[float, ...], ...] = ()
+    bins: int = 0
+    maps: bool = False
+    rows_alone: int = 0
     apart: tuple[int, int] | None = None
     scores_first: bool = False
     activation: Literal["none", "sigmoid", "softmax", "shares"] = "none"
     no_object: Literal["first", "last"] = "last"
     normalized: bool = False
     ranked: int | None = None
+    labelled: tuple[int, int, int] | None = None
+    first_label: int = 0
+    counted: int | None = None
     one_per_object: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that raw boxes can be decoded, since layouts come from files.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        wanted = coding(self.coding)
+        sizes = {len(level) for level in self.anchors}
+        if (wanted.anchored or self.anchors) and self.grid and (
+            len(self.anchors) != len(self.grid) or len(sizes) != 1 or min(sizes) < 2 or min(sizes) % 2
+        ):  # fmt: skip
+            raise ValueError(f"anchors {self.anchors} for levels {self.grid}")
+        if wanted.binned and self.grid and self.bins < 1:
+            raise ValueError(f"{self.bins} bins")
+        if self.labelled and not self.ranked:
+            raise ValueError("class numbers without how many classes there are")
 
     @property
     def columns_beside_scores(self) -> int:
@@ -75,36 +111,82 @@ class OutputLayout(JsonValue):
     @property
     def plain(self) -> bool:
         """Whether the first output is the detections."""
-        return not (self.grid or self.apart or self.normalized or self.ranked)
+        return not (self.grid or self.apart or self.normalized or self.ranked or self.rows_alone)
 
     def decode(self, outputs: Sequence[Any], imgsz: tuple[int, int]) -> Any:
         """Detections (B, N, columns), or (B, columns, N) with ``columns_first``, of a network's outputs.
 
         Args:
+            outputs: arrays of numpy or torch, or tensors of a graph that is being made (`repq.graph.arrays`).
             imgsz: height and width of the network input.
         """
         if self.plain:
             return outputs[0]
-        library = _library(outputs[0])
+        rows = self._rows_of(outputs)
+        if self.grid:
+            cells, strides, *anchors = (like(values, rows) for values in self._cells(imgsz))
+            at = Cells(cells, strides, imgsz, anchors[0] if anchors else None, self.bins)
+            rows = coding(self.coding).decode(rows, at)
+        if self.normalized:
+            size = like(np.array(imgsz[::-1] * 2), rows)
+            boxes = rows[..., self.boxes : self.boxes + 4] * size
+            rows = library(rows).concatenate((rows[..., : self.boxes], boxes, rows[..., self.boxes + 4 :]), -1)
+        return self.rows(rows)
+
+    def _rows_of(self, outputs: Sequence[Any]) -> Any:
+        """The outputs as one array (B, N, columns) of what the network itself gives."""
+        of = library(outputs[0])
         if self.apart is not None:
             boxes, scores = (outputs[number] for number in self.apart)
+            boxes = boxes.reshape(*boxes.shape[:2], 4) if len(boxes.shape) == 4 else boxes
             scores = self._probabilities(scores.swapaxes(-1, -2) if self.scores_first else scores)
-            rows = library.concatenate((boxes, scores), -1)
-        elif self.ranked is not None:
-            numbers = _like(np.arange(self.ranked), outputs[0])
-            scores = (outputs[0][..., 5:6] == numbers) * outputs[0][..., 4:5]
-            rows = library.concatenate((outputs[0][..., :4], scores), -1)
-        else:
-            rows = self.rows(outputs[0])
-        first, second = rows[..., self.boxes : self.boxes + 2], rows[..., self.boxes + 2 : self.boxes + 4]
-        if self.grid:
-            cells, strides = (_like(values, rows) for values in cells_of(self.grid, imgsz))
-            first, second = (first + cells) * strides, library.exp(second) * strides
-        if self.normalized:
-            size = _like(np.array(imgsz[::-1]), rows)
-            first, second = first * size, second * size
-        rows = library.concatenate((rows[..., : self.boxes], first, second, rows[..., self.boxes + 4 :]), -1)
-        return self.rows(rows)
+            return of.concatenate((boxes, scores), -1)
+        if self.labelled is not None:
+            boxes, score, label = (outputs[number] for number in self.labelled)
+            score = boxes[..., 4:5] if self.labelled[0] == self.labelled[1] else score[..., None]
+            if self.counted is not None:
+                count = outputs[self.counted].reshape(-1, 1, 1)
+                score = score * (like(np.arange(boxes.shape[-2])[:, None], count) < count)
+            return self._of_classes(boxes[..., :4], score, label[..., None])
+        if self.ranked is not None:
+            return self._of_classes(outputs[0][..., :4], outputs[0][..., 4:5], outputs[0][..., 5:6])
+        if self.maps:
+            return of.concatenate([self._rows_of_map(level) for level in self.by_level(outputs)], -2)
+        if self.rows_alone:
+            return self.rows(outputs[0].reshape(-1, self.rows_alone, outputs[0].shape[-1]))
+        return self.rows(outputs[0])
+
+    def _of_classes(self, boxes: Any, score: Any, label: Any) -> Any:
+        """Rows of a box and its score in the column of its class."""
+        assert self.ranked is not None, "a class number says nothing without how many there are"
+        scores = (label == like(np.arange(self.ranked) + self.first_label, label)) * score
+        return library(boxes).concatenate((boxes, scores), -1)
+
+    @staticmethod
+    def by_level(outputs: Sequence[Any]) -> list[Any]:
+        """Maps, finest first."""
+        return sorted(outputs, key=lambda level: -math.prod(level.shape[2:4]))
+
+    def _rows_of_map(self, level: Any) -> Any:
+        """A map as rows (B, N, columns), the anchors of a cell one behind the other's cells."""
+        anchors = len(self.anchors[0]) // 2 if self.anchors else 1
+        if len(level.shape) == 5:
+            return level.reshape(level.shape[0], math.prod(level.shape[1:4]), level.shape[4])
+        images, columns, height, width = level.shape
+        parts = level.reshape(images, anchors, columns // anchors, height * width).swapaxes(-1, -2)
+        return parts.reshape(images, anchors * height * width, columns // anchors)
+
+    def _cells(self, imgsz: tuple[int, int]) -> list[NDArray[Any]]:
+        """Cells and strides of all rows; with anchors, those of a level once for each, and the sizes of these."""
+        if not self.anchors:
+            return list(cells_of(self.grid, imgsz))
+        levels = []
+        for stride, sizes in zip(self.grid, self.anchors, strict=True):
+            places, strides = cells_of((stride,), imgsz)
+            each = np.reshape(sizes, (-1, 2))
+            levels.append((np.tile(places, (len(each), 1)), np.tile(strides, (len(each), 1)),
+                           each.repeat(len(places), 0)))  # fmt: skip
+        return [np.concatenate(parts) for parts in zip(*levels, strict=True)]
 
     @property
     def with_no_object(self) -> bool:
@@ -112,12 +194,10 @@ class OutputLayout(JsonValue):
         return self.activation in ("softmax", "shares")
 
     def _probabilities(self, scores: Any) -> Any:
-        library = _library(scores)
         if self.activation == "sigmoid":
-            return 1 / (1 + library.exp(-scores))
+            return sigmoid(scores)
         if self.activation == "softmax":
-            powers = library.exp(scores - library.amax(scores, -1)[..., None])
-            scores = powers / powers.sum(-1)[..., None]
+            scores = softmax(scores)
         if self.with_no_object:
             return scores[..., 1:] if self.no_object == "first" else scores[..., :-1]
         return scores
@@ -154,15 +234,6 @@ class OutputLayout(JsonValue):
 
     def values(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _library(array: Any) -> Any:
-    return sys.modules[type(array).__module__.partition(".")[0]]
-
-
-def _like(values: NDArray[Any], array: Any) -> Any:
-    """The values with the library, type and place of an array."""
-    return array.new_tensor(values) if hasattr(array, "new_tensor") else values.astype(array.dtype)
 
 
 def demand_finite(outputs: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from itertools import count
@@ -64,6 +64,45 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
                             fix="export the detector alone, with tensors as inputs and outputs")  # fmt: skip
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     return model, content
+
+
+_OF_THE_IMAGE: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "scale_factor": lambda height, width: (1, 1),
+    "im_shape": lambda height, width: (height, width),
+    "orig_target_sizes": lambda height, width: (width, height),
+}
+"""Inputs beside the image that say how it was scaled, or how large it was, of which boxes depend (PaddleDetection's
+and RT-DETR's): what they are where boxes are to be in pixels of the network input."""
+
+
+def fix_inputs(model: ModelProto, imgsz: tuple[int, int] | None = None) -> list[str]:
+    """Make constants of the inputs that say how the image was scaled, in place; say which.
+
+    Args:
+        imgsz: height and width of the image input, where it is of any size; without it, such a graph stays as it is.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    sides = [[axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inputs]
+    images = [shape[2:] for shape in sides if len(shape) == 4]
+    if len(inputs) < 2 or len(images) != 1:
+        return []
+    height, width = (own if own > 0 else given for own, given in zip(images[0], imgsz or (0, 0), strict=True))
+    if height < 1 or width < 1:
+        return []
+    notes = []
+    for value, shape in zip(inputs, sides, strict=True):
+        if value.name in _OF_THE_IMAGE and len(shape) == 2 and shape[0] < 2 and shape[1] in (0, 2):
+            kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            constant = np.array([_OF_THE_IMAGE[value.name](height, width)], kind)
+            model.graph.initializer.append(numpy_helper.from_array(constant, value.name))
+            model.graph.input.remove(value)
+            numbers = " ".join(map(str, constant[0].tolist()))
+            notes.append(f"the input {value.name} became the constant {numbers}: boxes are in pixels of the input")
+    return notes
 
 
 @contextmanager

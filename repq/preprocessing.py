@@ -90,6 +90,15 @@ PRESETS: list[Preset] = [
         Preprocessing(mean=_IMAGENET_MEAN, std=_IMAGENET_STD, placement="top_left", resize="linear"),
     ),
     Preset("ultralytics", "RGB in 0..1, in the middle, shrunk linearly", Preprocessing(resize="linear")),
+    Preset("rtdetr", "RGB in 0..1, stretched: RT-DETR, D-FINE", Preprocessing(stretch=True)),
+    Preset(
+        "fastestdet", "BGR in 0..1, stretched: FastestDet",
+        Preprocessing(colours="bgr", resize="linear", stretch=True),
+    ),
+    Preset(
+        "nanodet", "BGR with ImageNet's mean and deviation, stretched: NanoDet",
+        Preprocessing("bgr", mean=_IMAGENET_MEAN[::-1], std=_IMAGENET_STD[::-1], resize="linear", stretch=True),
+    ),
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ ORDER = (
         "stopping",
         "torchrun",
     ),
-    ("layers", "layout", "preprocessing", "thresholds"),
+    ("layers", "box_codings", "layout", "preprocessing", "thresholds"),
     ("scales", "results", "recipe", "output_layouts", "identity", "artifact"),
     ("machine",),
     ("model",),
@@ -53,6 +53,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 CORE = {
+    "box_codings",
     "output_layouts",
     "machine",
     "printable",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from repq.errors import RepqError
 from repq.layout import cells_of
-from repq.output_layouts import Outputs, recognize
+from repq.output_layouts import Outputs, form_of, recognize
+from repq.recipe import GraphConfig
 
 IMGSZ, STRIDES, CLASSES = (64, 96), (8, 16, 32), 5
 
@@ -131,6 +132,51 @@ def test_a_named_layout_needs_no_class_names(classes: int, seed: int) -> None:
     assert recognize(Outputs({"output": rows}, IMGSZ))[1] == classes - 1
     layout, found = recognize(Outputs({"output": rows}, IMGSZ), "yolov8")
     assert (layout.objectness, layout.box_form, found) == (None, "centre", classes)
+
+
+@given(st.sampled_from([20, 80, 365]), st.integers(0, 99))
+def test_rows_as_wide_as_those_of_public_data_have_its_classes(classes: int, seed: int) -> None:
+    """Centres and 80 scores, without class names: nobody has 79 classes and an objectness."""
+    imgsz = (160, 160)
+    cells, strides = cells_of(STRIDES, imgsz)
+    rng = np.random.default_rng(seed)
+    for beside, objectness in ((4, None), (5, 4)):
+        sizes = rng.uniform(0.5, 3, (len(cells), 2)) * strides
+        behind = rng.uniform(0, 1, (len(cells), beside - 4 + classes))
+        rows = np.concatenate(((cells + 0.5) * strides, sizes, behind), 1)[None]
+        if rows.shape[2] >= rows.shape[1]:
+            continue
+        layout, found = recognize(Outputs({"output": rows}, imgsz))
+        assert (found, layout.objectness, layout.columns_first) == (classes, objectness, False)
+        assert recognize(Outputs({"output": rows[0]}, imgsz))[1] == classes
+
+
+@pytest.mark.parametrize(("anchors", "constant", "doubt"), [(1, False, True), (1, True, False), (3, False, False)])
+def test_what_nothing_shows_is_said(anchors: int, constant: bool, doubt: bool) -> None:
+    """A fifth column that may be a class: of one anchor, without class names, and not constant as YOLOv6's is."""
+    _, rows = boxes(STRIDES, 1.0, 0)
+    rows = rows.repeat(anchors, 0)
+    scores_ = np.random.default_rng(0).uniform(0, 1, (len(rows), 4))
+    scores_[:, 0] = 1 if constant else scores_[:, 0]
+    outputs = Outputs({"output": np.concatenate((rows, scores_), 1)[None]}, IMGSZ)
+    form = form_of(outputs, {})
+    assert form.classes == 3 and any("--layout yolov8" in note for note in form.notes) is doubt
+    assert not any("--layout" in note for note in form_of(outputs, {}, GraphConfig(layout="yolov5")).notes)
+    assert not any("--layout" in note for note in form_of(outputs, {}, GraphConfig(classes=3)).notes)
+    assert form_of(outputs, {}, GraphConfig(classes=4)).layout.objectness is None
+
+
+@given(st.integers(2, 900), st.integers(1, 6), st.permutations(["a", "b"]), st.integers(0, 99))
+def test_few_priors_of_ssd_are_told_from_queries(count: int, classes: int, names: list[str], seed: int) -> None:
+    """Fewer rows than queries may be, names that say nothing, logits: only priors have their background first."""
+    rng = np.random.default_rng(seed)
+    middle, half = rng.uniform(0, 1, (count, 2)), rng.uniform(0.02, 0.3, (count, 2))
+    logits = rng.normal(0, 1, (count, classes + 1))
+    logits[:, 0] += 6
+    arrays = {"a": np.concatenate((middle - half, middle + half), 1)[None], "b": logits[None]}
+    layout, found = recognize(Outputs({name: arrays[name] for name in names}, (300, 300)))
+    assert (layout.box_form, layout.one_per_object, layout.no_object, found) == ("corners", False, "first", classes)
+    assert layout.activation == "softmax" and layout.apart == (names.index("a"), names.index("b"))
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=4), st.sampled_from([None, "detect"]))

@@ -448,6 +448,7 @@ class Model:
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
         from repq.api.fitting import fitted
         from repq.api.planning import gathered, measurement, plan_for
+        from repq.api.quantizing import kept_float
         from repq.quant.sensitivity import Journal, measure_layers
 
         weights, size = self.floats("be measured", imgsz), self.size(imgsz)
@@ -464,7 +465,7 @@ class Model:
             found = gathered(job, known, notes)
             if plan is None:
                 return found, None
-            kept = select(job.layers, ptq.keep_float)
+            kept = select(job.layers, kept_float(weights.model, ptq))
             return found, plan_for(job, found, plan, kept, dataset, known, options.progress)
 
     # --- making ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from repq.api.model import Kind, Model, Size
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
-from repq.files import in_utf8, scratch_folder
+from repq.files import scratch_folder
 from repq.layers import LayerId
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
@@ -208,7 +208,7 @@ def open_onnx(
         form = form_of(Outputs({}, opened.size(None)), source.metadata, graph)
     else:
         try:
-            form = form_of(_outputs_of(path, source, imgsz or said), source.metadata, graph)
+            form = form_of(_outputs_of(source, imgsz or said), source.metadata, graph)
         except RepqError as error:
             return replace(opened, unclear=error)
     return replace(
@@ -231,7 +231,7 @@ def _engines_for(source: Source) -> tuple[EngineName, ...]:
     return default_engines() if form is None else (form.runs_in,)
 
 
-def _outputs_of(path: Path, source: Source, imgsz: tuple[int, int] | None) -> Outputs:
+def _outputs_of(source: Source, imgsz: tuple[int, int] | None) -> Outputs:
     """What a graph gives for an image of noise.
 
     Raises:
@@ -254,14 +254,21 @@ def _outputs_of(path: Path, source: Source, imgsz: tuple[int, int] | None) -> Ou
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     what, fix = f"{source.name} cannot be run in onnxruntime", "export the detector alone, with ONNX's own operators"
-    with in_utf8(path) as there, refusing(what, fix, EngineError):
-        session = onnxruntime.InferenceSession(str(there), options, providers=["CPUExecutionProvider"])
+    with refusing(what, fix, EngineError):
+        content = source.model.SerializeToString()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         noise = np.random.default_rng(0).random((batch or 1, 3, height, width))
         arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
         names, known = [output.name for output in source.outputs], class_names(source.metadata)
-        first = {name: array[:1].astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+        first = {name: _of_one(array, batch or 1) for name, array in zip(names, arrays, strict=True)}
     demand_finite(first, f"{source.name} in onnxruntime")
     return Outputs(first, (height, width), None if known is None else len(known))
+
+
+def _of_one(array: Any, images: int) -> Any:
+    """What is of the first of so many images, in float32 where it is no whole number."""
+    first = array[:1] if images > 1 else array
+    return first if first.dtype.kind in "iu" else first.astype("float32")
 
 
 def of_engine(label: str, engine: Engine, options: Options) -> Model:

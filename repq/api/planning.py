@@ -43,7 +43,7 @@ def measurement(
     from repq.data import calibration_set
     from repq.quant.sensitivity import Measurement
 
-    plain = ptq.model_copy(update={"keep_float": ()})
+    plain = ptq.model_copy(update={"keep_float": (), "float_bin_means": False})
     made = quantized(
         fused(weights, device), dataset, plain, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
         progress=progress, log=log,

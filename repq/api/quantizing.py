@@ -157,6 +157,7 @@ def quantized(
 
     model = weights.model
     model.spec.check_size(*imgsz)
+    config = config.model_copy(update={"keep_float": kept_float(model, config, log)})
     images = calibration_images(model, imgsz, config, eval_config, progress)
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
@@ -251,6 +252,16 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
         return select(layers, plan.float_layers)
     file = plan if isinstance(plan, PlanFile) else read_plan(Path(plan))  # type: ignore[arg-type]
     return file.plan(layers, model.spec.name).float_
+
+
+def kept_float(model: Detector, config: PtqConfig, log: Log = quiet) -> tuple[str, ...]:
+    """Selectors of the layers that stay in float: those of the settings, and means over bins, which are logged."""
+    from repq.quant.bin_means import bin_means
+
+    means = [layer for layer in bin_means(model) if layer not in config.keep_float] if config.float_bin_means else []
+    if means:
+        log(f"in float, since they are means over the bins of a distance: {', '.join(means)}")
+    return (*config.keep_float, *means)
 
 
 def corrected(config: PtqConfig) -> bool:

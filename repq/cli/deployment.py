@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import OUT, Model, OwnSize, Target
 from repq.cli.shell import Shell
-from repq.recipe import BuildConfig, DeployConfig, EngineName, ExportConfig, default_engines
+from repq.recipe import BuildConfig, DeployConfig, EngineName, ExportConfig, GraphConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
 from repq.recipe.deployment import RuntimeName
 
@@ -17,7 +17,7 @@ EngineOut = Annotated[AnyPath, setting(flag="-o --out", writes=("engine.json",),
 
 def export_command(
     shell: Shell, model: Model, out: Annotated[AnyPath, setting(flag="-o --out", writes=".onnx", help=OUT)],
-    export: ExportConfig, deploy: DeployConfig,
+    export: ExportConfig, deploy: DeployConfig, graph: GraphConfig,
     imgsz: OwnSize = None,
     maxima: Annotated[
         AnyPath | None,
@@ -35,7 +35,7 @@ def export_command(
     from repq.stages import export_checkpoint
 
     imgsz = size_for(model, imgsz, shell.log)
-    report = export_checkpoint(model, out, imgsz, export, deploy=deploy, maxima_from=maxima, log=shell.log)
+    report = export_checkpoint(model, out, imgsz, export, deploy=deploy, graph=graph, maxima_from=maxima, log=shell.log)
     form = None if export.form is None else form_named(export.form)
     engine = form.runs_in if form is not None else target or default_engines()[0]
     then = f"repq build {out} --engine {engine} -o {out.with_suffix('')}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
-from repq.onnx_file import read_model, refusing
+from repq.onnx_file import fix_inputs, read_model, refusing
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +45,8 @@ def read_source(path: Path) -> Source:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
     model, data = read_model(path, beside=True, error=EngineError)
+    with refusing(f"{path} is no valid ONNX model", "export it again", EngineError):
+        fix_inputs(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:

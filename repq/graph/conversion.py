@@ -12,10 +12,14 @@ FP16_SCALES = 19
 """The opset from which on scales of Q/DQ may be FP16."""
 
 
-def as_asked(model: ModelProto, config: ExportConfig) -> ModelProto:
+def as_asked(model: ModelProto, config: ExportConfig, imgsz: tuple[int, int]) -> ModelProto:
     """The graph with at least the opset that was asked for or that FP16 needs, and with the batch that was asked for.
 
-    What nobody asked for stays as it is.
+    Suppression inside needs to know how many rows there are: a graph of any size becomes one of ``imgsz``. What nobody
+    asked for stays as it is.
+
+    Args:
+        imgsz: height and width in pixels.
 
     Raises:
         GraphError: the graph cannot be converted, or is for another batch.
@@ -24,6 +28,8 @@ def as_asked(model: ModelProto, config: ExportConfig) -> ModelProto:
     wanted = max(wanted, FP16_SCALES if config.float16 else 0)
     if opset_of(model) < wanted:
         model = _converted(model, wanted)
+    if config.nms is not None:
+        model = _of_size(model, imgsz)
     return _with_batch(model, config.batch) if "batch" in config.model_fields_set else model
 
 
@@ -51,6 +57,29 @@ def _converted(model: ModelProto, opset: int) -> ModelProto:
     return converted
 
 
+def _of_size(model: ModelProto, imgsz: tuple[int, int]) -> ModelProto:
+    """The graph for images of this height and width, and what follows for the shapes of its outputs."""
+    sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+    if all(side.dim_value > 0 for side in sides):
+        return model
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    for axis, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim[2:], imgsz, strict=True):
+        axis.dim_value = size
+    del fixed.graph.value_info[:]
+    for output in fixed.graph.output:
+        for axis in output.type.tensor_type.shape.dim[1:]:
+            axis.ClearField("dim_param")
+    return _inferred(fixed, f"the graph takes no images of {imgsz[0]}x{imgsz[1]}", "give another --imgsz")
+
+
+def _inferred(model: ModelProto, what: str, fix: str) -> ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(what, found=str(error).strip().splitlines()[0], fix=fix) from None
+
+
 def _with_batch(model: ModelProto, batch: int | None) -> ModelProto:
     own = batch_of(model)
     if own == batch:
@@ -69,8 +98,4 @@ def _with_batch(model: ModelProto, batch: int | None) -> ModelProto:
         for each in output.type.tensor_type.shape.dim:
             if free and each.dim_param == free:
                 each.dim_value = batch or 0
-    try:
-        return shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise GraphError(f"the graph takes no batch of {batch}", found=str(error).strip().splitlines()[0],
-                         fix="leave its batch axis free") from None  # fmt: skip
+    return _inferred(fixed, f"the graph takes no batch of {batch}", "leave its batch axis free")

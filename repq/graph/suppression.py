@@ -22,16 +22,15 @@ is none: scores above the threshold go to TopK.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
+from repq.graph.arrays import GraphArray
 from repq.graph.metadata import parse_metadata, update_metadata
 from repq.graph.surgeon import Adder, export_graph, import_graph
-from repq.layout import OutputLayout, cells_of
+from repq.layout import OutputLayout
 from repq.recipe import NmsConfig
 
 BOXES = "boxes"
@@ -91,42 +90,14 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
         GraphError: nothing is left to suppress, or the graph suppresses already.
     """
     outputs = graph.outputs
-    if layout.ranked or any(node.op == "NonMaxSuppression" for node in graph.nodes):
+    if layout.ranked is not None or any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="boxes that are final", fix="leave --nms away")
     if layout.plain:
         return outputs[0], list(outputs[0].shape or ())
-    if layout.apart is not None:
-        boxes, scores = (outputs[number] for number in layout.apart)
-        classes = list(scores.shape)[1 if layout.scores_first else 2]
-        scores = add.node("Transpose", scores, perm=[0, 2, 1]) if layout.scores_first else scores
-        if layout.activation == "sigmoid":
-            scores = add.node("Sigmoid", scores)
-        if layout.activation == "softmax":
-            scores = add.node("Softmax", scores, axis=2)
-        if layout.with_no_object:
-            classes -= 1
-            start = int(layout.no_object == "first")
-            scores = add.node("Slice", scores, add.ints(start), add.ints(start + classes), add.ints(2))
-        rows, shape = add.node("Concat", boxes, scores, axis=2), [*list(boxes.shape)[:2], 4 + classes]
-    else:
-        shape = list(outputs[0].shape)
-        rows = add.node("Transpose", outputs[0], perm=[0, 2, 1]) if layout.columns_first else outputs[0]
-    width = shape[1] if layout.columns_first else shape[2]
-    edges = (0, layout.boxes, layout.boxes + 2, layout.boxes + 4, width)
-    before, first, second, after = (
-        add.node("Slice", rows, add.ints(start), add.ints(end), add.ints(2)) if end > start else None
-        for start, end in pairwise(edges)
-    )
+    _demand_shapes(graph)
     imgsz = tuple(graph.inputs[0].shape[2:])
-    if layout.grid:
-        cells, strides = (add.constant(values[None].astype(np.float32)) for values in cells_of(layout.grid, imgsz))
-        first = add.node("Mul", add.node("Add", first, cells), strides)
-        second = add.node("Mul", add.node("Exp", second), strides)
-    if layout.normalized:
-        size = add.constant(np.array(imgsz[::-1], np.float32))
-        first, second = add.node("Mul", first, size), add.node("Mul", second, size)
-    rows = add.node("Concat", *filter(None, (before, first, second, after)), axis=2)
-    return (add.node("Transpose", rows, perm=[0, 2, 1]) if layout.columns_first else rows), shape
+    found = layout.decode([GraphArray(add, output, output.shape) for output in outputs], imgsz)
+    return found.tensor, found.shape
 
 
 def _survivors(add: Adder, corners: gs.Tensor, scores: gs.Tensor, config: NmsConfig, count: int) -> gs.Tensor:
@@ -184,12 +155,27 @@ def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: 
 
 def _sizes(graph: gs.Graph, shape: list[int | str], layout: OutputLayout) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of detections of this shape."""
-    if len(shape) == 3 and len(graph.outputs) == (1 if layout.apart is None else 2):
+    if len(shape) == 3 and (not layout.plain or len(graph.outputs) == 1):
         batch, *sizes = shape
         width, count = sizes if layout.columns_first else reversed(sizes)
         if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
             return batch or "batch", count, width - layout.columns_beside_scores
-    raise GraphError(
+    raise _no_detections(graph)
+
+
+def _demand_shapes(graph: gs.Graph) -> None:
+    """Refuse outputs and images of free sizes.
+
+    Raises:
+        GraphError: a length but that of the first axis is not known.
+    """
+    for tensor in (*graph.inputs, *graph.outputs):
+        if not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
+            raise _no_detections(graph)
+
+
+def _no_detections(graph: gs.Graph) -> GraphError:
+    return GraphError(
         "the graph does not end with detections",
         found=", ".join(f"{tensor.name} {tuple(tensor.shape or ())}" for tensor in graph.outputs) or "no output",
         fix="suppression needs one output of shape (batch, boxes, 5 + classes), boxes and classes fixed",

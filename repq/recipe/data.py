@@ -46,6 +46,12 @@ class GraphConfig(Config):
     layout: Annotated[str, OneOf("repq.output_layouts:LAYOUTS")] | None = setting(
         None, flag="--layout", help="What the outputs of an ONNX file mean.  [default: what they show]"
     )
+    classes: int | None = setting(
+        None, ge=1, le=100_000, flag="--classes", help="Classes of an ONNX file that does not name them."
+    )
+    anchors: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] | None = setting(
+        None, min_length=2, help="Anchors of raw maps: widths and heights in pixels, finest level first."
+    )
 
 
 class LetterboxConfig(Config):

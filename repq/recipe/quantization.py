@@ -117,6 +117,9 @@ class PtqConfig(Config):
     keep_float: tuple[str, ...] = setting(
         (), flag="--keep-float", metavar="GLOB", help="Layer id or glob that stays in float; repeat for several."
     )
+    float_bin_means: bool = setting(
+        True, help="Keep in float what is no learned layer: the mean over the bins of a distance (weights 0, 1, 2, …).",
+    )  # fmt: skip
     share_scales: Literal["none", "largest", "joint"] = setting(
         "none", flag="--share-scales",
         help="One scale for tensors that meet in a Concat or an addition, as TensorRT wants: the largest of those that "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from repq.api.exporting import merged, to_onnx, write_graph, write_onnx
 from repq.log import Log, quiet
-from repq.recipe import DeployConfig, ExportConfig
+from repq.recipe import DeployConfig, ExportConfig, GraphConfig
 from repq.results import ExportedGraphs, ExportReport
 from repq.stages.stage import Job, Section, Stage
 
@@ -23,6 +23,7 @@ def export_checkpoint(
     config: ExportConfig,
     *,
     deploy: DeployConfig = DeployConfig(),
+    graph: GraphConfig = GraphConfig(),
     maxima_from: Path | None = None,
     log: Log = quiet,
 ) -> ExportReport:
@@ -30,6 +31,7 @@ def export_checkpoint(
 
     Args:
         deploy: thresholds of its use that the file is to say; the checkpoint's where none are given.
+        graph: what the file of ``model`` does not say of itself.
         maxima_from: a quantized checkpoint of the same model, whose activation maxima keep a float one in FP16 from
             overflowing; a quantized ``model`` carries its own.
 
@@ -38,7 +40,7 @@ def export_checkpoint(
     """
     from repq.quant import load_weights
 
-    weights = load_weights(model, imgsz).with_thresholds(deploy, model.name, log)
+    weights = load_weights(model, imgsz, graph).with_thresholds(deploy, model.name, log)
     maxima = None if maxima_from is None else load_weights(maxima_from, imgsz).maxima
     return write_onnx(weights, out, imgsz, _with_target(config, weights), maxima)
 

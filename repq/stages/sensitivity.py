@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import gathered, measurement, plan_for
-from repq.api.quantizing import open_float
+from repq.api.quantizing import kept_float, open_float
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
@@ -86,7 +86,7 @@ def measure_sensitivity(
             log(note)
         report = None
         if plan_config is not None:
-            kept = select(job.layers, ptq.keep_float)
+            kept = select(job.layers, kept_float(start.model, ptq))
             report = plan_for(job, sensitivity, plan_config, kept, dataset, journal, progress)
         if processes.is_first:
             write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))

@@ -33,7 +33,7 @@ from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
 from repq.model.onnx_graph.operators import TORCH_TYPES
 from repq.model.onnx_graph.program import opset_of, title, unknown_operators
-from repq.onnx_file import read_model, refusing, set_apart
+from repq.onnx_file import fix_inputs, read_model, refusing, set_apart
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -82,6 +82,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
         model, changed = _up_to_date(model, path)
         notes += changed
         notes += _to_float32(model)
+        notes += fix_inputs(model, imgsz)
         name, size = _image_input(model, path, imgsz)
         notes += _fold_batch_norms(model)
         notes += _fold_biases(model)

@@ -201,7 +201,78 @@ def detr(**form: Any) -> ModelProto:
                     "pred_boxes": (boxes, [1, 10, 4])}, **{"names": str(list(NAMES)), **form})  # fmt: skip
 
 
+def fastestdet(**form: Any) -> ModelProto:
+    g = Graph()
+    x, channels = g.features("input")[0]
+    objectness = g.op("Sigmoid", g.conv(x, channels, 1, kernel=1))
+    classes = g.op("Softmax", g.conv(x, channels, CLASSES, kernel=1), axis=1)
+    joined = g.op("Concat", objectness, g.conv(x, channels, 4, kernel=1), classes, axis=1)
+    side = SIZE // STRIDES[0]
+    return g.model({"output": (joined, [1, 5 + CLASSES, side, side])}, **form)
+
+
+def nanodet(**form: Any) -> ModelProto:
+    g = Graph(opset=11)
+    maps = []
+    for x, channels in g.features("input"):
+        scores = g.op("Sigmoid", g.conv(x, channels, CLASSES, kernel=1))
+        maps.append(g.op("Concat", scores, g.conv(x, channels, 32, kernel=1), axis=1))
+    return g.model({"output": (g.rows(maps, CLASSES + 32), [1, COUNT, CLASSES + 32])}, **form)
+
+
+def labelled(counted: bool = True, **form: Any) -> ModelProto:
+    """The best boxes, their scores and classes, and how many they are, as lists."""
+    g = Graph()
+    boxes, scores = _decoded(g, False)
+    best = g.op("ReduceMax", scores, axes=[2], keepdims=0)
+    score, place = g.op("TopK", best, g.ints(20), outputs=2, axis=1)
+    index = g.op("Expand", g.op("Unsqueeze", place, g.ints(2)), g.ints(1, 20, 4))
+    picked = g.op("GatherElements", _corners(g, boxes), index, axis=1)
+    label = g.op("Cast", g.op("GatherElements", g.op("ArgMax", scores, axis=2, keepdims=0), place, axis=1),
+                 to=TensorProto.FLOAT)  # fmt: skip
+    shown = g.op("Cast", g.op("Greater", score, g.constant(0.53)), to=TensorProto.FLOAT)
+    lists = {"det_boxes": (picked, [1, 20, 4]), "det_scores": (score, [1, 20]), "det_classes": (label, [1, 20])}
+    count = {"num_dets": (g.op("ReduceSum", shown, g.ints(1), keepdims=1), [1, 1])} if counted else {}
+    return g.model({**count, **lists}, **{"names": str(list(NAMES)), **form})
+
+
+def anchored(columns_last: bool = True, names: Sequence[str] = (), **form: Any) -> ModelProto:
+    """Raw maps of three anchors a cell, of YOLOv5 or v7: they say nothing of anchors."""
+    g = Graph()
+    outputs, width = {}, 5 + CLASSES
+    for number, ((x, channels), stride) in enumerate(zip(g.features("input"), STRIDES, strict=True)):
+        raw, side = g.conv(x, channels, 3 * width, kernel=1), SIZE // stride
+        if columns_last:
+            apart = g.op("Reshape", raw, g.ints(1, 3, width, side, side))
+            raw = g.op("Transpose", apart, perm=[0, 1, 3, 4, 2])
+        dims = [1, 3, side, side, width] if columns_last else [1, 3 * width, side, side]
+        outputs[f"map{number}"] = (raw, dims)
+    return g.model(outputs, **({"names": str(list(names))} if names else {}), **form)
+
+
+def distributions(bins: int = 16, **form: Any) -> ModelProto:
+    """YOLOv8 as it is exported: distances as means over bins, by a convolution with the weights 0, 1, 2, …"""
+    g = Graph()
+    maps = []
+    for x, channels in g.features("input"):
+        classes = g.op("Sigmoid", g.conv(x, channels, CLASSES, kernel=1))
+        maps.append(g.op("Concat", g.conv(x, channels, 4 * bins, kernel=1), classes, axis=1))
+    width = 4 * bins + CLASSES
+    flat = [g.op("Reshape", part, g.ints(1, width, -1)) for part in maps]
+    raw, scores = g.op("Split", g.op("Concat", *flat, axis=2), g.ints(4 * bins, CLASSES), axis=1, outputs=2)
+    shares = g.op("Softmax", g.op("Transpose", g.op("Reshape", raw, g.ints(1, 4, bins, -1)), perm=[0, 2, 1, 3]), axis=1)
+    numbers = g.constant(np.arange(bins).reshape(1, -1, 1, 1))
+    away = g.op("Reshape", g.op("Conv", shares, numbers, kernel_shape=[1, 1]), g.ints(1, 4, -1))
+    near, far = g.op("Split", away, g.ints(2, 2), axis=1, outputs=2)
+    centres, strides = (g.constant(part.T[None]) for part in cells())
+    first, second = g.op("Sub", centres, near), g.op("Add", centres, far)
+    middle = g.op("Mul", g.op("Add", first, second), g.constant(0.5))
+    boxes = g.op("Mul", g.op("Concat", middle, g.op("Sub", second, first), axis=1), strides)
+    joined = g.op("Concat", boxes, scores, axis=1)
+    return g.model({"output0": (joined, [1, 4 + CLASSES, COUNT])}, **{"names": str(list(NAMES)), **form})
+
+
 DETECTORS = {
     "yolox-raw": yolox_raw, "yolov5": yolov5, "yolov8": yolov8, "end2end": end2end, "boxes-scores": boxes_scores,
-    "detr": detr,
+    "detr": detr, "fastestdet": fastestdet, "nanodet": nanodet, "labelled": labelled,
 }  # fmt: skip

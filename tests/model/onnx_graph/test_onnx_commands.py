@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from detectors import SIZE, yolov8
+from detectors import DETECTORS, NAMES, SIZE, anchored, yolov8
+from test_graph_detector import noise, run
 
 import repq
 from repq.cli import main
@@ -108,6 +110,42 @@ def test_a_graph_of_any_size_takes_the_size_that_is_given(files: tuple[Path, Pat
     assert invoke("eval", path, *data).exit_code == 0
     int8 = repq.load(path).quantize(files[1], imgsz=SIZE, method="max", limit=4)
     assert int8.export(tmp_path / "int8.onnx", imgsz=SIZE).quantized
+
+
+@pytest.mark.parametrize("name", ["yolox-raw", "yolov5", "yolov8", "boxes-scores", "fastestdet", "nanodet"])
+def test_suppression_fixes_the_size_of_a_graph_of_any_size(name: str, tmp_path: Path) -> None:
+    """It has to know how many boxes there are, whatever the file says of its outputs."""
+    model = DETECTORS[name]()
+    onnx.save(model, tmp_path / "fixed.onnx")
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    for output in model.graph.output:
+        for number, axis in enumerate(output.type.tensor_type.shape.dim[1:]):
+            axis.dim_param = f"{output.name}{number}"
+    onnx.save(model, tmp_path / "free.onnx")
+    for which in ("fixed", "free"):
+        out = tmp_path / f"{which}_nms.onnx"
+        done = invoke("export", tmp_path / f"{which}.onnx", "--nms", *COMMON, "-o", out)
+        assert done.exit_code == 0, done.output
+    fixed, free = (onnx.load(tmp_path / f"{which}_nms.onnx") for which in ("fixed", "free"))
+    for one, other in zip(run(fixed, noise(2)), run(free, noise(2)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [axis.dim_value for axis in free.graph.output[0].type.tensor_type.shape.dim][2] == 6
+    # what is not asked for stays: without suppression the size stays free
+    done = invoke("export", tmp_path / "free.onnx", *COMMON, "-o", tmp_path / "plain.onnx")
+    assert done.exit_code == 0, done.output
+    assert not onnx.load(tmp_path / "plain.onnx").graph.input[0].type.tensor_type.shape.dim[2].dim_value
+
+
+def test_an_export_takes_what_the_file_does_not_say(tmp_path: Path) -> None:
+    onnx.save(anchored(names=NAMES), tmp_path / "raw.onnx")
+    command = ("export", tmp_path / "raw.onnx", "--nms", *COMMON, "-o", tmp_path / "out.onnx")
+    done = invoke(*command, "--layout", "yolov5-raw")
+    assert done.exit_code == 2 and "the outputs are not yolov5-raw" in done.output  # it has two levels
+    anchors = "graph.anchors=[10,13,16,30,33,23,30,61,62,45,59,119]"
+    done = invoke(*command, "--layout", "yolov5-raw", "--set", anchors)
+    assert done.exit_code == 0, done.output
+    assert run(onnx.load(tmp_path / "out.onnx"), noise(1))[0].shape == (1, 300, 6)
 
 
 def test_a_file_of_any_size_is_described_at_one(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
