@@ -113,6 +113,14 @@ class OutputLayout(JsonValue):
         """Whether the first output is the detections."""
         return not (self.grid or self.apart or self.normalized or self.ranked or self.rows_alone)
 
+    @property
+    def decoded(self) -> OutputLayout:
+        """The layout of what ``decode`` gives."""
+        return OutputLayout(
+            box_form=self.box_form, boxes=self.boxes, objectness=self.objectness, scores=self.scores,
+            unused=self.unused, columns_first=self.columns_first, one_per_object=self.one_per_object,
+        )  # fmt: skip
+
     def decode(self, outputs: Sequence[Any], imgsz: tuple[int, int]) -> Any:
         """Detections (B, N, columns), or (B, columns, N) with ``columns_first``, of a network's outputs.
 

@@ -64,3 +64,18 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
     yield shown
     for place in dict.fromkeys(places):
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def cpp_command() -> list[str]:
+    """A command that builds detect.cpp against OpenVINO's own package, or a skip with the reason."""
+    openvino = pytest.importorskip("openvino")
+    home = Path(openvino.__file__).parent
+    libraries = sorted((home / "libs").glob("libopenvino.so*"))
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    if not libraries or not (home / "include/openvino/openvino.hpp").is_file():
+        pytest.skip("this package of OpenVINO has no headers and libraries")
+    return ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-isystem{home / 'include'}", "detect.cpp",
+            "-o", "detect", str(libraries[0]), f"-Wl,-rpath,{home / 'libs'}",
+            f"-Wl,-rpath-link,{home / 'libs'}"]  # fmt: skip

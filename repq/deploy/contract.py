@@ -9,19 +9,25 @@ from typing import Any
 from repq.api.model import Model
 from repq.recipe import LetterboxConfig
 
-FORMAT = 1
+FORMAT = 2
+DECODE = "decode.onnx"
 
 
-def contract(model: Model, onnx: Model, letterbox: LetterboxConfig, engine: Mapping[str, str] | None) -> dict[str, Any]:
+def contract(
+    model: Model, onnx: Model, letterbox: LetterboxConfig, engine: Mapping[str, str] | None, *, decode: bool = False
+) -> dict[str, Any]:
     """Describe a plain model, from pixels to boxes; `repq/deploy/samples/detect.py` acts by it.
+
+    ``output`` describes what ``decode``, a graph of its own, makes of the model's outputs, or the output itself.
 
     Args:
         model: that is shipped.
         onnx: the graph that it was built from.
         engine: its runtime, version and file below the folder; None: the ONNX file alone is shipped.
+        decode: there is a graph that makes detections of its outputs.
     """
     assert onnx.imgsz is not None
-    form, layout = model.preprocessing, model.layout
+    form, layout = model.preprocessing, model.layout.decoded if decode else model.layout
     height, width = onnx.imgsz
     return {
         "kind": "repq deployment",
@@ -39,6 +45,7 @@ def contract(model: Model, onnx: Model, letterbox: LetterboxConfig, engine: Mapp
             **letterbox.model_dump(), "placement": form.placement, "stretch": form.stretch, "resize": form.resize,
             "pad": form.pad,
         },
+        "decode": DECODE if decode else None,
         "output": {"boxes_are_in": "pixels of the input", **asdict(layout)},
         "classes": model.class_names,
         "thresholds": asdict(model.thresholds),
@@ -52,6 +59,7 @@ def header(values: Mapping[str, Any]) -> str:
     file = engine["file"] if engine.get("runtime") == "openvino" else values["onnx"]
     constants = {
         "const char* const MODEL": _text(file),
+        "const char* const DECODE": _text(values["decode"] or ""),
         "constexpr int HEIGHT": given["height"],
         "constexpr int WIDTH": given["width"],
         "constexpr bool BGR": given["colours"] == "bgr",
@@ -71,7 +79,7 @@ def header(values: Mapping[str, Any]) -> str:
         "constexpr int SCORES": out["scores"],
         "constexpr bool COLUMNS_FIRST": out["columns_first"],
         "constexpr float CONFIDENCE": float(limits["confidence"]),
-        "constexpr float IOU": float(limits["iou"]),
+        "constexpr float IOU": 1.0 if out["one_per_object"] else float(limits["iou"]),
         "constexpr int MAX_DETECTIONS": limits["max_detections"],
     }
     lines = [f"{name} = {_literal(value)};" for name, value in constants.items()]

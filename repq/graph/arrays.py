@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from repq.graph.surgeon import Adder
 
 Size = int | str
 """Length of an axis, or its name where it is free."""
+
+
+def shapes_are_known(graph: gs.Graph) -> bool:
+    """Whether every length of the inputs and the outputs is known, but those of first axes, of images."""
+    tensors = (*graph.inputs, *graph.outputs)
+    return all(tensor.shape and all(isinstance(size, int) for size in tensor.shape[1:]) for tensor in tensors)
 
 
 class GraphArray:
@@ -57,8 +64,23 @@ class GraphArray:
     def __mul__(self, other: GraphArray | float) -> GraphArray:
         return self._with("Mul", other)
 
-    def __getitem__(self, key: tuple[EllipsisType, slice]) -> GraphArray:
-        """Columns, the last axis alone."""
+    def __eq__(self, other: object) -> GraphArray:  # type: ignore[override]
+        """1 where both are equal, else 0."""
+        return self._compared("Equal", other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __lt__(self, other: GraphArray | float) -> GraphArray:
+        """1 where it is less, else 0."""
+        return self._compared("Less", other)
+
+    def _compared(self, kind: str, other: Any) -> GraphArray:
+        return self._with(kind, other)._next("Cast", to=TensorProto.FLOAT)
+
+    def __getitem__(self, key: tuple[EllipsisType, slice | None]) -> GraphArray:
+        """Columns, the last axis alone; ``[..., None]``: an axis of length 1 behind the last one."""
+        if key[1] is None:
+            return self._next("Unsqueeze", self.add.ints(len(self.shape)), shape=[*self.shape, 1])
         start, end, _ = key[1].indices(self.shape[-1])
         bounds = (self.add.ints(number) for number in (start, end, len(self.shape) - 1))
         return self._next("Slice", *bounds, shape=[*self.shape[:-1], end - start])

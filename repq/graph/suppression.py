@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.arrays import GraphArray
+from repq.graph.arrays import GraphArray, shapes_are_known
 from repq.graph.metadata import parse_metadata, update_metadata
 from repq.graph.surgeon import Adder, export_graph, import_graph
 from repq.layout import OutputLayout
@@ -94,7 +94,8 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
         raise GraphError("the graph suppresses already", found="boxes that are final", fix="leave --nms away")
     if layout.plain:
         return outputs[0], list(outputs[0].shape or ())
-    _demand_shapes(graph)
+    if not shapes_are_known(graph):
+        raise _no_detections(graph)
     imgsz = tuple(graph.inputs[0].shape[2:])
     found = layout.decode([GraphArray(add, output, output.shape) for output in outputs], imgsz)
     return found.tensor, found.shape
@@ -161,17 +162,6 @@ def _sizes(graph: gs.Graph, shape: list[int | str], layout: OutputLayout) -> tup
         if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:
             return batch or "batch", count, width - layout.columns_beside_scores
     raise _no_detections(graph)
-
-
-def _demand_shapes(graph: gs.Graph) -> None:
-    """Refuse outputs and images of free sizes.
-
-    Raises:
-        GraphError: a length but that of the first axis is not known.
-    """
-    for tensor in (*graph.inputs, *graph.outputs):
-        if not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
-            raise _no_detections(graph)
 
 
 def _no_detections(graph: gs.Graph) -> GraphError:

@@ -41,7 +41,8 @@ def _package(job: Job) -> None:
     onnx = load(artifacts["export"] / f"{graph}.onnx")
     model = onnx if name is None else load(engines[name])
     card = model_card(job, verdict, name or f"{verdict.ship}-int8", timed, artifacts["eval"].result(Accuracies).models)
-    write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card)
+    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card):
+        job.log(f"  without samples, which cannot make boxes of its outputs: {reason}")
     job.log(f"  to ship: {name or onnx.label}")
 
 
@@ -55,11 +56,15 @@ def model_card(
     ptq = job.artifacts["ptq"].result(PtqReport)
     environment, row = bench.environment, bench.rows[0]
     int8 = sum(layer.precision == "int8" for layer in ptq.layers)
+
+    def latency(one: str) -> float | None:
+        return timed[one].latency_ms_median if one in timed and not bench.crowded else None
+
     columns: Columns[str] = (
         Column("Engine", str),
         number("AP", lambda one: measured[one].ap, fraction),
         number("AP50", lambda one: measured[one].ap50, fraction),
-        number("Median latency (ms)", lambda one: timed[one].latency_ms_median if one in timed else None, milliseconds),
+        number("Median latency (ms)", latency, milliseconds),
         number("Size", lambda one: timed[one].size_bytes if one in timed else None, mebibytes),
     )
     why = (

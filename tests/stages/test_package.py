@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -112,28 +111,15 @@ def test_python(tmp_path: Path, preprocessing: str, runtime: str | None, letterb
     demand_same(done.stdout, load(folder / "engine") if runtime else onnx, image, letterbox)
 
 
-def compiler() -> list[str]:
-    """A command that builds against OpenVINO's own package, or a skip with the reason."""
-    openvino = pytest.importorskip("openvino")
-    home = Path(openvino.__file__).parent
-    libraries = sorted((home / "libs").glob("libopenvino.so*"))
-    if shutil.which("g++") is None:
-        pytest.skip("there is no C++ compiler")
-    if not libraries or not (home / "include/openvino/openvino.hpp").is_file():
-        pytest.skip("this package of OpenVINO has no headers and libraries")
-    return ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-isystem{home / 'include'}", "detect.cpp",
-            "-o", "detect", str(libraries[0]), f"-Wl,-rpath,{home / 'libs'}",
-            f"-Wl,-rpath-link,{home / 'libs'}"]  # fmt: skip
-
-
 @pytest.mark.parametrize(("preprocessing", "runtime", "letterbox"), CASES, ids=[case[0] for case in CASES])
-def test_cpp(tmp_path: Path, preprocessing: str, runtime: str | None, letterbox: LetterboxConfig) -> None:
+def test_cpp(
+    cpp_command: list[str], tmp_path: Path, preprocessing: str, runtime: str | None, letterbox: LetterboxConfig
+) -> None:
     """Images that fit, and those of blocks of one colour, which shrink by whole factors without rounding."""
-    command = compiler()
     onnx = detector(preprocessing, tmp_path)
     folder = packed(tmp_path, onnx, runtime, letterbox)
     same = onnx.build("openvino")  # another runtime rounds otherwise, and scores lie close together
-    built = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    built = subprocess.run(cpp_command, capture_output=True, text=True, cwd=folder)
     assert built.returncode == 0, built.stderr
     for height, width in ((128, 192), (96, 64)) if letterbox is SMALL else ((128, 192), SIZE, (64, 40)):
         image = picture(height, width, tmp_path / "a.ppm")

@@ -145,8 +145,16 @@ int main(int count, char** words) {
                 }
     request.infer();
 
+    ov::Tensor output = request.get_output_tensor(0);
+    ov::InferRequest decode;
+    if (model::DECODE[0]) {  // a graph that makes rows of what the model gives
+        decode = core.compile_model(model::DECODE, "CPU", {{"INFERENCE_PRECISION_HINT", "f32"}}).create_infer_request();
+        for (size_t n = 0; n < compiled.outputs().size(); n++) decode.set_input_tensor(n, request.get_output_tensor(n));
+        decode.infer();
+        output = decode.get_output_tensor(0);
+    }
+
     // the boxes
-    const ov::Tensor output = request.get_output_tensor();
     const float* found = output.data<float>();
     const int rows = int(output.get_shape()[model::COLUMNS_FIRST ? 2 : 1]);
     const int columns = int(output.get_shape()[model::COLUMNS_FIRST ? 1 : 2]);

@@ -17,20 +17,30 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def open_model(about):
-    """A function from input to output, in the runtime that the engine was built for, else in ONNX Runtime."""
+    """A function from input to rows, in the runtime that the engine was built for, else in ONNX Runtime."""
     engine = about["engine"] or {}
-    if engine.get("runtime") == "openvino":
-        import openvino
+    opened = in_openvino if engine.get("runtime") == "openvino" else in_onnxruntime
+    infer = opened(engine["file"] if engine.get("runtime") in ("openvino", "onnxruntime") else about["onnx"])
+    if about["decode"] is None:
+        return lambda images: infer([images])[0]
+    decode = opened(about["decode"])  # makes rows of what the model gives
+    return lambda images: decode(infer([images]))[0]
 
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}  # else float layers may run in bfloat16
-        compiled = openvino.Core().compile_model(str(FOLDER / engine["file"]), "CPU", settings)
-        return lambda images: compiled(images)[0]
+
+def in_openvino(file):
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}  # else float layers may run in bfloat16
+    compiled = openvino.Core().compile_model(str(FOLDER / file), "CPU", settings)
+    return lambda inputs: [np.array(output) for output in compiled(inputs).values()]
+
+
+def in_onnxruntime(file):
     import onnxruntime
 
-    file = engine["file"] if engine.get("runtime") == "onnxruntime" else about["onnx"]
     session = onnxruntime.InferenceSession(str(FOLDER / file), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    names = [given.name for given in session.get_inputs()]
+    return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 def letterbox(image, about):
@@ -80,6 +90,7 @@ def boxes_of(output, about):
     corners = rows[:, form["boxes"] : form["boxes"] + 4].astype(np.float64)
     if form["box_form"] == "centre":
         corners = np.hstack([corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2])
+    iou = 1.0 if form["one_per_object"] else limits["iou"]
     likely = (score > limits["confidence"]) & (corners[:, 2:] > corners[:, :2]).all(axis=1)
     kept = []
     for number in np.unique(label[likely]):
@@ -87,7 +98,7 @@ def boxes_of(output, about):
         mine = mine[np.argsort(-score[mine], kind="stable")]
         rectangles = np.hstack([corners[mine, :2], corners[mine, 2:] - corners[mine, :2]])
         ranks = np.arange(len(mine), 0, -1, dtype=np.float32)  # equal scores stay in order
-        kept += list(mine[np.array(cv2.dnn.NMSBoxes(rectangles, ranks, 0.0, limits["iou"]), int).reshape(-1)])
+        kept += list(mine[np.array(cv2.dnn.NMSBoxes(rectangles, ranks, 0.0, iou), int).reshape(-1)])
     kept = sorted(kept, key=lambda row: (-score[row], row))[: limits["max_detections"]]
     return np.column_stack([corners[kept], score[kept], label[kept]])
 

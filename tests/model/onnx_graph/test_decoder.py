@@ -1,0 +1,176 @@
+"""What is deployed of detectors whose outputs are no detections finds what repq finds, without repq."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from detectors import (
+    SIZE,
+    anchored,
+    boxes_scores,
+    detr,
+    end2end,
+    fastestdet,
+    labelled,
+    nanodet,
+    shares,
+    yolov5,
+    yolox_raw,
+)
+from onnx import ModelProto, TensorProto, helper
+
+import repq
+from repq.api.opening import load
+from repq.api.service import as_exported, service_of
+from repq.data import read_image
+from repq.deploy import write_package
+from repq.export import load_onnx
+from repq.graph.decoding import decoder
+from repq.layout import OutputLayout
+from repq.model import load_graph
+from repq.recipe import GraphConfig, LetterboxConfig
+
+ANCHORS = (10.0, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119)
+KINDS: dict[str, tuple[Callable[[], ModelProto], GraphConfig]] = {
+    "yolox-raw": (yolox_raw, GraphConfig()),
+    "end2end": (end2end, GraphConfig()),
+    "boxes-scores": (boxes_scores, GraphConfig()),
+    "shares": (shares, GraphConfig()),
+    "detr": (detr, GraphConfig()),
+    "fastestdet": (fastestdet, GraphConfig()),
+    "nanodet": (nanodet, GraphConfig()),
+    "labelled": (labelled, GraphConfig()),
+    "labelled, not counted": (partial(labelled, False), GraphConfig()),
+    "yolov5-raw": (anchored, GraphConfig(layout="yolov5-raw", anchors=ANCHORS)),
+    "flat maps": (partial(anchored, False), GraphConfig(layout="yolov7-raw", anchors=ANCHORS)),
+}
+IMGSZ = (SIZE, SIZE)
+
+
+def run(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {given.name: values for given, values in zip(session.get_inputs(), inputs, strict=True)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_beside_it_decodes_as_the_layout_does(kind: str, tmp_path: Path) -> None:
+    make, config = KINDS[kind]
+    model, path = make(), tmp_path / "model.onnx"
+    onnx.save(model, path)
+    layout = load_graph(path, config=config).spec.layout
+    assert not layout.plain and layout.decoded.plain
+    outputs = run(model, np.random.default_rng(0).random((1, 3, *IMGSZ), np.float32))
+    beside = decoder(model, layout)
+    onnx.checker.check_model(beside, full_check=True)
+    (found,) = run(beside, *outputs)
+    np.testing.assert_allclose(found, layout.decode(outputs, IMGSZ), rtol=1e-5, atol=1e-4)
+    assert [given.name for given in beside.graph.input] == [output.name for output in model.graph.output]
+
+
+def test_class_numbers_may_be_integers() -> None:
+    shapes = {"boxes": (TensorProto.FLOAT, [1, 4, 4]), "scores": (TensorProto.FLOAT, [1, 4]),
+              "labels": (TensorProto.INT64, [1, 4])}  # fmt: skip
+    outputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
+    nodes = [helper.make_node("Identity", ["images"], ["kept"])]
+    given = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *IMGSZ])]
+    model = helper.make_model(helper.make_graph(nodes, "lists", given, outputs),
+                              opset_imports=[helper.make_opsetid("", 17)], ir_version=9)  # fmt: skip
+    layout = OutputLayout(
+        box_form="corners", objectness=None, scores=4, ranked=3, labelled=(0, 1, 2), one_per_object=True
+    )
+    rng = np.random.default_rng(0)
+    values = [rng.random((1, 4, 4), np.float32), rng.random((1, 4), np.float32), np.array([[2, 0, 1, 2]])]
+    (found,) = run(decoder(model, layout), *values)
+    np.testing.assert_array_equal(found, np.asarray(layout.decode(values, IMGSZ), np.float32))
+
+
+def packed(
+    make: Callable[[], ModelProto], config: GraphConfig, runtime: str | None, folder: Path
+) -> tuple[Path, repq.Model]:
+    onnx.save(make(), folder / "given.onnx")
+    own = load(folder / "given.onnx", engine="torch", graph=config)
+    exported = own.with_thresholds(confidence=0.05, max_detections=300).export(folder / "model.onnx", imgsz=IMGSZ)
+    model = exported if runtime is None else exported.build(runtime, out=folder / "built")
+    (folder / "deploy").mkdir()
+    assert write_package(folder / "deploy", model, exported, LetterboxConfig(), "# a card\n") == ""
+    return folder / "deploy", model
+
+
+def written_image(path: Path) -> Path:
+    """An image of blocks that is halved without rounding."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), cv2.resize(noise, (128, 64), interpolation=cv2.INTER_NEAREST))
+    return path
+
+
+def expected(model: repq.Model, image: Path) -> np.ndarray:
+    """The boxes cut at the image, also those beside it."""
+    settings = as_exported(model, **asdict(model.thresholds), multi_label=False, clip=True)
+    return service_of(model, IMGSZ, settings).detect([read_image(image)])[0]
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [(kind, None) for kind in KINDS] + [("yolox-raw", "openvino"),
+                         ("labelled", "openvino"), ("detr", "onnxruntime")])  # fmt: skip
+def test_the_sample_finds_what_repq_finds(kind: str, runtime: str | None, tmp_path: Path) -> None:
+    folder, model = packed(*KINDS[kind], runtime, tmp_path)
+    image = written_image(tmp_path / "a.png")
+    wanted = expected(model, image)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    code = ("import sys, runpy; sys.modules['repq'] = None; sys.argv = sys.argv[1:]; "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, "detect.py", str(image)], capture_output=True, encoding="utf-8",
+                          cwd=folder, env=clean)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    demand_same(done.stdout, folder, wanted, names_first=False)
+
+
+@pytest.mark.parametrize("kind", ["yolox-raw", "labelled", "boxes-scores"])
+def test_the_sample_in_cpp_finds_what_repq_finds(kind: str, cpp_command: list[str], tmp_path: Path) -> None:
+    folder, model = packed(*KINDS[kind], "openvino", tmp_path)
+    built = subprocess.run(cpp_command, capture_output=True, text=True, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    image = written_image(tmp_path / "a.ppm")
+    done = subprocess.run(["./detect", str(image)], capture_output=True, encoding="utf-8", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    demand_same(done.stdout, folder, expected(model, image), names_first=True)
+
+
+def demand_same(text: str, folder: Path, wanted: np.ndarray, *, names_first: bool) -> None:
+    assert len(wanted), "something is found"
+    classes = json.loads((folder / "model.json").read_text())["classes"]
+    rows = [line.split("\t")[0 if names_first else 1 :] for line in text.splitlines()]
+    found = np.array([[*row[2:], row[1], classes.index(row[0])] for row in rows], np.float64).reshape(-1, 6)
+    assert len(found) == len(wanted)
+    apart = np.abs(found[:, None] - wanted[None]).max(axis=-1)  # boxes of nearly one score may change places
+    assert apart.min(axis=0).max() < 0.02 and apart.min(axis=1).max() < 0.02
+
+
+def test_outputs_of_unknown_length_have_no_samples(tmp_path: Path) -> None:
+    folder, _ = packed(labelled, GraphConfig(), None, tmp_path)
+    assert (folder / "detect.py").exists() and (folder / "decode.onnx").exists()
+    model = load_onnx(tmp_path / "model.onnx")
+    for output in model.graph.output[1:]:
+        output.type.tensor_type.shape.dim[1].dim_param = "found"
+    onnx.save(model, tmp_path / "free.onnx")
+    (tmp_path / "other").mkdir()
+    free = load(tmp_path / "free.onnx")
+    assert "found" in write_package(tmp_path / "other", free, free, LetterboxConfig(), "# a card\n")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["README.md", "model.json", "model.onnx"]
+
+
+def test_plain_outputs_need_no_graph(tmp_path: Path) -> None:
+    folder, _ = packed(yolov5, GraphConfig(), None, tmp_path)
+    assert not (folder / "decode.onnx").exists()
