@@ -38,6 +38,8 @@ _IR = "model.xml"
 # What OpenVINO appends to a node's name when it takes its bias or its scales off, and what `source` did.
 _ADDED = re.compile(rf"(/WithoutBiases|/Dequantization(Subtract|Multiply)|{SUM})+$")
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_MOST_RUNS = 8
+"""At once: each has activations of its own."""
 _LAYER_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
@@ -172,6 +174,8 @@ class OpenVinoEngine(Engine):
         import openvino
 
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self._hint, **extra}
+        if self._hint == "THROUGHPUT":
+            options["PERFORMANCE_HINT_NUM_REQUESTS"] = _MOST_RUNS
         if self.manifest.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.manifest.threads
         try:

@@ -168,7 +168,7 @@ def test_runs_that_go_on_at_once_give_what_one_gives(name, graph, onnx_file):
 def test_openvino_divides_the_cores_among_runs(onnx_file, tmp_path):
     engine = build("openvino", onnx_file(quantized()))
     engine.save(tmp_path / "engine")
-    assert load(tmp_path / "engine").concurrent().runs_at_once > 1
+    assert 1 < load(tmp_path / "engine").concurrent().runs_at_once <= 8
     assert load(tmp_path / "engine", threads=1).concurrent().runs_at_once == 1
 
 
