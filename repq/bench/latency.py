@@ -21,7 +21,7 @@ from repq.bench.device_time import DeviceWork, device_ms
 from repq.errors import RepqError
 from repq.machine.environment import capture_environment
 from repq.machine.gpu_readings import GpuWatch
-from repq.machine.load import OtherLoad, in_the_way
+from repq.machine.load import OtherLoad
 from repq.machine.turns import Clock, time_in_turns
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
@@ -29,7 +29,6 @@ from repq.results import BenchReport, BenchRow, Environment, ModelInfo
 
 Scope = Literal["infer", "end_to_end"]
 RawImages = Sequence[NDArray[np.uint8]]
-_DISTURBING = 0.25  # cores
 
 
 @dataclass(frozen=True)
@@ -128,10 +127,9 @@ def bench(
                 for job, times in zip(jobs, samples, strict=True):
                     rows.append(_with_device(job, _row(job, times, base, batch, threads), config, watch))
     used = len(raw) if len(scopes) > 1 else 0
-    others, most = load.cores(), max(config.threads, default=1)
     return BenchReport(
         rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used,
-        others=round(others, 2), crowded=in_the_way(others, most, environment.cores, _DISTURBING),
+        **load.disturbance(max(config.threads, default=1), environment.cores),
     )  # fmt: skip
 
 

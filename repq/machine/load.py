@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from repq.machine.cpu import cpu_cores
 
-_NOTICED = 0.5  # cores
+_NOTICED, _DISTURBING = 0.5, 0.25  # cores
 
 
 class OtherLoad:
@@ -20,6 +21,11 @@ class OtherLoad:
         """How many cores they kept busy, a fraction as a rule."""
         (clock, everyone, own), (then, before, mine) = _computed(), self._start
         return max(0.0, everyone - before - (own - mine)) / max(clock - then, 0.01)
+
+    def disturbance(self, threads: int, cores: int) -> dict[str, Any]:
+        """Of a `repq.results.timing.Timed` of models that ran with so many threads meanwhile."""
+        others = self.cores()
+        return {"others": round(others, 2), "crowded": in_the_way(others, threads, cores, _DISTURBING)}
 
     def note_once(self, processes: int = 1, device: str = "cpu") -> str:
         """`crowding_note` of torch's threads and what was measured until the first call; empty from then on.

@@ -26,6 +26,7 @@ from repq.results import (
     Accuracies,
     Availability,
     BatchTiming,
+    BenchReport,
     BuiltEngines,
     Choice,
     Contender,
@@ -234,6 +235,7 @@ def _measure(
     imgsz, threads, environment = recipe.imgsz, config.threads[0], capture_environment()
     models = {row.name: load(row.path, threads=threads) for row in candidates}
     timings: dict[str, list[BatchTiming]] = {row.name: [] for row in candidates}
+    reports: list[BenchReport] = []
     for batch in sorted(config.batches):
         memory: dict[str, int] = {}
         for row in candidates:
@@ -247,8 +249,10 @@ def _measure(
             update={"batches": (batch,), "threads": (threads,), "runs_per_round": runs, "end_to_end": False}
         )
         rows = [(name, models[name]) for name in memory]
-        for found in timed(rows, imgsz, once, seed=recipe.seed, progress=progress).rows if rows else ():
-            timings[found.model].append(_timing(found.samples_ms, batch, memory[found.model]))
+        if rows:
+            reports.append(timed(rows, imgsz, once, seed=recipe.seed, progress=progress))
+            for found in reports[-1].rows:
+                timings[found.model].append(_timing(found.samples_ms, batch, memory[found.model]))
     contenders = tuple(
         Contender(
             **dict(models[row.name].info.model_copy(update={"model": row.name})), ap=row.ap, ap50=row.ap50,
@@ -257,7 +261,11 @@ def _measure(
         for row in candidates
     )  # fmt: skip
     images = len(_dataset(recipe))
-    contest = Contest(contenders=contenders, environment=environment, imgsz=imgsz, threads=threads, images=images)
+    contest = Contest(
+        contenders=contenders, environment=environment, imgsz=imgsz, threads=threads, images=images,
+        others=max((report.others for report in reports if report.others is not None), default=None),
+        crowded=any(report.crowded for report in reports),
+    )  # fmt: skip
     write_text(payload / RESULT, contest.model_dump_json(indent=1))
 
 

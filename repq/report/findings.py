@@ -9,7 +9,8 @@ from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, ReportSummary
-from repq.results import BenchReport, PtqReport
+from repq.results import PtqReport
+from repq.results.timing import Timed
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
@@ -64,20 +65,20 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
     return found
 
 
-def disturbed(bench: BenchReport | None) -> list[Finding]:
+def disturbed(timed: Timed | None) -> list[Finding]:
     """What is to be said of times that were taken while other processes had the cores that the models needed."""
-    if bench is None or not bench.crowded:
+    if timed is None or not timed.crowded:
         return []
-    return [Finding("warn", f"{load_of(bench)}: no latency and no speedup is to be trusted.",
-                    "Time again while nothing else computes (repq bench).")]  # fmt: skip
+    return [Finding("warn", f"{load_of(timed)}: no latency and no speedup is to be trusted.",
+                    "Time again while nothing else computes .")]  # fmt: skip
 
 
-def load_of(bench: BenchReport) -> str:
+def load_of(timed: Timed) -> str:
     """What else the machine did."""
-    machine = bench.environment
-    if bench.others is None:
+    machine = timed.environment
+    if timed.others is None:
         return f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}"
-    return f"Other processes kept {bench.others:.1f} of {plural(machine.cores, 'core')} busy meanwhile"
+    return f"Other processes kept {timed.others:.1f} of {plural(machine.cores, 'core')} busy meanwhile"
 
 
 def _baseline_findings(summary: ReportSummary) -> list[Finding]:

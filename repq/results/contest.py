@@ -6,7 +6,7 @@ from pydantic import Field
 
 from repq.results.base import Result
 from repq.results.engines import Availability, ModelInfo
-from repq.results.timing import Environment
+from repq.results.timing import Timed
 
 
 class BatchTiming(Result):
@@ -57,11 +57,10 @@ class Choice(Result):
     reasons: tuple[str, ...]
 
 
-class Contest(Result):
+class Contest(Timed):
     """What was compared, the reference first, and the engines that are not in it, with the reason."""
 
     contenders: tuple[Contender, ...]
-    environment: Environment
     imgsz: tuple[int, int]
     threads: int
     images: int

@@ -69,15 +69,25 @@ class ServiceRow(ModelInfo):
     bottleneck_share: float | None  # of the four steps together
 
 
-class BenchReport(Result):
-    rows: tuple[BenchRow, ...]
+class Timed(Result):
+    """Where times were taken, and what else that machine did.
+
+    Attributes:
+        others: cores that other processes kept busy meanwhile.
+        crowded: whether the models needed those cores: then no latency and no ratio is to be trusted.
+    """
+
     environment: Environment
+    others: float | None = None
+    crowded: bool = False
+
+
+class BenchReport(Timed):
+    rows: tuple[BenchRow, ...]
     imgsz: tuple[int, int]
     rounds: int
     images: int = 0  # of the data set, decoded beforehand, that the rows of the scope end_to_end ran on
     service: tuple[ServiceRow, ...] = ()
-    others: float | None = None  # cores that other processes kept busy while the rows were timed
-    crowded: bool = False  # and the models needed those cores: no latency and no ratio is to be trusted
 
     @property
     def processor(self) -> str:

@@ -15,6 +15,7 @@ from repq import build_model, load
 from repq.cli import main
 from repq.data import load_dataset
 from repq.pipeline.contest import RESULT, chosen
+from repq.report.text import contest_table
 from repq.results import BatchTiming, Contender, Contest
 
 QUICK = [
@@ -113,6 +114,9 @@ def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Pat
             assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
         assert row.variant == "int8" or not row.int8_macs_share
     assert found.choice is not None and found.contenders[0].ap > 0
+    assert found.others is not None
+    quiet, crowded = (contest_table(found.model_copy(update={"crowded": value})) for value in (False, True))
+    assert "is to be trusted" in " ".join(crowded.split()) and "trusted" not in quiet
     page = (compared[1] / "report.html").read_text()
     assert "AP against latency" in page and all(row.detail[:20] in page for row in found.missing)
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Text, number, table
 from repq.report.comparison import engine_title, variant_title
+from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, fraction, mebibytes, percent, plural, significant
 from repq.report.plots import accuracy_over_latency
 from repq.report.summary import Key, ReportSummary, Section
@@ -57,10 +58,11 @@ def contest_blocks(found: Contest) -> list[Block]:
     machine, (height, width) = found.environment, found.imgsz
     lead = (
         f"AP on {plural(found.images, 'image')}; all timed in one run at {height} × {width} on {machine.cpu} with "
-        f"{plural(found.threads, 'thread')}, in turns. The load of the machine was {machine.load_average:.2f} on "
-        f"{plural(machine.cores, 'core')}."
+        f"{plural(found.threads, 'thread')}, in turns. {load_of(found)}."
     )
     blocks: list[Block] = [Text(lead)]
+    if notes := disturbed(found):
+        blocks.append(Findings(notes))
     if found.choice is not None:
         first, *others = found.choice.reasons
         rest = [Finding("warn", text) for text in others]
