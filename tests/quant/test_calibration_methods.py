@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repq.quant.calibration import calibrator
 from repq.quant.calibration.entropy import entropy_range
@@ -192,3 +194,25 @@ def test_degenerate_tensors_get_a_usable_scale(method: str, scheme: Scheme, x: n
     scale = range_scale(low, high, scheme)
     assert np.isfinite(scale.scale)
     assert scale.scale > 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(st.integers(0, 240), st.integers(4, 255), st.integers(0, 2**32 - 1))
+def test_entropy_clips_at_most_half_of_the_values(scheme: Scheme, first: int, count: int, seed: int) -> None:
+    """Pixels of bright images: 255 places, none near zero, and few values at the first of them."""
+    rng = np.random.default_rng(seed)
+    last = min(first + count, 255)
+    places = first + (last - first) * rng.beta(rng.uniform(0.5, 6), rng.uniform(0.5, 6), 4000)
+    x = (np.rint(places) / 255).astype(np.float32)
+    low, high = entropy_range(histogram(x), scheme)
+    inside = (x >= low - 1e-6) & (x <= high + 1e-6) & (x != 0)
+    assert inside.sum() >= 0.5 * np.count_nonzero(x)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pixels_keep_their_range(scheme: Scheme) -> None:
+    """Those of microscopy, from a fifth of the range on: their first bins alone were once taken for all of them."""
+    counts = np.concatenate([np.zeros(50), np.geomspace(1, 4000, 150), np.full(56, 4000.0)]).astype(int)
+    x = (np.repeat(np.arange(256), counts) / 255).astype(np.float32)
+    low, high = entropy_range(histogram(x), scheme)
+    assert 10 * np.log10(np.square(x).mean() / error(x, low, high, scheme)) > 20

@@ -5,6 +5,10 @@ last one that is not empty. ``Q`` is the same bins without what lies beyond, mer
 offer, each level spread evenly over its bins that are not empty. The candidate of least ``KL(P || Q)`` wins.
 
 Exact zeros are left out: they are exact under every candidate, and after a ReLU they would drown everything else.
+
+``P`` counts what is clipped as if it had been there, so that the divergence says nothing of it: of values that begin far
+from zero, such as the pixels of bright images, a candidate that keeps the first few bins alone loses no information by
+that measure. Candidates that clip more than half of the values are therefore left out.
 """
 
 from __future__ import annotations
@@ -15,6 +19,10 @@ from numpy.typing import NDArray
 from repq.quant.calibration.histogram import Histogram
 from repq.quant.scaling import Scheme
 from repq.results import Range
+
+
+LEAST_KEPT = 0.5
+"""Share of the values that are not zero."""
 
 
 def entropy_range(histogram: Histogram, scheme: Scheme) -> Range:
@@ -56,6 +64,8 @@ def _best_length(
         divergence = divergence + _Side(other).terms(lengths_other, max(256 - levels, 1))
     cross, kept = divergence
     total = counts.sum() + (0 if other is None else other.sum())
+    # The last candidate keeps all.
+    cross = np.where(kept >= LEAST_KEPT * total, cross, np.inf)
     # KL = sum P log(P / Q) with P = p / total and Q = q / kept
     values = cross / total + np.log(np.maximum(kept, 1.0) / total)
     # The last of equal values: keep the wider range.
