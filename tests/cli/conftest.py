@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,14 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     import torch
 
     from repq.data import make_demo_set
-    from repq.model import build, get_spec, save_checkpoint
+    from repq.model import build, save_checkpoint
     from repq.recipe import DemoConfig
 
     folder = tmp_path_factory.mktemp("material")
     data = make_demo_set(folder / "set", DemoConfig(train_images=2, val_images=2, size=SIZE, classes=3))
     torch.manual_seed(0)
     weights = folder / "float.safetensors"
-    spec = replace(get_spec("yolov6lite_s", 3), backbone_repeats=(1, 2, 1, 1))
-    save_checkpoint(weights, build(spec, deploy=True).eval(), names=("ring", "triangle", "cross"))
+    save_checkpoint(weights, build("yolov6lite_s", 3, deploy=True).eval(), names=("ring", "triangle", "cross"))
     onnx, manifest, plan, recipe, ablation, bench = (
         folder / name for name in ("model.onnx", "calib.txt", "plan.yaml", "recipe.yaml", "ablation.yaml", "bench.json")
     )
