@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,20 @@ def randomized(name: str, num_classes: int = 80, seed: int = 0) -> Detector:
         if not entry.endswith(AS_BUILT):
             value.copy_(torch.rand(value.shape, generator=generator) * 0.2 + 0.1)
     return model
+
+
+kept_outline = functools.lru_cache(maxsize=8)(outline)
+"""Tests recover the same few architectures again and again, and nothing of an outline is changed."""
+
+
+@pytest.fixture(autouse=True)
+def _outlines_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for family in ("yolov6", "yolox"):
+        monkeypatch.setattr(f"repq.model.{family}.recover.outline", kept_outline)
+
+
+def shapes_of(spec: Any, deploy: bool) -> dict[str, tuple[int, ...]]:
+    return {entry: tuple(value.shape) for entry, value in kept_outline(spec, deploy).state_dict().items()}
 
 
 def entries_equal(found: Detector, expected: Detector) -> bool:
@@ -183,12 +199,10 @@ STYLED = [f"yolov6{size}_{suffix}" for size in ("n", "t") for suffix in STYLE_SU
     [(name, False) for name in PLAIN + STYLED] + [(name, True) for name in ["yolov6lite_s", *STYLED]],
 )
 def test_recovers_from_shapes_alone(name: str, deploy: bool) -> None:
-    model = outline(get_spec(name, 5), deploy)
-    shapes = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
+    shapes = shapes_of(get_spec(name, 5), deploy)
     found = recover(shapes)
     assert found.deploy == deploy
-    rebuilt = outline(found.spec, deploy).state_dict()
-    assert {entry: tuple(value.shape) for entry, value in rebuilt.items()} == shapes
+    assert shapes_of(found.spec, deploy) == shapes
     same = replace(found.spec, name=name) == get_spec(name, 5)
     fused_alike = deploy and replace(found.spec, name=name, style=get_spec(name).style) == get_spec(name, 5)
     assert same or fused_alike or any(name in note or "equal" in note for note in found.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,19 @@ from repq.stages import prune_checkpoint, train_detector
 
 SIZE = (64, 64)
 NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
+ONE_EACH = (1, 1, 1, 1)
+FEW: dict[str, dict[str, Any]] = {
+    "yolov6n": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH},
+    "yolov6n_v2": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH},
+    "yolov6lite_s": {"backbone_repeats": (1, 2, 1, 1)},  # the second of a stage keeps the size
+    "yolox_nano": {"repeats": ONE_EACH},
+}
 
 
 def made(name: str, *, deploy: bool = False) -> Detector:
-    """A detector of two classes with random weights; of YOLOv6-N with few blocks."""
+    """A detector of two classes with random weights and few blocks."""
     torch.manual_seed(0)
-    spec = get_spec(name, 2)
-    if name.startswith("yolov6n"):
-        spec = replace(spec, backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    return build(spec, deploy=deploy).eval()
+    return build(replace(get_spec(name, 2), **FEW[name]), deploy=deploy).eval()
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     draw(folder)
-    launch_two(WORKER, folder, -1)
+    for status, message in start_two(WORKER, folder, -1):
+        assert status == 0, message
     return folder
 
 
@@ -172,11 +173,12 @@ from repq.data import load_dataset
 from repq.errors import TrainingError
 from repq.train import train
 
-path = Path(sys.argv[1]) / f"disk{os.environ['RANK']}" / "data.yaml"
-try:
-    train(tiny_model(), load_dataset(path, "train"), load_dataset(path, "val"), SIZE, QUICK)
-except TrainingError as error:
-    sys.exit(str(error))
+if __name__ == "__main__":
+    path = Path(sys.argv[1]) / f"disk{os.environ['RANK']}" / "data.yaml"
+    try:
+        train(tiny_model(), load_dataset(path, "train"), load_dataset(path, "val"), SIZE, QUICK)
+    except TrainingError as error:
+        sys.exit(str(error))
 """
 
 

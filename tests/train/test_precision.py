@@ -294,14 +294,16 @@ from repq.data import load_dataset
 from repq.identity import hash_tensors
 from repq.train import train
 
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-sets = [load_dataset(folder / "set" / "data.yaml", split) for split in ("train", "val")]
-config = QUICK.model_copy(update={"epochs": 2, "precision": "bfloat16"})
-outcome = train(tiny_model(int(os.environ["RANK"])), *sets, SIZE, config)
-(folder / f"weights{os.environ['RANK']}.txt").write_text(
-    f"{hash_tensors(outcome.model.state_dict())} {outcome.report.precision} {outcome.report.epochs[0].losses['total']}"
-)
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    sets = [load_dataset(folder / "set" / "data.yaml", split) for split in ("train", "val")]
+    config = QUICK.model_copy(update={"epochs": 2, "precision": "bfloat16"})
+    outcome = train(tiny_model(int(os.environ["RANK"])), *sets, SIZE, config)
+    weights, report = hash_tensors(outcome.model.state_dict()), outcome.report
+    (folder / f"weights{os.environ['RANK']}.txt").write_text(
+        f"{weights} {report.precision} {report.epochs[0].losses['total']}"
+    )
 """
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from small_qat import QUICK, gradients_of_first_batch
+from two_processes import start_two
 
 from repq.data import load_dataset, make_demo_set
 from repq.recipe import DemoConfig
@@ -19,9 +17,8 @@ WORKER = Path(__file__).with_name("qat_worker.py")
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
     make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=2, size=64, classes=2))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*launcher, str(WORKER), str(tmp_path)], check=True, env=environment, timeout=300)
+    for status, message in start_two(WORKER, tmp_path):
+        assert status == 0, message
 
     _, parts, gradients = gradients_of_first_batch(load_dataset(tmp_path / "set" / "data.yaml", "train"))
     assert {name.rpartition(".")[2] for name in gradients} == {"weight", "bias", "log_ratio"}
