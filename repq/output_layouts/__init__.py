@@ -169,6 +169,9 @@ def recognize(outputs: Outputs, name: str | None = None, task: str | None = None
     )  # fmt: skip
 
 
+_LISTED = 7
+"""Columns of a list of boxes with an image's number, score and class."""
+
 _OF_KNOWN_CLASSES = {entry.name for entry in final.LAYOUTS}
 """Layouts that do not show how many classes there are."""
 
@@ -201,7 +204,7 @@ def _other_task(outputs: Outputs, task: str | None) -> str | None:
         return "no output"
     if not all(array.ndim for array in arrays):
         return "an output of a single number"
-    flat = arrays[0].ndim == 2 and outputs.without_images is None and len(arrays[0]) == 1
+    flat = arrays[0].ndim == 2 and outputs.without_images is None and len(arrays[0]) < arrays[0].shape[1] > _LISTED
     if len(arrays) == 1 and (flat or arrays[0].shape[2:] == (1, 1)):
         return "classification"
     if len(arrays) == 1 and (arrays[0].ndim == 4 or arrays[0].shape[0] == 1) and arrays[0].shape[-2:] == outputs.imgsz:

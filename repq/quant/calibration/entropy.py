@@ -6,9 +6,9 @@ offer, each level spread evenly over its bins that are not empty. The candidate 
 
 Exact zeros are left out: they are exact under every candidate, and after a ReLU they would drown everything else.
 
-``P`` counts what is clipped as if it had been there, so that the divergence says nothing of it: of values that begin far
-from zero, such as the pixels of bright images, a candidate that keeps the first few bins alone loses no information by
-that measure. Candidates that clip more than half of the values are therefore left out.
+``P`` counts what is clipped as if it had been there, so that the divergence says nothing of it: of values that begin
+far from zero, such as the pixels of bright images, a candidate that keeps the first few bins alone loses no information
+by that measure. Candidates that clip more than half of the values are therefore left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from repq.quant.calibration.histogram import Histogram
 from repq.quant.scaling import Scheme
 from repq.results import Range
-
 
 LEAST_KEPT = 0.5
 """Share of the values that are not zero."""
