@@ -137,6 +137,23 @@ class OnnxRuntimePeer(Peer):
         return self._path.stat().st_size
 
 
+class NncfOnnxPeer(OnnxRuntimePeer):
+    """``nncf.quantize`` on the ONNX model, mixed preset."""
+
+    def __init__(self, onnx_path: Path, images: Sequence[Images], folder: Path) -> None:
+        import nncf
+
+        super().__init__("NNCF INT8 of the ONNX file (mixed)", folder / "nncf.onnx")
+        name = read_source(onnx_path).input.name
+        quantized = nncf.quantize(
+            onnx.load(str(onnx_path)),
+            nncf.Dataset([{name: image} for image in images]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+        )
+        onnx.save(quantized, str(self._path))
+
+
 class QuantizeStaticPeer(OnnxRuntimePeer):
     """``quantize_static``: Q/DQ, UINT8 activations, INT8 weights per channel; run without any change to the graph.
 

@@ -240,7 +240,7 @@ def _work_through(
     log: Log,
 ) -> None:  # fmt: skip
     still, workers, before = source.kind == "images", job.config.workers, tally.images + tally.skipped_count
-    finished = prefetch(partial(job.finish, still=still), _run_through(source, job), workers=workers, ahead=workers)
+    finished = prefetch(partial(job.finish, still=still), _run_through(source, job), workers=workers, ahead=2 * workers)
 
     def write(result: tuple[list[Prediction], tuple[tuple[str, str], ...]]) -> None:
         for found in result[0]:
@@ -275,7 +275,7 @@ def _run_through(source: Source, job: _Job) -> Iterator[_Chunk]:
         frames = (frame for frame in takewhile(bool, read) if frame is not None)
     workers = job.config.workers
     chunks = _chunked(islice(frames, job.config.frames), job.batch)
-    taken = prefetch(job.take, chunks, workers=workers, ahead=max(2 * workers, job.at_once))
+    taken = prefetch(job.take, chunks, workers=workers, ahead=2 * max(workers, job.at_once))
     return in_order(job.run, taken, job.at_once)
 
 
