@@ -137,6 +137,6 @@ def prefetch(
                 future.cancel()
 
 
-def in_order(function: Callable[[Item], Value], items: Iterable[Item], at_once: int) -> Generator[Value]:
+def concurrently(function: Callable[[Item], Value], items: Iterable[Item], at_once: int) -> Generator[Value]:
     """Yield ``function(item)`` in the order of ``items``, computed by so many threads; by the caller's own for one."""
     return prefetch(function, items, workers=at_once if at_once > 1 else 0, ahead=2 * at_once)

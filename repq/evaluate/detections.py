@@ -10,7 +10,7 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches, in_order, prefetch, read_image
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, concurrently, prefetch, read_image
 from repq.errors import DataError
 from repq.evaluate.augmented import PLAIN, View, merged, mirror_boxes, mirror_images, views
 from repq.evaluate.postprocess import postprocess
@@ -98,7 +98,7 @@ def detect_all(
             mirrored = view.size[1] if view.mirrored else None
             return boxes_in_images(output, batch, dataset.names, config, layout, mirrored), took
 
-        looked = in_order(look, loaded, at_once)
+        looked = concurrently(look, loaded, at_once)
         for boxes_of_batch, took in progress(looked, total=-(-len(dataset) // config.batch), label=label):
             of_view.extend(boxes_of_batch)
             times.append(took)
@@ -124,7 +124,7 @@ def detect_images(
     """
     loaded = prefetch(lambda record: read_image(record.path), dataset.records, ahead=2 * batch)
     steps = -(-len(dataset) // batch)
-    looked = in_order(detect, (list(islice(loaded, batch)) for _ in range(steps)), at_once)
+    looked = concurrently(detect, (list(islice(loaded, batch)) for _ in range(steps)), at_once)
     found = list(chain.from_iterable(progress(looked, total=steps, label=label)))
     return Detections(_names(dataset.records), tuple(found))
 

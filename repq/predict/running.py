@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from repq.api.detected import Detected
 from repq.api.model import Model, Size
 from repq.api.service import Prepared, Service, finder_of, thresholds_of
-from repq.data import in_order, prefetch
+from repq.data import concurrently, prefetch
 from repq.data.classes import class_places
 from repq.errors import DataError, RepqError
 from repq.files import replacing_folder
@@ -276,7 +276,7 @@ def _run_through(source: Source, job: _Job) -> Iterator[_Chunk]:
     workers = job.config.workers
     chunks = _chunked(islice(frames, job.config.frames), job.batch)
     taken = prefetch(job.take, chunks, workers=workers, ahead=2 * max(workers, job.at_once))
-    return in_order(job.run, taken, job.at_once)
+    return concurrently(job.run, taken, job.at_once)
 
 
 def detected(

@@ -70,7 +70,7 @@ def disturbed(timed: Timed | None) -> list[Finding]:
     if timed is None or not timed.crowded:
         return []
     return [Finding("warn", f"{load_of(timed)}: no latency and no speedup is to be trusted.",
-                    "Time again while nothing else computes .")]  # fmt: skip
+                    "Time again while nothing else computes.")]  # fmt: skip
 
 
 def load_of(timed: Timed) -> str:

@@ -17,18 +17,16 @@ import onnx
 import pytest
 from detectors import (
     SIZE,
-    anchored,
     boxes_scores,
     detr,
     end2end,
-    fastestdet,
     labelled,
-    nanodet,
     shares,
     yolov5,
     yolox_raw,
 )
 from onnx import ModelProto, TensorProto, helper
+from test_raw_layouts import RAW
 
 import repq
 from repq.api.opening import load
@@ -41,19 +39,15 @@ from repq.layout import OutputLayout
 from repq.model import load_graph
 from repq.recipe import GraphConfig, LetterboxConfig
 
-ANCHORS = (10.0, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119)
 KINDS: dict[str, tuple[Callable[[], ModelProto], GraphConfig]] = {
     "yolox-raw": (yolox_raw, GraphConfig()),
     "end2end": (end2end, GraphConfig()),
     "boxes-scores": (boxes_scores, GraphConfig()),
     "shares": (shares, GraphConfig()),
     "detr": (detr, GraphConfig()),
-    "fastestdet": (fastestdet, GraphConfig()),
-    "nanodet": (nanodet, GraphConfig()),
     "labelled": (labelled, GraphConfig()),
     "labelled, not counted": (partial(labelled, False), GraphConfig()),
-    "yolov5-raw": (anchored, GraphConfig(layout="yolov5-raw", anchors=ANCHORS)),
-    "flat maps": (partial(anchored, False), GraphConfig(layout="yolov7-raw", anchors=ANCHORS)),
+    **RAW,
 }
 IMGSZ = (SIZE, SIZE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from repq.errors import GraphError, RepqError
 from repq.evaluate import postprocess
 from repq.export import export_float, export_quantized
 from repq.graph import lint, nms_output, read_metadata
-from repq.model import build, count_macs, layer_ids, load_graph, read_spec
+from repq.model import Checkpoint, build, count_macs, layer_ids, load_graph, read_spec
 from repq.quant import quantize
 from repq.recipe import EvalConfig, GraphConfig, NmsConfig, PtqConfig
 
@@ -275,8 +276,12 @@ SUPPRESSED |= {f"shares-{which}": partial(shares, which) for which in ("first", 
 def test_suppression_inside_finds_what_suppression_outside_finds(name: str, tmp_path: Path) -> None:
     opened = load_graph(saved(SUPPRESSED[name](), tmp_path))
     assert opened.spec.num_classes == CLASSES and not opened.spec.layout.one_per_object
-    settings = {"confidence": 0.2, "iou": 0.5, "max_detections": 30, "multi_label": False}
-    inside = nms_output(export_float(opened.model, IMGSZ, names=opened.names), NmsConfig(**settings))
+    demand_same_suppression(opened, confidence=0.2)
+
+
+def demand_same_suppression(opened: Checkpoint, confidence: float) -> None:
+    settings: dict[str, Any] = {"confidence": confidence, "iou": 0.5, "max_detections": 30, "multi_label": False}
+    inside = nms_output(export_float(opened.model, IMGSZ, names=opened.names or NAMES), NmsConfig(**settings))
     with torch.no_grad():
         detections = opened.model(noise(2)).numpy()
     wanted = postprocess(detections, EvalConfig(**settings), opened.spec.layout)

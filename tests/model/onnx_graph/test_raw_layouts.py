@@ -14,18 +14,17 @@ import pytest
 import torch
 from detectors import CLASSES, COUNT, DETECTORS, NAMES, SIZE, STRIDES, anchored, end2end, fastestdet, labelled, nanodet
 from onnx import ModelProto, helper
-from test_graph_detector import IMGSZ, noise, run, saved
+from test_graph_detector import IMGSZ, demand_same_suppression, noise, run, saved
 
 import repq
 from repq.box_codings import CODINGS, coding
 from repq.errors import GraphError, RepqError
-from repq.evaluate import postprocess
 from repq.export import export_float
 from repq.graph import nms_output
 from repq.layout import OutputLayout, cells_of
 from repq.model import load_graph
 from repq.output_layouts import LAYOUTS, Outputs, form_of, recognize
-from repq.recipe import EvalConfig, GraphConfig, NmsConfig
+from repq.recipe import GraphConfig, NmsConfig
 
 ANCHORS = (10.0, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119)
 
@@ -293,14 +292,7 @@ RAW = {
 def test_suppression_inside_decodes_as_outside(name: str, tmp_path: Path) -> None:
     make, config = RAW[name]
     opened = load_graph(saved(make(), tmp_path), config=config)
-    settings: dict[str, Any] = {"confidence": 0.1, "iou": 0.5, "max_detections": 30, "multi_label": False}
-    inside = nms_output(export_float(opened.model, IMGSZ, names=NAMES), NmsConfig(**settings))
-    with torch.no_grad():
-        detections = opened.model(noise(2)).numpy()
-    wanted = postprocess(detections, EvalConfig(**settings), opened.spec.layout)
-    for found, expected in zip(run(inside, noise(2))[0], wanted, strict=True):
-        assert len(expected)
-        np.testing.assert_allclose(found[found[:, 4] > 0], expected, rtol=1e-3, atol=1e-2)
+    demand_same_suppression(opened, confidence=0.1)
 
 
 def test_final_lists_are_not_suppressed_again(tmp_path: Path) -> None:
