@@ -171,7 +171,8 @@ def _as_record(image: Image, number: int, folder: Path) -> ImageRecord:
 
 def _measured(records: Sequence[ImageRecord], source: str) -> list[ImageRecord]:
     """The records with their images' sizes, which training and AP need."""
-    from repq.data import image_size, prefetch
+    from repq.concurrency import prefetch
+    from repq.data import image_size
 
     if not records:
         raise DataError(f"there are no images in {source}", fix="give at least one image")

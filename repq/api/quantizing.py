@@ -201,7 +201,7 @@ def ap_on(
     from repq.api.running import Options
 
     labelled = fitted(dataset, weights.names, "the model")
-    options = Options(device=str(next(weights.model.parameters()).device))
+    options = Options(device=str(next(weights.model.parameters()).device), concurrent=True)
 
     def ap(trial: nn.Module) -> float:
         opened = of_weights("trial", replace(weights, model=cast("Detector", trial), names=None), options)

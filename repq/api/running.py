@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -103,6 +102,8 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
     """
     import torch
 
+    from repq.machine.torch_threads import passes_at_once, torch_threads
+
     device, half = resolve_device(options.device), options.half
     if half and (weights.quantized or not device.startswith("cuda")):
         found = "a quantized checkpoint" if weights.quantized else f"the device {device!r}"
@@ -112,10 +113,13 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
     if half or next(model.parameters()).device != torch.empty(0, device=device).device:
         model = copy.deepcopy(model).to(device, dtype)  # others run these weights too
 
+    threads = options.threads or torch.get_num_threads()
+    at_once = min(threads, passes_at_once(device)) if options.concurrent else 1
+
     @torch.inference_mode()
     def unchecked(images: Images) -> Images:
         batch = torch.from_numpy(images).to(device, dtype, non_blocking=True)
-        with _torch_threads(options.threads):
+        with torch_threads(threads // at_once):
             result: Images = model(batch).float().cpu().numpy()
         return result
 
@@ -131,24 +135,9 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
         variant="int8" if weights.quantized else "float16" if half else "float32",
         precision="int8 simulated in float32" if weights.quantized else "float16" if half else "float32",
         size_bytes=size_bytes,
+        runs_at_once=at_once,
         on_device=partial(_torch_work, model, device, dtype) if device.startswith("cuda") else None,
     )
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """As many threads inside the block. What else the process computes keeps its own: sums depend on the number."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _torch_work(

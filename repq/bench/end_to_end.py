@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from repq.data import prefetch
+from repq.concurrency import prefetch
 from repq.errors import RepqError
 from repq.machine.turns import Clock, in_order
 from repq.progress import Progress, silent

@@ -10,7 +10,7 @@ from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
 from repq.data.images import decode_image, image_size, read_image
 from repq.data.letterbox import LetterboxTransform, letterbox, letterbox_transform
 from repq.data.load import listed_images, load_dataset
-from repq.data.loader import Batch, LetterboxedImages, batches, concurrently, prefetch, to_input
+from repq.data.loader import Batch, LetterboxedImages, batches, to_input
 
 __all__ = [
     "Batch",
@@ -24,7 +24,6 @@ __all__ = [
     "batches",
     "calibration_set",
     "class_places",
-    "concurrently",
     "decode_image",
     "demand_objects",
     "draw_sample",
@@ -40,7 +39,6 @@ __all__ = [
     "make_demo_set",
     "overlap_note",
     "pixel_boxes",
-    "prefetch",
     "read_image",
     "read_manifest",
     "to_input",

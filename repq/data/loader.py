@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.concurrency import prefetch
 from repq.data.dataset import DetectionDataset, ImageRecord
 from repq.data.images import read_image
 from repq.data.letterbox import DEFAULT, USUAL, LetterboxTransform, letterbox
 from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig
-
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,30 +108,3 @@ def batches(
     for start in range(0, len(records), batch):
         images, transforms = zip(*islice(loaded, batch), strict=True)
         yield Batch(to_input(images, preprocessing), transforms, tuple(range(start, start + len(images))))
-
-
-def prefetch(
-    function: Callable[[Item], Value], items: Iterable[Item], *, workers: int = 2, ahead: int = 16
-) -> Generator[Value]:
-    """Yield ``function(item)`` in the order of ``items``, computed by threads at most ``ahead`` items in advance."""
-    if workers < 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Value]] = deque()
-    source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="repq-load") as pool:
-        try:
-            waiting.extend(pool.submit(function, item) for item in islice(source, max(ahead, workers)))
-            while waiting:
-                value = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-                yield value
-        finally:
-            # When the consumer stops early, what has not begun is not worth doing.
-            for future in waiting:
-                future.cancel()
-
-
-def concurrently(function: Callable[[Item], Value], items: Iterable[Item], at_once: int) -> Generator[Value]:
-    """Yield ``function(item)`` in the order of ``items``, computed by so many threads; by the caller's own for one."""
-    return prefetch(function, items, workers=at_once if at_once > 1 else 0, ahead=2 * at_once)

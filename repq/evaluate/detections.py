@@ -10,7 +10,8 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.data import Batch, DetectionDataset, ImageRecord, batches, concurrently, prefetch, read_image
+from repq.concurrency import concurrently, prefetch
+from repq.data import Batch, DetectionDataset, ImageRecord, batches, read_image
 from repq.errors import DataError
 from repq.evaluate.augmented import PLAIN, View, merged, mirror_boxes, mirror_images, views
 from repq.evaluate.postprocess import postprocess

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from repq.memory import no_garbage_collection
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 
@@ -37,7 +37,7 @@ def time_in_turns(
     for run in runs:
         for _ in range(config.warmup):
             run()
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for number in progress(range(config.rounds), total=config.rounds, label=label):
             for index in in_order(len(runs), number):
                 _settle(runs[index], config.settle_ms, clock)
@@ -60,15 +60,3 @@ def _settle(run: Callable[[], Any], milliseconds: float, clock: Clock) -> None:
 def in_order(count: int, number: int) -> Sequence[int]:
     """The turns of a round: forward in even rounds, backward in odd ones."""
     return range(count) if number % 2 == 0 else range(count - 1, -1, -1)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python's collector out of the timed calls; ``time_in_turns`` collects between rounds."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -7,7 +7,7 @@ from repq.lazy import lazy_names
 if TYPE_CHECKING:
     from repq.model.algebra import Affine, BranchScales, Fold, Foldable, Plain, Searched, conv_and_norm
     from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from repq.model.detector import Detector, TrainOutput, build, count_macs, layer_ids, outline
+    from repq.model.detector import Detector, TrainOutput, build, count_macs, counting_macs, layer_ids, outline
     from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover, search_and_target
     from repq.model.family import Family, PublishedSpeed, Recovery, Spec
     from repq.model.onnx_graph.opening import load_graph
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "algebra": ("Affine", "BranchScales", "Fold", "Foldable", "Plain", "Searched", "conv_and_norm"),
     "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
-    "detector": ("Detector", "TrainOutput", "build", "count_macs", "layer_ids", "outline"),
+    "detector": ("Detector", "TrainOutput", "build", "count_macs", "counting_macs", "layer_ids", "outline"),
     "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover", "search_and_target"),
     "onnx_graph.opening": ("load_graph",),
     "family": ("Family", "PublishedSpeed", "Recovery", "Spec"),
@@ -39,6 +39,7 @@ __all__ = [
     "build",
     "conv_and_norm",
     "count_macs",
+    "counting_macs",
     "family_named",
     "get_spec",
     "layer_ids",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -177,17 +177,28 @@ def _counted_of_shapes(spec: Spec, imgsz: tuple[int, int]) -> dict[LayerId, int]
 
 
 def _counted(model: Detector, imgsz: tuple[int, int], device: str) -> dict[LayerId, int]:
-    counts = dict.fromkeys(layer_ids(model), 0)
+    with counting_macs(model) as counts, torch.no_grad():
+        model(torch.zeros(1, 3, *imgsz, device=device))
+    return counts
+
+
+@contextmanager
+def counting_macs(deploy_model: Detector) -> Iterator[dict[LayerId, int]]:
+    """What `count_macs` gives, of the images that the model is run on within the block, filled in by its runs."""
+    counts, images = dict.fromkeys(layer_ids(deploy_model), 0), [1]
+
+    def begin(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        images[0] = len(inputs[0])
 
     def counter(layer: LayerId) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             counted = inputs[0] if output_axis(module) else output
-            counts[layer] = counted.numel() * module.weight[0].numel()
+            counts[layer] = counted.numel() // images[0] * module.weight[0].numel()
 
         return hook
 
-    for layer, module in layers_of(model):
-        module.register_forward_hook(counter(layer))
-    with torch.no_grad():
-        model(torch.zeros(1, 3, *imgsz, device=device))
-    return counts
+    with ExitStack() as stack:
+        stack.enter_context(deploy_model.register_forward_pre_hook(begin))
+        for layer, module in layers_of(deploy_model):
+            stack.enter_context(module.register_forward_hook(counter(layer)))
+        yield counts

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from repq.api.detected import Detected
 from repq.api.model import Model, Size
 from repq.api.service import Prepared, Service, finder_of, thresholds_of
-from repq.data import concurrently, prefetch
+from repq.concurrency import concurrently, prefetch
 from repq.data.classes import class_places
 from repq.errors import DataError, RepqError
 from repq.files import replacing_folder

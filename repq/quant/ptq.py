@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
-from repq.model import Detector, count_macs, layer_ids
+from repq.memory import copied
+from repq.model import Detector, counting_macs, layer_ids
 from repq.progress import Progress, silent
 from repq.quant.calibration import CALIBRATORS, calibrator
 from repq.quant.calibration.observation import Groups, Images, Observation, largest_scales, observe, set_scales
@@ -140,8 +140,8 @@ def observe_model(
     wanted = config.correct.images if any(correction.keeps_images for correction in possible) else 0
     kept: list[Tensor] = []
     model, images = insert_quantizers(fused, plan, config).eval(), _keeping(on_device_of(fused, batches), kept, wanted)
-    observation, seen = _observe(model, layers, images, config, progress, possible, for_all)
-    macs = count_macs(fused, observation.input_size)
+    with counting_macs(model) as macs:
+        observation, seen = _observe(model, layers, images, config, progress, possible, for_all)
     observed = Observed(fused, model, plan, observation, tuple(kept), seen, macs, groups, progress=progress)
     return observe_corrected(observed, batches, config, for_all=for_all)
 
@@ -161,7 +161,7 @@ def observe_corrected(
     if not before:
         return plain
     fused, progress, layers = plain.reference, plain.progress, layer_ids(plain.reference)
-    reference, notes, anew = copy.deepcopy(fused), list[str | None](plain.notes), set[LayerId]()
+    reference, notes, anew = copied(fused), list[str | None](plain.notes), set[LayerId]()
     for number, (correction, value) in enumerate(before):
         changed = correction.changed_inputs(reference)
         images, seen = on_device_of(fused, batches), plain.seen if number == 0 else {}
@@ -203,7 +203,7 @@ def apply(observed: Observed, config: PtqConfig, *, rows: bool = True) -> Quanti
     Args:
         rows: whether the result has its rows; else `with_rows` adds them, to one that nothing was corrected in after.
     """
-    model, notes, own_scales = copy.deepcopy(observed.model), list[str | None](observed.notes), None
+    model, notes, own_scales = copied(observed.model), list[str | None](observed.notes), None
     notes += set_scales(model, observed.observation, config.calibration)
     if observed.groups:
         own_scales = scale_table(model)
@@ -233,7 +233,7 @@ def with_rows(outcome: QuantizedModel, observed: Observed) -> QuantizedModel:
 
 def add_last(outcome: QuantizedModel, observed: Observed, config: PtqConfig, correction: Correction) -> QuantizedModel:
     """What `apply` gives with ``config``, from the outcome without this correction, the last that acts."""
-    model = copy.deepcopy(outcome.model)
+    model = copied(outcome.model)
     keep_float_values(model)
     note = correction.act(model, correction.value(config.correct), observed.material(config))
     return replace(outcome, model=model, config=config, notes=(*outcome.notes, *([note] if note else [])))

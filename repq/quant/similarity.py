@@ -11,12 +11,13 @@ to 1; the plain form ``y·y_q / (|y| |y_q|)`` loses all digits there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from repq.machine.torch_threads import in_passes
 from repq.model import Detector
 from repq.results import Similarity
 
@@ -104,14 +105,21 @@ class OutputErrors:
 @torch.no_grad()
 def outputs_of(model: Detector, batches: Iterable[Tensor]) -> list[Outputs]:
     """Boxes and scores of each batch."""
-    return [model.complete(model.features(images))[1] for images in batches]
+    return list(_each_output(model, batches))
+
+
+def _each_output(model: Detector, batches: Iterable[Tensor]) -> Iterator[Outputs]:
+    def outputs(images: Tensor) -> Outputs:
+        return model.complete(model.features(images))[1]
+
+    return in_passes(outputs, batches, str(next(model.parameters()).device))
 
 
 @torch.no_grad()
 def head_snr_db(model: Detector, batches: Sequence[Tensor], reference: Sequence[Outputs]) -> float:
     """SNR in dB of a model's boxes and scores against ``reference``, the float model's on the same batches."""
     sums = (ErrorSums(), ErrorSums())
-    for images, wanted in zip(batches, reference, strict=True):
-        for part, before, after in zip(sums, wanted, *outputs_of(model, [images]), strict=True):
+    for found, wanted in zip(_each_output(model, batches), reference, strict=True):
+        for part, before, after in zip(sums, wanted, found, strict=True):
             part.add(before, after)
     return similarity(sums).snr_db

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,6 +10,7 @@ from torch import nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
+from repq.memory import copied
 from repq.model.weighted import is_layer
 from repq.quant.convolution import QuantizedLayer, is_depthwise, is_quantized, set_quantizing, with_quantizers
 from repq.quant.quantizer import Quantizer
@@ -28,7 +28,7 @@ def insert_quantizers(fused: Model, plan: QuantPlan, config: PtqConfig) -> Model
     Raises:
         QuantizationError: a layer of the plan is not in the model, or is no float layer.
     """
-    model = copy.deepcopy(fused)
+    model = copied(fused)
     for layer in plan.int8:
         parent_path, _, name = layer.rpartition(".")
         try:

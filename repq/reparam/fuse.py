@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from repq.errors import RepqError
+from repq.memory import copied
 from repq.model import Affine, Detector, Foldable, build
 
 
@@ -42,7 +42,7 @@ def fuse(model: Detector) -> Detector:
     Raises:
         RepqError: a part of the deployed form has no counterpart in the model.
     """
-    return copy.deepcopy(model).eval() if model.deploy else assemble(model, list(folded_blocks(model)))
+    return copied(model).eval() if model.deploy else assemble(model, list(folded_blocks(model)))
 
 
 def folded_blocks(model: Detector) -> Iterator[Folded]:

@@ -80,7 +80,7 @@ def ptq_checkpoint(
     def accuracy(found: Weights) -> Accuracy | None:
         if val_set is None:
             return None
-        handle = of_weights(weights.name, replace(found, names=None), Options(device=device))
+        handle = of_weights(weights.name, replace(found, names=None), Options(device=device, concurrent=True))
         return accuracy_of(handle, val_set, imgsz, eval_config, progress)
 
     before, after, own, counts = accuracy(start), accuracy(made.weights), None, None

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.data import ImageCache, ImageRecord, Sample, draw_sample, prefetch
+from repq.concurrency import prefetch
+from repq.data import ImageCache, ImageRecord, Sample, draw_sample
 from repq.distributed import ALONE, Processes
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_sets import write_image
 
-from repq.data import ImageRecord, LetterboxedImages, batches, letterbox, prefetch, read_image
+from repq.data import ImageRecord, LetterboxedImages, batches, letterbox, read_image
 from repq.errors import DataError
 from repq.recipe import LetterboxConfig
 
@@ -48,30 +46,6 @@ def test_a_vanished_image_is_an_error(records: list[ImageRecord]) -> None:
     records[4].path.unlink()
     with pytest.raises(DataError, match="cannot read the image"):
         list(batches(records, (32, 32), 2))
-
-
-def test_prefetch_keeps_the_order_and_its_distance() -> None:
-    started, lock = [], threading.Lock()
-
-    def work(item: int) -> int:
-        with lock:
-            started.append(item)
-        time.sleep(0.002 if item % 3 else 0.01)
-        return item * item
-
-    taken = []
-    for value in prefetch(work, range(40), workers=4, ahead=6):
-        taken.append(value)
-        assert len(started) <= len(taken) + 6
-    assert taken == [item * item for item in range(40)]
-
-
-def test_prefetch_stops_when_nobody_listens() -> None:
-    started = []
-    values = prefetch(started.append, range(1000), workers=2, ahead=4)
-    next(values)
-    values.close()  # type: ignore[attr-defined]
-    assert len(started) <= 6
 
 
 @pytest.mark.parametrize("room", [0, 3 * 32 * 64 * 3, 1 << 20])

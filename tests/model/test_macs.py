@@ -7,7 +7,7 @@ import torch
 
 from repq.errors import RepqError
 from repq.layers import LayerId
-from repq.model import build, count_macs, layer_ids
+from repq.model import build, count_macs, counting_macs, layer_ids
 
 
 def test_matches_counting_by_hand() -> None:
@@ -53,6 +53,15 @@ def test_leaves_the_model_alone() -> None:
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["yolov6n_v2", "yolov6lite_s", "yolox_nano"])
+def test_runs_on_several_images_tell_the_work_of_one(name: str) -> None:
+    model = build(name, 3, deploy=True).eval()
+    with counting_macs(model) as counts, torch.no_grad():
+        model(torch.zeros(3, 3, 64, 128))
+    assert counts == count_macs(model, (64, 128))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_each_caller_gets_counts_of_its_own() -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from small_detectors import images, uneven
 from torch import nn
 
+from repq.errors import QuantizationError
+from repq.machine.torch_threads import torch_threads
 from repq.model import Detector, layer_ids
 from repq.quant import quantize, quantize_at_best, quantize_in_steps, quantized_layers, scale_table
 from repq.quant.calibration.observation import channel_ranges
@@ -23,6 +25,7 @@ from repq.quant.corrections.outputs import channel_moments
 from repq.quant.corrections.rounding import DAMPING, SWEEPS, best_rounding
 from repq.quant.ptq import observe_model
 from repq.quant.quantizer import CACHED, fake_quantize
+from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
 
 CALIBRATION = CalibrationConfig(bins=256)
@@ -160,3 +163,42 @@ def _descended(weight: torch.Tensor, steps: torch.Tensor, gram: torch.Tensor) ->
             slope += torch.where(better, move, 0)[:, None] * damped[j]
             current[better, j], other[better, j] = other[better, j], current[better, j]
     return current * steps
+
+
+@pytest.mark.parametrize("corrections", [{}, {"equalize": True, "channel_inputs": True}])
+def test_what_is_seen_does_not_hang_on_who_adds_it(fused: Detector, corrections: dict[str, Any]) -> None:
+    """With one thread the model's own adds what layers receive; with two, the other one does."""
+    config, batches = plain(**corrections), [images(seed=seed) for seed in range(3)]
+    with torch_threads(1):
+        alone = observe_model(fused, batches, config, for_all=True)
+    with torch_threads(2):
+        behind = observe_model(fused, batches, config, for_all=True)
+        assert torch.get_num_threads() == 2
+    for layer, histogram in alone.observation.histograms.items():
+        assert histogram.same_values(behind.observation.histograms[layer])
+    for name, ranges in alone.seen.items():
+        for layer, found in (ranges or {}).items():
+            again = behind.seen[name][layer]
+            assert all(np.array_equal(*pair) for pair in zip(found.arrays(), again.arrays(), strict=True))
+    assert alone.macs == behind.macs
+
+
+def test_an_activation_that_is_not_finite_is_named_whoever_adds_it(fused: Detector) -> None:
+    broken = copy.deepcopy(fused)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    said = []
+    for threads in (1, 2):
+        with torch_threads(threads), pytest.raises(QuantizationError, match="is not finite") as raised:
+            observe_model(broken, [images()], plain())
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
+def test_the_snr_does_not_hang_on_how_many_passes_go_on_at_once(fused: Detector) -> None:
+    judging = [images(seed=seed) for seed in range(5)]
+    quantized, found = quantize(fused, judging[:1], plain()).model, []
+    for threads in (1, 2):
+        with torch_threads(threads):
+            found.append(head_snr_db(quantized, judging, outputs_of(fused, judging)))
+    assert found[0] == found[1] and found[0] != head_snr_db(quantized, judging[:1], outputs_of(fused, judging[:1]))

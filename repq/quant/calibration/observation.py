@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from repq.concurrency import Behind
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.machine.torch_threads import torch_threads
 from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
 from repq.quant.calibration import Calibrator, Observer, calibrator
@@ -37,6 +41,11 @@ Images = NDArray[np.float32] | Tensor
 Groups = Sequence[Sequence[LayerId]]
 """Layers whose inputs must share a scale (``repq.graph.layer_groups``); disjoint."""
 
+WAITING = 4
+"""Activations that may wait to be added to what was seen."""
+
+_BEHIND: ContextVar[Behind | None] = ContextVar("the thread that adds what watched layers receive", default=None)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -45,14 +54,12 @@ class Observation:
     Attributes:
         histograms: of each layer's input.
         images: how many there were.
-        input_size: their height and width.
         further: by name of a calibrator with observers of its own, those of each layer's input.
         chosen: the ranges that `range_of` has found: trials ask for the same ones.
     """
 
     histograms: Mapping[LayerId, Histogram]
     images: int
-    input_size: tuple[int, int]
     further: Mapping[str, Mapping[LayerId, Observer]] = field(default_factory=dict)
     chosen: dict[Any, Range] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -120,7 +127,7 @@ def observe(
         own = {layer: entry.observer(name, bins) for layer, name in names.items()}
         if None not in own.values():
             further[entry.name] = own  # type: ignore[assignment]
-    images, size = 0, (0, 0)
+    images = 0
     training = model.training
     with ExitStack() as stack:
         stack.callback(model.train, training)
@@ -130,23 +137,46 @@ def observe(
         for layer, observer in ((layer, seen[layer]) for seen in everything for layer in layers):
             stack.enter_context(watch(model.get_submodule(layer), observer))
         device = next(model.parameters()).device
+        stack.enter_context(_adding_behind(device))
         for batch in progress(batches, label="calibrate"):
             inputs = torch.as_tensor(batch, dtype=torch.float32, device=device)
             model(inputs)
             images += len(inputs)
-            size = (inputs.shape[-2], inputs.shape[-1])
     if not images:
         raise QuantizationError(
             "there is nothing to calibrate on", found="no images", fix="give at least one calibration image"
         )
-    return Observation(histograms, images, size, further)
+    return Observation(histograms, images, further)
+
+
+@contextmanager
+def _adding_behind(device: torch.device) -> Iterator[None]:
+    """Let what `watch` sees in the block be added by a thread of its own, in order, while the model goes on.
+
+    The model and the thread have half of torch's threads each. On a GPU nothing would be won.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
+    half = threads // 2
+    with torch_threads(threads - half), Behind(WAITING, partial(torch.set_num_threads, half)) as behind:
+        token = _BEHIND.set(behind)
+        try:
+            yield
+        finally:
+            _BEHIND.reset(token)
 
 
 def watch(module: nn.Module, seen: Any) -> RemovableHandle:
     """Add all inputs of ``module`` to ``seen`` until the handle is removed (or its ``with`` block ends)."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.add(inputs[0])
+        behind = _BEHIND.get()
+        if behind is None:
+            seen.add(inputs[0])
+        else:
+            behind.do(partial(seen.add, inputs[0]))
 
     return module.register_forward_pre_hook(hook)
 
