@@ -216,7 +216,7 @@ def channel_ranges(
     model: nn.Module, layers: Iterable[LayerId], batches: Iterable[Tensor]
 ) -> dict[LayerId, ChannelRange]:
     """The ranges per channel of what ``layers`` receive, the model as it is."""
-    with watching_ranges(model, layers) as ranges:
+    with watching_ranges(model, layers) as ranges, _adding_behind(next(model.parameters()).device):
         for images in batches:
             model(images)
     return ranges
