@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from repq.cli.generated import bare, bounds_of, choices_of, default_of
 from repq.cli.shell import Shell
 from repq.errors import RecipeError
-from repq.recipe.base import Config, marks, setting, settings_in
+from repq.recipe.base import Config, annotation_of, marks, setting, settings_in
 from repq.recipe.whole import Recipe, recipe_class
 
 _KINDS = {bool: "true|false", int: "integer", float: "number", str: "text", Path: "path"}
@@ -66,7 +66,7 @@ def settings_of(kind: type[Config], prefix: str = "") -> Iterator[dict[str, Any]
         if nested is not None:
             yield from settings_of(nested, f"{prefix}{name}.")
             continue
-        annotation: Any = Annotated.__class_getitem__((info.annotation, *info.metadata, None))  # type: ignore[attr-defined]
+        annotation = annotation_of(info)
         allowed = "|".join(choices_of(annotation)) or bounds_of(annotation)
         plain = bare(annotation)[0]
         yield {

@@ -25,7 +25,7 @@ from repq.cli.relations import demand_relations
 from repq.cli.shell import Shell
 from repq.printable import printable
 from repq.recipe import for_target, parse_settings, set_value
-from repq.recipe.base import AnyPath, Config, OneOf, demand_number, marks, settings_in
+from repq.recipe.base import AnyPath, Config, OneOf, annotation_of, demand_number, marks, settings_in
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -106,11 +106,9 @@ def _offered(
             default = changes.get("default", info.get_default(call_default_factory=True))
             if default is PydanticUndefined and above is not None and not above.is_required():
                 default = None
-            annotation: Any = bool if nested else info.annotation
-            if info.metadata and not nested:
-                annotation = Annotated.__class_getitem__((annotation, *info.metadata))  # type: ignore[attr-defined]
             yield Option(
-                targets={path: info.get_default(call_default_factory=True)}, annotation=annotation, default=default,
+                targets={path: info.get_default(call_default_factory=True)},
+                annotation=bool if nested else annotation_of(info), default=default,
                 help=changes.get("help", info.description or ""), switch=nested is not None, names=flag.split(),
                 marks={**noted, "needs": noted["needs"] or switch or ()},
             )  # fmt: skip

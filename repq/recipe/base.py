@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -113,6 +114,11 @@ def marks(field: Any) -> Mapping[str, Any]:
     """What `setting` noted of a field; empty for a plain one."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, dict) else {}
+
+
+def annotation_of(field: Any) -> Any:
+    """The type of a field with all that bounds it, as it would stand in the class."""
+    return getitem(Annotated, (field.annotation, *field.metadata)) if field.metadata else field.annotation
 
 
 def settings_in(field: Any) -> type[Config] | None:
