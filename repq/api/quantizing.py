@@ -139,6 +139,7 @@ def quantized(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     with_maxima: bool = True,
+    with_trials: bool = True,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> Quantization:
@@ -148,6 +149,7 @@ def quantized(
         weights: fused; not changed.
         dataset: ``config.calibration`` says which images of it; with labels, ``config.auto`` also looks at AP.
         with_maxima: whether the largest magnitude of every tensor is measured, which an export as FP16 needs.
+        with_trials: whether it is measured what each correction that ``config`` names adds.
 
     Raises:
         QuantizationError: there are no images, or an activation is not finite.
@@ -173,10 +175,10 @@ def quantized(
         outcome = quantize_at_best(
             model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train, progress=progress, groups=groups,
         )  # fmt: skip
-    elif corrected(config):
+    elif corrected(config) and with_trials:
         outcome = quantize_in_steps(model, images(records), config, progress, groups=groups)
     else:
-        outcome = quantize(model, images(records), config, groups=groups)
+        outcome = quantize(model, images(records), config, progress, groups=groups)
     for note in outcome.notes:
         log(note)
     maxima = _maxima(graph, images(records)) if graph is not None and with_maxima else {}

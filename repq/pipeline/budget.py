@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from repq.artifact import Artifact
-from repq.recipe import QatConfig, ap_drop
+from repq.recipe import PlanConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies
 from repq.stages.budget import plans, reduced_range
@@ -49,7 +49,7 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
         yield _name(reduced), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
-        tried = [recipe.model_copy(update={"plan": plan}) for plan in plans(recipe.max_drop)]
+        tried = [recipe.model_copy(update={"plan": plan}) for plan in plans()]
         yield from ((_name(planned), planned) for planned in tried)
         recipe = min((a for a in done if a.recipe in tried), key=lambda attempt: attempt.loss).recipe
     if recipe.qat is None and recipe.allow_qat:
@@ -60,8 +60,14 @@ def _name(recipe: Recipe) -> str:
     parts = ["corrections" if recipe.ptq.auto else "as asked for"]
     parts += ["a reduced range"] if recipe.ptq.reduce_range else []
     if recipe.plan is not None:
-        parts.append("a plan" if recipe.plan.top is None else f"a plan of {recipe.plan.top} layers")
+        parts.append(_plan_name(recipe.plan))
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
+
+
+def _plan_name(plan: PlanConfig) -> str:
+    if plan.max_float is not None:
+        return f"a plan of {plan.max_float:.0%} in float"
+    return "a plan" if plan.top is None else f"a plan of {plan.top} layers"
 
 
 def lost(recipe: Budgeted, measured: Accuracies) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from repq.engine import ENGINES
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
+from repq.quant.corrections import by_layer
 from repq.recipe import (
     NOTHING_TO_LOSE,
     Budget,
@@ -26,12 +28,17 @@ from repq.recipe import (
 from repq.results import PtqReport
 from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
-from repq.stages.sensitivity import PLAN, measure_sensitivity
+from repq.stages.sensitivity import PLAN, measured_layers
 
-FEW = 8
-"""Layers that a plan keeps in float which no budget on train images asks for."""
+SHARES = (0.02, 0.05, 0.1)
+"""Of the multiply-adds, what plans may keep in float, one after the other."""
 
-NOTHING_TO_KEEP = "on images of the train split the budget holds with every layer in INT8"
+RANKED_BY = SensitivityConfig(images=8)
+"""How layers are ranked for these plans: their SNR, not the ranking, decides between them."""
+
+NOTHING_TO_KEEP = (
+    "on train images no layers that cost so little would bring boxes and scores closer to the float model's"
+)
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,21 @@ class PtqJob:
     evaluate: bool = True
     graph: GraphConfig = GraphConfig()
     deploy: DeployConfig = DeployConfig()
+    before: PtqReport | None = None
+
+    def as_in(self, report: PtqReport) -> PtqJob:
+        """The same with the settings that were chosen, for other layers in float.
+
+        What hangs on no layer is not measured again.
+        """
+        return replace(self, config=PtqConfig.model_validate(report.settings), before=report)
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
         """Quantize, and measure where it is to run."""
         report = ptq_checkpoint(
             self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
-            eval_config=self.eval_config, plan=self.plan, graph=self.graph, deploy=self.deploy,
-            device=self.device, evaluate=self.evaluate, progress=progress, log=log,
+            eval_config=self.eval_config, plan=self.plan, before=self.before, graph=self.graph,
+            deploy=self.deploy, device=self.device, evaluate=self.evaluate, progress=progress, log=log,
         )  # fmt: skip
         after = report.accuracy_quantized
         held = Held(report, None if after is None else after.ap, "the simulation", self.plan is not None)
@@ -101,7 +116,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     where the settings were named (``job.config.auto`` is false) or a plan was given.
 
     Raises:
-        RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
+        RepqError: as `ptq_checkpoint` and `measured_layers`.
     """
     best = job.run(out, progress, log)
     if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
@@ -120,30 +135,55 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
         if best.within(max_drop):
             return best
     log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
-    folder = out.with_name(f"{out.name}.sensitivity")
-    for config in plans(max_drop):
-        _, plan = measure_sensitivity(
-            job.weights, folder, SensitivityConfig(), config, job.config, data=job.data,
-            val_split=job.val_split, imgsz=job.imgsz, eval_config=job.eval_config, graph=job.graph, device=job.device,
-            progress=progress, log=log,
-        )  # fmt: skip
-        assert plan is not None
-        if not plan.float_layers:
-            log(NOTHING_TO_KEEP)
-            continue
-        found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
-        best = best if found is None else found
-        if best.within(max_drop):
-            break
-    return replace(best, planned=True)
+    return replace(_with_plans(job, best, out, max_drop, progress, log), planned=True)
 
 
-def plans(max_drop: float) -> tuple[PlanConfig, ...]:
-    """The plans to try, in this order: what holds the budget on train images, then the most sensitive layers.
+def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+    """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
-    Train images may hold it with every layer in INT8 where others do not.
+    All of them have the settings that were chosen for ``best``. A plan is passed over if the noise of boxes and scores
+    falls less with it than the loss has to, as long as a larger one is left.
     """
-    return PlanConfig(max_drop=max_drop), PlanConfig(top=FEW)
+    folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
+    job = job.as_in(best.report)
+    uncorrected = job.config.model_copy(update={"correct": by_layer(job.config.correct)})
+    chosen: PlanConfig | None = None
+    with measured_layers(
+        job.weights, folder, RANKED_BY, uncorrected, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
+        eval_config=job.eval_config, graph=job.graph, device=job.device, progress=progress, log=log,
+    ) as measured:  # fmt: skip
+        wanted_db = gain_for(best.drop, max_drop)
+        *smaller, largest = plans()
+        for config in (*smaller, largest):
+            plan = measured.planned(config, progress=progress, log=log)
+            assert plan is not None
+            kept, gain = frozenset(plan.float_layers), plan.gain_db or 0.0
+            text = f"{config.max_float:.0%} of the multiply-adds"
+            if plan.adds_nothing or kept in tried:
+                log(f"{text}: {NOTHING_TO_KEEP}" if plan.adds_nothing else f"{text}: the same layers")
+                continue
+            if gain < wanted_db and config != largest:
+                log(f"{text}: {gain:+.1f} dB at the head is less than it takes ({wanted_db:.1f} dB)")
+                continue
+            tried.add(kept)
+            log(f"{text}: {len(kept) - len(plan.kept_layers)} layers, {gain:+.1f} dB at the head …")
+            found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
+            best, chosen = (best, chosen) if found is None else (found, config)
+            if best.within(max_drop):
+                break
+        if chosen is not None and chosen != config:
+            measured.planned(chosen, log=log)  # the folder shows what is in `out`
+    return best
+
+
+def gain_for(drop: float | None, max_drop: float) -> float:
+    """What the SNR has to gain in dB if the loss of AP falls as the power of the noise: a guess on the low side."""
+    return 10 * math.log10(drop / max_drop) if drop and max_drop > 0 else 0.0
+
+
+def plans() -> tuple[PlanConfig, ...]:
+    """The plans to try, in this order: of more and more of the multiply-adds in float."""
+    return tuple(PlanConfig(max_float=share) for share in SHARES)
 
 
 def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | None:
