@@ -457,8 +457,8 @@ class Model:
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
             job, notes = measurement(
-                weights, dataset, config, ptq, size, EvalConfig(), device=options.device, progress=options.progress,
-                log=options.log,
+                weights, dataset, config, ptq, size, EvalConfig(), plan=plan, device=options.device,
+                progress=options.progress, log=options.log,
             )  # fmt: skip
             known = Journal(journal, job.key)
             measure_layers(job, known, progress=options.progress)

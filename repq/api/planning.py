@@ -28,11 +28,16 @@ def measurement(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     *,
+    plan: PlanConfig | None = None,
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """What is to be measured: every layer of float weights quantized as ``ptq`` says, and the images to measure on.
+
+    Args:
+        plan: what is to be made of it. Where the SNR with layers in float decides, corrections that would mislead are
+            left out (`repq.quant.corrections.Correction.by_layer`).
 
     Returns:
         It, and the notes of the calibration.
@@ -46,7 +51,8 @@ def measurement(
     plain = ptq.model_copy(update={"keep_float": (), "float_bin_means": False})
     made = quantized(
         fused(weights, device), dataset, plain, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
-        with_trials=False, progress=progress, log=log,
+        with_trials=False,
+        layers_alone=plan is not None and plan.max_float is not None, progress=progress, log=log,
     )  # fmt: skip
     records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
     labelled = dataset.subset(dataset.records[: config.ap_images])

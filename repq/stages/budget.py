@@ -11,7 +11,6 @@ from repq.engine import ENGINES
 from repq.errors import ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
-from repq.quant.corrections import by_layer
 from repq.recipe import (
     NOTHING_TO_LOSE,
     Budget,
@@ -146,14 +145,13 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: P
     """
     folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
     job = job.as_in(best.report)
-    uncorrected = job.config.model_copy(update={"correct": by_layer(job.config.correct)})
+    *smaller, largest = plans()
     chosen: PlanConfig | None = None
     with measured_layers(
-        job.weights, folder, RANKED_BY, uncorrected, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
-        eval_config=job.eval_config, graph=job.graph, device=job.device, progress=progress, log=log,
+        job.weights, folder, RANKED_BY, job.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
+        eval_config=job.eval_config, plan=largest, graph=job.graph, device=job.device, progress=progress, log=log,
     ) as measured:  # fmt: skip
         wanted_db = gain_for(best.drop, max_drop)
-        *smaller, largest = plans()
         for config in (*smaller, largest):
             plan = measured.planned(config, progress=progress, log=log)
             assert plan is not None
@@ -202,6 +200,8 @@ def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) ->
     beside = out.with_name(f".{out.name}")
     try:
         found = job.run(beside, progress, log)
+        if found.drop is not None:
+            log(f"loses {found.drop:.4f} AP in {found.where}")
         if found.drop is None or than.drop is None or found.drop >= than.drop:
             return None
         beside.replace(out)

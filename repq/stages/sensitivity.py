@@ -82,13 +82,18 @@ def measured_layers(
     val_split: str | None = "val",
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
+    plan: PlanConfig | None = None,
     journal_folder: Path | None = None,
     graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
 ) -> Iterator[MeasuredLayers]:
-    """Measure every layer of a checkpoint, on images of one split alone; see `measure_sensitivity` for the rest."""
+    """Measure every layer of a checkpoint, on images of one split alone; see `measure_sensitivity` for the rest.
+
+    Args:
+        plan: of what kind the plans are that will be made of it.
+    """
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, measure_layers
 
@@ -101,8 +106,8 @@ def measured_layers(
         dataset = fitted(dataset, start.names, weights.name, log)
         look_for_overlap(dataset.records, data, val_split, log)
         job, notes = measurement(
-            start, dataset, config, ptq, imgsz, eval_config, device=str(own_device),
-            progress=progress, log=log,
+            start, dataset, config, ptq, imgsz, eval_config, plan=plan, device=str(own_device), progress=progress,
+            log=log,
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
@@ -153,7 +158,7 @@ def measure_sensitivity(
     _demand_measured(config, plan_config)
     with measured_layers(
         weights, out, config, ptq, data=data, split=split, val_split=val_split, imgsz=imgsz, eval_config=eval_config,
-        journal_folder=journal_folder, graph=graph, device=device, progress=progress, log=log,
+        plan=plan_config, journal_folder=journal_folder, graph=graph, device=device, progress=progress, log=log,
     ) as measured:  # fmt: skip
         return measured.sensitivity, measured.planned(plan_config, progress=progress, log=log)
 
