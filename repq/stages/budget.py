@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repq.engine import ENGINES
-from repq.errors import ToleranceError
+from repq.engine.availability import guarded
+from repq.errors import EngineError, ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import (
@@ -35,6 +36,12 @@ SHARES = (0.02, 0.05, 0.1)
 RANKED_BY = SensitivityConfig(images=8)
 """How layers are ranked for these plans: their SNR, not the ranking, decides between them."""
 
+CLEAR = 0.5
+"""Of the budget: what a loss in the simulation may be without a look at the engines, which differ by some tenths of a
+point."""
+
+SIMULATION = "the simulation"
+
 NOTHING_TO_KEEP = (
     "on train images no layers that cost so little would bring boxes and scores closer to the float model's"
 )
@@ -42,7 +49,7 @@ NOTHING_TO_KEEP = (
 
 @dataclass(frozen=True)
 class Held:
-    """What was quantized, and what it loses: in the target where one was named, else in torch's simulation."""
+    """What was quantized, and what it loses where it was measured: in an engine, or in torch's simulation."""
 
     report: PtqReport
     ap: float | None
@@ -52,8 +59,12 @@ class Held:
     @property
     def drop(self) -> float | None:
         """AP that is lost; None: it was not evaluated, or the float model finds nothing."""
+        return None if self.ap is None else self.lost(self.ap)
+
+    def lost(self, ap: float) -> float | None:
+        """What is lost where the AP is this; None: the float model was not evaluated, or finds nothing."""
         before = self.report.accuracy_float
-        return None if before is None or self.ap is None else ap_drop(before.ap, self.ap)
+        return None if before is None else ap_drop(before.ap, ap)
 
     @property
     def measurable(self) -> bool:
@@ -98,13 +109,38 @@ class PtqJob:
             deploy=self.deploy, device=self.device, evaluate=self.evaluate, progress=progress, log=log,
         )  # fmt: skip
         after = report.accuracy_quantized
-        held = Held(report, None if after is None else after.ap, "the simulation", self.plan is not None)
+        held = Held(report, None if after is None else after.ap, SIMULATION, self.plan is not None)
         if self.target is None or after is None:
             return held
+        return replace(held, ap=self.ap_in(self.target, out, progress, log), where=self.target)
+
+    def ap_in(self, engine: EngineName, out: Path, progress: Progress, log: Log) -> float:
+        """AP of what was quantized in an engine."""
         found, _ = evaluate_model(
-            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=self.target, progress=progress, log=log
+            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=engine, progress=progress, log=log
         )
-        return replace(held, ap=found.ap, where=self.target)
+        return found.ap
+
+    def judged(self, held: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+        """The same, with what is lost in the engine that loses most where the simulation is not clear enough.
+
+        That is where nobody named a target, and the simulation loses more than `CLEAR` of the budget. Engines are those
+        of `judges` that take the model.
+        """
+        if self.target is not None or held.drop is None or max_drop >= 1 or holds(held.drop, CLEAR * max_drop):
+            return held
+        found = list[tuple[float, EngineName]]()
+        for name in judges():
+            try:
+                found.append((self.ap_in(name, out, progress, quiet), name))
+            except EngineError as error:
+                log(f"not judged in {name}: {error}")
+        if not found:
+            return held
+        drops = ", ".join(f"{held.lost(ap):.4f} in {name}" for ap, name in found)
+        log(f"loses {held.drop:.4f} AP in {SIMULATION}, {drops}")
+        ap, where = min(found)
+        return replace(held, ap=ap, where=where)
 
 
 def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
@@ -117,7 +153,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     Raises:
         RepqError: as `ptq_checkpoint` and `measured_layers`.
     """
-    best = job.run(out, progress, log)
+    best = job.judged(job.run(out, progress, log), out, max_drop, progress, log)
     if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
         for entry in ENGINES:
             if note := entry.saturation():
@@ -129,7 +165,7 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
         reduced = replace(job, config=smaller)
-        found = _better(reduced, best, out, progress, log)
+        found = _better(reduced, best, out, max_drop, progress, log)
         job, best = (job, best) if found is None else (reduced, found)
         if best.within(max_drop):
             return best
@@ -165,13 +201,19 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: P
                 continue
             tried.add(kept)
             log(f"{text}: {len(kept) - len(plan.kept_layers)} layers, {gain:+.1f} dB at the head …")
-            found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
+            found = _better(replace(job, plan=folder / PLAN), best, out, max_drop, progress, log)
             best, chosen = (best, chosen) if found is None else (found, config)
             if best.within(max_drop):
                 break
         if chosen is not None and chosen != config:
             measured.planned(chosen, log=log)  # the folder shows what is in `out`
     return best
+
+
+def judges() -> tuple[EngineName, ...]:
+    """The engines that tell here what INT8 loses where no target is named; none whose sums saturate on this machine."""
+    usable = (entry for entry in ENGINES if entry.by_default and entry.saturation() is None)
+    return tuple(e.name for e in usable if any(row.usable for row in guarded(e.name, e.availability)))
 
 
 def gain_for(drop: float | None, max_drop: float) -> float:
@@ -195,11 +237,11 @@ def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | No
     return config.model_copy(update={"reduce_range": True}) if helps else None
 
 
-def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) -> Held | None:
+def _better(job: PtqJob, than: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held | None:
     """What ``out`` holds now, if this job loses less; None: it does not, and ``out`` is as it was."""
     beside = out.with_name(f".{out.name}")
     try:
-        found = job.run(beside, progress, log)
+        found = job.judged(job.run(beside, progress, log), beside, max_drop, progress, log)
         if found.drop is not None:
             log(f"loses {found.drop:.4f} AP in {found.where}")
         if found.drop is None or than.drop is None or found.drop >= than.drop:
