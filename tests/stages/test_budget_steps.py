@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repq.engine.openvino import OpenVino
+from repq.errors import EngineError
 from repq.log import Log
 from repq.progress import Progress
-from repq.recipe import EvalConfig, PlanConfig, PtqConfig
+from repq.recipe import EngineName, EvalConfig, PlanConfig, PtqConfig
 from repq.results import Accuracy, PlanReport, PtqReport
-from repq.stages.budget import SHARES, Held, PtqJob, gain_for, quantize_within
+from repq.stages.budget import SHARES, SIMULATION, Held, PtqJob, gain_for, judges, quantize_within
 from repq.stages.sensitivity import PLAN
 
 RANGES = ("full", "reduced")
@@ -183,3 +185,66 @@ def test_the_gain_asked_for_is_none_where_the_budget_holds_and_grows_with_the_lo
     assert (gain_for(drop, bound) > 0) == (10 * math.log10(drop / bound) > 0)
     assert gain_for(2 * drop, bound) - gain_for(drop, bound) == pytest.approx(10 * math.log10(2))
     assert gain_for(drop, 0.0) == gain_for(None, bound) == 0
+
+
+@dataclass(frozen=True)
+class Simulated(PtqJob):
+    """A job that loses so much in the simulation and in engines."""
+
+    loss: float = 0.0
+    losses: dict[str, float | None] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+        report = PtqReport(
+            model="m", scheme="asymmetric", method="max", images=1, int8_macs_share=1.0, layers=(),
+            accuracy_float=accuracy(0.4), accuracy_quantized=accuracy(0.4 - self.loss),
+        )  # fmt: skip
+        return Held(report, 0.4 - self.loss, SIMULATION, planned=True)  # so that nothing else is tried
+
+    def ap_in(self, engine: EngineName, out: Path, progress: Progress, log: Log) -> float:
+        self.asked.append(engine)
+        loss = self.losses[engine]
+        if loss is None:
+            raise EngineError("it does not take the model")
+        return 0.4 - loss
+
+
+def simulated(tmp_path: Path, target: EngineName | None = None, **values: Any) -> Simulated:
+    return Simulated(
+        tmp_path / "w.pt", PtqConfig(), tmp_path / "data.yaml", "val", (64, 64), EvalConfig(), target=target, **values
+    )
+
+
+losses = st.none() | st.floats(-0.01, 0.1)
+
+
+@given(st.floats(-0.01, 0.1), losses, losses)
+def test_the_engine_that_loses_most_decides_where_the_simulation_is_not_clear(
+    loss: float, one: float | None, two: float | None
+) -> None:
+    folder, known = Path("nowhere"), {"onnxruntime": one, "openvino": two}
+    job = simulated(folder, loss=loss, losses=known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repq.stages.budget.judges", lambda: ("onnxruntime", "openvino"))
+        held = quantize_within(job, folder / "out", 0.005)
+    lost = 0.4 - (0.4 - loss)
+    measured = {name: value for name, value in known.items() if value is not None}
+    if lost <= 0.0025 or not measured:
+        assert held.where == SIMULATION and held.drop == pytest.approx(loss)
+        assert bool(job.asked) == (lost > 0.0025)
+    else:
+        assert held.drop == pytest.approx(max(measured.values())) and measured[held.where] == max(measured.values())
+
+
+def test_engines_do_not_decide_where_a_target_is_named_or_nothing_is_asked(tmp_path: Path) -> None:
+    known = {"onnxruntime": 0.2, "openvino": 0.2}
+    for target, max_drop in (("openvino", 0.005), (None, 1.0)):
+        job = simulated(tmp_path, target, loss=0.1, losses=known)
+        assert quantize_within(job, tmp_path / "out", max_drop).where == SIMULATION and not job.asked
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_an_engine_whose_sums_saturate_here_is_no_judge(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if saturates else None)
+    assert judges() == (("onnxruntime",) if saturates else ("onnxruntime", "openvino"))
