@@ -90,9 +90,8 @@ def ptq_command(
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
-    --max-drop in the target (without one: in the CPU engines, if the simulation loses more than half of it), the layers
-    are measured, and those that the head gains most from stay in float, of 2, 5 or 10 % of the multiply-adds
-    (OUT.sensitivity shows which and why).
+    --max-drop in the target (without one: in the CPU engine that loses most), the layers are measured, and those that
+    the head gains most from stay in float, of 2, 5 or 10 % of the multiply-adds (OUT.sensitivity shows which and why).
     """
     from repq.api.sizes import size_for
     from repq.report.text import ptq_table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from repq.engine.openvino import OpenVino
 from repq.errors import RecipeError, ToleranceError
 from repq.pipeline.budget import Attempt, lost, ways
 from repq.pipeline.runner import run_recipe
-from repq.recipe import Budget, Recipe, ap_drop, engine_title, holds, parse_recipe
+from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
-from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport
+from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport, PtqReport
 from repq.stages.budget import SHARES, demand_measured
 from repq.stages.verdict import judged
 
@@ -164,6 +165,22 @@ def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(
     else:
         assert [one.plan.max_float for one in recipes[1 : 1 + len(SHARES)]] == list(SHARES)
     assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat
+
+
+def test_plans_have_the_settings_that_were_chosen_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
+    chosen = PtqConfig(scheme="asymmetric", correct={"rounding": "adaptive"}, calibration={"method": "entropy"})
+    report = PtqReport(
+        model="m", scheme="asymmetric", method="entropy", images=1, int8_macs_share=1.0, layers=(), accuracy_float=None,
+        accuracy_quantized=None, settings=chosen.model_dump(mode="json"),
+    )  # fmt: skip
+    made: Any = SimpleNamespace(result=lambda kind: report)
+    start, done = recipe(allow_qat=True), list[Attempt]()
+    for name, found in ways(start, done):
+        done.append(Attempt(name, found, {"ptq": made}, 0.1))
+    first, *planned = done
+    assert first.recipe.ptq.auto and all(attempt.recipe.ptq == chosen for attempt in planned)
+    assert all(attempt.name.startswith("corrections") for attempt in done) and len(planned) == len(SHARES) + 1
 
 
 @pytest.mark.parametrize("drops", [(0.1, 0.05, 0.07, 0.06, 0.0), (0.1, 0.07, 0.05, 0.06, 0.0)])
