@@ -181,7 +181,8 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: P
     chosen: PlanConfig | None = None
     with measured_layers(
         job.weights, folder, RANKED_BY, job.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
-        eval_config=job.eval_config, plan=largest, graph=job.graph, device=job.device, progress=progress, log=log,
+        eval_config=job.eval_config, plan=largest, replaces_others=True, graph=job.graph, device=job.device,
+        progress=progress, log=log,
     ) as measured:  # fmt: skip
         wanted_db = gain_for(best.drop, max_drop)
         for config in (*smaller, largest):

@@ -84,6 +84,7 @@ def measured_layers(
     eval_config: EvalConfig,
     plan: PlanConfig | None = None,
     journal_folder: Path | None = None,
+    replaces_others: bool = False,
     graph: GraphConfig = GraphConfig(),
     device: str = "cpu",
     progress: Progress = silent,
@@ -93,6 +94,7 @@ def measured_layers(
 
     Args:
         plan: of what kind the plans are that will be made of it.
+        replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
     """
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, measure_layers
@@ -109,7 +111,7 @@ def measured_layers(
             start, dataset, config, ptq, imgsz, eval_config, plan=plan, device=str(own_device), progress=progress,
             log=log,
         )  # fmt: skip
-        journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
+        journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
         wait_for_all()
         sensitivity = told_by_first(lambda: gathered(job, journal, notes))
