@@ -36,6 +36,9 @@ SHARES = (0.02, 0.05, 0.1)
 RANKED_BY = SensitivityConfig(images=8)
 """How layers are ranked for these plans: their SNR, not the ranking, decides between them."""
 
+SCATTER = 2.0
+"""How many times the budget a loss may be with which any plan is tried."""
+
 SIMULATION = "the simulation"
 
 NOTHING_TO_KEEP = (
@@ -172,8 +175,8 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
 def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
     """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
-    All of them have the settings that were chosen for ``best``. A plan is passed over if the noise of boxes and scores
-    falls less with it than the loss has to, as long as a larger one is left.
+    All of them have the settings that were chosen for ``best``. A plan is passed over if it gains less than `gain_for`, as
+    long as a larger one is left.
     """
     folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
     job = job.as_in(best.report)
@@ -214,8 +217,11 @@ def judges() -> tuple[EngineName, ...]:
 
 
 def gain_for(drop: float | None, max_drop: float) -> float:
-    """What the SNR has to gain in dB if the loss of AP falls as the power of the noise: a guess on the low side."""
-    return 10 * math.log10(drop / max_drop) if drop and max_drop > 0 else 0.0
+    """What the SNR has to gain in dB for a plan to be worth a try, if the loss of AP falls as the power of the noise.
+
+    Up to `SCATTER` times the budget any gain is: so much a loss on some hundred images may be off.
+    """
+    return max(10 * math.log10(drop / (SCATTER * max_drop)), 0.0) if drop and drop > 0 and max_drop > 0 else 0.0
 
 
 def plans() -> tuple[PlanConfig, ...]:

@@ -19,7 +19,7 @@ from repq.log import Log
 from repq.progress import Progress
 from repq.recipe import EngineName, EvalConfig, PlanConfig, PtqConfig
 from repq.results import Accuracy, PlanReport, PtqReport
-from repq.stages.budget import SHARES, SIMULATION, Held, PtqJob, gain_for, judges, quantize_within
+from repq.stages.budget import SCATTER, SHARES, SIMULATION, Held, PtqJob, gain_for, judges, quantize_within
 from repq.stages.sensitivity import PLAN
 
 RANGES = ("full", "reduced")
@@ -176,14 +176,16 @@ def test_plans_that_gain_too_little_are_passed_over_but_for_the_largest(
     monkeypatch.setattr("repq.stages.budget.measured_layers", measured)
     losses = {"whole": 0.02, "1 layers": 0.012, "2 layers": 0.011, "3 layers": 0.01}
     start = Planned(**vars(job(tmp_path, PtqConfig(), (0, 0))), lost=losses)
-    held = quantize_within(start, tmp_path / "out", 0.005)  # a quarter of the loss: 6 dB
+    held = quantize_within(start, tmp_path / "out", 0.005)  # twice the scatter: 3 dB
     assert len(start.told) == 1 + tried and held.drop == pytest.approx(0.01)
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1))
-def test_the_gain_asked_for_is_none_where_the_budget_holds_and_grows_with_the_loss(drop: float, bound: float) -> None:
-    assert (gain_for(drop, bound) > 0) == (10 * math.log10(drop / bound) > 0)
-    assert gain_for(2 * drop, bound) - gain_for(drop, bound) == pytest.approx(10 * math.log10(2))
+def test_the_gain_asked_for_is_none_up_to_the_scatter_and_then_grows_with_the_loss(drop: float, bound: float) -> None:
+    asked = gain_for(drop, bound)
+    assert (asked > 0) == (10 * math.log10(drop / (SCATTER * bound)) > 0)
+    if asked > 0:
+        assert gain_for(2 * drop, bound) - asked == pytest.approx(10 * math.log10(2))
     assert gain_for(drop, 0.0) == gain_for(None, bound) == 0
 
 
