@@ -175,8 +175,8 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
 def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
     """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
-    All of them have the settings that were chosen for ``best``. A plan is passed over if it gains less than `gain_for`, as
-    long as a larger one is left.
+    All of them have the settings that were chosen for ``best``. A plan that gains less than `gain_for` is passed
+    over as long as a larger one is left.
     """
     folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
     job = job.as_in(best.report)
