@@ -245,5 +245,6 @@ def test_engines_do_not_decide_where_a_target_is_named_or_nothing_is_asked(tmp_p
 
 @pytest.mark.parametrize("saturates", [False, True])
 def test_an_engine_whose_sums_saturate_here_is_no_judge(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
     monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if saturates else None)
     assert judges() == (("onnxruntime",) if saturates else ("onnxruntime", "openvino"))
