@@ -430,10 +430,11 @@ class Model:
             top: so many layers, the most sensitive ones.
             max_drop: the fewest that keep the loss of AP within this fraction, 0.005 without ``top``; needs labels.
             keep_float: ids or globs that stay in float in any case.
-            settings: further fields of `repq.PlanConfig`: ``measure``, ``min_int8``, ``latency`` …
+            settings: further fields of `repq.PlanConfig`: ``max_float`` in place of ``max_drop``, without labels;
+                ``measure``, ``min_int8``, ``latency`` …
 
         Raises:
-            RepqError: as `sensitivity`; or both ``top`` and ``max_drop`` are given.
+            RepqError: as `sensitivity`; or several of ``top``, ``max_drop`` and ``max_float`` are given.
         """
         aim = _without_none({"top": top, "max_drop": max_drop})
         wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
@@ -457,8 +458,8 @@ class Model:
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
             job, notes = measurement(
-                weights, dataset, config, ptq, size, EvalConfig(), device=options.device, progress=options.progress,
-                log=options.log,
+                weights, dataset, config, ptq, size, EvalConfig(), plan=plan, device=options.device,
+                progress=options.progress, log=options.log,
             )  # fmt: skip
             known = Journal(journal, job.key)
             measure_layers(job, known, progress=options.progress)

@@ -28,11 +28,16 @@ def measurement(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     *,
+    plan: PlanConfig | None = None,
     device: str = "cpu",
     progress: Progress = silent,
     log: Log = quiet,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """What is to be measured: every layer of float weights quantized as ``ptq`` says, and the images to measure on.
+
+    Args:
+        plan: what is to be made of it. Where the SNR with layers in float decides, corrections that would mislead are
+            left out (`repq.quant.corrections.Correction.by_layer`).
 
     Returns:
         It, and the notes of the calibration.
@@ -46,7 +51,8 @@ def measurement(
     plain = ptq.model_copy(update={"keep_float": (), "float_bin_means": False})
     made = quantized(
         fused(weights, device), dataset, plain, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
-        progress=progress, log=log,
+        with_trials=False,
+        layers_alone=plan is not None and plan.max_float is not None, progress=progress, log=log,
     )  # fmt: skip
     records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
     labelled = dataset.subset(dataset.records[: config.ap_images])
@@ -80,6 +86,8 @@ def plan_for(
 ) -> PlanReport:
     """Decide which layers stay in float; with ``config.max_drop`` by AP on labelled images, by all processes together.
 
+    With ``config.max_float`` the first process decides, by the SNR of boxes and scores on the images measured.
+
     Raises:
         DataError: ``config.max_drop`` without labelled images.
         QuantizationError: the layers were not measured by ``config.measure``.
@@ -87,6 +95,11 @@ def plan_for(
     from repq.distributed import told_by_first
     from repq.quant.sensitivity import ap_assessor, front_plans, make_plan, plan_detector
 
+    if config.max_float is not None:
+        images = len(job.records)
+        return told_by_first(
+            lambda: make_plan(sensitivity, config, judge=job.snr_db, images=images, always_float=always_float)[1]
+        )
     if config.max_drop is None:
         return make_plan(sensitivity, config, always_float=always_float)[1]
     searched = dataset.subset(dataset.records[: config.images])

@@ -139,6 +139,8 @@ def quantized(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     with_maxima: bool = True,
+    with_trials: bool = True,
+    layers_alone: bool = False,
     progress: Progress = silent,
     log: Log = quiet,
 ) -> Quantization:
@@ -148,16 +150,22 @@ def quantized(
         weights: fused; not changed.
         dataset: ``config.calibration`` says which images of it; with labels, ``config.auto`` also looks at AP.
         with_maxima: whether the largest magnitude of every tensor is measured, which an export as FP16 needs.
+        with_trials: whether it is measured what each correction that ``config`` names adds.
+        layers_alone: leave out corrections that mislead where some layers run in float for a while, whether they are
+            named or chosen.
 
     Raises:
         QuantizationError: there are no images, or an activation is not finite.
         SelectorError: an entry of ``config.keep_float`` matches no layer.
     """
     from repq.quant import on_device_of, quantize, quantize_at_best, quantize_in_steps
+    from repq.quant.corrections import by_layer
 
     model = weights.model
     model.spec.check_size(*imgsz)
     config = config.model_copy(update={"keep_float": kept_float(model, config, log)})
+    if layers_alone:
+        config = config.model_copy(update={"correct": by_layer(config.correct)})
     images = calibration_images(model, imgsz, config, eval_config, progress)
     records = _calibration_images(dataset, config, log)
     graph = _float_graph(model, imgsz, config, with_maxima)
@@ -171,12 +179,13 @@ def quantized(
         labelled = dataset.subset(dataset.records[:LABELLED])
         ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress) if labelled.objects else None
         outcome = quantize_at_best(
-            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train, progress=progress, groups=groups,
+            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train,
+            layers_alone=layers_alone, progress=progress, groups=groups,
         )  # fmt: skip
-    elif corrected(config):
+    elif corrected(config) and with_trials:
         outcome = quantize_in_steps(model, images(records), config, progress, groups=groups)
     else:
-        outcome = quantize(model, images(records), config, groups=groups)
+        outcome = quantize(model, images(records), config, progress, groups=groups)
     for note in outcome.notes:
         log(note)
     maxima = _maxima(graph, images(records)) if graph is not None and with_maxima else {}

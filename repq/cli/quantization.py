@@ -90,11 +90,13 @@ def ptq_command(
 ) -> None:  # fmt: skip
     """Calibrates on the train split, evaluates before and after on --split. Method and corrections are chosen by the
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
-    --max-drop, the layers are measured, and those that cost most stay in float (OUT.sensitivity shows which and why).
+    --max-drop in the target (without one: in the CPU engine that loses most), the layers are measured, and those that
+    the head gains most from stay in float, of 2, 5 or 10 % of the multiply-adds (OUT.sensitivity shows which and why).
     """
     from repq.api.sizes import size_for
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, demand_measured, quantize_within
+    from repq.stages.budget import SIMULATION
 
     imgsz = size_for(weights, imgsz, shell.log)
     job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph, deploy)
@@ -121,9 +123,9 @@ def ptq_command(
         then = f"repq build {out} --engine {target or 'openvino'} -o {out.with_suffix('.engine')}"
     else:
         then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
-    in_target = None if target is None or held.ap is None else (target, held.ap)
+    in_engine = None if held.ap is None or held.where == SIMULATION else (held.where, held.ap)
     then = then if held.within(budget.max_drop) and held.measurable else ""
-    shell.finish(values, lambda: ptq_table(report, in_target), next=then)
+    shell.finish(values, lambda: ptq_table(report, in_engine), next=then)
     demand_measured(budget, metric_of(report.accuracy_float))
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 

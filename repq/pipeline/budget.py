@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from repq.artifact import Artifact
-from repq.recipe import QatConfig, ap_drop
+from repq.recipe import PlanConfig, PtqConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
-from repq.results import Accuracies
-from repq.stages.budget import plans, reduced_range
+from repq.results import Accuracies, PtqReport
+from repq.stages.budget import RANKED_BY, plans, reduced_range
 from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
@@ -36,32 +36,48 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 
     That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine;
     plans (`repq.stages.budget.plans`); and training if it is allowed, from the plan that loses least. What a recipe
-    asks for by name it keeps; a plan in it is one that somebody asked for.
+    asks for by name it keeps; a plan in it is one that somebody asked for. Plans have the settings that were chosen
+    without one.
 
     Args:
         done: what came of the recipes that were given so far; the caller adds to it. The reduced range stays if it
             loses less.
     """
-    yield _name(recipe), recipe
+    is_auto = recipe.ptq.auto
+    yield _name(recipe, is_auto), recipe
     engines = recipe.build.engines if recipe.target is None else (recipe.target,)
     if (smaller := reduced_range(recipe.ptq, engines)) is not None:
         reduced = recipe.model_copy(update={"ptq": smaller})
-        yield _name(reduced), reduced
+        yield _name(reduced, is_auto), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
-        tried = [recipe.model_copy(update={"plan": plan}) for plan in plans(recipe.max_drop)]
-        yield from ((_name(planned), planned) for planned in tried)
+        start = {"ptq": _as_chosen(recipe, done), "sensitivity": recipe.sensitivity or RANKED_BY}
+        tried = [recipe.model_copy(update={**start, "plan": plan}) for plan in plans()]
+        yield from ((_name(planned, is_auto), planned) for planned in tried)
         recipe = min((a for a in done if a.recipe in tried), key=lambda attempt: attempt.loss).recipe
     if recipe.qat is None and recipe.allow_qat:
-        yield _name(recipe := recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})), recipe
+        recipe = recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})
+        yield _name(recipe, is_auto), recipe
 
 
-def _name(recipe: Recipe) -> str:
-    parts = ["corrections" if recipe.ptq.auto else "as asked for"]
+def _as_chosen(recipe: Recipe, done: Sequence[Attempt]) -> PtqConfig:
+    """The settings that were chosen for a recipe if it left the choice; as they are where it was not run."""
+    made = next((attempt.artifacts.get("ptq") for attempt in done if attempt.recipe == recipe), None)
+    return recipe.ptq if made is None else PtqConfig.model_validate(made.result(PtqReport).settings)
+
+
+def _name(recipe: Recipe, is_auto: bool) -> str:
+    parts = ["corrections" if is_auto else "as asked for"]
     parts += ["a reduced range"] if recipe.ptq.reduce_range else []
     if recipe.plan is not None:
-        parts.append("a plan" if recipe.plan.top is None else f"a plan of {recipe.plan.top} layers")
+        parts.append(_plan_name(recipe.plan))
     return " + ".join([*parts, *(["training"] if recipe.qat is not None else [])])
+
+
+def _plan_name(plan: PlanConfig) -> str:
+    if plan.max_float is not None:
+        return f"a plan of {plan.max_float:.0%} in float"
+    return "a plan" if plan.top is None else f"a plan of {plan.top} layers"
 
 
 def lost(recipe: Budgeted, measured: Accuracies) -> float | None:

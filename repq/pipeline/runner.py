@@ -88,9 +88,9 @@ def run_recipe(
 
 
 def _keeps_nothing(artifacts: Mapping[str, Artifact]) -> bool:
-    """Whether there is a plan that keeps no layer in float."""
+    """Whether there is a plan that keeps no layer in float beside those that the settings keep."""
     planned = artifacts.get("sensitivity")
-    return planned is not None and not planned.result(PlanReport, PLAN_REPORT).float_layers
+    return planned is not None and planned.result(PlanReport, PLAN_REPORT).adds_nothing
 
 
 def make_artifacts(

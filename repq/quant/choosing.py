@@ -125,6 +125,7 @@ def quantize_at_best(
     config: PtqConfig,
     *,
     ap_on_train: ApOnTrain | None = None,
+    layers_alone: bool = False,
     progress: Progress = silent,
     groups: Groups = (),
 ) -> QuantizedModel:
@@ -135,6 +136,8 @@ def quantize_at_best(
         batches: what is calibrated on; it is gone through several times.
         held_out: other images of the train split, on which the settings are compared.
         groups: as for ``quantize``.
+        layers_alone: leave out corrections that mislead where some layers run in float for a while
+            (`Correction.by_layer`).
         ap_on_train: AP of a model on labelled images of the train split. It is noted for the first and the last trial
             that were kept, so that one sees what the choice is worth; it decides nothing.
 
@@ -149,7 +152,9 @@ def quantize_at_best(
     first = best = max((bench.run(name, _by(_plain(config), name), None) for name in methods), key=_snr)
     bench.keep(first)
     for correction in CORRECTIONS:
-        if not correction.tries or not correction.applies(fused, first.outcome.model):
+        if not correction.tries or (layers_alone and not correction.by_layer):
+            continue
+        if not correction.applies(fused, first.outcome.model):
             continue
         found = max(
             (

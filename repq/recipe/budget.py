@@ -45,7 +45,7 @@ def follow_budget(values: Mapping[str, Any], sections: tuple[str, ...]) -> dict[
     found = dict(values)
     for name in sections if "max_drop" in values else ():
         own = values.get(name, {} if name == "check" else None)
-        if isinstance(own, Mapping) and not {"top", "max_drop"} & set(own):
+        if isinstance(own, Mapping) and not {"top", "max_drop", "max_float"} & set(own):
             found[name] = {**own, "max_drop": values["max_drop"]}
     return found
 

@@ -327,7 +327,10 @@ class SensitivityConfig(Config):
 
 
 class PlanConfig(Config):
-    """Which layers stay in float: the ``top`` most sensitive ones, or the fewest that keep AP within ``max_drop``."""
+    """Which layers stay in float: the ``top`` most sensitive ones, or the fewest that keep AP within ``max_drop``.
+
+    Or those that the head gains most from, at most ``max_float`` of the multiply-adds.
+    """
 
     measure: Measure | None = setting(
         None, flag="--measure", metavar="NAME", help="Rank the layers by local.snr, head.mse, ap.only_int8 … "
@@ -338,6 +341,11 @@ class PlanConfig(Config):
         help="Keep so many layers in float, whatever that costs.  [default: as many as --max-drop needs]",
     )  # fmt: skip
     max_drop: Share | None = max_drop("Keep the fewest in float that hold this AP budget on train images.")
+    max_float: Share | None = setting(
+        None, flag="--max-float", excludes=("--top", "--max-drop", "--min-int8", "--latency"),
+        help="Keep in float what raises the SNR of boxes and scores most, at most this share of the multiply-adds; "
+        "needs no labels.",
+    )  # fmt: skip
     min_int8: Share = setting(
         0.9, flag="--min-int8", excludes="--top", help="Share of the multiply-adds (with --latency of the time that "
         "INT8 saves) that stays in INT8 in any case. If no plan holds the budget with it, the report says so.",
@@ -361,13 +369,16 @@ class PlanConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _layers_instead_of_a_budget(cls, values: Any) -> Any:
-        counted = isinstance(values, Mapping) and values.get("top") is not None
-        return {"max_drop": None, **values} if counted else values
+        given = isinstance(values, Mapping) and any(values.get(name) is not None for name in ("top", "max_float"))
+        return {"max_drop": None, **values} if given else values
 
     @model_validator(mode="after")
     def _one_aim(self) -> PlanConfig:
-        if (self.top is None) == (self.max_drop is None):
-            raise ValueError("give either top (how many layers) or max_drop (an AP budget), not both and not neither")
+        if sum(aim is not None for aim in (self.top, self.max_drop, self.max_float)) != 1:
+            raise ValueError(
+                "give one of top (how many layers), max_drop (an AP budget) and max_float (a share of the "
+                "multiply-adds), no more and no less"
+            )
         if self.latency is not None and self.max_drop is None:
             raise ValueError("latency weighs layers in the search for an AP budget: give max_drop with it")
         return self

@@ -90,17 +90,32 @@ class LatencyFront(Result):
 class PlanReport(Result):
     """A plan, how it was found, and how sure the drop in AP is (paired bootstrap over images).
 
-    ``holds``: whether the drop is within ``max_drop``; None without a budget.
+    ``holds``: whether the drop is within ``max_drop``; None without a budget. The SNRs are those of boxes and scores in
+    dB, with the plan and with every layer in INT8 but those that the settings keep, where they chose the plan.
     """
 
     measure: str
     float_layers: tuple[str, ...]
     int8_macs_share: float
+    kept_layers: tuple[str, ...] = ()  # of them: those that the settings keep in float, whatever they cost
     reasons: dict[str, str] = Field(default_factory=dict)  # why a layer stays in float
     max_drop: float | None = None
     holds: bool | None = None
     drop: float | None = None
     drop_interval: Range | None = None  # 95 %
     images: int = 0
+    max_float: float | None = None
+    snr_db: float | None = None
+    snr_db_int8: float | None = None
     trials: tuple[PlanTrial, ...] = ()
     latency: LatencyFront | None = None
+
+    @property
+    def gain_db(self) -> float | None:
+        """What the plan gains at the head; None: it was not chosen by that."""
+        return None if self.snr_db is None or self.snr_db_int8 is None else self.snr_db - self.snr_db_int8
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether no layer stays in float beside those that the settings keep."""
+        return set(self.float_layers) <= set(self.kept_layers)

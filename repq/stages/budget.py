@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repq.engine import ENGINES
-from repq.errors import ToleranceError
+from repq.engine.availability import guarded
+from repq.errors import EngineError, ToleranceError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import (
@@ -26,17 +28,27 @@ from repq.recipe import (
 from repq.results import PtqReport
 from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
-from repq.stages.sensitivity import PLAN, measure_sensitivity
+from repq.stages.sensitivity import PLAN, measured_layers
 
-FEW = 8
-"""Layers that a plan keeps in float which no budget on train images asks for."""
+SHARES = (0.02, 0.05, 0.1)
+"""Of the multiply-adds, what plans may keep in float, one after the other."""
 
-NOTHING_TO_KEEP = "on images of the train split the budget holds with every layer in INT8"
+RANKED_BY = SensitivityConfig(images=8)
+"""How layers are ranked for these plans: their SNR, not the ranking, decides between them."""
+
+SCATTER = 2.0
+"""How many times the budget a loss may be with which any plan is tried."""
+
+SIMULATION = "the simulation"
+
+NOTHING_TO_KEEP = (
+    "on train images no layers that cost so little would bring boxes and scores closer to the float model's"
+)
 
 
 @dataclass(frozen=True)
 class Held:
-    """What was quantized, and what it loses: in the target where one was named, else in torch's simulation."""
+    """What was quantized, and what it loses where it was measured: in an engine, or in torch's simulation."""
 
     report: PtqReport
     ap: float | None
@@ -46,8 +58,12 @@ class Held:
     @property
     def drop(self) -> float | None:
         """AP that is lost; None: it was not evaluated, or the float model finds nothing."""
+        return None if self.ap is None else self.lost(self.ap)
+
+    def lost(self, ap: float) -> float | None:
+        """What is lost where the AP is this; None: the float model was not evaluated, or finds nothing."""
         before = self.report.accuracy_float
-        return None if before is None or self.ap is None else ap_drop(before.ap, self.ap)
+        return None if before is None else ap_drop(before.ap, ap)
 
     @property
     def measurable(self) -> bool:
@@ -75,22 +91,55 @@ class PtqJob:
     evaluate: bool = True
     graph: GraphConfig = GraphConfig()
     deploy: DeployConfig = DeployConfig()
+    before: PtqReport | None = None
+
+    def as_in(self, report: PtqReport) -> PtqJob:
+        """The same with the settings that were chosen, for other layers in float.
+
+        What hangs on no layer is not measured again.
+        """
+        return replace(self, config=PtqConfig.model_validate(report.settings), before=report)
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
         """Quantize, and measure where it is to run."""
         report = ptq_checkpoint(
             self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
-            eval_config=self.eval_config, plan=self.plan, graph=self.graph, deploy=self.deploy,
-            device=self.device, evaluate=self.evaluate, progress=progress, log=log,
+            eval_config=self.eval_config, plan=self.plan, before=self.before, graph=self.graph,
+            deploy=self.deploy, device=self.device, evaluate=self.evaluate, progress=progress, log=log,
         )  # fmt: skip
         after = report.accuracy_quantized
-        held = Held(report, None if after is None else after.ap, "the simulation", self.plan is not None)
+        held = Held(report, None if after is None else after.ap, SIMULATION, self.plan is not None)
         if self.target is None or after is None:
             return held
+        return replace(held, ap=self.ap_in(self.target, out, progress, log), where=self.target)
+
+    def ap_in(self, engine: EngineName, out: Path, progress: Progress, log: Log) -> float:
+        """AP of what was quantized in an engine."""
         found, _ = evaluate_model(
-            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=self.target, progress=progress, log=log
+            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=engine, progress=progress, log=log
         )
-        return replace(held, ap=found.ap, where=self.target)
+        return found.ap
+
+    def judged(self, held: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+        """The same, with what is lost in the engine that loses most where nobody named a target.
+
+        Engines are those of `judges` that take the model. Simulation and engines differ by half a point on a hundred
+        images, where AP is what has to hold in engines.
+        """
+        if self.target is not None or held.drop is None or max_drop >= 1:
+            return held
+        found = list[tuple[float, EngineName]]()
+        for name in judges():
+            try:
+                found.append((self.ap_in(name, out, progress, quiet), name))
+            except EngineError as error:
+                log(f"not judged in {name}: {error}")
+        if not found:
+            return held
+        drops = ", ".join(f"{held.lost(ap):.4f} in {name}" for ap, name in found)
+        log(f"loses {held.drop:.4f} AP in {SIMULATION}, {drops}")
+        ap, where = min(found)
+        return replace(held, ap=ap, where=where)
 
 
 def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
@@ -101,9 +150,9 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     where the settings were named (``job.config.auto`` is false) or a plan was given.
 
     Raises:
-        RepqError: as `ptq_checkpoint` and `measure_sensitivity`.
+        RepqError: as `ptq_checkpoint` and `measured_layers`.
     """
-    best = job.run(out, progress, log)
+    best = job.judged(job.run(out, progress, log), out, max_drop, progress, log)
     if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
         for entry in ENGINES:
             if note := entry.saturation():
@@ -115,35 +164,69 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
         reduced = replace(job, config=smaller)
-        found = _better(reduced, best, out, progress, log)
+        found = _better(reduced, best, out, max_drop, progress, log)
         job, best = (job, best) if found is None else (reduced, found)
         if best.within(max_drop):
             return best
     log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
-    folder = out.with_name(f"{out.name}.sensitivity")
-    for config in plans(max_drop):
-        _, plan = measure_sensitivity(
-            job.weights, folder, SensitivityConfig(), config, job.config, data=job.data,
-            val_split=job.val_split, imgsz=job.imgsz, eval_config=job.eval_config, graph=job.graph, device=job.device,
-            progress=progress, log=log,
-        )  # fmt: skip
-        assert plan is not None
-        if not plan.float_layers:
-            log(NOTHING_TO_KEEP)
-            continue
-        found = _better(replace(job, plan=folder / PLAN), best, out, progress, log)
-        best = best if found is None else found
-        if best.within(max_drop):
-            break
-    return replace(best, planned=True)
+    return replace(_with_plans(job, best, out, max_drop, progress, log), planned=True)
 
 
-def plans(max_drop: float) -> tuple[PlanConfig, ...]:
-    """The plans to try, in this order: what holds the budget on train images, then the most sensitive layers.
+def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+    """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
-    Train images may hold it with every layer in INT8 where others do not.
+    All of them have the settings that were chosen for ``best``. A plan that gains less than `gain_for` is passed
+    over as long as a larger one is left.
     """
-    return PlanConfig(max_drop=max_drop), PlanConfig(top=FEW)
+    folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
+    job = job.as_in(best.report)
+    *smaller, largest = plans()
+    chosen: PlanConfig | None = None
+    with measured_layers(
+        job.weights, folder, RANKED_BY, job.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
+        eval_config=job.eval_config, plan=largest, replaces_others=True, graph=job.graph, device=job.device,
+        progress=progress, log=log,
+    ) as measured:  # fmt: skip
+        wanted_db = gain_for(best.drop, max_drop)
+        for config in (*smaller, largest):
+            plan = measured.planned(config, progress=progress, log=log)
+            assert plan is not None
+            kept, gain = frozenset(plan.float_layers), plan.gain_db or 0.0
+            text = f"{config.max_float:.0%} of the multiply-adds"
+            if plan.adds_nothing or kept in tried:
+                log(f"{text}: {NOTHING_TO_KEEP}" if plan.adds_nothing else f"{text}: the same layers")
+                continue
+            if gain < wanted_db and config != largest:
+                log(f"{text}: {gain:+.1f} dB at the head is less than it takes ({wanted_db:.1f} dB)")
+                continue
+            tried.add(kept)
+            log(f"{text}: {len(kept) - len(plan.kept_layers)} layers, {gain:+.1f} dB at the head …")
+            found = _better(replace(job, plan=folder / PLAN), best, out, max_drop, progress, log)
+            best, chosen = (best, chosen) if found is None else (found, config)
+            if best.within(max_drop):
+                break
+        if chosen is not None and chosen != config:
+            measured.planned(chosen, log=log)  # the folder shows what is in `out`
+    return best
+
+
+def judges() -> tuple[EngineName, ...]:
+    """The engines that tell here what INT8 loses where no target is named; none whose sums saturate on this machine."""
+    usable = (entry for entry in ENGINES if entry.by_default and entry.saturation() is None)
+    return tuple(e.name for e in usable if any(row.usable for row in guarded(e.name, e.availability)))
+
+
+def gain_for(drop: float | None, max_drop: float) -> float:
+    """What the SNR has to gain in dB for a plan to be worth a try, if the loss of AP falls as the power of the noise.
+
+    Up to `SCATTER` times the budget any gain is: so much a loss on some hundred images may be off.
+    """
+    return max(10 * math.log10(drop / (SCATTER * max_drop)), 0.0) if drop and drop > 0 and max_drop > 0 else 0.0
+
+
+def plans() -> tuple[PlanConfig, ...]:
+    """The plans to try, in this order: of more and more of the multiply-adds in float."""
+    return tuple(PlanConfig(max_float=share) for share in SHARES)
 
 
 def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | None:
@@ -157,11 +240,13 @@ def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | No
     return config.model_copy(update={"reduce_range": True}) if helps else None
 
 
-def _better(job: PtqJob, than: Held, out: Path, progress: Progress, log: Log) -> Held | None:
+def _better(job: PtqJob, than: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held | None:
     """What ``out`` holds now, if this job loses less; None: it does not, and ``out`` is as it was."""
     beside = out.with_name(f".{out.name}")
     try:
-        found = job.run(beside, progress, log)
+        found = job.judged(job.run(beside, progress, log), beside, max_drop, progress, log)
+        if found.drop is not None:
+            log(f"loses {found.drop:.4f} AP in {found.where}")
         if found.drop is None or than.drop is None or found.drop >= than.drop:
             return None
         beside.replace(out)

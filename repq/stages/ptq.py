@@ -36,6 +36,7 @@ def ptq_checkpoint(
     imgsz: tuple[int, int],
     eval_config: EvalConfig,
     plan: Path | None = None,
+    before: PtqReport | None = None,
     graph: GraphConfig = GraphConfig(),
     deploy: DeployConfig = DeployConfig(),
     device: str = "cpu",
@@ -48,6 +49,8 @@ def ptq_checkpoint(
     Args:
         data: a data set, or a folder or list file of images, by which nothing is evaluated.
         plan: a plan file, whose float layers are added to ``config.keep_float``.
+        before: what came of the same with other layers in float, and with the settings that ``config`` names: its AP of
+            the float model and its trials are those of this one.
         graph: what the file of ``weights`` does not say of itself.
         deploy: thresholds of its use that ``out`` is to say; those of ``weights`` where none are given.
 
@@ -74,7 +77,10 @@ def ptq_checkpoint(
     train_set = fitted(train_set, start.names, weights.name, log)
     if val_set is not None:
         val_set = fitted(val_set, start.names, weights.name, log)
-    made = quantized(start, train_set, config, imgsz=imgsz, eval_config=eval_config, progress=progress, log=log)
+    made = quantized(
+        start, train_set, config, imgsz=imgsz, eval_config=eval_config, with_trials=before is None, progress=progress,
+        log=log,
+    )  # fmt: skip
     outcome = made.outcome
 
     def accuracy(found: Weights) -> Accuracy | None:
@@ -83,7 +89,8 @@ def ptq_checkpoint(
         handle = of_weights(weights.name, replace(found, names=None), Options(device=device, concurrent=True))
         return accuracy_of(handle, val_set, imgsz, eval_config, progress)
 
-    before, after, own, counts = accuracy(start), accuracy(made.weights), None, None
+    in_float = accuracy(start) if before is None else before.accuracy_float
+    after, own, counts = accuracy(made.weights), None, None
     # Corrections fit the scales that they were made with: without those scales there is nothing to compare.
     if outcome.own_scales is not None and not corrected(outcome.config):
         assert made.graph is not None
@@ -101,7 +108,7 @@ def ptq_checkpoint(
         images=outcome.images,
         layers=outcome.layers,
         int8_macs_share=outcome.int8_macs_share,
-        accuracy_float=before,
+        accuracy_float=in_float,
         accuracy_quantized=after,
         accuracy_own_scales=own,
         qdq_own_scales=counts,
@@ -112,7 +119,7 @@ def ptq_checkpoint(
             AppliedCorrection(name=entry.name, title=entry.titled(value), cost=entry.cost)
             for entry, value in asked_for(outcome.config.correct)
         ),
-        trials=outcome.trials,
+        trials=outcome.trials if before is None else before.trials,
         extra_macs_share=extra_macs_share(outcome.layers),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +24,102 @@ from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
-    from repq.quant.sensitivity import Measurement
+    from repq.data import DetectionDataset
+    from repq.quant.sensitivity import Journal, Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
 PATIENCE = timedelta(hours=6)  # processes share out layers, not time: one may be done long before another
+
+
+@dataclass(frozen=True)
+class MeasuredLayers:
+    """What quantizing each layer of a checkpoint costs, from which plans are made into one folder.
+
+    Attributes:
+        kept: layers that are in every plan.
+    """
+
+    weights: Path
+    out: Path
+    sensitivity: Sensitivity
+    job: Measurement
+    journal: Journal
+    kept: tuple[LayerId, ...]
+    dataset: DetectionDataset
+    data: Path
+    imgsz: tuple[int, int]
+    ptq: PtqConfig
+
+    def planned(self, config: PlanConfig | None, *, progress: Progress = silent, log: Log = quiet) -> PlanReport | None:
+        """Decide which layers stay in float, and write what was measured, the plan, and the report on both.
+
+        Args:
+            config: None: there is no plan, which is written as well.
+        """
+        from repq.distributed import current_processes
+
+        report = None
+        if config is not None:
+            report = plan_for(self.job, self.sensitivity, config, self.kept, self.dataset, self.journal, progress)
+        if current_processes().is_first:
+            write_text(self.out / SENSITIVITY, self.sensitivity.model_dump_json(indent=1))
+            if config is not None and report is not None:
+                _write_plan(self.out, self.job, self.sensitivity, config, report, log)
+            command = with_plan(self.weights, self.out, self.data, self.imgsz, self.ptq)
+            _write_report(self.out, self.sensitivity, report, self.data, self.imgsz, command, log)
+        return report
+
+
+@contextmanager
+def measured_layers(
+    weights: Path,
+    out: Path,
+    config: SensitivityConfig,
+    ptq: PtqConfig,
+    *,
+    data: Path,
+    split: str = "train",
+    val_split: str | None = "val",
+    imgsz: tuple[int, int],
+    eval_config: EvalConfig,
+    plan: PlanConfig | None = None,
+    journal_folder: Path | None = None,
+    replaces_others: bool = False,
+    graph: GraphConfig = GraphConfig(),
+    device: str = "cpu",
+    progress: Progress = silent,
+    log: Log = quiet,
+) -> Iterator[MeasuredLayers]:
+    """Measure every layer of a checkpoint, on images of one split alone; see `measure_sensitivity` for the rest.
+
+    Args:
+        plan: of what kind the plans are that will be made of it.
+        replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
+    """
+    from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.quant.sensitivity import Journal, measure_layers
+
+    resolve_device(device)
+    with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
+        if not processes.is_first:
+            progress, log = silent, quiet
+        dataset = read_data(data, split, log, progress)
+        start = open_float(weights, log, imgsz, graph)
+        dataset = fitted(dataset, start.names, weights.name, log)
+        look_for_overlap(dataset.records, data, val_split, log)
+        job, notes = measurement(
+            start, dataset, config, ptq, imgsz, eval_config, plan=plan, device=str(own_device), progress=progress,
+            log=log,
+        )  # fmt: skip
+        journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
+        measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
+        wait_for_all()
+        sensitivity = told_by_first(lambda: gathered(job, journal, notes))
+        for note in sensitivity.notes:
+            log(note)
+        kept = select(job.layers, kept_float(start.model, ptq))
+        yield MeasuredLayers(weights, out, sensitivity, job, journal, kept, dataset, data, imgsz, ptq)
+        wait_for_all()
 
 
 def measure_sensitivity(
@@ -62,40 +157,12 @@ def measure_sensitivity(
         RepqError: the checkpoint or the data is not usable, the journal is of another measurement, or another process
             ended.
     """
-    from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
-    from repq.quant.sensitivity import Journal, measure_layers
-
     _demand_measured(config, plan_config)
-    resolve_device(device)
-    with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
-        if not processes.is_first:
-            progress, log = silent, quiet
-        dataset = read_data(data, split, log, progress)
-        start = open_float(weights, log, imgsz, graph)
-        dataset = fitted(dataset, start.names, weights.name, log)
-        look_for_overlap(dataset.records, data, val_split, log)
-        job, notes = measurement(
-            start, dataset, config, ptq, imgsz, eval_config, device=str(own_device),
-            progress=progress, log=log,
-        )  # fmt: skip
-        journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank)
-        measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
-        wait_for_all()
-        sensitivity = told_by_first(lambda: gathered(job, journal, notes))
-        for note in sensitivity.notes:
-            log(note)
-        report = None
-        if plan_config is not None:
-            kept = select(job.layers, kept_float(start.model, ptq))
-            report = plan_for(job, sensitivity, plan_config, kept, dataset, journal, progress)
-        if processes.is_first:
-            write_text(out / SENSITIVITY, sensitivity.model_dump_json(indent=1))
-            if plan_config is not None and report is not None:
-                _write_plan(out, job, sensitivity, plan_config, report, log)
-            command = with_plan(weights, out, data, imgsz, ptq)
-            _write_report(out, sensitivity, report, data, imgsz, command, log)
-        wait_for_all()
-    return sensitivity, report
+    with measured_layers(
+        weights, out, config, ptq, data=data, split=split, val_split=val_split, imgsz=imgsz, eval_config=eval_config,
+        plan=plan_config, journal_folder=journal_folder, graph=graph, device=device, progress=progress, log=log,
+    ) as measured:  # fmt: skip
+        return measured.sensitivity, measured.planned(plan_config, progress=progress, log=log)
 
 
 def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
@@ -113,7 +180,11 @@ def _write_plan(
 ) -> None:
     from repq.quant.plan_file import write_plan
 
-    aim = f"top {config.top}" if config.max_drop is None else f"AP drop of at most {config.max_drop}"
+    aim = f"top {config.top}"
+    if config.max_drop is not None:
+        aim = f"AP drop of at most {config.max_drop}"
+    elif config.max_float is not None:
+        aim = f"at most {config.max_float:.0%} of the MACs in float"
     title = f"{aim} by {report.measure}, {sensitivity.scheme} scheme; {report.int8_macs_share:.1%} of the MACs INT8"
     if report.holds is False:
         assert report.drop is not None

@@ -282,7 +282,9 @@ def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
     file.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
     kept = forms.float_.quantize(arrays, imgsz=SIZE, plan=file, auto=False).weights.plan.float_  # type: ignore[union-attr]
     assert kept and all(layer.startswith("neck.") for layer in kept)
-    with pytest.raises(repq.RepqError, match="not both"):
+    share = forms.float_.plan(arrays, imgsz=SIZE, max_float=0.3, config=repq.SensitivityConfig(images=2))  # no labels
+    assert share.int8_macs_share >= 0.7 and share.float_layers and share.gain_db is not None and share.gain_db > 0
+    with pytest.raises(repq.RepqError, match="no more and no less"):
         forms.float_.plan(arrays, top=2, max_drop=0.1)
     with pytest.raises(DataError):
         forms.float_.plan(arrays, imgsz=SIZE, max_drop=0.1, config=repq.SensitivityConfig(end_to_end=False))

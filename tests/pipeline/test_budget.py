@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from repq.engine.openvino import OpenVino
 from repq.errors import RecipeError, ToleranceError
 from repq.pipeline.budget import Attempt, lost, ways
 from repq.pipeline.runner import run_recipe
-from repq.recipe import Budget, Recipe, ap_drop, engine_title, holds, parse_recipe
+from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds, parse_recipe
 from repq.report.verdict import sentences
-from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport
-from repq.stages.budget import FEW, demand_measured
+from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport, PtqReport
+from repq.stages.budget import SHARES, demand_measured
 from repq.stages.verdict import judged
 
 ENVIRONMENT = capture_environment()
@@ -139,14 +140,15 @@ def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("better", [False, True])
 def test_the_range_is_reduced_where_sums_saturate_and_as_long_as_that_loses_less(saturates: bool, better: bool) -> None:
-    names, recipes = tried(recipe(allow_qat=True), 0.1, 0.05 if better else 0.2, 0.04, 0.03, 0.02)
+    names, recipes = tried(recipe(allow_qat=True), 0.1, 0.05 if better else 0.2, 0.04, 0.03, 0.025, 0.02)
     reduced = [one.ptq.reduce_range for one in recipes]
-    assert reduced == ([False, True, better, better, better] if saturates else [False] * 4)
+    after = [better] * (1 + len(SHARES))
+    assert reduced == ([False, True, *after] if saturates else [False, *(False for _ in after)])
     assert len(set(names)) == len(names) and ("a reduced range" in names[1]) == saturates
     for unchanged in ({"auto": False}, {"reduce_range": True}):
-        reduced = [one.ptq.reduce_range for one in tried(recipe(ptq=unchanged), *[0.1] * 4)[1]]
-        assert len(reduced) == 3 and len(set(reduced)) == 1
-    assert len(tried(recipe(target="onnxruntime"), *[0.1] * 4)[0]) == 3
+        reduced = [one.ptq.reduce_range for one in tried(recipe(ptq=unchanged), *[0.1] * 9)[1]]
+        assert len(reduced) == 1 + len(SHARES) and len(set(reduced)) == 1
+    assert len(tried(recipe(target="onnxruntime"), *[0.1] * 9)[0]) == 1 + len(SHARES)
 
 
 @pytest.mark.parametrize("allow_qat", [False, True])
@@ -157,15 +159,31 @@ def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(
     monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
     start = recipe(allow_qat=allow_qat, max_drop=0.01, **({"plan": {"top": 3}} if given_plan else {}))
     names, recipes = tried(start, *[0.1] * 9)
-    assert recipes[0] == start and len(set(names)) == len(names) == 1 + 2 * (not given_plan) + allow_qat
+    assert recipes[0] == start and len(set(names)) == len(names) == 1 + len(SHARES) * (not given_plan) + allow_qat
     if given_plan:
         assert all(one.plan.top == 3 for one in recipes)
     else:
-        assert recipes[1].plan.max_drop == 0.01 and recipes[2].plan.top == FEW
+        assert [one.plan.max_float for one in recipes[1 : 1 + len(SHARES)]] == list(SHARES)
     assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat
 
 
-@pytest.mark.parametrize("drops", [(0.1, 0.05, 0.07, 0.0), (0.1, 0.07, 0.05, 0.0)])
+def test_plans_have_the_settings_that_were_chosen_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
+    chosen = PtqConfig(scheme="asymmetric", correct={"rounding": "adaptive"}, calibration={"method": "entropy"})
+    report = PtqReport(
+        model="m", scheme="asymmetric", method="entropy", images=1, int8_macs_share=1.0, layers=(), accuracy_float=None,
+        accuracy_quantized=None, settings=chosen.model_dump(mode="json"),
+    )  # fmt: skip
+    made: Any = SimpleNamespace(result=lambda kind: report)
+    start, done = recipe(allow_qat=True), list[Attempt]()
+    for name, found in ways(start, done):
+        done.append(Attempt(name, found, {"ptq": made}, 0.1))
+    first, *planned = done
+    assert first.recipe.ptq.auto and all(attempt.recipe.ptq == chosen for attempt in planned)
+    assert all(attempt.name.startswith("corrections") for attempt in done) and len(planned) == len(SHARES) + 1
+
+
+@pytest.mark.parametrize("drops", [(0.1, 0.05, 0.07, 0.06, 0.0), (0.1, 0.07, 0.05, 0.06, 0.0)])
 def test_training_starts_from_the_plan_that_loses_least(
     drops: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

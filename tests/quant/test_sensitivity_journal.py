@@ -92,3 +92,16 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
     (tmp_path / "sweep-1.jsonl").write_text('{"key": "one"}\nnonsense\n')
     with pytest.raises(QuantizationError, match="no journal"):
         Journal(tmp_path, "one")
+
+
+def test_what_another_measurement_left_gives_way_where_it_may(
+    tmp_path: Path, unbroken: Mapping[tuple[str, str], Mapping[str, float]]
+) -> None:
+    sweep("ap", LAYERS[:3], figures, Journal(tmp_path, "another"), group=4)
+    (tmp_path / "sweep-1.jsonl").write_text("no journal\n")
+    with pytest.raises(QuantizationError):
+        Journal(tmp_path, "key")
+    journal = Journal(tmp_path, "key", replaces_others=True)
+    assert not journal.entries()
+    sweep("ap", LAYERS, figures, journal, group=4)
+    assert values(Journal(tmp_path, "key", replaces_others=True)) == values(Journal(tmp_path, "key")) == unbroken

@@ -95,6 +95,12 @@ def test_the_terminal_shows_the_same(folder: Path) -> None:
     assert "*4.22 ms" in text and "6.33" not in text  # a plan that another one beats is left out
 
 
+def test_a_plan_that_was_chosen_by_snr_says_what_it_gains() -> None:
+    plan = make_plan().model_copy(update={"snr_db": 23.54, "snr_db_int8": 15.0, "images": 8, "drop": None})
+    assert "15.0 to 23.5 dB on 8 images" in " ".join(sensitivity_table(make_sensitivity(), plan).split())
+    assert "SNR of boxes" not in sensitivity_table(make_sensitivity(), make_plan())
+
+
 def test_negative_correlations_have_the_minus_of_all_figures(folder: Path) -> None:
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "| −0.33 |" in text and "| -0.33 |" not in text

@@ -81,6 +81,8 @@ class Correction:
         with_each_method: ``--auto`` tries them with every calibration method: another one may be best with it.
         diagnosed: the value that `diagnose` tries, beside those of the others; None: it is left out.
         keeps_images: whether it works on images that are held in memory.
+        by_layer: whether what it does to a layer serves that layer whichever others run in INT8. Else it makes up for
+            what they do, and misleads where some of them run in float for a while.
     """
 
     name: ClassVar[str]
@@ -92,6 +94,7 @@ class Correction:
     with_each_method: ClassVar[bool] = False
     diagnosed: ClassVar[Any] = None
     keeps_images: ClassVar[bool] = False
+    by_layer: ClassVar[bool] = True
 
     def value(self, config: CorrectionConfig) -> Any:
         """What the settings ask of it; None: nothing."""
@@ -244,7 +247,7 @@ class Rounding(Correction):
 
 
 class Outputs(Correction):
-    name, title, keeps_images = "outputs", "corrected outputs", True
+    name, title, keeps_images, by_layer = "outputs", "corrected outputs", True, False
     field = (
         Literal["as_they_are", "mean", "moments"],
         setting("as_they_are", flag="--outputs",
@@ -276,6 +279,12 @@ def asked_for(config: CorrectionConfig, *when: When) -> list[tuple[Correction, A
     """The corrections that settings ask for, with their values; with ``when``, those that act then."""
     found = [(entry, entry.value(config)) for entry in CORRECTIONS if not when or entry.when in when]
     return [(entry, value) for entry, value in found if value is not None]
+
+
+def by_layer(config: CorrectionConfig) -> CorrectionConfig:
+    """The same without the corrections that mislead where some layers run in float for a while."""
+    others = {entry.name: entry.field[1].default for entry in CORRECTIONS if not entry.by_layer}
+    return config.model_copy(update=others)
 
 
 def settings_class() -> type[CorrectionConfig]:

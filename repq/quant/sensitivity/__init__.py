@@ -1,12 +1,13 @@
 """Which layers lose most by quantization, and which of them a plan should keep in float.
 
 ``measure_layers`` takes the measures of a ``Measurement``, alone or as one of several processes; ``collect`` puts them
-together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges.
+together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges, or whose SNR ``snr_judge`` does.
 """
 
 from repq.quant.sensitivity.assess import Detect as Detect
 from repq.quant.sensitivity.assess import ap_assessor as ap_assessor
 from repq.quant.sensitivity.assess import plan_detector as plan_detector
+from repq.quant.sensitivity.assess import snr_judge as snr_judge
 from repq.quant.sensitivity.journal import Entry as Entry
 from repq.quant.sensitivity.journal import Journal as Journal
 from repq.quant.sensitivity.layer_errors import ap_with_changes as ap_with_changes

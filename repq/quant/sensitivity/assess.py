@@ -1,9 +1,12 @@
-"""Judge plans by the AP that they lose, with a paired bootstrap over the images, alone or as several processes."""
+"""Judge plans by the AP that they lose, with a paired bootstrap over the images, alone or as several processes.
+
+Or by the SNR of boxes and scores, which needs no labels.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import NormalDist
 
 import numpy as np
@@ -19,13 +22,18 @@ from repq.layers import LayerId, QuantPlan
 from repq.layout import demand_finite
 from repq.model import Detector
 from repq.progress import Progress, silent
+from repq.quant.ptq import on_device_of
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.search import Assess, Assessment
-from repq.quant.state import quantizing
+from repq.quant.similarity import head_snr_db, outputs_of
+from repq.quant.state import quantized_layers, quantizing
 from repq.recipe import EvalConfig, PlanConfig
 
 Detect = Callable[[QuantPlan], Detections]
 """What the model finds in the images of a data set when it runs with a plan."""
+
+Judge = Callable[[frozenset[LayerId]], float]
+"""The SNR in dB of boxes and scores with these layers in float."""
 
 _KIND = "plan"
 
@@ -89,6 +97,25 @@ def ap_assessor(
         )
 
     return assess
+
+
+def snr_judge(model: Detector, batches: Iterable[NDArray[np.float32]]) -> Judge:
+    """Judge float sets by the SNR in dB of boxes and scores, the worse of the two above all; it needs no labels.
+
+    Args:
+        model: calibrated, in eval mode, with quantizers in all layers.
+        batches: network inputs, float32 (B, 3, H, W); they are held in memory.
+    """
+    images = list(on_device_of(model, batches))
+    layers = frozenset(quantized_layers(model))
+    with quantizing(model, ()):
+        wanted = outputs_of(model, images)
+
+    def judge(chosen: frozenset[LayerId]) -> float:
+        with quantizing(model, layers - chosen):
+            return head_snr_db(model, images, wanted)
+
+    return judge
 
 
 def plan_detector(

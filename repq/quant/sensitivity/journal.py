@@ -34,17 +34,20 @@ class Journal:
         folder: where the files lie; None keeps everything in memory.
         key: identifies the measurement: the same model, images and settings.
         rank: the number of this process, which names its file.
+        replaces_others: files of another measurement, or that are no journals, are removed instead of refused.
 
     Raises:
         QuantizationError: the folder holds another measurement, or a file that is no journal.
     """
 
-    def __init__(self, folder: Path | None, key: str, rank: int = 0) -> None:
+    def __init__(self, folder: Path | None, key: str, rank: int = 0, *, replaces_others: bool = False) -> None:
         self._folder, self._key = folder, key
         self._path = None if folder is None else folder / f"sweep-{rank}.jsonl"
         self._own: dict[tuple[str, str], Entry] = {}
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if replaces_others:
+                self._remove_others(self._path.parent)
             self._begin(self._path)
         self.entries()
 
@@ -63,6 +66,13 @@ class Journal:
         self._own[entry.kind, entry.item] = entry
         if self._path is not None:
             self._write(self._path, asdict(entry))
+
+    def _remove_others(self, folder: Path) -> None:
+        for path in folder.glob("sweep-*.jsonl"):
+            try:
+                list(self._read(path))
+            except QuantizationError:
+                path.unlink()
 
     def _begin(self, path: Path) -> None:
         """Write the key, or cut off what a kill left of the last line."""

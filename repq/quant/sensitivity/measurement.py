@@ -14,6 +14,7 @@ from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
+from repq.quant.sensitivity.assess import Judge, snr_judge
 from repq.quant.sensitivity.journal import Entry, Journal
 from repq.quant.sensitivity.layer_errors import ap_with_changes, end_to_end_similarity, local_errors
 from repq.quant.sensitivity.ranking import rank_correlations
@@ -88,6 +89,20 @@ class Measurement:
         """The settings that the figures depend on, as plain values."""
         parts = {"sensitivity": self.config, "eval": self.eval_config}
         return {"imgsz": list(self.imgsz), **{name: part.model_dump(mode="json") for name, part in parts.items()}}
+
+    def snr_db(self, chosen: frozenset[LayerId]) -> float:
+        """The SNR in dB of boxes and scores with these layers in float, on the images of the similarities."""
+        if chosen not in self._known_snr:
+            self._known_snr[chosen] = self._judge(chosen)
+        return self._known_snr[chosen]
+
+    @cached_property
+    def _known_snr(self) -> dict[frozenset[LayerId], float]:
+        return {}
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return snr_judge(self.model, (batch.images for batch in _load(self, self.records)))
 
     @cached_property
     def key(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from repq.errors import DataError, QuantizationError
 from repq.layers import LayerId, QuantPlan
+from repq.quant.sensitivity.assess import Judge
 from repq.quant.sensitivity.ranking import Order, candidate_orders, measured, ranking, top_plan
 from repq.quant.sensitivity.search import Assess, search
 from repq.recipe import Measure, PlanConfig
@@ -16,12 +17,20 @@ COMPARED: tuple[Measure, ...] = ("local.snr", "neck.snr", "head.snr", "ap.only_i
 """What a search chooses from; MSE and cosine similarity say nearly the same as SNR, MSE without looking at the scale
 of the tensor."""
 
+SHARE_MEASURES: tuple[Measure, ...] = ("head.snr", "neck.snr", "local.snr")
+"""What layers are ranked by for plans of a share of the multiply-adds; the head's SNR tells which ranking is best."""
+
+NEAR_DB = 1.0
+"""Among plans whose SNR is so close to the best, the one with the fewest layers in float is taken: each has conversions
+around it, whatever its multiply-adds."""
+
 
 def make_plan(
     sensitivity: Sensitivity,
     config: PlanConfig,
     *,
     assess: Assess | None = None,
+    judge: Judge | None = None,
     images: int = 0,
     milliseconds: Mapping[LayerId, float] | None = None,
     always_float: Sequence[LayerId] = (),
@@ -31,18 +40,22 @@ def make_plan(
     Args:
         assess: what a plan costs in AP (``ap_assessor``), for ``config.max_drop``; on images to decide on, never on
             those that accuracy is reported on.
+        judge: the SNR that a plan leads to (``snr_judge``), for ``config.max_float``.
         images: how many those are.
         milliseconds: what each layer costs in float, to weigh by instead of multiply-adds.
         always_float: layers that stay in float whatever they cost.
 
     Raises:
-        QuantizationError: the layers were not measured by ``config.measure``.
+        QuantizationError: the layers were not measured by ``config.measure``, or by nothing that SNRs follow from.
         DataError: ``config.max_drop`` without labelled images.
     """
     layers = tuple(LayerId(row.layer) for row in sensitivity.layers)
     fixed = frozenset(always_float)
+    if config.max_float is not None:
+        assert judge is not None
+        return _plan_of_share(sensitivity, config, config.max_float, judge, images, fixed)
     if config.max_drop is None:
-        assert config.top is not None  # the settings hold one of the two
+        assert config.top is not None  # the settings hold one of the three
         measure = config.measure or DEFAULT_MEASURE
         kept = [*top_plan(sensitivity, measure, config.top).float_, *always_float]
         plan = QuantPlan.keeping_float(layers, kept)
@@ -75,6 +88,50 @@ def make_plan(
             "trials": found.trials,
         }
     )
+
+
+def _plan_of_share(
+    sensitivity: Sensitivity, config: PlanConfig, share: float, judge: Judge, images: int, fixed: frozenset[LayerId]
+) -> tuple[QuantPlan, PlanReport]:
+    """The plan of at most ``share`` of the multiply-adds in float with the most SNR of boxes and scores.
+
+    Of each order (`candidate_orders`) the first layers that together cost no more are tried, but for layers that alone
+    cost more. If nothing gains, no layer stays in float. See `NEAR_DB`.
+    """
+    cost = _costs(sensitivity, None)
+    allowed = share * sum(cost.values())
+    taken = measured(sensitivity.layers)
+    measures = (config.measure,) if config.measure else tuple(name for name in SHARE_MEASURES if name in taken) or taken
+    tried: dict[frozenset[LayerId], str] = {}
+    for family in candidate_orders(sensitivity, measures, cost):
+        for order in family:
+            tried.setdefault(_affordable(order.layers, cost, allowed, fixed), order.name)
+    whole = judge(fixed)
+    found = {chosen: judge(chosen | fixed) for chosen in tried if chosen}
+    gaining = {chosen: snr for chosen, snr in found.items() if snr > whole}
+    near = [chosen for chosen, snr in gaining.items() if snr >= max(gaining.values()) - NEAR_DB]
+    best = min(near, key=lambda chosen: (len(chosen), -gaining[chosen]), default=frozenset())
+    plan = QuantPlan.keeping_float(tuple(LayerId(row.layer) for row in sensitivity.layers), [*best, *fixed])
+    name = tried.get(best, DEFAULT_MEASURE)
+    report = _report(sensitivity, plan, name, fixed)
+    return plan, report.model_copy(
+        update={"images": images, "snr_db": gaining.get(best, whole), "snr_db_int8": whole, "max_float": share}
+    )
+
+
+def _affordable(
+    order: Sequence[LayerId], cost: Mapping[LayerId, float], allowed: float, fixed: frozenset[LayerId]
+) -> frozenset[LayerId]:
+    """The first layers of an order that together cost no more than is allowed, without those that alone do."""
+    chosen, spent = set[LayerId](), 0.0
+    for layer in order:
+        if layer in fixed or cost[layer] > allowed:
+            continue
+        spent += cost[layer]
+        if spent > allowed:
+            break
+        chosen.add(layer)
+    return frozenset(chosen)
 
 
 def front_plans(
@@ -141,6 +198,7 @@ def _report(sensitivity: Sensitivity, plan: QuantPlan, order: str, fixed: frozen
     return PlanReport(
         measure=order,
         float_layers=plan.float_,
+        kept_layers=tuple(layer for layer in plan.float_ if layer in fixed),
         int8_macs_share=sum(row.macs for row in sensitivity.layers if row.layer not in kept) / total,
         reasons={layer: f"{reason}, {macs[layer] / total:.1%} of the MACs" for layer, reason in reasons.items()},
     )

@@ -128,10 +128,14 @@ def _smooth(measured: Sensitivity) -> str:
 
 
 def _plan_lead(plan: PlanReport, measured: Sensitivity) -> str:
-    return (
+    lead = (
         f"{len(plan.float_layers)} of {plural(len(measured.layers), 'layer')} stay in float, chosen by {plan.measure}; "
         f"{percent(plan.int8_macs_share)} of the multiply-adds are in INT8."
     )
+    if plan.snr_db is None or plan.snr_db_int8 is None:
+        return lead
+    before, after = decibels(plan.snr_db_int8), decibels(plan.snr_db)
+    return f"{lead} SNR of boxes and scores: {before} to {after} dB on {plural(plan.images, 'image')}."
 
 
 def _verdict(plan: PlanReport) -> Finding | None:

@@ -1,0 +1,81 @@
+"""A checkpoint whose INT8 is over the budget: layers are measured and kept in float, for real, on drawn images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from repq.data import make_demo_set
+from repq.model import build, get_spec, save_checkpoint
+from repq.progress import silent
+from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PtqConfig
+from repq.results import PlanReport
+from repq.stages import PtqJob, ptq_checkpoint, quantize_within
+from repq.stages.budget import SHARES
+from repq.stages.sensitivity import PLAN_REPORT
+
+SIZE = (64, 64)
+EVAL = EvalConfig(batch=4, confidence=0.0, iou=0.3, max_detections=50, multi_label=False)
+CALIBRATION = CalibrationConfig(images=4, bins=128)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return make_demo_set(folder, DemoConfig(train_images=6, val_images=4, size=64, classes=1))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    spec = replace(get_spec("yolov6n_v2", 1), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
+    model = build(spec, deploy=True).eval()
+    for name, parameter in model.detect.named_parameters():
+        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        elif "reg_preds" in name:
+            parameter.data += 0.5
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_checkpoint(path, model)
+    return path
+
+
+def test_what_was_measured_before_stands_and_the_model_is_the_same(data: Path, weights: Path, tmp_path: Path) -> None:
+    config = PtqConfig(auto=False, calibration=CALIBRATION, correct={"rounding": "adaptive"})
+    reports = []
+    for name, before in (("a", None), ("b", "a")):
+        reports.append(
+            ptq_checkpoint(
+                weights, tmp_path / f"{name}.safetensors", config, data=data, imgsz=SIZE, eval_config=EVAL,
+                before=None if before is None else reports[0],
+            )
+        )  # fmt: skip
+    one, other = reports
+    assert len(one.trials) == 2 and other.trials == one.trials  # with the seconds that they took
+    assert other.accuracy_float == one.accuracy_float
+    assert other.accuracy_quantized == one.accuracy_quantized and other.layers == one.layers
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_what_is_over_the_budget_gets_layers_in_float_with_the_settings_that_were_chosen(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "int8.safetensors", []
+    job = PtqJob(weights, PtqConfig(calibration=CALIBRATION), data, "val", SIZE, EVAL)
+    first = job.run(tmp_path / "whole.safetensors", silent, said.append)
+    assert first.drop is not None and first.report.trials
+    said.clear()
+    held = quantize_within(job, out, -1.0, log=said.append)  # nothing is good enough
+    assert any("looking for layers" in line for line in said)
+    plan = PlanReport.model_validate_json((tmp_path / "int8.safetensors.sensitivity" / PLAN_REPORT).read_text())
+    assert plan.max_float in SHARES and plan.gain_db is not None
+    assert held.planned and held.drop is not None and held.drop <= first.drop
+    assert [trial.name for trial in held.report.trials] == [trial.name for trial in first.report.trials]
+    floats = {row.layer for row in held.report.layers if row.precision == "float"}
+    if floats:
+        assert floats == set(plan.float_layers) and held.report.int8_macs_share >= 1 - plan.max_float
+        chosen = {key: value for key, value in first.report.settings.items() if key != "keep_float"}
+        assert {key: value for key, value in held.report.settings.items() if key != "keep_float"} == chosen
