@@ -22,7 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -451,7 +451,7 @@ def main() -> None:
                 failures[name][key] = text
                 print(f"{name}: {text}", flush=True)
     values = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": options.minutes,
         "seed": options.seed,
         "files": sum(sum(counts.values()) for counts in totals.values()),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,7 +180,7 @@ def _produce(folder: Path, run: Callable[[Path, Path], None], identity: Identity
             stage=identity.stage,
             key=identity.key,
             identity=identity.values(),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
             files=files,
             contents=contents.hashes(partial, files),
