@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from repq.model import get_spec
+from repq.model import Spec, get_spec
 
 _ONE_EACH = (1, 1, 1, 1)
-FEW: dict[str, dict[str, Any]] = {
+_FEW: dict[str, dict[str, Any]] = {
     "yolov6n": {"backbone_repeats": (1, 1, 2, 1), "neck_repeats": _ONE_EACH},
-    "yolov6n_v2": {"backbone_repeats": (1, 1, 2, 1), "neck_repeats": _ONE_EACH},
-    "yolov6lite_s": {"backbone_repeats": (1, 2, 1, 1)},  # the second of a stage keeps the size
+    "yolov6lite": {"backbone_repeats": (1, 2, 1, 1)},  # the second of a stage keeps the size
     "yolox_nano": {"repeats": _ONE_EACH},
 }
 
 
-def few_blocks(name: str, classes: int) -> Any:
-    """The spec of a named model with one block a stage, and a stage with two."""
-    return replace(get_spec(name, classes), **FEW[name])
+def few_blocks(name: str, classes: int) -> Spec:
+    """The spec of a named model with one block a stage, and a stage with two where that is another kind of block."""
+    (changes,) = (changes for prefix, changes in _FEW.items() if name.startswith(prefix))
+    return replace(get_spec(name, classes), **changes)
