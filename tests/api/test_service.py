@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from few_blocks import few_blocks
 from graph_views import for_serving
 from numpy.typing import NDArray
 from torch import nn
@@ -40,7 +39,7 @@ CONFIG = EvalConfig(confidence=0.4)
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(0)
-    model = build(few_blocks("yolov6n_v2", 3), deploy=True).eval()
+    model = build("yolov6n_v2", 3, deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels

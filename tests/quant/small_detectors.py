@@ -29,15 +29,3 @@ def uneven(name: str, classes: int = 3, *, spread: float = 1.0) -> Detector:
             assert module.bias is not None
             nn.init.normal_(module.bias, 0, 0.1)
     return model
-
-
-def with_boxes() -> Detector:
-    """A YOLOv6-N of one class and few blocks, which finds boxes that differ."""
-    torch.manual_seed(0)
-    model = build(few_blocks("yolov6n_v2", 1), deploy=True).eval()
-    for name, parameter in model.detect.named_parameters():
-        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "reg_preds" in name:
-            parameter.data += 0.5
-    return model

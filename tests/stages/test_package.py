@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from few_blocks import few_blocks
 from numpy.typing import NDArray
 from torch import nn
 
@@ -34,7 +33,7 @@ THRESHOLDS = Thresholds(confidence=0.4, max_detections=40)
 def detector(preprocessing: str, folder: Path) -> repq.Model:
     """A network that finds many things in noise, of this preprocessing, as an ONNX file."""
     torch.manual_seed(0)
-    model = build(few_blocks("yolov6n_v2", len(NAMES)), deploy=True).eval()
+    model = build("yolov6n_v2", len(NAMES), deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
