@@ -30,9 +30,11 @@ from repq.graph.propagation import propagate_qdq
 from repq.graph.surgeon import export_graph, import_graph
 from repq.identity import identify
 from repq.layers import LayerId
-from repq.model import Detector, build, family_named, layer_ids
+from repq.model import Detector, Spec, build, family_named, layer_ids
+from repq.preprocessing import Preprocessing
 from repq.quant import scale_table
 from repq.recipe import ExportConfig
+from repq.thresholds import Thresholds
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAME", "export_float", "export_quantized", "load_onnx", "save_onnx"]
 
@@ -144,7 +146,8 @@ def _with_weights(model: Detector, imgsz: tuple[int, int], config: ExportConfig)
     state = model.state_dict()
     names = [f"{layer}.{part}" for layer in layer_ids(model) for part in ("weight", "bias")]
     weights = {name: state.pop(name) for name in names if name in state}
-    settings = {"spec": model.spec.to_json(), "imgsz": imgsz, "batch": config.batch, "opset": config.opset}
+    spec = _of_the_network(model.spec).to_json()
+    settings = {"spec": spec, "imgsz": imgsz, "batch": config.batch, "opset": config.opset}
     key = identify("structure", settings, {"constants": state}).key
     data = cached(f"exports/{key}", lambda: _structure(model, weights, imgsz, config))
     graph = ModelProto.FromString(data)
@@ -152,6 +155,11 @@ def _with_weights(model: Detector, imgsz: tuple[int, int], config: ExportConfig)
         if tensor.name in weights:
             tensor.raw_data = weights[tensor.name].numpy().tobytes()
     return graph
+
+
+def _of_the_network(spec: Spec) -> Spec:
+    """A spec as far as its graph depends on it: not on how images become its input, nor on which boxes count."""
+    return with_changes(spec, preprocessing=Preprocessing(), thresholds=Thresholds())
 
 
 def _structure(

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from few_blocks import few_blocks
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import nn
@@ -17,18 +18,20 @@ from repq.errors import GraphError, RepqError
 from repq.export import export_float, export_quantized, load_onnx, save_onnx
 from repq.graph import layer_nodes, propagate_qdq, read_metadata
 from repq.layers import QuantPlan
-from repq.model import Detector, build, layer_ids
+from repq.model import Detector, Spec, build, layer_ids
+from repq.preprocessing import preset
 from repq.quant import apply_scales, calibrate, insert_quantizers, scale_table
 from repq.recipe import CalibrationConfig, ExportConfig, PtqConfig
 from repq.scales import LayerScales
+from repq.thresholds import Thresholds
 
 SIZE = (64, 96)
 
 
-def filled(name: str, classes: int = 3) -> Detector:
+def filled(spec: Spec) -> Detector:
     """A fused detector whose activations keep their size from layer to layer, as batch norm would have it."""
     torch.manual_seed(0)
-    model = build(name, classes, deploy=True).eval()
+    model = build(spec, deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
@@ -62,7 +65,7 @@ def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
 
 @pytest.fixture(scope="module")
 def fused() -> Detector:
-    return filled("yolov6n_v2")
+    return filled(few_blocks("yolov6n_v2", 3))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def calibrated(fused: Detector, plan: QuantPlan, config: PtqConfig) -> Detector:
 
 @pytest.mark.parametrize("name", ["yolov6n", "yolov6lite_s"])
 def test_families_compute_in_onnx_what_they_compute_in_torch(name: str) -> None:
-    model = filled(name)
+    model = filled(few_blocks(name, 3))
     graph = export_float(model, (64, 128))
     expected = compute(model, images(size=(64, 128)))
     # float32 sums in another order: far below one millionth of the largest value per layer, over some hundred layers
@@ -155,13 +158,17 @@ def test_exporting_is_quiet_and_leaves_the_model_alone(
 
 
 def test_the_cache_holds_no_weights(exported: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another model of the same structure, and a damaged cache."""
+    """Another model of the same structure, whose use is another, and a damaged cache."""
     monkeypatch.setenv("REPQ_CACHE", str(tmp_path))
-    for _ in range(2):
-        other = filled("yolov6n_v2")
+    for use in ({}, {"thresholds": Thresholds(confidence=0.5), "preprocessing": preset("yolox")}):
+        other = filled(replace(few_blocks("yolov6n_v2", 3), **use))
         other.load_state_dict({name: value * 0.9 for name, value in other.state_dict().items()})
         expected = compute(other, images())
-        found = run(export_float(other, SIZE), images())
+        graph = export_float(other, SIZE)
+        metadata = read_metadata(graph)
+        assert metadata is not None
+        assert (metadata.thresholds, metadata.preprocessing) == (other.spec.thresholds, other.spec.preprocessing)
+        found = run(graph, images())
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
         (kept,) = (tmp_path / "exports").iterdir()
         kept.write_bytes(kept.read_bytes()[:-1])
@@ -169,7 +176,7 @@ def test_the_cache_holds_no_weights(exported: ModelProto, tmp_path: Path, monkey
 
 def test_equal_weights_stay_apart() -> None:
     """The exporter merges equal tensors; two layers with equal weights still need their own."""
-    model = filled("yolov6n_v2", 4)
+    model = filled(few_blocks("yolov6n_v2", 4))
     for predictions in (model.detect.cls_preds, model.detect.reg_preds):
         for layer in predictions:
             assert isinstance(layer, nn.Conv2d)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from few_blocks import few_blocks
 from graph_views import for_serving
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +92,7 @@ def test_the_image_lies_where_it_says_and_the_rest_is_grey(width: int, height: i
 @pytest.fixture(scope="module")
 def graph() -> ModelProto:
     torch.manual_seed(0)
-    return export_float(fuse(build("yolov6n_v2", 2).eval()), SIZE, names=("a", "b"))
+    return export_float(fuse(build(few_blocks("yolov6n_v2", 2)).eval()), SIZE, names=("a", "b"))
 
 
 @pytest.mark.parametrize("form", EVERY)
@@ -127,7 +128,7 @@ def test_a_graph_that_does_it_itself_gives_what_the_host_gives(
 def test_it_travels_with_every_file(tmp_path: Path) -> None:
     for entry in PRESETS:
         assert Preprocessing.from_json(entry.preprocessing.to_json()) == entry.preprocessing == preset(entry.name)
-        spec = replace(build("yolov6n_v2", 2).spec, preprocessing=entry.preprocessing)
+        spec = replace(few_blocks("yolov6n_v2", 2), preprocessing=entry.preprocessing)
         opened = of_weights("m", Weights(build(spec).eval(), ("a", "b")))
         assert load(opened.save(tmp_path / "w.safetensors")).preprocessing == entry.preprocessing
     exported = opened.export(tmp_path / "m.onnx", imgsz=64)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from command_lines import SIZE, Material, invoke, refused
+from few_blocks import few_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -215,7 +216,7 @@ def test_two_models_side_by_side(material: Material, engine: Path, pictures: Pat
     other = folder / "other.safetensors"
     from repq.model import build, save_checkpoint
 
-    save_checkpoint(other, build("yolov6lite_s", 4).eval())
+    save_checkpoint(other, build(few_blocks("yolov6lite_s", 4)).eval())
     message = refused(invoke("predict", engine, pictures, "--compare", other, "--imgsz", SIZE))
     assert "other classes" in message
 
@@ -355,7 +356,7 @@ def test_a_terminal_of_few_letters(material: Material, folder: Path) -> None:
 
     from repq.model import build, save_checkpoint
 
-    save_checkpoint(folder / "w.safetensors", build("yolov6lite_s", 1).eval(), names=("猫 → Füße",))
+    save_checkpoint(folder / "w.safetensors", build(few_blocks("yolov6lite_s", 1)).eval(), names=("猫 → Füße",))
     cv2.imwrite(str(folder / "a.png"), np.zeros((64, 64, 3), np.uint8))
     command = [sys.executable, "-m", "repq", "predict", "w.safetensors", "a.png", "--imgsz", "64", "--conf", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "latin-1"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_lines import Material, invoke, refused
+from few_blocks import few_blocks
 
 from repq.api.opening import build_model, load
 from repq.errors import RepqError
@@ -29,7 +30,7 @@ def calibrated(material: Material, tmp_path_factory: pytest.TempPathFactory) -> 
 
     folder = tmp_path_factory.mktemp("calibrated")
     torch.manual_seed(0)
-    save_checkpoint(folder / "w.safetensors", build("yolov6n_v2", 3).eval(), names=NAMES)
+    save_checkpoint(folder / "w.safetensors", build(few_blocks("yolov6n_v2", 3)).eval(), names=NAMES)
     line = ("--data", material.files["--data"], "--no-eval", "--plain", "--images", 2)
     use = ("--use-conf", 0.125, "--use-iou", 0.5, "--use-max-detections", 7)
     run("ptq", folder / "w.safetensors", *line, *use, "--imgsz", "64x96", "-o", folder / "int8.safetensors")

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from few_blocks import few_blocks
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from sample_graphs import LAYERS, calibrated_scales, detector
@@ -45,7 +46,7 @@ SIZE = (64, 64)
 def graphs(name: str) -> tuple[ModelProto, ModelProto]:
     """A random model in float, and with every convolution but transposed ones in INT8."""
     torch.manual_seed(0)
-    model = build_model(name, 3, deploy=True).eval()
+    model = build_model(few_blocks(name, 3), deploy=True).eval()
     layers, transposed = layer_ids(model), []
     for layer in layers:
         module = model.get_submodule(layer)

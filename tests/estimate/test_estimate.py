@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from few_blocks import few_blocks
 from graph_views import for_serving
 from onnx import ModelProto, helper, numpy_helper
 
@@ -49,7 +50,7 @@ def quantized(model: ModelProto) -> ModelProto:
 
 @pytest.fixture(scope="module")
 def detector() -> ModelProto:
-    return export_float(build("yolov6n_v2", 3, deploy=True).eval(), (64, 64))
+    return export_float(build(few_blocks("yolov6n_v2", 3), deploy=True).eval(), (64, 64))
 
 
 def test_work_counted_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import cycle
 
 import numpy as np
 import onnx
@@ -47,7 +48,8 @@ def detector(label: str) -> Detector:
     full = get_spec(name, classes)
     fields = ("backbone_channels", "top_down_channels", "bottom_up_channels")
     channels = {f: tuple(max(6, round(c * width)) for c in getattr(full, f)) for f in fields}
-    repeats = {f: tuple(min(n, 2) for n in getattr(full, f)) for f in ("backbone_repeats", "neck_repeats")}
+    most = (1, 2, 1, 1) if full.stage in ("rep", "lite") else (2, 2, 2, 2)  # other stages halve the number
+    repeats = {f: tuple(map(min, getattr(full, f), cycle(most))) for f in ("backbone_repeats", "neck_repeats")}
     spec = replace(full, **channels, **repeats)
     torch.manual_seed(0)
     model = build(spec, deploy=True).eval()

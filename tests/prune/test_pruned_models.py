@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from few_blocks import few_blocks
 
 import repq
 from repq.data import make_demo_set
@@ -21,18 +22,13 @@ from repq.stages import prune_checkpoint, train_detector
 SIZE = (64, 64)
 NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
 ONE_EACH = (1, 1, 1, 1)
-FEW: dict[str, dict[str, Any]] = {
-    "yolov6n": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH},
-    "yolov6n_v2": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH},
-    "yolov6lite_s": {"backbone_repeats": (1, 2, 1, 1)},  # the second of a stage keeps the size
-    "yolox_nano": {"repeats": ONE_EACH},
-}
+FEW: dict[str, dict[str, Any]] = {"yolov6n_v2": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH}}
 
 
 def made(name: str, *, deploy: bool = False) -> Detector:
     """A detector of two classes with random weights and few blocks."""
     torch.manual_seed(0)
-    return build(replace(get_spec(name, 2), **FEW[name]), deploy=deploy).eval()
+    return build(few_blocks(name, 2), deploy=deploy).eval()
 
 
 @pytest.fixture(scope="module")

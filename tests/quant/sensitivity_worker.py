@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_detectors import with_boxes
+from finding_detector import with_boxes
 
 from repq.data import make_demo_set
 from repq.errors import RepqError

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from few_blocks import few_blocks
 from torch import Tensor, nn
 
-from repq.model import Detector, build, get_spec
+from repq.model import Detector, build
 
 SIZE = (64, 64)
 
@@ -19,7 +18,7 @@ def images(count: int = 2, seed: int = 0) -> Tensor:
 def uneven(name: str, classes: int = 3, *, spread: float = 1.0) -> Detector:
     """Channels of one layer differ by factors ``exp(spread)``, as in trained models; activations keep their size."""
     torch.manual_seed(0)
-    model = build(name, classes, deploy=True).eval()
+    model = build(few_blocks(name, classes), deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
@@ -29,17 +28,4 @@ def uneven(name: str, classes: int = 3, *, spread: float = 1.0) -> Detector:
             module.weight.data.mul_(factors.view([-1 if i == axis else 1 for i in range(4)]))
             assert module.bias is not None
             nn.init.normal_(module.bias, 0, 0.1)
-    return model
-
-
-def with_boxes() -> Detector:
-    """A YOLOv6-N of one class and few blocks, which finds boxes that differ."""
-    torch.manual_seed(0)
-    spec = replace(get_spec("yolov6n_v2", 1), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    model = build(spec, deploy=True).eval()
-    for name, parameter in model.detect.named_parameters():
-        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "reg_preds" in name:
-            parameter.data += 0.5
     return model

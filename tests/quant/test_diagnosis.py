@@ -21,7 +21,7 @@ from repq.report.diagnosis import ADVICE, diagnosis_table
 from repq.results import Diagnosis
 
 CONFIG = PtqConfig(calibration=CalibrationConfig(method="max", bins=256))
-BLOWN = LayerId("backbone.ERBlock_3.1.block.0.rbr_reparam")
+BLOWN = LayerId("backbone.ERBlock_4.1.block.0.rbr_reparam")
 
 
 @pytest.fixture(scope="module")

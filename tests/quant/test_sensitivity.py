@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_detectors import SIZE, images, with_boxes
+from finding_detector import with_boxes
+from small_detectors import SIZE, images
 
 from repq.data import DetectionDataset, image_hashes, load_dataset, make_demo_set, overlap_note
 from repq.errors import DataError, QuantizationError

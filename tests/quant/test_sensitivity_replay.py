@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from few_blocks import few_blocks
 from torch import Tensor, nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
-from repq.model import Detector, build, get_spec, layer_ids
+from repq.model import Detector, build, layer_ids
 from repq.quant import quantize, quantized_layers, quantizing
 from repq.quant.sensitivity.layer_errors import end_to_end_similarity, local_errors
 from repq.quant.sensitivity.sweep import UNCHANGED, changed_outputs
@@ -25,12 +24,11 @@ def images(count: int = 2, seed: int = 0) -> Tensor:
 
 def calibrated(name: str, scheme: str = "symmetric") -> Detector:
     torch.manual_seed(0)
-    spec = get_spec(name, 3)
-    if name == "yolov6n":  # few of its blocks prove the same
-        spec = replace(spec, backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    fused = build(spec, deploy=True).eval()
-    for parameter in fused.detect.parameters():  # fresh prediction layers are zero: nothing would reach the outputs
-        parameter.data += 0.05 * torch.randn_like(parameter)
+    fused = build(few_blocks(name, 3), deploy=True).eval()
+    for module in fused.modules():  # activations that keep their size: a change of any layer reaches the outputs
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
+            nn.init.normal_(module.weight, 0, (2 / inputs) ** 0.5)
     config = PtqConfig(scheme=scheme, calibration=CalibrationConfig(method="max", bins=128))  # type: ignore[arg-type]
     return quantize(fused, [images(4, seed=1)], config).model
 

@@ -244,10 +244,8 @@ def test_what_each_setting_gained_is_in_every_form(folder: Path) -> None:
     assert "Split layers add" in (folder / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "evil", ["\x1b[31mred\x07", "\u202ecod.exe", "a\x9b2Jb", "\u2066x\u2069", "\x00\x7f", "\u2028"]
-)
-def test_no_name_steers_a_terminal_or_turns_text_around(evil: str, tmp_path: Path) -> None:
+def test_no_name_steers_a_terminal_or_turns_text_around(tmp_path: Path) -> None:
+    evil = " ".join(("\x1b[31mred\x07", "\u202ecod.exe", "a\x9b2Jb", "\u2066x\u2069", "\x00\x7f", "\u2028"))
     text = make_summary().model_dump_json()
     for name in (HOSTILE, LAYERS[0], LAYERS[4]):
         text = text.replace(json.dumps(name)[1:-1], json.dumps(evil + name)[1:-1])
@@ -255,5 +253,6 @@ def test_no_name_steers_a_terminal_or_turns_text_around(evil: str, tmp_path: Pat
     paths = render_report(summary, tmp_path)
     assert json.loads(paths["json"].read_text())["summary"]["title"] == summary.title
     hidden = set(evil) - set(evil.translate({ord(c): None for c in evil if not c.isprintable()}))
+    assert len(hidden) == 9
     for file in tmp_path.iterdir():
         assert not hidden & set(file.read_text()), file

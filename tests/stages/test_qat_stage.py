@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from few_blocks import few_blocks
 from small_training import answering_model
 
 from repq.cli import main
@@ -32,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def detector(name: str = "yolov6n_v2", classes: int = 3) -> Detector:
     torch.manual_seed(0)
-    return build(name, classes, deploy=True).eval()
+    return build(few_blocks(name, classes), deploy=True).eval()
 
 
 def data(folder: Path) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from repq.data import DetectionDataset, batches
 from repq.evaluate import Predict
-from repq.model import Detector, build, get_spec
+from repq.model import Detector, Spec, build, get_spec
 from repq.recipe import TrainConfig
 from repq.train import TrainOutcome
 
@@ -35,10 +35,10 @@ def tiny_model(seed: int = 0, name: str = "yolov6n_v2", classes: int = 2, **chan
     return build(spec)
 
 
-def answering_model(classes: int, size: int) -> Detector:
+def answering_model(classes: int, size: int, spec: str | Spec = "yolov6n_v2") -> Detector:
     """YOLOv6-N that learned nothing, in eval mode, with settled statistics; it finds boxes in any image."""
     torch.manual_seed(0)
-    detector = build("yolov6n_v2", classes)
+    detector = build(spec, classes)
     for name, module in detector.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # take the statistics of the next batch
