@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from finding_detector import with_boxes
 from pydantic import ValidationError
-from small_detectors import SIZE, images, with_boxes
+from small_detectors import SIZE, images
 
 from repq.data import load_dataset, make_demo_set
 from repq.layers import LayerId
