@@ -49,7 +49,7 @@ from repq.data import (
     prefetch,
     read_image,
 )
-from repq.data.augment import Placement, add_to_colours, mirror, place_objects, shift_colours
+from repq.data.augment import Placement, SamplePlan, adding_table, mirror, place_objects, recolour, shifting_table
 from repq.files import write_text
 from repq.memory import keep_freed_memory
 from repq.model import build
@@ -98,8 +98,12 @@ def plain_mosaic(records: list[ImageRecord], imgsz: int, config: TrainConfig, rn
     matrix = np.column_stack((linear, offset))
     view = np.asarray(cv2.warpAffine(canvas, matrix, (imgsz, imgsz), borderValue=(114, 114, 114)), np.uint8)
     objects = place_objects(np.concatenate(rows), Placement(linear, offset, (0, 0, imgsz, imgsz)))
-    sample = Sample(add_to_colours(shift_colours(view, config.hsv, rng), config.hsv_shift, rng), objects)
-    return mirror(sample) if rng.random() < config.flip else sample
+    for table in (*shifting_table(config.hsv, rng), *adding_table(config.hsv_shift, rng)):
+        view = recolour(view, table)
+    plan = SamplePlan((imgsz, imgsz), 114, (), objects)
+    if rng.random() < config.flip:
+        view, plan = np.ascontiguousarray(view[:, ::-1]), mirror(plan)
+    return Sample(view, plan.objects)
 
 
 def plain_batches(dataset: DetectionDataset, imgsz: int, config: TrainConfig, epoch: int) -> Iterator[TrainBatch]:

@@ -1,12 +1,13 @@
 """Training samples: one image or a mosaic of four, moved, scaled, mirrored and recoloured, with their boxes.
 
-Every image is resampled once: fit, zoom, turn, shear and shift are one affine map, in continuous coordinates, in which
-a pixel's centre is at a half.
+What is drawn at random and where objects come to lie is a `SamplePlan`, for which no image is decoded; `render` makes
+its pixels. Every image is resampled once: fit, zoom, turn, shear and shift are one affine map, in continuous
+coordinates, in which a pixel's centre is at a half.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ MIN_VISIBLE = 0.1  # share of a box's area that is left after cutting
 MIXUP_SHAPE = 32.0  # of the beta distribution of shares: most pairs are mixed about evenly
 
 Matrix = NDArray[np.float64]
+Tables = tuple[NDArray[np.uint8], ...]
+"""Of `SamplePlan`; empty where colours stay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,33 @@ class Placement:
     region: tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class SamplePlan:
+    """How a sample is made. Steps are done in the order of the attributes.
+
+    Attributes:
+        imgsz: height and width of the sample.
+        grey: level of what no image covers.
+        sources: index of a record and where its image goes, drawn one after another.
+        objects: (n, 5) float32 rows of class, x1, y1, x2, y2 in pixels of the finished sample.
+        second: what is blended with it.
+        share: of the first, 0..1.
+        tables: (256, 3) uint8, the new hue (0..179), saturation and value (0..255) for each old one.
+        mirrored: left and right are swapped.
+        turned_over: top and bottom are swapped.
+    """
+
+    imgsz: tuple[int, int]
+    grey: int
+    sources: tuple[tuple[int, Placement], ...]
+    objects: NDArray[np.float32]
+    second: SamplePlan | None = None
+    share: float = 1.0
+    tables: Tables = ()
+    mirrored: bool = False
+    turned_over: bool = False
+
+
 def draw_sample(
     cache: ImageCache,
     index: int,
@@ -58,23 +88,57 @@ def draw_sample(
     """Make one training sample of size ``imgsz`` (height, width) around record ``index``.
 
     Raises:
-        DataError: an image can no longer be read, or the letterbox leaves no room in the input.
+        DataError: an image can no longer be read, or has another size than its record says, or the letterbox leaves no
+            room in the input.
+    """
+    plan = plan_sample(cache, index, imgsz, config, rng, preprocessing)
+    return Sample(render(plan, cache), plan.objects)
+
+
+def plan_sample(
+    cache: ImageCache,
+    index: int,
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing = USUAL,
+) -> SamplePlan:
+    """Draw what `draw_sample` does at random.
+
+    Raises:
+        DataError: the letterbox leaves no room in the input.
     """
     is_mosaic = rng.random() < config.mosaic
-    sample = _compose(cache, index, imgsz, config, rng, preprocessing, mosaic=is_mosaic)
+    plan = _compose(cache, index, imgsz, config, rng, preprocessing, mosaic=is_mosaic)
     if rng.random() < config.mixup and (is_mosaic or config.mixup_scale is None):
         other = int(rng.integers(len(cache)))
         if config.mixup_scale is None:
             mosaic = rng.random() < config.mosaic
             second = _compose(cache, other, imgsz, config, rng, preprocessing, mosaic=mosaic)
-            sample = mix(sample, second, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
+            plan = mix(plan, second, rng.beta(MIXUP_SHAPE, MIXUP_SHAPE))
         else:
-            sample = mix(sample, _jittered(cache, other, imgsz, config, rng, preprocessing), 0.5)
-    image = add_to_colours(shift_colours(sample.image, config.hsv, rng), config.hsv_shift, rng)
-    sample = Sample(image, sample.objects)
+            plan = mix(plan, _jittered(cache, other, imgsz, config, rng, preprocessing), 0.5)
+    plan = replace(plan, tables=(*shifting_table(config.hsv, rng), *adding_table(config.hsv_shift, rng)))
     if rng.random() < config.flip:
-        sample = mirror(sample)
-    return turn_over(sample) if rng.random() < config.flip_vertical else sample
+        plan = mirror(plan)
+    return turn_over(plan) if rng.random() < config.flip_vertical else plan
+
+
+def render(plan: SamplePlan, cache: ImageCache) -> NDArray[np.uint8]:
+    """The pixels of a sample: (H, W, 3) RGB.
+
+    Raises:
+        DataError: an image can no longer be read, or has another size than its record says.
+    """
+    canvas = np.full((*plan.imgsz, 3), plan.grey, np.uint8)
+    for index, placement in plan.sources:
+        paste(canvas, cache.image(index), placement, plan.grey)
+    if plan.second is not None:
+        canvas = blend(canvas, render(plan.second, cache), plan.share)
+    for table in plan.tables:
+        canvas = recolour(canvas, table)
+    canvas = canvas[:, ::-1] if plan.mirrored else canvas
+    return np.ascontiguousarray(canvas[::-1] if plan.turned_over else canvas)
 
 
 def _compose(
@@ -86,19 +150,18 @@ def _compose(
     preprocessing: Preprocessing,
     *,
     mosaic: bool,
-) -> Sample:
+) -> SamplePlan:
     """One image, or a mosaic of it and three others, on grey."""
     if mosaic:
         indices = [index, *rng.integers(0, len(cache), 3).tolist()]
-        sizes = [cache.image(other).shape[:2] for other in indices]
-        placements = mosaic_placements(sizes, imgsz, config, rng)
+        placements = mosaic_placements([cache.size(other) for other in indices], imgsz, config, rng)
     else:
-        indices, size = [index], cache.image(index).shape[:2]
+        indices, size = [index], cache.size(index)
         if config.affine == "all":
             placements = [single_placement(size, imgsz, config, rng)]
         else:
             placements = [plain_placement(size, imgsz, config, preprocessing)]
-    return _drawn(cache, indices, placements, imgsz, preprocessing.pad)
+    return _placed(cache, indices, placements, imgsz, preprocessing.pad)
 
 
 def _jittered(
@@ -108,26 +171,23 @@ def _jittered(
     config: LoopConfig,
     rng: np.random.Generator,
     preprocessing: Preprocessing,
-) -> Sample:
+) -> SamplePlan:
     """One image in the input, scaled by a random factor, mirrored at random, and a random part of what is too large."""
     assert config.mixup_scale is not None
-    plain = plain_placement(cache.image(index).shape[:2], imgsz, config, preprocessing)
+    plain = plain_placement(cache.size(index), imgsz, config, preprocessing)
     factor, size = rng.uniform(*config.mixup_scale), np.array(imgsz[::-1])
     hidden = np.maximum(factor * size - size, 0) * rng.uniform(size=2)
     linear, offset = factor * plain.linear, factor * plain.offset - hidden
-    sample = _drawn(cache, [index], [Placement(linear, offset, plain.region)], imgsz, preprocessing.pad)
-    return mirror(sample) if rng.random() < config.flip else sample
+    plan = _placed(cache, [index], [Placement(linear, offset, plain.region)], imgsz, preprocessing.pad)
+    return mirror(plan) if rng.random() < config.flip else plan
 
 
-def _drawn(
+def _placed(
     cache: ImageCache, indices: list[int], placements: list[Placement], imgsz: tuple[int, int], grey: int
-) -> Sample:
-    canvas = np.full((*imgsz, 3), grey, np.uint8)
-    objects = []
-    for index, placement in zip(indices, placements, strict=True):
-        paste(canvas, cache.image(index), placement, grey)
-        objects.append(place_objects(cache.objects(index), placement))
-    return Sample(canvas, np.concatenate(objects))
+) -> SamplePlan:
+    sources = tuple(zip(indices, placements, strict=True))
+    objects = [place_objects(cache.objects(index), placement) for index, placement in sources]
+    return SamplePlan(imgsz, grey, sources, np.concatenate(objects))
 
 
 def plain_placement(
@@ -204,51 +264,52 @@ def place_objects(objects: NDArray[np.float32], placement: Placement) -> NDArray
     return np.concatenate((objects[:, :1], cut), axis=1)[kept].astype(np.float32)
 
 
-def mix(first: Sample, second: Sample, share: float) -> Sample:
+def mix(first: SamplePlan, second: SamplePlan, share: float) -> SamplePlan:
     """Blend two images, ``share`` of the first, and keep the objects of both (Zhang et al. 1902.04103, section 3.1)."""
-    image = np.asarray(cv2.addWeighted(first.image, share, second.image, 1 - share, 0), np.uint8)
-    return Sample(image, np.concatenate((first.objects, second.objects)))
+    return replace(first, second=second, share=share, objects=np.concatenate((first.objects, second.objects)))
 
 
-def mirror(sample: Sample) -> Sample:
+def blend(first: NDArray[np.uint8], second: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """The mean of two images, with weight ``share`` of the first."""
+    return np.asarray(cv2.addWeighted(first, share, second, 1 - share, 0), np.uint8)
+
+
+def mirror(plan: SamplePlan) -> SamplePlan:
     """Swap left and right."""
-    width = sample.image.shape[1]
-    objects = sample.objects.copy()
-    objects[:, [1, 3]] = width - sample.objects[:, [3, 1]]
-    return Sample(np.ascontiguousarray(sample.image[:, ::-1]), objects)
+    objects = plan.objects.copy()
+    objects[:, [1, 3]] = plan.imgsz[1] - plan.objects[:, [3, 1]]
+    return replace(plan, objects=objects, mirrored=not plan.mirrored)
 
 
-def turn_over(sample: Sample) -> Sample:
+def turn_over(plan: SamplePlan) -> SamplePlan:
     """Swap top and bottom."""
-    height = sample.image.shape[0]
-    objects = sample.objects.copy()
-    objects[:, [2, 4]] = height - sample.objects[:, [4, 2]]
-    return Sample(np.ascontiguousarray(sample.image[::-1]), objects)
+    objects = plan.objects.copy()
+    objects[:, [2, 4]] = plan.imgsz[0] - plan.objects[:, [4, 2]]
+    return replace(plan, objects=objects, turned_over=not plan.turned_over)
 
 
-def shift_colours(
-    image: NDArray[np.uint8], strengths: tuple[float, float, float], rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def shifting_table(strengths: tuple[float, float, float], rng: np.random.Generator) -> Tables:
     """Multiply hue, saturation and value by random factors in ``1 ± strength``; hue wraps around."""
     if not any(strengths):
-        return image
+        return ()
     factors = 1 + rng.uniform(-1, 1, 3) * strengths
     levels = np.arange(256)
     hue = (levels * factors[0]) % 180
-    table = np.stack((hue, levels * factors[1], levels * factors[2]), axis=-1).clip(0, 255).astype(np.uint8)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+    table = np.stack((hue, levels * factors[1], levels * factors[2]), axis=-1)
+    return (table.clip(0, 255).astype(np.uint8),)
 
 
-def add_to_colours(
-    image: NDArray[np.uint8], widths: tuple[float, float, float], rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def adding_table(widths: tuple[float, float, float], rng: np.random.Generator) -> Tables:
     """Add numbers within ``± widths`` to hue (of 180), saturation and value, to each in half of the cases."""
     if not any(widths):
-        return image
+        return ()
     added = (rng.uniform(-1, 1, 3) * widths * rng.integers(0, 2, 3)).astype(int)
     levels = np.arange(256)[:, None] + added
-    table = np.column_stack((levels[:, 0] % 180, levels[:, 1:].clip(0, 255))).astype(np.uint8)
+    return (np.column_stack((levels[:, 0] % 180, levels[:, 1:].clip(0, 255))).astype(np.uint8),)
+
+
+def recolour(image: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Replace hue, saturation and value as the table (256, 3) says."""
     hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from repq.data.dataset import ImageRecord, pixel_boxes
 from repq.data.images import read_image
+from repq.errors import DataError
+from repq.printable import printable
 
 
 class ImageCache:
@@ -34,12 +36,20 @@ class ImageCache:
         """The image (h, w, 3), RGB; not to be written to.
 
         Raises:
-            DataError: the file can no longer be read.
+            DataError: the file can no longer be read, or has another size than its record says.
         """
         found = self._images.get(index)
         if found is not None:
             return found
-        image = _shrink(read_image(self.records[index].path), self.imgsz)
+        record = self.records[index]
+        whole = read_image(record.path)
+        if whole.shape[:2] != (record.height, record.width):
+            raise DataError(
+                f"the image {printable(record.name)} is another one than when the data set was read",
+                found=f"{whole.shape[1]}x{whole.shape[0]} pixels in place of {record.width}x{record.height}",
+                fix="leave the files alone while they are trained on, and start again",
+            )
+        image = _shrunk(whole, self.size(index))
         image.setflags(write=False)
         with self._lock:
             if index not in self._images and image.nbytes <= self._free:
@@ -47,17 +57,22 @@ class ImageCache:
                 self._free -= image.nbytes
         return image
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of ``image(index)``, which is not decoded for it."""
+        record = self.records[index]
+        ratio = min(self.imgsz[0] / record.height, self.imgsz[1] / record.width)
+        if ratio >= 1:
+            return record.height, record.width
+        return max(1, round(record.height * ratio)), max(1, round(record.width * ratio))
+
     def objects(self, index: int) -> NDArray[np.float32]:
         """Rows of class, x1, y1, x2, y2 in pixels of ``image(index)``."""
         labels = self.records[index].labels
-        height, width = self.image(index).shape[:2]
+        height, width = self.size(index)
         return np.concatenate((labels[:, :1], pixel_boxes(labels, width, height)), axis=1).astype(np.float32)
 
 
-def _shrink(image: NDArray[np.uint8], imgsz: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    ratio = min(imgsz[0] / height, imgsz[1] / width)
-    if ratio >= 1:
+def _shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image.shape[:2] == size:
         return image
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,18 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq.data import ImageCache, ImageRecord, Sample, draw_sample
+from repq.data import ImageCache, ImageRecord, draw_sample
 from repq.data.augment import (
     MIN_SIDE,
     Placement,
+    SamplePlan,
+    blend,
     mirror,
     mix,
     mosaic_placements,
     place_objects,
-    shift_colours,
+    plan_sample,
+    recolour,
+    render,
+    shifting_table,
     single_placement,
     turn_over,
 )
+from repq.errors import DataError
 from repq.preprocessing import Preprocessing
 from repq.recipe import LetterboxConfig, TrainConfig
 
@@ -88,22 +95,27 @@ def test_an_empty_region_or_no_object_leaves_nothing() -> None:
     assert place_objects(objects[:0], Placement(np.eye(2), np.zeros(2), (0, 0, 100, 100))).shape == (0, 5)
 
 
+def plan_of(*rows: list[float], imgsz: tuple[int, int] = (20, 30)) -> SamplePlan:
+    """A plan without images, with these objects."""
+    return SamplePlan(imgsz, 114, (), np.array(rows, np.float32))
+
+
 def test_mirror_twice_is_nothing() -> None:
-    rng = np.random.default_rng(0)
-    sample = Sample(rng.integers(0, 255, (20, 30, 3), np.uint8), np.array([[1, 2, 3, 9, 8]], np.float32))
-    once = mirror(sample)
+    plan = plan_of([1, 2, 3, 9, 8])
+    once = mirror(plan)
+    assert once.mirrored
     assert once.objects.tolist() == [[1, 21, 3, 28, 8]]
     twice = mirror(once)
-    assert (twice.image == sample.image).all()
-    assert (twice.objects == sample.objects).all()
+    assert not twice.mirrored
+    assert (twice.objects == plan.objects).all()
 
 
 def test_colours_keep_grey_grey_and_zero_strength_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (16, 16, 3), np.uint8)
-    assert shift_colours(image, (0, 0, 0), rng) is image
+    assert shifting_table((0, 0, 0), rng) == ()
     grey = np.repeat(image[..., :1], 3, axis=2)
-    shifted = shift_colours(grey, (0.1, 0.7, 0.0), rng)
+    shifted = recolour(grey, *shifting_table((0.1, 0.7, 0.0), rng))
     assert np.abs(shifted.astype(int) - grey).max() <= 1  # rounding through HSV
 
 
@@ -124,14 +136,34 @@ def test_the_cache_keeps_to_its_bound(tmp_path: Path) -> None:
     assert len(cache._images) == 2
 
 
+def test_a_plan_needs_no_image_and_its_sample_has_its_objects(tmp_path: Path) -> None:
+    found = records(tmp_path, (120, 160))
+    config = TrainConfig(mosaic=0.5, mixup=0.5, flip=0.5, flip_vertical=0.5)
+    absent = ImageCache([replace(record, file=tmp_path / "absent.png") for record in found], (96, 96), 1 << 24)
+    cache = ImageCache(found, (96, 96), 1 << 24)
+    assert all(cache.size(index) == cache.image(index).shape[:2] for index in range(len(cache)))
+    for index in range(12):
+        plan = plan_sample(absent, index % 6, (96, 96), config, np.random.default_rng(index))
+        sample = draw_sample(cache, index % 6, (96, 96), config, np.random.default_rng(index))
+        assert (render(plan, cache) == sample.image).all()
+        assert (plan.objects == sample.objects).all()
+
+
+def test_a_file_that_changed_since_the_set_was_read_is_refused(tmp_path: Path) -> None:
+    cache = ImageCache(records(tmp_path, (120, 160)), (128, 128), 1 << 24)
+    cv2.imwrite(str(cache.records[0].path), np.zeros((120, 100, 3), np.uint8))
+    with pytest.raises(DataError, match="100x120 pixels in place of 160x120"):
+        draw_sample(cache, 0, (128, 128), QUIET, np.random.default_rng(0))
+
+
 def test_turn_over_twice_is_nothing() -> None:
-    rng = np.random.default_rng(0)
-    sample = Sample(rng.integers(0, 255, (20, 30, 3), np.uint8), np.array([[1, 2, 3, 9, 8]], np.float32))
-    once = turn_over(sample)
+    plan = plan_of([1, 2, 3, 9, 8])
+    once = turn_over(plan)
+    assert once.turned_over
     assert once.objects.tolist() == [[1, 2, 12, 9, 17]]
     twice = turn_over(once)
-    assert (twice.image == sample.image).all()
-    assert (twice.objects == sample.objects).all()
+    assert not twice.turned_over
+    assert (twice.objects == plan.objects).all()
 
 
 @pytest.mark.parametrize("changes", [{"rotate": 30.0}, {"shear": 15.0}, {"rotate": 180.0, "shear": 10.0}])
@@ -160,14 +192,11 @@ def test_turned_boxes_lie_around_the_turned_pixels(tmp_path: Path, changes: dict
 
 def test_mixed_samples_blend_pixels_and_keep_all_objects() -> None:
     rng = np.random.default_rng(0)
-    samples = [
-        Sample(rng.integers(0, 255, (8, 8, 3), np.uint8), np.array([[n, 1, 1, 5, 5]] * (n + 1), np.float32))
-        for n in range(2)
-    ]
-    both = mix(*samples, 0.3)
+    both = mix(plan_of([0, 1, 1, 5, 5]), plan_of(*[[1, 1, 1, 5, 5]] * 2), 0.3)
     assert both.objects[:, 0].tolist() == [0, 1, 1]
-    expected = 0.3 * samples[0].image.astype(float) + 0.7 * samples[1].image
-    assert np.abs(both.image - expected).max() <= 0.5 + 1e-6
+    images = [rng.integers(0, 255, (8, 8, 3), np.uint8) for _ in range(2)]
+    expected = 0.3 * images[0].astype(float) + 0.7 * images[1]
+    assert np.abs(blend(*images, both.share) - expected).max() <= 0.5 + 1e-6
 
 
 def test_mixup_adds_the_objects_of_another_image(tmp_path: Path) -> None:
