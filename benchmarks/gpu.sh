@@ -25,6 +25,8 @@ step tests 120 "$python" -m pytest -q -m gpu -n 8
 step step-n 60 "$python" benchmarks/train_step.py -o "$out/step-n.json"
 step step-s 60 "$python" benchmarks/train_step.py --model yolov6s --imgsz 640 -o "$out/step-s.json"
 step train-n 120 "$python" benchmarks/train_throughput.py --device cuda --rounds 3 -o "$out/train-n.json"
+step train-n-dali 90 "$python" benchmarks/train_throughput.py --device cuda --rounds 3 --no-plain --loader opencv \
+  --loader dali -o "$out/train-n-dali.json" # needs `pip install -e '.[dali]'`
 step qat 60 "$python" benchmarks/qat_step.py --device cuda --rounds 8
 step qat-kernel-by-kernel 60 "$python" benchmarks/qat_step.py --device cuda --rounds 4 --no-graphs
 step whole-way 120 "$python" -m repq run recipes/quickstart.yaml --device cuda --set export.float16=true \

@@ -12,6 +12,7 @@ step, apart.
     python benchmarks/train_throughput.py --precision float32 --precision bfloat16 --no-plain   # side by side
     python benchmarks/train_throughput.py --model yolox_nano --data bccd/data.yaml              # another family
     python benchmarks/train_throughput.py --precision float32 --compiled --no-plain   # beside what torch.compile makes
+    python benchmarks/train_throughput.py --loader opencv --loader dali --no-plain    # beside samples by NVIDIA DALI
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ from repq.preprocessing import Preprocessing
 from repq.recipe import DemoConfig, TrainConfig
 from repq.train import AnchorGrid, Assignment, MovingAverage, Objects, Rates, Updater
 from repq.train.assigner import assign_in_slices
-from repq.train.loader import TrainBatch, training_batches
+from repq.train.loader import TrainBatch, loading_threads, training_batches
 from repq.train.precision import computing_in
+from repq.train.rendering import renderer_of
 from repq.train.update import LAYOUT
 
 RATES = Rates(0.001, 0.001, 0.9)
@@ -145,6 +147,17 @@ def one_by_one(assign: Assign, scores: Tensor, boxes: Tensor, objects: Objects, 
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Of one arrangement; ``workers``: loader threads, None for the loop's own choice."""
+
+    plain: bool = False
+    workers: int | None = None
+    precision: str = "auto"
+    compiled: bool = False
+    loader: str = "opencv"
+
+
+@dataclass(frozen=True)
 class Job:
     model: str
     data: Path
@@ -156,25 +169,29 @@ class Job:
     precisions: tuple[str, ...] = ("auto",)
     with_plain: bool = True
     with_compiled: bool = False
+    loaders: tuple[str, ...] = ("opencv",)
 
-    def arrangements(self) -> dict[str, tuple[bool, int | None, str, bool]]:
-        """By name: whether it is plain, loader threads (None: the loop's own choice), precision, whether compiled."""
-        own = {f"repq, {precision}": (False, None, precision, False) for precision in self.precisions}
+    def arrangements(self) -> dict[str, Settings]:
+        """Settings of each arrangement by name."""
+        own = {
+            f"repq, {precision}" + f", {loader}" * (loader != "opencv"): Settings(precision=precision, loader=loader)
+            for precision in self.precisions
+            for loader in self.loaders
+        }
         if self.with_compiled:
-            own |= {f"{name}, compiled": (*values[:3], True) for name, values in own.items()}
+            own |= {f"{name}, compiled": replace(settings, compiled=True) for name, settings in own.items()}
         usual = "float16" if self.device.startswith("cuda") else "float32"
-        plain = {name: (True, workers, usual, False) for name, workers in PLAIN.items() if self.with_plain}
+        plain = {name: Settings(True, workers, usual) for name, workers in PLAIN.items() if self.with_plain}
         return {**own, **plain}
 
 
 class Arrangement:
     """The training loop's own way, or the plain one."""
 
-    def __init__(
-        self, job: Job, *, plain: bool, workers: int | None, precision: str = "auto", compiled: bool = False
-    ) -> None:
-        settings = {"workers": workers, "precision": precision, "cuda_graphs": not plain, "compile": compiled}
-        job = replace(job, config=job.config.model_copy(update=settings))
+    def __init__(self, job: Job, settings: Settings) -> None:
+        plain = settings.plain
+        update = {"workers": settings.workers, "precision": settings.precision, "compile": settings.compiled}
+        job = replace(job, config=job.config.model_copy(update={**update, "cuda_graphs": not plain}))
         torch.set_num_threads(job.threads)
         if plain:
             PointConv.forward = torch.nn.Conv2d.forward  # type: ignore[method-assign]
@@ -183,7 +200,7 @@ class Arrangement:
         self.job, self.plain, self.dataset = job, plain, load_dataset(job.data, "train")
         self.size = (job.imgsz, job.imgsz)
         self.cache = ImageCache(self.dataset.records, self.size, job.config.cache_mib << 20)
-        if not plain:
+        if not plain and settings.loader == "opencv":
             for index in range(len(self.cache)):
                 self.cache.image(index)  # steady state
         torch.manual_seed(0)
@@ -195,6 +212,8 @@ class Arrangement:
             options = self.updater.objective.options
             self.updater.objective.options = replace(options, assign=partial(one_by_one, options.assign))
         self.average = MovingAverage(self.updater.model, 0.999, 100)
+        grey, threads = self.updater.model.spec.preprocessing.pad, loading_threads(job.config, device.type)
+        self.renderer = renderer_of(settings.loader, self.cache, grey, device, threads)
         self.source = self.batches(job.config)
 
     def batches(self, config: TrainConfig) -> Iterator[TrainBatch]:
@@ -203,7 +222,15 @@ class Arrangement:
             epoch_of = (
                 plain_batches(self.dataset, self.job.imgsz, config, epoch)
                 if self.plain
-                else training_batches(self.cache, self.size, config, seed=0, epoch=epoch)
+                else training_batches(
+                    self.cache,
+                    self.size,
+                    config,
+                    seed=0,
+                    epoch=epoch,
+                    device=self.updater.device.type,
+                    renderer=self.renderer,
+                )
             )
             yield from (found for found in epoch_of if len(found.images) == config.batch)
 
@@ -223,9 +250,9 @@ class Arrangement:
         return parts_of_a_step(self.updater, self.average, source)
 
 
-def serve(job: Job, plain: bool, workers: int | None, precision: str, compiled: bool, line: Connection) -> None:
+def serve(job: Job, settings: Settings, line: Connection) -> None:
     """Answer what the main process asks for, a method by name, until it asks for nothing."""
-    own = Arrangement(job, plain=plain, workers=workers, precision=precision, compiled=compiled)
+    own = Arrangement(job, settings)
     for method in iter(line.recv, None):
         line.send(getattr(own, method)())
 
@@ -276,16 +303,19 @@ def parts_of_a_step(updater: Updater, average: MovingAverage, source: Iterator[T
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Several: each.")
 @click.option("--plain/--no-plain", "with_plain", default=True, show_default=True, help="Measure the plain ones too.")
 @click.option("--compiled/--no-compiled", "with_compiled", default=False, show_default=True, help="Measure it too.")
+@click.option("--loader", "loaders", multiple=True, default=("opencv",), show_default=True, help="Several: each.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(
     model: str, data: Path | None, imgsz: int, batch: int, steps: int, rounds: int, threads: int, device: str,
-    precisions: tuple[str, ...], with_plain: bool, with_compiled: bool, out: Path | None,
+    precisions: tuple[str, ...], with_plain: bool, with_compiled: bool, loaders: tuple[str, ...],
+    out: Path | None,
 ) -> None:  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = data or make_demo_set(Path(folder) / "demo", DemoConfig(train_images=max(64, 4 * batch), size=480))
         config = TrainConfig(model=model, batch=batch, mosaic=1.0, mixup=0.0, multi_scale=(1.0, 1.0))
         speeds, steps_apart = measure(
-            Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain, with_compiled), rounds
+            Job(model, path, imgsz, config, threads, steps, device, precisions, with_plain, with_compiled, loaders),
+            rounds,
         )
     medians = {name: statistics.median(found) for name, found in speeds.items()}
     first, *others = speeds
@@ -320,9 +350,9 @@ def measure(job: Job, rounds: int) -> tuple[dict[str, list[float]], dict[str, li
     spawn = multiprocessing.get_context("spawn")
     lines: dict[str, Connection] = {}
     with ExitStack() as stack:
-        for name, arrangement in job.arrangements().items():
+        for name, settings in job.arrangements().items():
             lines[name], theirs = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(job, *arrangement, theirs))
+            process = spawn.Process(target=serve, args=(job, settings, theirs))
             process.start()
             stack.callback(process.join)
             stack.callback(lines[name].send, None)

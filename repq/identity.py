@@ -48,6 +48,7 @@ LIBRARIES = {
     "ncnn": ("ncnn",),
     "pnnx": ("pnnx",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx"),
+    "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"),
     "pycocotools": ("pycocotools",),
     "jinja2": ("jinja2",),
     "matplotlib": ("matplotlib",),

@@ -30,7 +30,8 @@ TrainOut = Annotated[AnyPath, setting(flag="-o --out", writes=TRAINED, help="Fol
 def train_command(
     shell: Shell, data: Data, out: TrainOut,
     train: Annotated[
-        TrainConfig, Offer("model", "weights", "rep_scales", "distill.teacher", "epochs", "batch", "precision")
+        TrainConfig,
+        Offer("model", "weights", "rep_scales", "distill.teacher", "epochs", "batch", "precision", "loader"),
     ],
     eval: Annotated[EvalConfig, Offer("batch")], deploy: DeployConfig,
     imgsz: Imgsz = SQUARE, device: TorchDevice = "cpu", seed: AnySeed = 0,

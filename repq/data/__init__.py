@@ -1,6 +1,6 @@
 """Data sets in YOLO and COCO form, the letterbox, batches, calibration sets, augmentation, and the demo set."""
 
-from repq.data.augment import Sample, draw_sample
+from repq.data.augment import Placement, Sample, SamplePlan, draw_sample, plan_sample, render, warp
 from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
 from repq.data.classes import class_places, fit_classes, fit_splits
@@ -19,8 +19,10 @@ __all__ = [
     "ImageRecord",
     "LetterboxTransform",
     "LetterboxedImages",
+    "Placement",
     "Problems",
     "Sample",
+    "SamplePlan",
     "batches",
     "calibration_set",
     "class_places",
@@ -39,9 +41,12 @@ __all__ = [
     "make_demo_set",
     "overlap_note",
     "pixel_boxes",
+    "plan_sample",
     "read_image",
     "read_manifest",
+    "render",
     "to_input",
     "warn_of_overlap",
+    "warp",
     "write_manifest",
 ]

@@ -49,6 +49,12 @@ class Placement:
     offset: Matrix
     region: tuple[int, int, int, int]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be seen of it."""
+        left, top, right, bottom = self.region
+        return left >= right or top >= bottom
+
 
 @dataclass(frozen=True, eq=False)
 class SamplePlan:
@@ -234,18 +240,24 @@ def mosaic_placements(
 
 def paste(canvas: NDArray[np.uint8], image: NDArray[np.uint8], placement: Placement, grey: int) -> None:
     """Draw an image into its region of the canvas, grey where it does not reach."""
+    if not placement.is_empty:
+        left, top, right, bottom = placement.region
+        canvas[top:bottom, left:right] = warp(image, placement, grey)
+
+
+def warp(image: NDArray[np.uint8], placement: Placement, grey: int) -> NDArray[np.uint8]:
+    """What is seen of an image through its region, which is not empty: (h, w, 3)."""
     left, top, right, bottom = placement.region
-    if left >= right or top >= bottom:
-        return
     half = np.array([0.5, 0.5])  # from continuous coordinates to indices of pixels
     shift = placement.linear @ half + placement.offset - half - (left, top)
-    canvas[top:bottom, left:right] = cv2.warpAffine(
+    warped = cv2.warpAffine(
         image,
         np.column_stack((placement.linear, shift)),
         (right - left, bottom - top),
         flags=cv2.INTER_LINEAR,
         borderValue=(grey, grey, grey),
     )
+    return np.asarray(warped, np.uint8)
 
 
 def place_objects(objects: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:

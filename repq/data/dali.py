@@ -9,7 +9,7 @@ linear resize to exactly half averages two pixels by two, which is the area.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -54,8 +54,8 @@ class DaliLoader:
     ) -> None:
         rooms(imgsz, config)  # refuses what leaves no room
         self._imgsz, self._config, self._form, self._batch = imgsz, config, preprocessing, batch
-        self._build = partial(_pipeline, imgsz, config, preprocessing, batch, dtype, device, threads)
-        self._pipeline = self._build()
+        graph = partial(_letterboxed, imgsz, config, preprocessing, dtype, device)
+        self._run = DaliRunner(graph, batch, 0 if device == "gpu" else None, threads)
 
     def __call__(self, files: Sequence[bytes]) -> tuple[NDArray[Any], tuple[LetterboxTransform, ...]]:
         """Decode and place the files: (B, 3, H, W) and how each image was placed.
@@ -65,17 +65,43 @@ class DaliLoader:
         """
         if len(files) > self._batch:
             raise DataError(f"the loader is made for batches of {self._batch}", found=f"{len(files)} files")
-        data = [np.frombuffer(file, np.uint8) for file in files]
-        try:
-            self._pipeline.feed_input("files", data)
-            images, sizes = (output.as_cpu() for output in self._pipeline.run())
-        except RuntimeError as error:
-            self._pipeline = self._build()  # DALI gives a pipeline up after an error
-            reason = _reason(error)
-            raise DataError("DALI cannot decode the images", found=reason, fix="read them with OpenCV") from None
+        outputs = self._run(files=[np.frombuffer(file, np.uint8) for file in files])
+        images, sizes = (output.as_cpu() for output in outputs)
         sizes = [np.asarray(sizes[index]) for index in range(len(files))]
         transforms = (letterbox_transform(int(w), int(h), self._imgsz, self._config, self._form) for h, w, *_ in sizes)
         return np.stack([np.asarray(images[index]) for index in range(len(files))]), tuple(transforms)
+
+
+class DaliRunner:
+    """A pipeline of DALI; it is built anew after an error, with which DALI gives it up.
+
+    Args:
+        graph: takes no arguments, and gives the outputs made of external sources.
+        batch: most samples of one run.
+        device_id: the GPU; None: the CPU alone.
+        threads: CPU threads.
+
+    Raises:
+        EngineError: DALI is not installed, or cannot use the device.
+    """
+
+    def __init__(self, graph: Callable[[], Sequence[Any]], batch: int, device_id: int | None, threads: int) -> None:
+        self._build = partial(_built, graph, batch, device_id, threads)
+        self._pipeline = self._build()
+
+    def __call__(self, **inputs: Sequence[NDArray[Any]]) -> Sequence[Any]:
+        """Run once; ``inputs`` are the samples of each external source, by name. The outputs are complete.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        try:
+            outputs: Sequence[Any] = self._pipeline.run(**inputs)
+        except RuntimeError as error:
+            self._pipeline = self._build()
+            reason = _reason(error)
+            raise DataError("DALI cannot decode the images", found=reason, fix="read them with OpenCV") from None
+        return outputs
 
 
 def dali_version() -> str:
@@ -91,39 +117,40 @@ def dali_version() -> str:
     return str(nvidia.dali.__version__)
 
 
-def _pipeline(
-    imgsz: tuple[int, int],
-    config: LetterboxConfig,
-    form: Preprocessing,
-    batch: int,
-    dtype: str,
-    device: str,
-    threads: int,
-) -> Any:
+def _built(graph: Callable[[], Sequence[Any]], batch: int, device_id: int | None, threads: int) -> Any:
     dali_version()
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import Pipeline
 
     try:
-        pipeline = Pipeline(batch, threads, device_id=0 if device == "gpu" else None, prefetch_queue_depth=1)
+        pipeline = Pipeline(batch, threads, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True)
         with pipeline:
-            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-            sizes = fn.cast(fn.peek_image_shape(files), dtype=types.FLOAT)
-            colours = types.BGR if form.bgr else types.RGB
-            image = fn.decoders.image(files, device="mixed" if device == "gpu" else "cpu", output_type=colours)
-            image = _placed(image, sizes, imgsz, config, form)
-            image = fn.transpose(image, perm=[2, 0, 1])
-            if dtype == "float32":
-                mean, std = (form.divisor * np.array(values, "f4").reshape(3, 1, 1) for values in (form.mean, form.std))
-                image = (fn.cast(image, dtype=types.FLOAT) - types.Constant(mean)) / types.Constant(std)
-            pipeline.set_outputs(image, sizes)
+            pipeline.set_outputs(*graph())
         pipeline.build()
     except RuntimeError as error:
         raise EngineError(
-            f"DALI cannot run on the {device}",
+            f"DALI cannot run on the {'cpu' if device_id is None else 'gpu'}",
             found=_reason(error),
             fix=f"use the device cpu, or see whether {INSTALL} brings what is missing",
         ) from None
     return pipeline
+
+
+def _letterboxed(
+    imgsz: tuple[int, int], config: LetterboxConfig, form: Preprocessing, dtype: str, device: str
+) -> tuple[Any, Any]:
+    """The letterboxed images of the source ``files``, and the size of each file's image."""
+    from nvidia.dali import fn, types
+
+    files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+    sizes = fn.cast(fn.peek_image_shape(files), dtype=types.FLOAT)
+    colours = types.BGR if form.bgr else types.RGB
+    image = fn.decoders.image(files, device="mixed" if device == "gpu" else "cpu", output_type=colours)
+    image = _placed(image, sizes, imgsz, config, form)
+    image = fn.transpose(image, perm=[2, 0, 1])
+    if dtype == "float32":
+        mean, std = (form.divisor * np.array(values, "f4").reshape(3, 1, 1) for values in (form.mean, form.std))
+        image = (fn.cast(image, dtype=types.FLOAT) - types.Constant(mean)) / types.Constant(std)
+    return image, sizes
 
 
 def _reason(error: RuntimeError) -> str:
@@ -176,3 +203,13 @@ def _edge(halvings: int) -> float:
     if halvings == 0:
         return 0.0
     return 1.0 if halvings == 1 else 2.0 ** (halvings - 0.5)
+
+
+def shrinking_sizes(size: tuple[int, int], final: tuple[int, int]) -> list[tuple[int, int]]:
+    """Heights and widths that an image of ``size`` is resized to one after another, the last is ``final``.
+
+    It has none of them yet; so there are none if it is ``final``.
+    """
+    factor = max(size) / max(final)
+    steps = (2**halvings for halvings in range(_HALVINGS, -1, -1) if factor > _edge(halvings))
+    return [after for step in steps if (after := (step * final[0], step * final[1])) != size]

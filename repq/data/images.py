@@ -56,6 +56,15 @@ def decoder() -> tuple[str, str]:
     return cv2.__version__, os.environ.get(PIXELS_VARIABLE, "")
 
 
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file, which is whole and holds no more pixels than are allowed.
+
+    Raises:
+        DataError: as `read_image`, but for what only decoding shows.
+    """
+    return _checked(_bytes_of(path), str(path))
+
+
 def _bytes_of(path: Path | str) -> bytes:
     return read_bytes(path, _MAX_BYTES, what="the image ", error=DataError)
 
@@ -72,17 +81,22 @@ def decode_image(data: bytes, name: str, *, bgr: bool = False) -> NDArray[np.uin
 
 def _decoded(data: bytes, name: str, form: int) -> NDArray[np.uint8]:
     """What OpenCV makes of a file; ``form``: a constant of its ``ImreadModes``."""
-    _demand_moderate(data, name)
-    if not _is_whole(data):
-        raise DataError(f"cannot read the image {printable(name)}", found="the file ends too early", fix="copy it anew")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), form)
+        image = cv2.imdecode(np.frombuffer(_checked(data, name), np.uint8), form)
     except cv2.error as error:
         found = " ".join(str(error.err or error).split())
         raise DataError(f"cannot read the image {printable(name)}", found=found) from None
     if image is None:
         raise DataError(f"cannot read the image {printable(name)}", found="no image that OpenCV can decode")
     return np.asarray(image, np.uint8)
+
+
+def _checked(data: bytes, name: str) -> bytes:
+    """The same bytes, unless they cannot be decoded or must not be."""
+    _demand_moderate(data, name)
+    if not _is_whole(data):
+        raise DataError(f"cannot read the image {printable(name)}", found="the file ends too early", fix="copy it anew")
+    return data
 
 
 def _demand_moderate(data: bytes, name: str) -> None:
@@ -103,13 +117,18 @@ def _demand_moderate(data: bytes, name: str) -> None:
         )
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file begins as a JPEG does."""
+    return data.startswith(b"\xff\xd8")
+
+
 def _is_whole(data: bytes) -> bool:
     """Whether a file has its end. Some decoders fill what is missing with grey and say nothing."""
     if not data:
         return False
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data
-    if data.startswith(b"\xff\xd8"):
+    if is_jpeg(data):
         if data.endswith(b"\xff\xd9"):  # as nearly all do
             return True
         scan = max((at for _, at in jpeg_segments(data)), default=2)

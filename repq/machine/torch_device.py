@@ -41,5 +41,7 @@ def without_tf32() -> None:
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on the device, without waiting for it: a GPU copies them from pinned memory in its own time."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    """Values on the device, without waiting for it: a GPU copies those of a CPU from pinned memory in its own time."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -115,6 +115,10 @@ class LoopConfig(Config):
     letterbox: LetterboxConfig = setting(
         LetterboxConfig(), help="How much room an image gets in the input; best as for evaluation."
     )
+    loader: Literal["opencv", "dali"] = setting(
+        "opencv", flag="--loader", help="What decodes, shrinks and warps images; dali (extra `dali`): NVIDIA DALI, on "
+        "the GPU if that trains, to a grey level the same.",
+    )  # fmt: skip
     workers: int | None = setting(
         None, ge=0, le=1024, no_effect=True, help="Threads that draw samples; null: as many as torch leaves cores to."
     )

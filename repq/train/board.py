@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from repq.errors import TrainingError
@@ -50,7 +51,8 @@ class Board:
 def draw_batch(batch: TrainBatch) -> NDArray[np.uint8]:
     """The first images of a batch with their boxes and class numbers, side by side: (H, W, 3) uint8 RGB."""
     tiles = []
-    for image, objects in zip(batch.images[:IMAGES_SHOWN], batch.objects, strict=False):
+    shown = torch.as_tensor(batch.images[:IMAGES_SHOWN]).cpu().numpy()
+    for image, objects in zip(shown, batch.objects, strict=False):
         tile = image.copy()
         for class_id, *box in objects.tolist():
             x1, y1, x2, y2 = (round(side) for side in box)

@@ -7,16 +7,19 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from repq.concurrency import prefetch
-from repq.data import ImageCache, ImageRecord, Sample, draw_sample
+from repq.data import ImageCache, ImageRecord, plan_sample
 from repq.distributed import ALONE, Processes
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
+from repq.train.rendering import OpenCvRenderer, Renderer
 
 _MOST_THREADS = 8
 _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not be those of samples
@@ -26,11 +29,12 @@ _SIZES = 1 << 32  # beyond any position in an epoch: the seeds of sizes must not
 class TrainBatch:
     """Augmented images (B, H, W, 3) uint8 RGB, and per image the rows of class, x1, y1, x2, y2 in pixels.
 
+    Images are an array, or a tensor on the device that trains.
     A batch that does not ``count`` adds nothing to loss and gradients: a process for which there is no image computes
     with one that is in another's share, so that all processes take part in every sum.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Tensor
     objects: tuple[NDArray[np.float32], ...]
     counts: bool = True
 
@@ -69,6 +73,7 @@ def training_batches(
     preprocessing: Preprocessing = Preprocessing(),
     processes: Processes = ALONE,
     device: str = "cpu",
+    renderer: Renderer | None = None,
 ) -> Generator[TrainBatch]:
     """Yield an epoch's images in random order, in batches whose sizes differ by at most one.
 
@@ -81,7 +86,9 @@ def training_batches(
         preprocessing: of the model; samples are RGB whatever its order.
         processes: each yields its share of every batch.
         device: what trains meanwhile, ``cpu`` or ``cuda``.
+        renderer: makes the images; None: OpenCV.
     """
+    making = OpenCvRenderer(cache) if renderer is None else renderer
     if config.mosaic_off_epochs and epoch >= config.epochs - config.mosaic_off_epochs:
         config = config.model_copy(update={"mosaic": 0.0, "mixup": 0.0})
     order = epoch_order(image_weights(cache.records, config.balance), seed, epoch)
@@ -91,18 +98,18 @@ def training_batches(
     shares = [processes.share(chunk.tolist()) for chunk in chunks]
     computed = [share or chunk[:1].tolist() for share, chunk in zip(shares, chunks, strict=True)]
 
-    def draw(item: tuple[int, tuple[int, int]]) -> Sample:
+    def draw(item: tuple[int, tuple[int, int]]) -> tuple[Any, NDArray[np.float32]]:
         position, size = item
         rng = np.random.default_rng((seed, epoch, position))
-        return draw_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng, preprocessing)
+        plan = plan_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng, preprocessing)
+        return making.prepare(plan), plan.objects
 
     items = [(position, size) for share, size in zip(computed, sizes, strict=True) for position in share]
     samples = prefetch(draw, items, workers=loading_threads(config, device), ahead=2 * config.batch)
     with closing(samples):
         for share in shares:
-            drawn = list(islice(samples, len(share) or 1))
-            images = np.stack([sample.image for sample in drawn])
-            yield TrainBatch(images, tuple(sample.objects for sample in drawn), counts=len(share) > 0)
+            prepared, objects = zip(*islice(samples, len(share) or 1), strict=True)
+            yield TrainBatch(making.join(prepared), objects, counts=len(share) > 0)
 
 
 def loading_threads(config: LoopConfig, device: str) -> int:

@@ -24,9 +24,10 @@ from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, LoopConfig
 from repq.results import Accuracy, EpochRow
 from repq.train.board import Board
-from repq.train.loader import TrainBatch, largest_size, steps_per_epoch, training_batches
+from repq.train.loader import TrainBatch, largest_size, loading_threads, steps_per_epoch, training_batches
 from repq.train.optimizer import MovingAverage, Rates, batches_per_update, rates_at, update_sizes
 from repq.train.precision import restore_scaler, scaler_state
+from repq.train.rendering import renderer_of
 from repq.train.state import (
     Best,
     Position,
@@ -105,6 +106,9 @@ class Trainer:
         self.stride = self.model.spec.strides[-1]
         largest = largest_size(job.imgsz, config, self.stride)
         self.cache = ImageCache(job.train_set.records, largest, config.cache_mib << 20)
+        threads = loading_threads(config, self.device.type)
+        grey = self.model.spec.preprocessing.pad
+        self.renderer = renderer_of(config.loader, self.cache, grey, self.device, threads)
 
         batches = steps_per_epoch(len(self.cache), config.batch)
         per_update = batches_per_update(config.batch, config.nominal_batch, batches * config.epochs)
@@ -187,6 +191,7 @@ class Trainer:
         source = training_batches(
             self.cache, self.job.imgsz, self.config, seed=self.job.seed, epoch=epoch, stride=self.stride,
             preprocessing=self.model.spec.preprocessing, processes=self.processes, device=self.device.type,
+            renderer=self.renderer,
         )  # fmt: skip
         label = f"train {epoch + 1}/{self.config.epochs}"
         with closing(source):  # its threads end with it, also when the training is stopped

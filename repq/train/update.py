@@ -135,7 +135,7 @@ class Stepper(ABC):
     def pixels(self, batch: TrainBatch, preprocessing: Preprocessing | None = None) -> Tensor:
         """The images of a batch as network input: (B, 3, H, W) float32, on the device; by default as of the model."""
         preprocessing = self.model.spec.preprocessing if preprocessing is None else preprocessing
-        images = on_device(torch.from_numpy(batch.images), self.device).permute(0, 3, 1, 2)
+        images = on_device(torch.as_tensor(batch.images), self.device).permute(0, 3, 1, 2)
         pixels = (images.flip(1) if preprocessing.bgr else images).to(torch.float32, memory_format=LAYOUT)
         normalized: Tensor = preprocessing.normalize(pixels)
         return normalized
