@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repq.bench import capture_environment
+from repq.concurrency import prefetch
 from repq.data import (
     DetectionDataset,
     ImageCache,
@@ -47,7 +48,6 @@ from repq.data import (
     load_dataset,
     make_demo_set,
     pixel_boxes,
-    prefetch,
     read_image,
 )
 from repq.data.augment import Placement, SamplePlan, adding_table, mirror, place_objects, recolour, shifting_table
