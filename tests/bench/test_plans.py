@@ -15,7 +15,6 @@ from repq.engine.availability import installed
 from repq.errors import EngineError
 from repq.export import export_float
 from repq.layers import LayerId
-from repq.machine.cpu import DOT_PRODUCT_FEATURES, cpu_features
 from repq.model import build, get_spec
 from repq.quant import quantize, scale_table
 from repq.recipe import BenchConfig, CalibrationConfig, PtqConfig
@@ -41,8 +40,6 @@ def test_every_layer_gets_a_time(model: tuple[ModelProto, ScaleTable]) -> None:
     assert list(found) == list(scales)
     assert all(map(math.isfinite, found.values()))
     assert any(found.values())
-    if DOT_PRODUCT_FEATURES.intersection(cpu_features()):  # without them INT8 may be slower than float
-        assert sum(found.values()) > 0
 
 
 def test_plans_run_with_their_float_layers_and_take_turns(model: tuple[ModelProto, ScaleTable]) -> None:
