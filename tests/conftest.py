@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run; `pytest --hypothesis-profile default` looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
+# The same examples in every run, however busy the machine; `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 # One thread: the models are so small that a second one spends its time spinning. Set before torch is imported.
