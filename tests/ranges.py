@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         python: its version; None is the one that runs this. Another one gets all but torch, whose CPU build is there
-            for one version only: every command then says what it takes.
+            for one version only, once pip has resolved the whole: every command then says what it takes.
     """
 
     tests: tuple[str, ...]
@@ -75,8 +75,6 @@ def requirements(case: Case) -> list[str]:
     lines += [line for extra in case.extras for line in extras[extra].split("\n")]
     lines += [line for line in extras["dev"].split("\n") if line.startswith(TOOLS)]
     wanted = [line.strip() for line in lines if line.strip()]
-    if case.python is not None:
-        wanted = [line for line in wanted if not line.startswith("torch")]
     return [line.replace(">=", "==") for line in wanted] if case.lowest else wanted
 
 
@@ -97,12 +95,15 @@ def tried(case: Case, folder: Path, resolve_only: bool) -> str:
     if not run([named, "-m", "venv", folder]):
         return "FAILED to make an environment"
     python = folder / "bin" / "python"
-    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", *requirements(case)]
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
     if not case.lowest:
         install += ["--constraint", ROOT / "constraints.txt"]
+    wanted = requirements(case)
+    if (resolve_only or not case.tests) and not run([*install, *wanted, "--dry-run"]):
+        return "FAILED to resolve"
     if resolve_only or not (case.tests or case.python):
-        return "resolves" if run([*install, "--dry-run"]) else "FAILED to resolve"
-    if not run(install):
+        return "resolves"
+    if not run([*install, *(line for line in wanted if case.python is None or not line.startswith("torch"))]):
         return "FAILED to install"
     if not run([python, "-m", "repq", "--help"]):
         return "FAILED to start"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,14 +14,12 @@ from repq.data import make_demo_set
 from repq.errors import CheckpointError, RepqError, TrainingError
 from repq.export import export_float
 from repq.graph import save_onnx
-from repq.model import Detector, build, get_spec, load_checkpoint, save_checkpoint
+from repq.model import Detector, build, load_checkpoint, save_checkpoint
 from repq.recipe import DemoConfig, EvalConfig, PruneConfig, TrainConfig
 from repq.stages import prune_checkpoint, train_detector
 
 SIZE = (64, 64)
 NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
-ONE_EACH = (1, 1, 1, 1)
-FEW: dict[str, dict[str, Any]] = {"yolov6n_v2": {"backbone_repeats": ONE_EACH, "neck_repeats": ONE_EACH}}
 
 
 def made(name: str, *, deploy: bool = False) -> Detector:
@@ -113,7 +110,7 @@ def test_latency_is_a_target(tmp_path: Path) -> None:
     """A model so wide for its images that the target is far from what noise does to its latencies."""
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.safetensors"
     size = (128, 128)
-    spec = replace(get_spec("yolov6n_v2", 2), **FEW["yolov6n_v2"], backbone_channels=(64,) * 5)
+    spec = replace(few_blocks("yolov6n_v2", 2), backbone_channels=(64,) * 5)
     save_onnx(whole, export_float(build(spec, deploy=True).eval(), size))
     seen: list[str] = []
     config = PruneConfig(latency="openvino", latency_ratio=0.7, max_ratio=0.9)  # the least possible is about 0.25

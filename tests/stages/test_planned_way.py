@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from finding_detector import with_boxes
 
 from repq.data import make_demo_set
-from repq.model import build, get_spec, save_checkpoint
+from repq.model import save_checkpoint
 from repq.progress import silent
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PtqConfig
 from repq.results import PlanReport
@@ -30,16 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    spec = replace(get_spec("yolov6n_v2", 1), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1))
-    model = build(spec, deploy=True).eval()
-    for name, parameter in model.detect.named_parameters():
-        if name.endswith("weight"):  # fresh prediction layers are zero: all boxes would be alike
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        elif "reg_preds" in name:
-            parameter.data += 0.5
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_checkpoint(path, model)
+    save_checkpoint(path, with_boxes())
     return path
 
 
