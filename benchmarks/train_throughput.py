@@ -29,7 +29,7 @@ from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import cv2
@@ -44,7 +44,6 @@ from repq.data import (
     DetectionDataset,
     ImageCache,
     ImageRecord,
-    Sample,
     load_dataset,
     make_demo_set,
     pixel_boxes,
@@ -71,6 +70,13 @@ PLAIN: dict[str, int] = {"plain, 2 loader threads": 2, "plain, loading in betwee
 
 
 # --- the plain arrangement -------------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """An image (H, W, 3) uint8 RGB and its objects."""
+
+    image: NDArray[np.uint8]
+    objects: NDArray[np.float32]
 
 
 def plain_mosaic(records: list[ImageRecord], imgsz: int, config: TrainConfig, rng: np.random.Generator) -> Sample:

@@ -96,7 +96,6 @@ def ptq_command(
     from repq.api.sizes import size_for
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, demand_measured, quantize_within
-    from repq.stages.budget import SIMULATION
 
     imgsz = size_for(weights, imgsz, shell.log)
     job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph, deploy)
@@ -123,9 +122,8 @@ def ptq_command(
         then = f"repq build {out} --engine {target or 'openvino'} -o {out.with_suffix('.engine')}"
     else:
         then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
-    in_engine = None if held.ap is None or held.where == SIMULATION else (held.where, held.ap)
     then = then if held.within(budget.max_drop) and held.measurable else ""
-    shell.finish(values, lambda: ptq_table(report, in_engine), next=then)
+    shell.finish(values, lambda: ptq_table(report, held.in_engine), next=then)
     demand_measured(budget, metric_of(report.accuracy_float))
     demand_budget(held.drop, budget.max_drop, held.where, fix)
 

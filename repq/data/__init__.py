@@ -1,6 +1,6 @@
 """Data sets in YOLO and COCO form, the letterbox, batches, calibration sets, augmentation, and the demo set."""
 
-from repq.data.augment import Placement, Sample, SamplePlan, draw_sample, plan_sample, render, warp
+from repq.data.augment import Placement, SamplePlan, plan_sample, render, warp
 from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
 from repq.data.classes import class_places, fit_classes, fit_splits
@@ -21,14 +21,12 @@ __all__ = [
     "LetterboxedImages",
     "Placement",
     "Problems",
-    "Sample",
     "SamplePlan",
     "batches",
     "calibration_set",
     "class_places",
     "decode_image",
     "demand_objects",
-    "draw_sample",
     "fingerprint",
     "fit_classes",
     "fit_splits",

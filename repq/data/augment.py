@@ -28,14 +28,6 @@ Tables = tuple[NDArray[np.uint8], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """An image (H, W, 3) uint8 RGB and its objects: (n, 5) float32 rows of class, x1, y1, x2, y2 in pixels."""
-
-    image: NDArray[np.uint8]
-    objects: NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
 class Placement:
     """Where a source image goes: ``output = linear @ source + offset``, seen through ``region`` only.
 
@@ -83,24 +75,6 @@ class SamplePlan:
     turned_over: bool = False
 
 
-def draw_sample(
-    cache: ImageCache,
-    index: int,
-    imgsz: tuple[int, int],
-    config: LoopConfig,
-    rng: np.random.Generator,
-    preprocessing: Preprocessing = USUAL,
-) -> Sample:
-    """Make one training sample of size ``imgsz`` (height, width) around record ``index``.
-
-    Raises:
-        DataError: an image can no longer be read, or has another size than its record says, or the letterbox leaves no
-            room in the input.
-    """
-    plan = plan_sample(cache, index, imgsz, config, rng, preprocessing)
-    return Sample(render(plan, cache), plan.objects)
-
-
 def plan_sample(
     cache: ImageCache,
     index: int,
@@ -109,7 +83,7 @@ def plan_sample(
     rng: np.random.Generator,
     preprocessing: Preprocessing = USUAL,
 ) -> SamplePlan:
-    """Draw what `draw_sample` does at random.
+    """Draw at random how one training sample of size ``imgsz`` (height, width) is made around record ``index``.
 
     Raises:
         DataError: the letterbox leaves no room in the input.

@@ -19,10 +19,10 @@ more passes would hold the activations of more batches."""
 
 
 @contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """As many threads inside the block. What else the process computes keeps its own: sums depend on the number."""
     before = torch.get_num_threads()
-    if count is None or count == before:
+    if count == before:
         yield
         return
     torch.set_num_threads(count)

@@ -66,6 +66,11 @@ class Held:
         return None if before is None else ap_drop(before.ap, ap)
 
     @property
+    def in_engine(self) -> tuple[str, float] | None:
+        """The engine that it was measured in, and its AP there; None: it was not."""
+        return None if self.ap is None or self.where == SIMULATION else (self.where, self.ap)
+
+    @property
     def measurable(self) -> bool:
         """Whether its loss is known, or nobody asked for it; False: the float model finds nothing in the images."""
         return self.ap is None or self.drop is not None

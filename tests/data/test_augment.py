@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq.data import ImageCache, ImageRecord, draw_sample
+from repq.data import ImageCache, ImageRecord
 from repq.data.augment import (
     MIN_SIDE,
     Placement,
@@ -50,6 +51,16 @@ def records(folder: Path, size: tuple[int, int], count: int = 6) -> list[ImageRe
         row = [0, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
         found.append(ImageRecord(path.name, path, width, height, np.array([row], np.float32)))
     return found
+
+
+class Sample(NamedTuple):
+    image: np.ndarray
+    objects: np.ndarray
+
+
+def draw_sample(cache: ImageCache, *arguments: Any) -> Sample:
+    plan = plan_sample(cache, *arguments)
+    return Sample(render(plan, cache), plan.objects)
 
 
 def drawn_extent(image: np.ndarray, box: np.ndarray) -> tuple[float, ...]:

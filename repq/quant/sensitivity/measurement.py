@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from repq.data import Batch, DetectionDataset, ImageRecord, batches, demand_objects, image_hashes
 from repq.errors import QuantizationError
@@ -90,19 +90,10 @@ class Measurement:
         parts = {"sensitivity": self.config, "eval": self.eval_config}
         return {"imgsz": list(self.imgsz), **{name: part.model_dump(mode="json") for name, part in parts.items()}}
 
-    def snr_db(self, chosen: frozenset[LayerId]) -> float:
-        """The SNR in dB of boxes and scores with these layers in float, on the images of the similarities."""
-        if chosen not in self._known_snr:
-            self._known_snr[chosen] = self._judge(chosen)
-        return self._known_snr[chosen]
-
     @cached_property
-    def _known_snr(self) -> dict[frozenset[LayerId], float]:
-        return {}
-
-    @cached_property
-    def _judge(self) -> Judge:
-        return snr_judge(self.model, (batch.images for batch in _load(self, self.records)))
+    def snr_db(self) -> Judge:
+        """The SNR in dB of boxes and scores with some layers in float, on the images of the similarities."""
+        return cache(snr_judge(self.model, (batch.images for batch in _load(self, self.records))))
 
     @cached_property
     def key(self) -> str:
