@@ -43,28 +43,40 @@ def concurrently(function: Callable[[Item], Value], items: Iterable[Item], at_on
 class Behind:
     """A thread that does one job after the other while whoever gives them goes on with something else.
 
-    As a context manager it ends when all jobs are done. The first error of a job is raised by a later call, or at the
-    end; jobs that wait behind it may be done before.
+    Jobs of one owner are done in order, one at a time. As a context manager it ends when all jobs are done. The first
+    error of a job is raised by a later call, or at the end; jobs that wait behind it may be done before.
 
     Args:
-        most: jobs that may wait; one more waits for the first of them, so that what they hold is bounded.
+        most: jobs that may wait, so that what they hold is bounded; one more is done by whoever gives it.
         start: what the thread does first.
     """
 
     def __init__(self, most: int, start: Callable[[], None] = lambda: None) -> None:
         self._most = most
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[object, Future[None]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repq-behind", initializer=start)
 
-    def do(self, job: Callable[[], None]) -> None:
-        """Take a job in.
+    def do(self, job: Callable[[], None], owner: object) -> None:
+        """Take a job in, or do it if too many wait.
 
         Raises:
-            Exception: what an earlier job raised.
+            Exception: what an earlier job raised, or this one.
         """
-        while self._waiting and (len(self._waiting) >= self._most or self._waiting[0].done()):
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(job))
+        self._settle(lambda: self._waiting[0][1].done())
+        if len(self._waiting) < self._most:
+            self._waiting.append((owner, self._pool.submit(job)))
+            return
+        self._settle(lambda: any(owner is other for other, _ in self._waiting))
+        try:
+            job()
+        except Exception:
+            self._settle(lambda: True)  # what an earlier one raised comes first
+            raise
+
+    def _settle(self, more: Callable[[], bool]) -> None:
+        """Wait for one job after the other as long as it says so."""
+        while self._waiting and more():
+            self._waiting.popleft()[1].result()
 
     def __enter__(self) -> Behind:
         return self
@@ -73,7 +85,6 @@ class Behind:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while error is None and self._waiting:
-                self._waiting.popleft().result()
+            self._settle(lambda: error is None)
         finally:
             self._pool.shutdown(cancel_futures=True)

@@ -43,21 +43,28 @@ def test_values_come_in_order_however_many_threads() -> None:
     assert all(list(concurrently(late, range(20), at_once)) == list(range(20)) for at_once in (1, 2, 5))
 
 
-def test_jobs_behind_are_done_in_order_in_one_other_thread_and_by_the_end() -> None:
-    done: list[int] = []
+@pytest.mark.parametrize("owners", [1, 2, 7, 40])
+def test_jobs_behind_are_done_in_the_order_of_each_owner_and_by_the_end(owners: int) -> None:
+    done: dict[int, list[int]] = {owner: [] for owner in range(owners)}
+    busy: set[int] = set()
     threads: set[int] = set()
 
-    def job(number: int) -> None:
+    def job(owner: int, number: int) -> None:
+        assert owner not in busy, "one job of an owner at a time"
+        busy.add(owner)
         time.sleep(0.001 * (number % 3))
         threads.add(threading.get_ident())
-        done.append(number)
+        done[owner].append(number)
+        busy.remove(owner)
 
     with Behind(3, lambda: threads.add(threading.get_ident())) as behind:
-        for number in range(20):
-            behind.do(partial(job, number))
-            assert number - len(done) <= 3
-    assert done == list(range(20))
-    assert len(threads) == 1 and threading.get_ident() not in threads
+        for number in range(40):
+            owner = number % owners
+            behind.do(partial(job, owner, number), done[owner])
+            assert number - sum(map(len, done.values())) <= 3
+    assert all(done[owner] == list(range(owner, 40, owners)) for owner in done)
+    threads.discard(threading.get_ident())  # who gives the jobs does some
+    assert len(threads) == 1
 
 
 @pytest.mark.parametrize("jobs", [1, 3, 30])
@@ -69,7 +76,7 @@ def test_the_first_error_of_a_job_arrives(jobs: int) -> None:
     def give() -> None:
         with Behind(4) as behind:
             for number in range(jobs):
-                behind.do(partial(job, number))
+                behind.do(partial(job, number), owner=number)
 
     with pytest.raises(ValueError, match="0"):
         give()
@@ -81,7 +88,7 @@ def test_an_error_of_the_block_is_not_hidden_by_one_of_a_job() -> None:
 
     def give() -> None:
         with Behind(4) as behind:
-            behind.do(job)
+            behind.do(job, owner=job)
             raise KeyError("of the block")
 
     with pytest.raises(KeyError):

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from repq.model import Detector
     from repq.quant import QuantizedModel, Weights
 
-LABELLED = 128
-"""Images of the train split that the AP of trials is measured on."""
-
-
 _KEPT_BYTES = 256 * 2**20
 """Of letterboxed calibration images that stay in memory: 128 of 640x640 take 150 MiB. Others are read each time."""
 
@@ -140,6 +136,7 @@ def quantized(
     eval_config: EvalConfig,
     with_maxima: bool = True,
     with_trials: bool = True,
+    on_all_images: bool = False,
     layers_alone: bool = False,
     progress: Progress = silent,
     log: Log = quiet,
@@ -148,9 +145,11 @@ def quantized(
 
     Args:
         weights: fused; not changed.
-        dataset: ``config.calibration`` says which images of it; with labels, ``config.auto`` also looks at AP.
+        dataset: ``config.calibration`` says which images of it.
         with_maxima: whether the largest magnitude of every tensor is measured, which an export as FP16 needs.
-        with_trials: whether it is measured what each correction that ``config`` names adds.
+        with_trials: whether it is measured what each correction that ``config`` names adds, and, with labels, the AP
+            of trials by which ``config.auto`` chooses.
+        on_all_images: whether what ``config.auto`` chooses is calibrated anew on the images that it was chosen on, too.
         layers_alone: leave out corrections that mislead where some layers run in float for a while, whether they are
             named or chosen.
 
@@ -176,12 +175,16 @@ def quantized(
     if config.auto and len(records) >= 2:
         shown = len(records) - max(1, len(records) // 4)
         held_out = tuple(on_device_of(model, images(records[shown:])))
-        labelled = dataset.subset(dataset.records[:LABELLED])
-        ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress) if labelled.objects else None
+        labelled = dataset.subset(records[shown:])
+        ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress)
         outcome = quantize_at_best(
-            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train,
+            model, images(records[:shown]), held_out, config,
+            ap_on_train=ap_on_train if with_trials and labelled.objects else None,
             layers_alone=layers_alone, progress=progress, groups=groups,
         )  # fmt: skip
+        if on_all_images:
+            anew = quantize(model, images(records), outcome.config, progress, groups=groups)
+            outcome = replace(anew, trials=outcome.trials)
     elif corrected(config) and with_trials:
         outcome = quantize_in_steps(model, images(records), config, progress, groups=groups)
     else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from repq.errors import EngineError
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
-from repq.machine.torch_device import resolve_device
+from repq.machine.torch_device import layout, resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
@@ -118,7 +118,7 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
 
     @torch.inference_mode()
     def unchecked(images: Images) -> Images:
-        batch = torch.from_numpy(images).to(device, dtype, non_blocking=True)
+        batch = torch.from_numpy(images).to(device, dtype, non_blocking=True, memory_format=layout(device))
         with torch_threads(threads // at_once):
             result: Images = model(batch).float().cpu().numpy()
         return result

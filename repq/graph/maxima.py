@@ -1,13 +1,15 @@
 """The largest magnitude of every tensor of a float graph on real images: what decides whether FP16 can hold it.
 
-Float tensors get ``ReduceMax`` and ``ReduceMin`` behind them, so that one run gives all maxima as scalars and no tensor
-has to be kept. ONNX Runtime computes it in float32, where nothing overflows that FP16 could not hold.
+Float tensors get ``ReduceMax`` and ``ReduceMin`` behind them, so that one run gives all ranges as scalars and no tensor
+has to be kept. What follows from the range of another tensor is not measured: that of a copy, and of an activation.
+ONNX Runtime computes it in float32, where nothing overflows that FP16 could not hold.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,33 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from repq.concurrency import concurrently
 from repq.errors import GraphError
 from repq.graph.integers import VIEWS
+from repq.results import Range
 
 MOST_AT_ONCE = 8
 """Images that are run at once at most: each holds activations."""
 
-_NEVER_NEGATIVE = frozenset({"HardSigmoid", "Relu", "Sigmoid"})
 _KEEP_ALL_VALUES = VIEWS - {"Slice", "Split"} | {"Transpose"}
+
+
+def _sigmoid(x: float, _attributes: Mapping[str, float]) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _hard_sigmoid(x: float, attributes: Mapping[str, float]) -> float:
+    return min(max(attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5), 0.0), 1.0)
+
+
+def _hard_swish(x: float, _attributes: Mapping[str, float]) -> float:
+    return x * min(max(x / 6 + 0.5, 0.0), 1.0)
+
+
+_ACTIVATIONS: Mapping[str, tuple[Callable[[float, Mapping[str, float]], float], float | None]] = {
+    "HardSigmoid": (_hard_sigmoid, None),
+    "HardSwish": (_hard_swish, -1.5),
+    "Relu": (lambda x, _: max(x, 0.0), None),
+    "Sigmoid": (_sigmoid, None),
+}
+"""By operator its function (ONNX opset 14), and where that has its minimum; None: it rises everywhere."""
 
 
 def tensor_maxima(
@@ -51,13 +74,23 @@ def tensor_maxima(
     source = session.get_inputs()[0]
     parts = (part for batch in images for part in (np.split(batch, len(batch)) if source.shape[0] == 1 else [batch]))
 
-    def magnitudes(part: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.abs([float(value) for value in session.run(list(watch.edges), {source.name: part})])
+    signs = np.array([edge.sign for edge in watch.edges.values()])
+
+    def edges(part: NDArray[np.float32]) -> NDArray[np.float64]:
+        return signs * np.array([float(value) for value in session.run(list(watch.edges), {source.name: part})])
 
     largest = np.full(len(watch.edges), -np.inf)
-    for found in concurrently(magnitudes, parts, min(threads or os.cpu_count() or 1, MOST_AT_ONCE)):
+    for found in concurrently(edges, parts, min(threads or os.cpu_count() or 1, MOST_AT_ONCE)):
         largest = np.maximum(largest, found)
     return watch.maxima(largest)
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """One end of a tensor's range, which the graph puts out: its sign is that by which the larger one is further."""
+
+    tensor: str
+    sign: int
 
 
 @dataclass(frozen=True)
@@ -65,44 +98,67 @@ class _Watched:
     """A graph whose further outputs are the edges of its tensors' ranges.
 
     Attributes:
-        edges: output -> the tensor that it is an edge of.
-        copies: tensor -> those whose values it has, all of them and no others.
+        edges: output -> what it is.
+        derived: tensor -> its range from those of the tensors before.
         names: the tensors that maxima are wanted of, in graph order.
     """
 
     model: ModelProto
-    edges: Mapping[str, str]
-    copies: Mapping[str, tuple[str, ...]]
+    edges: Mapping[str, _Edge]
+    derived: Mapping[str, Callable[[Mapping[str, Range]], Range]]
     names: tuple[str, ...]
 
     def maxima(self, largest: NDArray[np.float64]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name, value in zip(self.edges.values(), largest.tolist(), strict=True):
-            found[name] = max(value, found.get(name, value))
+        """Args: the largest values of the edges, each times its sign."""
+        seen = {(edge.tensor, edge.sign): value for edge, value in zip(self.edges.values(), largest, strict=True)}
+        ranges: dict[str, Range] = {}
         for name in self.names:
-            if name in self.copies:
-                found[name] = max(found[part] for part in self.copies[name])
-            if not np.isfinite(found[name]):
+            derive = self.derived.get(name)
+            ranges[name] = (-float(seen[name, -1]), float(seen[name, 1])) if derive is None else derive(ranges)
+            if not np.isfinite(ranges[name]).all():
                 raise GraphError(
                     "an activation is not finite", found=name, fix="give at least one image, and finite weights"
                 )
-        return {name: found[name] for name in self.names}
+        return {name: max(-low, high) for name, (low, high) in ranges.items()}
 
 
 def _watched(model: ModelProto) -> _Watched:
     result = ModelProto()
     result.CopyFrom(model)
-    floats, edges, copies, names = _floats(model), dict[str, str](), dict[str, tuple[str, ...]](), dict[str, None]()
+    floats, edges, names = _floats(model), dict[str, _Edge](), dict[str, None]()
+    derived: dict[str, Callable[[Mapping[str, Range]], Range]] = {}
     for node in model.graph.node:
         for name in node.output if node.op_type != "Constant" else ():
             if name not in floats:
                 continue
-            if (sources := _copied_by(node)) and all(source in names for source in sources):
-                copies[name] = sources
+            if (derive := _derived(node, names)) is not None:
+                derived[name] = derive
             else:
-                edges |= _with_edges(result.graph, node, name)
+                edges |= _with_edges(result.graph, name)
             names[name] = None
-    return _Watched(result, edges, copies, tuple(names))
+    return _Watched(result, edges, derived, tuple(names))
+
+
+def _derived(node: NodeProto, known: Collection[str]) -> Callable[[Mapping[str, Range]], Range] | None:
+    """The range of what a node puts out, if it follows from those of tensors that are known."""
+    sources = tuple(node.input) if node.op_type == "Concat" else tuple(node.input[:1])
+    if not sources or not all(source in known for source in sources):
+        return None
+    if node.op_type in _KEEP_ALL_VALUES:
+        return lambda ranges: (min(ranges[s][0] for s in sources), max(ranges[s][1] for s in sources))
+    if node.op_type in _ACTIVATIONS:
+        function, lowest = _ACTIVATIONS[node.op_type]
+        attributes = {entry.name: entry.f for entry in node.attribute}
+
+        def activated(ranges: Mapping[str, Range]) -> Range:
+            low, high = ranges[sources[0]]
+            ends = [function(x, attributes) for x in (low, high)]
+            if lowest is not None and low < lowest < high:  # some value may come close to it
+                ends.append(function(lowest, attributes))
+            return min(ends), max(ends)
+
+        return activated
+    return None
 
 
 def _floats(model: ModelProto) -> set[str]:
@@ -114,19 +170,12 @@ def _floats(model: ModelProto) -> set[str]:
     }
 
 
-def _copied_by(node: NodeProto) -> tuple[str, ...]:
-    """The tensors whose values a node puts out, all of them and no others."""
-    if node.op_type not in _KEEP_ALL_VALUES:
-        return ()
-    return tuple(node.input) if node.op_type == "Concat" else (node.input[0],)
-
-
-def _with_edges(graph: GraphProto, node: NodeProto, name: str) -> dict[str, str]:
+def _with_edges(graph: GraphProto, name: str) -> dict[str, _Edge]:
     """Let the graph put out the edges of a tensor's range: both read it; Abs would write another one of its size."""
     edges = {}
-    for kind in ("ReduceMax",) if node.op_type in _NEVER_NEGATIVE else ("ReduceMax", "ReduceMin"):
+    for kind, sign in (("ReduceMax", 1), ("ReduceMin", -1)):
         scalar = f"{kind} of {name}"
         graph.node.append(helper.make_node(kind, [name], [scalar], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(scalar, TensorProto.FLOAT, ()))
-        edges[scalar] = name
+        edges[scalar] = _Edge(name, sign)
     return edges

@@ -9,7 +9,7 @@ from repq.artifact import Artifact
 from repq.recipe import PlanConfig, PtqConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
 from repq.results import Accuracies, PtqReport
-from repq.stages.budget import RANKED_BY, plans, reduced_range
+from repq.stages.budget import RANKED_BY, chosen_settings, plans, reduced_range
 from repq.stages.verdict import Budgeted, drops
 
 _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
@@ -36,8 +36,8 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 
     That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine;
     plans (`repq.stages.budget.plans`); and training if it is allowed, from the plan that loses least. What a recipe
-    asks for by name it keeps; a plan in it is one that somebody asked for. Plans have the settings that were chosen
-    without one.
+    asks for by name it keeps; a plan in it is one that somebody asked for. The first plan chooses its settings, as in
+    `repq.stages.budget`, and larger ones have the same.
 
     Args:
         done: what came of the recipes that were given so far; the caller adds to it. The reduced range stays if it
@@ -51,9 +51,12 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
         yield _name(reduced, is_auto), reduced
         recipe = min(done, key=lambda attempt: attempt.loss).recipe
     if recipe.plan is None:
-        start = {"ptq": _as_chosen(recipe, done), "sensitivity": recipe.sensitivity or RANKED_BY}
-        tried = [recipe.model_copy(update={**start, "plan": plan}) for plan in plans()]
-        yield from ((_name(planned, is_auto), planned) for planned in tried)
+        tried = list[Recipe]()
+        for plan in plans():
+            ptq = _as_chosen(tried[0], done) if tried else recipe.ptq
+            changed = {"ptq": ptq, "sensitivity": recipe.sensitivity or RANKED_BY, "plan": plan}
+            tried.append(recipe.model_copy(update=changed))
+            yield _name(tried[-1], is_auto), tried[-1]
         recipe = min((a for a in done if a.recipe in tried), key=lambda attempt: attempt.loss).recipe
     if recipe.qat is None and recipe.allow_qat:
         recipe = recipe.model_copy(update={"qat": QatConfig(**_LESS_MOVED)})
@@ -63,7 +66,7 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 def _as_chosen(recipe: Recipe, done: Sequence[Attempt]) -> PtqConfig:
     """The settings that were chosen for a recipe if it left the choice; as they are where it was not run."""
     made = next((attempt.artifacts.get("ptq") for attempt in done if attempt.recipe == recipe), None)
-    return recipe.ptq if made is None else PtqConfig.model_validate(made.result(PtqReport).settings)
+    return recipe.ptq if made is None else chosen_settings(recipe.ptq, made.result(PtqReport))
 
 
 def _name(recipe: Recipe, is_auto: bool) -> str:

@@ -2,8 +2,10 @@
 
 A trial quantizes the model with some settings and compares its head's output with the float model's on images that it
 was not calibrated on (``head_snr_db``: no labels, and smooth where AP on some hundred images jumps). First come the
-calibration methods; then, one after the other, the corrections, each on top of what was kept so far. One that changes
-the engine's work has to gain more than one that only changes numbers.
+calibration methods and the corrections of inputs alone, with weights in float: before they are corrected, weights may
+cost so much that what inputs cost does not show. Then, with weights in INT8, the other corrections, one after the
+other, each on top of what was kept so far. One that changes the engine's work has to gain more than one that only
+changes numbers.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from repq.quant.ptq import (
     with_rows,
 )
 from repq.quant.similarity import head_snr_db, outputs_of
+from repq.quant.state import quantized_layers, switched
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import PtqTrial
 
@@ -41,6 +44,9 @@ FREE_GAIN_DB = 0.25
 
 COSTLY_GAIN_DB = 1.0
 """What a correction has to gain that gives the engine more to do."""
+
+WITH_WEIGHTS = "+ weights in INT8"
+"""The trial between those of inputs alone and the others."""
 
 ApOnTrain = Callable[[Detector], float]
 
@@ -79,17 +85,35 @@ class _Bench:
             )  # fmt: skip
         return self._observed[key]
 
-    def run(self, name: str, config: PtqConfig, base: _Result | None) -> _Result:
-        """Quantize with these settings, which add something to those of ``base``, and write the trial down."""
+    def run(self, name: str, config: PtqConfig, base: _Result | None, *, inputs_alone: bool = False) -> _Result:
+        """Quantize with these settings, which add something to those of ``base``, and write the trial down.
+
+        Args:
+            inputs_alone: judge it with weights in float.
+        """
         started = time.perf_counter()
         observed, last = self.observed(config), None if base is None else _added_last(base.config, config)
         if base is None or last is None:
             outcome = apply(observed, config, rows=False)
         else:
             outcome = add_last(with_rows(base.outcome, observed), observed, config, last)
-        snr = head_snr_db(outcome.model, self.judging, self._wanted)
+        return self._judged(name, config, outcome, base, started, inputs_alone=inputs_alone)
+
+    def with_weights(self, result: _Result) -> _Result:
+        """The trial once more, with weights in INT8 where they were not."""
+        return self._judged(WITH_WEIGHTS, result.config, result.outcome, result, time.perf_counter())
+
+    def _judged(
+        self, name: str, config: PtqConfig, outcome: QuantizedModel, base: _Result | None, started: float, *,
+        inputs_alone: bool = False,
+    ) -> _Result:  # fmt: skip
+        off = [layer.weight_quantizer for layer in quantized_layers(outcome.model).values()] if inputs_alone else []
+        with switched(dict.fromkeys(off, False)):
+            snr = head_snr_db(outcome.model, self.judging, self._wanted)
         gain, seconds = None if base is None else snr - base.snr, time.perf_counter() - started
-        self.trials.append(PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds))
+        self.trials.append(
+            PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds, inputs_alone=inputs_alone)
+        )
         return _Result(len(self.trials) - 1, config, outcome, snr)
 
     def outcome_of(self, result: _Result) -> QuantizedModel:
@@ -139,7 +163,7 @@ def quantize_at_best(
         layers_alone: leave out corrections that mislead where some layers run in float for a while
             (`Correction.by_layer`).
         ap_on_train: AP of a model on labelled images of the train split. It is noted for the first and the last trial
-            that were kept, so that one sees what the choice is worth; it decides nothing.
+            with weights in INT8, so that one sees what the corrections are worth; it decides nothing.
 
     Raises:
         QuantizationError: as ``quantize``; or no images were held out.
@@ -149,30 +173,41 @@ def quantize_at_best(
             "settings cannot be chosen", found="no images to compare them on", fix="give more calibration images"
         )
     bench, methods = _Bench(fused, batches, held_out, progress, groups), [entry.name for entry in CALIBRATORS]
-    first = best = max((bench.run(name, _by(_plain(config), name), None) for name in methods), key=_snr)
+    tried = [entry for entry in CORRECTIONS if entry.tries and (entry.by_layer or not layers_alone)]
+    best = max((bench.run(name, _by(_plain(config), name), None, inputs_alone=True) for name in methods), key=_snr)
+    bench.keep(best)
+    best = _improved(bench, best, [entry for entry in tried if entry.inputs_alone], methods, inputs_alone=True)
+    first = bench.with_weights(best)
     bench.keep(first)
-    for correction in CORRECTIONS:
-        if not correction.tries or (layers_alone and not correction.by_layer):
-            continue
-        if not correction.applies(fused, first.outcome.model):
-            continue
-        found = max(
-            (
-                bench.run(_name(correction, value, method), _by(_with(best.config, correction, value), method), best)
-                for value in correction.tries
-                for method in (methods if correction.with_each_method else [None])
-            ),
-            key=_snr,
-        )
-        if found.snr >= best.snr + (COSTLY_GAIN_DB if correction.cost else FREE_GAIN_DB):
-            best = found
-            bench.keep(best)
+    best = _improved(bench, first, [entry for entry in tried if not entry.inputs_alone], [None], inputs_alone=False)
     if ap_on_train is not None:
         for result in {first.index: first, best.index: best}.values():
             bench.keep(result, ap_on_train(result.outcome.model))
     # what was chosen, as one could have asked for it
     chosen = best.config.model_copy(update={"auto": False, "calibration": best.config.calibration.of_the_method()})
     return replace(bench.outcome_of(best), config=chosen, trials=tuple(bench.trials))
+
+
+def _improved(
+    bench: _Bench, best: _Result, tried: Sequence[Correction], methods: Sequence[str | None], *, inputs_alone: bool
+) -> _Result:
+    """The best with the first value of each correction that gains enough, by the best of these methods."""
+    for correction in tried:
+        if not correction.applies(bench.fused, best.outcome.model):
+            continue
+        for value in correction.tries:
+            configs = {
+                _name(correction, value, method): _by(_with(best.config, correction, value), method)
+                for method in methods
+            }
+            found = max(
+                (bench.run(name, config, best, inputs_alone=inputs_alone) for name, config in configs.items()), key=_snr
+            )
+            if found.snr >= best.snr + (COSTLY_GAIN_DB if correction.cost else FREE_GAIN_DB):
+                best = found
+                bench.keep(best)
+                break
+    return best
 
 
 def _snr(result: _Result) -> float:
@@ -205,4 +240,4 @@ def _by(config: PtqConfig, method: str | None) -> PtqConfig:
 
 def _name(correction: Correction, value: Any, method: str | None = None) -> str:
     words = f"+ {correction.name}" if value is True else f"+ {correction.name}={value}"
-    return words if method is None or not correction.with_each_method else f"{words} ({method})"
+    return words if method is None else f"{words} ({method})"

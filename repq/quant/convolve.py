@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from repq.quant.quantizer import Grid, Quantizer, dot
+from repq.quant.quantizer import Grid, Quantizer
+from repq.quant.values import dot
 
 _aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
+from repq.machine.torch_device import network_input
 from repq.memory import copied
 from repq.model import Detector, counting_macs, layer_ids
 from repq.progress import Progress, silent
@@ -240,10 +240,10 @@ def add_last(outcome: QuantizedModel, observed: Observed, config: PtqConfig, cor
 
 
 def on_device_of(model: Detector, batches: Iterable[Images]) -> Iterator[Tensor]:
-    """The batches as float32 tensors where the model is."""
+    """The batches as inputs of the model, where it is."""
     device = next(model.parameters()).device
     for images in batches:
-        yield torch.as_tensor(images, dtype=torch.float32, device=device)
+        yield network_input(images, device)
 
 
 def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:

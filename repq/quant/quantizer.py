@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import QuantizationError
+from repq.quant.values import are_channels_last, dot, flat
 from repq.scales import IntegerType, TensorScale
 
 CACHED = 1 << 18
@@ -47,8 +48,8 @@ def _parts(x: Tensor, y: Tensor, scale: Tensor) -> Iterable[tuple[Tensor, Tensor
     """Views of two tensors of one shape, part by part: the scale fits each, and on a CPU its cache holds it."""
     if x.is_cuda or x.numel() <= CACHED:
         return [(x, y)]
-    if scale.ndim == 0 and x.is_contiguous() and y.is_contiguous():
-        return zip(x.view(-1).split(CACHED), y.view(-1).split(CACHED), strict=True)
+    if scale.ndim == 0 and any(all(map(lie_so, (x, y))) for lie_so in (Tensor.is_contiguous, are_channels_last)):
+        return zip(*(row.split(CACHED) for row in flat(x, y)), strict=True)
     if scale.ndim == 0 or (scale.ndim == x.ndim and len(scale) == 1):
         images = max(1, CACHED // x[0].numel())
         return zip(x.split(images), y.split(images), strict=True)
@@ -71,13 +72,6 @@ def _scale_gradient(dx: Tensor, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor)
     if scale.ndim == 0:
         return (dot(dy, y) - dot(dx, x)) / scale
     return (dy * y - dx * x).sum_to_size(scale.shape) / scale
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of all products, without copies of tensors that both are ``channels_last``."""
-    if a.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: int, q_min: int, q_max: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from repq.machine.torch_threads import in_passes
 from repq.model import Detector
+from repq.quant.values import flat
 from repq.results import Similarity
 
 Outputs = tuple[Tensor, ...]
@@ -35,8 +36,8 @@ class ErrorSums:
 
     def add(self, original: Tensor, quantized: Tensor) -> None:
         """Take in one batch: two tensors of the same shape."""
-        y = original.detach().flatten()
-        error = quantized.detach().flatten() - y
+        y, found = flat(original.detach(), quantized.detach())
+        error = found - y
         self.elements += y.numel()
         signal, noise, cross = torch.stack((torch.dot(y, y), torch.dot(error, error), torch.dot(y, error))).tolist()
         self.signal += signal

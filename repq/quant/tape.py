@@ -148,6 +148,11 @@ def record_small(model: Detector) -> Tape:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would load its compiler, which takes a second, only to be told to leave this alone."""
+        return False
+
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self.operations: list[Operation] = []

@@ -32,13 +32,14 @@ class PtqTrial(Result):
     """Settings that were tried: what the head's output then looks like against the float model's.
 
     ``head_snr_db`` is on images of the train split: on ones that were held out if the tool chose the settings, else on
-    the calibration images.
+    the calibration images. With ``inputs_alone`` weights were in float for it.
     """
 
     name: str
     head_snr_db: float
     gain_db: float | None  # against the trial that it builds on; None for the first
     kept: bool  # whether the steps after it build on it
+    inputs_alone: bool = False
     ap_train: float | None = None
     seconds: float = measured_time()
 

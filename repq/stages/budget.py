@@ -103,7 +103,7 @@ class PtqJob:
 
         What hangs on no layer is not measured again.
         """
-        return replace(self, config=PtqConfig.model_validate(report.settings), before=report)
+        return replace(self, config=chosen_settings(self.config, report), before=report)
 
     def run(self, out: Path, progress: Progress, log: Log) -> Held:
         """Quantize, and measure where it is to run."""
@@ -169,8 +169,8 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
         reduced = replace(job, config=smaller)
-        found = _better(reduced, best, out, max_drop, progress, log)
-        job, best = (job, best) if found is None else (reduced, found)
+        found = _keeping_better(reduced, best, out, max_drop, progress, log)
+        job, best = (reduced, found) if _loses_less(found, best) else (job, best)
         if best.within(max_drop):
             return best
     log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
@@ -180,15 +180,16 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
 def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
     """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
-    All of them have the settings that were chosen for ``best``. A plan that gains less than `gain_for` is passed
-    over as long as a larger one is left.
+    Layers are measured with the settings that were chosen for ``best``. The first plan chooses anew: which settings are
+    best can hang on the few layers that spoil the result, and those are in float then. Larger plans have the same. A
+    plan that gains less than `gain_for` is passed over as long as a larger one is left.
     """
     folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
-    job = job.as_in(best.report)
+    whole, job = job.as_in(best.report), replace(job, before=best.report)
     *smaller, largest = plans()
     chosen: PlanConfig | None = None
     with measured_layers(
-        job.weights, folder, RANKED_BY, job.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
+        job.weights, folder, RANKED_BY, whole.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
         eval_config=job.eval_config, plan=largest, replaces_others=True, graph=job.graph, device=job.device,
         progress=progress, log=log,
     ) as measured:  # fmt: skip
@@ -206,8 +207,9 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: P
                 continue
             tried.add(kept)
             log(f"{text}: {len(kept) - len(plan.kept_layers)} layers, {gain:+.1f} dB at the head …")
-            found = _better(replace(job, plan=folder / PLAN), best, out, max_drop, progress, log)
-            best, chosen = (best, chosen) if found is None else (found, config)
+            found = _keeping_better(replace(job, plan=folder / PLAN), best, out, max_drop, progress, log)
+            job = job.as_in(found.report)
+            best, chosen = (found, config) if _loses_less(found, best) else (best, chosen)
             if best.within(max_drop):
                 break
         if chosen is not None and chosen != config:
@@ -245,19 +247,27 @@ def reduced_range(config: PtqConfig, engines: Collection[str]) -> PtqConfig | No
     return config.model_copy(update={"reduce_range": True}) if helps else None
 
 
-def _better(job: PtqJob, than: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held | None:
-    """What ``out`` holds now, if this job loses less; None: it does not, and ``out`` is as it was."""
+def chosen_settings(config: PtqConfig, report: PtqReport) -> PtqConfig:
+    """The settings that came of ``config``, without the layers in float of the plan that they were chosen for."""
+    return PtqConfig.model_validate({**report.settings, "keep_float": config.keep_float})
+
+
+def _keeping_better(job: PtqJob, than: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+    """What comes of this job; it is in ``out`` if it `_loses_less`, which else is as it was."""
     beside = out.with_name(f".{out.name}")
     try:
         found = job.judged(job.run(beside, progress, log), beside, max_drop, progress, log)
         if found.drop is not None:
             log(f"loses {found.drop:.4f} AP in {found.where}")
-        if found.drop is None or than.drop is None or found.drop >= than.drop:
-            return None
-        beside.replace(out)
+        if _loses_less(found, than):
+            beside.replace(out)
         return found
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _loses_less(found: Held, than: Held) -> bool:
+    return found.drop is not None and than.drop is not None and found.drop < than.drop
 
 
 def demand_measured(budget: Budget, before: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import look_for_overlap
 from repq.api.measuring import ap_of
 from repq.api.opening import of_weights
-from repq.api.quantizing import LABELLED, ap_on, calibration_images, fused, open_float
+from repq.api.quantizing import ap_on, calibration_images, fused, open_float
 from repq.api.running import Options
 from repq.errors import DataError
 from repq.log import Log, quiet
@@ -22,6 +22,9 @@ from repq.stages.data import read_data
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
     from repq.quant import Weights
+
+LABELLED = 128
+"""Labelled images that ways are judged on by AP, at most."""
 
 PREPARED = 32
 """Labelled images that presets are tried on, at most."""

@@ -49,8 +49,9 @@ def ptq_checkpoint(
     Args:
         data: a data set, or a folder or list file of images, by which nothing is evaluated.
         plan: a plan file, whose float layers are added to ``config.keep_float``.
-        before: what came of the same with other layers in float, and with the settings that ``config`` names: its AP of
-            the float model and its trials are those of this one.
+        before: what came of the same with other layers in float. Its AP of the float model is that of this one, and
+            its trials are if ``config`` names the settings. If it leaves the choice, AP of trials is not measured, and
+            all images calibrate what is chosen, as they do named settings.
         graph: what the file of ``weights`` does not say of itself.
         deploy: thresholds of its use that ``out`` is to say; those of ``weights`` where none are given.
 
@@ -78,8 +79,8 @@ def ptq_checkpoint(
     if val_set is not None:
         val_set = fitted(val_set, start.names, weights.name, log)
     made = quantized(
-        start, train_set, config, imgsz=imgsz, eval_config=eval_config, with_trials=before is None, progress=progress,
-        log=log,
+        start, train_set, config, imgsz=imgsz, eval_config=eval_config, with_trials=before is None,
+        on_all_images=before is not None, progress=progress, log=log,
     )  # fmt: skip
     outcome = made.outcome
 
@@ -119,7 +120,7 @@ def ptq_checkpoint(
             AppliedCorrection(name=entry.name, title=entry.titled(value), cost=entry.cost)
             for entry, value in asked_for(outcome.config.correct)
         ),
-        trials=outcome.trials if before is None else before.trials,
+        trials=outcome.trials if before is None else outcome.trials or before.trials,
         extra_macs_share=extra_macs_share(outcome.layers),
     )
 

@@ -30,6 +30,19 @@ def with_outputs(model: ModelProto, *names: str) -> ModelProto:
     return result
 
 
+@pytest.mark.parametrize(
+    "operator", ["Relu", "Sigmoid", "HardSigmoid", "HardSigmoid<alpha=0.3, beta=0.1>", "HardSwish"]
+)
+@pytest.mark.parametrize(("low", "high"), [(-9, 12), (-9, 0.5), (-9, -5), (-1, 1), (-1.2, -0.1), (2, 4), (-1e5, 1e5)])
+def test_maxima_that_follow_from_those_before_are_those_of_the_tensors(operator: str, low: float, high: float) -> None:
+    text = "g (float[1,3,64,64] x) => (float[1,3,64,64] y) { a = Add(x, nothing) b = ACT(a) y = Identity(b) }"
+    model = graph(text.replace("ACT", operator.replace("<", " <")), nothing=np.zeros(1, np.float32))
+    x = np.linspace(low, high, 3 * 64 * 64, dtype=np.float32).reshape(1, 3, 64, 64)
+    found = tensor_maxima(model, [x[:, :, ::-1], x], threads=1)
+    wanted = np.abs(ReferenceEvaluator(with_outputs(model, "b")).run(None, {"x": x})[1]).max()
+    assert found["b"] == found["y"] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
 def test_what_overflows_is_kept_in_fp32_and_named() -> None:
     """The first layer's result is beyond FP16, the second brings it back: only FP16 alone would lose everything."""
     weights = {

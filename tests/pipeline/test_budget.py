@@ -167,20 +167,21 @@ def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(
     assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat
 
 
-def test_plans_have_the_settings_that_were_chosen_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_plans_have_the_settings_that_were_chosen_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
     chosen = PtqConfig(scheme="asymmetric", correct={"rounding": "adaptive"}, calibration={"method": "entropy"})
     report = PtqReport(
         model="m", scheme="asymmetric", method="entropy", images=1, int8_macs_share=1.0, layers=(), accuracy_float=None,
-        accuracy_quantized=None, settings=chosen.model_dump(mode="json"),
+        accuracy_quantized=None, settings={**chosen.model_dump(mode="json"), "keep_float": ["a layer of the plan"]},
     )  # fmt: skip
     made: Any = SimpleNamespace(result=lambda kind: report)
     start, done = recipe(allow_qat=True), list[Attempt]()
     for name, found in ways(start, done):
         done.append(Attempt(name, found, {"ptq": made}, 0.1))
-    first, *planned = done
-    assert first.recipe.ptq.auto and all(attempt.recipe.ptq == chosen for attempt in planned)
-    assert all(attempt.name.startswith("corrections") for attempt in done) and len(planned) == len(SHARES) + 1
+    whole, first, *larger = done
+    assert whole.recipe.ptq == first.recipe.ptq == start.ptq and start.ptq.auto
+    assert all(attempt.recipe.ptq == chosen for attempt in larger[: len(SHARES) - 1])
+    assert all(attempt.name.startswith("corrections") for attempt in done) and len(larger) == len(SHARES)
 
 
 @pytest.mark.parametrize("drops", [(0.1, 0.05, 0.07, 0.06, 0.0), (0.1, 0.07, 0.05, 0.06, 0.0)])

@@ -6,13 +6,14 @@ import torch
 from few_blocks import few_blocks
 from torch import Tensor, nn
 
+from repq.machine.torch_device import network_input
 from repq.model import Detector, build
 
 SIZE = (64, 64)
 
 
 def images(count: int = 2, seed: int = 0) -> Tensor:
-    return torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+    return network_input(torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed)), "cpu")
 
 
 def uneven(name: str, classes: int = 3, *, spread: float = 1.0) -> Detector:

@@ -11,7 +11,7 @@ from small_detectors import images, uneven
 from repq.errors import QuantizationError
 from repq.model import Detector
 from repq.quant import quantize, quantize_at_best, quantize_in_steps, scale_table
-from repq.quant.choosing import COSTLY_GAIN_DB, FREE_GAIN_DB
+from repq.quant.choosing import COSTLY_GAIN_DB, FREE_GAIN_DB, WITH_WEIGHTS
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
 
@@ -34,11 +34,15 @@ def test_the_choice_is_the_best_that_was_tried_and_what_it_says(lite: Detector) 
     assert snr == pytest.approx(kept[-1].head_snr_db)
     first = max(trial.head_snr_db for trial in outcome.trials if trial.gain_db is None)
     assert kept[0].head_snr_db == first
+    (weights,) = (number for number, trial in enumerate(outcome.trials) if trial.name == WITH_WEIGHTS)
+    assert all(trial.inputs_alone == (number < weights) for number, trial in enumerate(outcome.trials))
     for before, after in itertools.pairwise(kept):
+        assert after.gain_db == pytest.approx(after.head_snr_db - before.head_snr_db)
+        if after.name == WITH_WEIGHTS:
+            continue
         costly = "channel_inputs" in after.name or "split" in after.name
         assert after.head_snr_db >= before.head_snr_db + (COSTLY_GAIN_DB if costly else FREE_GAIN_DB)
-        assert after.gain_db == pytest.approx(after.head_snr_db - before.head_snr_db)
-    assert (kept[0].ap_train, kept[-1].ap_train) == (0.25, 0.25)
+    assert (outcome.trials[weights].ap_train, kept[-1].ap_train) == (0.25, 0.25)
     assert (outcome.config.scheme, outcome.config.keep_float) == (CONFIG.scheme, CONFIG.keep_float)
     assert not outcome.config.auto, "what was chosen, as one could have asked for it"
     # the settings that it reports make the same model

@@ -17,6 +17,7 @@ from repq.data import DetectionDataset, image_hashes, load_dataset, make_demo_se
 from repq.errors import DataError, QuantizationError
 from repq.evaluate import Detections, evaluate
 from repq.layers import LayerId, QuantPlan
+from repq.machine.torch_device import network_input
 from repq.model import layer_ids
 from repq.quant import quantize, quantizing
 from repq.quant.plan_file import read_plan, write_plan
@@ -67,7 +68,7 @@ def figures(result: Sensitivity) -> Sensitivity:
 def test_ap_is_that_of_evaluating_from_scratch(job: Measurement, whole: Sensitivity, dataset: DetectionDataset) -> None:
     def ap(int8: set[LayerId]) -> float:
         with torch.no_grad(), quantizing(job.model, int8):
-            return evaluate(lambda images: job.model(torch.from_numpy(images)).numpy(), dataset, SIZE, EVAL).ap
+            return evaluate(lambda images: job.model(network_input(images, "cpu")).numpy(), dataset, SIZE, EVAL).ap
 
     layers = set(layer_ids(job.model))
     assert whole.ap_float == pytest.approx(ap(set()), abs=1e-12)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.machine.torch_device import network_input
 from repq.model import Detector, build, layer_ids
 from repq.quant import quantize, quantized_layers, quantizing
 from repq.quant.sensitivity.layer_errors import end_to_end_similarity, local_errors
@@ -19,7 +20,7 @@ from repq.recipe import CalibrationConfig, PtqConfig
 
 
 def images(count: int = 2, seed: int = 0) -> Tensor:
-    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return network_input(torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), "cpu")
 
 
 def calibrated(name: str, scheme: str = "symmetric") -> Detector:

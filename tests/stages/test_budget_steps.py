@@ -96,7 +96,7 @@ class Planned(Known):
         self.told.append((self.config, self.before))
         kept = "whole" if self.plan is None else self.plan.read_text()
         out.write_text(kept)
-        chosen = self.config.model_copy(update={"auto": False, "correct": CORRECTED})
+        chosen = self.config.model_copy(update={"auto": False, "correct": CORRECTED, "keep_float": (kept,)})
         report = held.report.model_copy(update={"settings": chosen.model_dump(mode="json")})
         return replace(held, report=report, ap=0.4 - self.lost[kept], planned=self.plan is not None)
 
@@ -149,16 +149,18 @@ def test_larger_plans_are_tried_until_one_is_good_enough_and_what_loses_least_st
 
     monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
     monkeypatch.setattr("repq.stages.budget.measured_layers", measured)
-    start = Planned(**vars(job(tmp_path, PtqConfig(), (0, 0))), lost=losses)
+    start = Planned(**vars(job(tmp_path, PtqConfig(keep_float=("mean",)), (0, 0))), lost=losses)
     held = quantize_within(start, out, 0.005)
     names = {"whole": "whole", **{str(count): f"{count} layers" for count in found}}
     assert out.read_text() == names[left] and held.planned and held.drop == pytest.approx(losses[names[left]])
     assert len(start.told) == len(tried) and len(sweeps) == 1
     if left != "whole":
         assert out.with_name("out.sensitivity").joinpath(PLAN).read_text() == names[left]
-    # what was chosen once is not chosen again, and what hangs on no plan is not measured again
-    assert [config.auto for config, _ in start.told] == [True, *[False] * (len(tried) - 1)]
-    assert all(config.correct == CORRECTED and before is not None for config, before in start.told[1:])
+    # the first plan chooses its settings, larger ones have those, and what hangs on no plan is not measured again
+    assert [config.auto for config, _ in start.told] == [True, True, *[False] * (len(tried) - 2)][: len(tried)]
+    assert all(config.correct == CORRECTED for config, _ in start.told[2:])
+    assert all(config.keep_float == start.config.keep_float for config, _ in start.told)
+    assert all(before is not None for _, before in start.told[1:])
     assert sweeps[0].correct == CORRECTED
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repq.errors import QuantizationError
+from repq.quant.values import flat
 
 CHUNK = 1 << 18
 """Values that are binned at a time: bounds the scratch memory, which then fits a core's cache."""
@@ -51,24 +52,24 @@ class Histogram:
         Raises:
             QuantizationError: a value is NaN or infinite.
         """
-        flat = values.detach().float().flatten()
-        if not flat.numel():
+        (row,) = flat(values.detach().float())
+        if not row.numel():
             return
-        low, high = (float(edge) for edge in torch.aminmax(flat))
+        low, high = (float(edge) for edge in torch.aminmax(row))
         if not (math.isfinite(low) and math.isfinite(high)):
-            bad = int(flat.numel() - torch.isfinite(flat).sum())
+            bad = int(row.numel() - torch.isfinite(row).sum())
             raise QuantizationError(
                 f"{self.name} is not finite",
-                found=f"{bad} of {flat.numel()} values are NaN or infinite (NaN: {int(flat.isnan().sum())})",
+                found=f"{bad} of {row.numel()} values are NaN or infinite (NaN: {int(row.isnan().sum())})",
                 fix="check the weights before this layer and the calibration images, or start from another checkpoint",
             )
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.counts = self.counts.to(flat.device)
+        self.counts = self.counts.to(row.device)
         self._widen(max(-low, high))
         if self.exponent is None:
-            self.counts[self.bins] += flat.numel()
+            self.counts[self.bins] += row.numel()
             return
-        for chunk in flat.split(CHUNK):
+        for chunk in row.split(CHUNK):
             self.counts += self._count(chunk, self.bins * 2.0**-self.exponent, signed=low < 0)
 
     @property

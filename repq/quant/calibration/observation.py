@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from repq.concurrency import Behind
 from repq.errors import QuantizationError
 from repq.layers import LayerId
+from repq.machine.torch_device import network_input
 from repq.machine.torch_threads import torch_threads
 from repq.model.weighted import channel_axis, is_layer, other_axes
 from repq.progress import Progress, silent
@@ -31,6 +32,7 @@ from repq.quant.calibration.histogram import Histogram
 from repq.quant.convolution import weight_scale_of
 from repq.quant.scaling import Scheme, asymmetric_scale, range_scale
 from repq.quant.state import apply_scales, quantized_layers, quantizing
+from repq.quant.values import are_channels_last
 from repq.recipe import CalibrationConfig
 from repq.results import Range
 from repq.scales import LayerScales, ScaleTable, TensorScale
@@ -139,7 +141,7 @@ def observe(
         device = next(model.parameters()).device
         stack.enter_context(_adding_behind(device))
         for batch in progress(batches, label="calibrate"):
-            inputs = torch.as_tensor(batch, dtype=torch.float32, device=device)
+            inputs = network_input(batch, device)
             model(inputs)
             images += len(inputs)
     if not images:
@@ -176,7 +178,7 @@ def watch(module: nn.Module, seen: Any) -> RemovableHandle:
         if behind is None:
             seen.add(inputs[0])
         else:
-            behind.do(partial(seen.add, inputs[0]))
+            behind.do(partial(seen.add, inputs[0]), seen)
 
     return module.register_forward_pre_hook(hook)
 
@@ -195,8 +197,12 @@ class ChannelRange:
 
     def add(self, values: Tensor) -> None:
         """Take in activations, such as (B, C, H, W)."""
-        others = other_axes(values.ndim, self.axis)
-        low, high = values.detach().amin(others), values.detach().amax(others)
+        values, others = values.detach(), other_axes(values.ndim, self.axis)
+        if self.axis == 1 and are_channels_last(values):  # along whole rows first, which is ten times as fast
+            rows = values.permute(0, 2, 3, 1).flatten(0, 1)
+            low, high = rows.amin(0).amin(0), rows.amax(0).amax(0)
+        else:
+            low, high = values.amin(others), values.amax(others)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 

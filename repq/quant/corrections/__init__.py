@@ -77,8 +77,9 @@ class Correction:
         field: type and `repq.recipe.base.setting` of its value; the default is to leave the model as it is.
         when: see `When`.
         cost: what it costs in the engine; empty: nothing, and a smaller gain is enough for ``--auto``.
-        tries: values that ``--auto`` tries, of which it keeps one at most.
-        with_each_method: ``--auto`` tries them with every calibration method: another one may be best with it.
+        tries: values that ``--auto`` tries in this order, until one gains enough.
+        inputs_alone: whether it changes how inputs are quantized, and nothing else. ``--auto`` tries it with every
+            calibration method, since another one may be best with it, and judges it with weights in float.
         diagnosed: the value that `diagnose` tries, beside those of the others; None: it is left out.
         keeps_images: whether it works on images that are held in memory.
         by_layer: whether what it does to a layer serves that layer whichever others run in INT8. Else it makes up for
@@ -91,7 +92,7 @@ class Correction:
     when: ClassVar[When] = "after"
     cost: ClassVar[str] = ""
     tries: ClassVar[tuple[Any, ...]] = ()
-    with_each_method: ClassVar[bool] = False
+    inputs_alone: ClassVar[bool] = False
     diagnosed: ClassVar[Any] = None
     keeps_images: ClassVar[bool] = False
     by_layer: ClassVar[bool] = True
@@ -135,7 +136,7 @@ class Correction:
 
 
 class ChannelInputs(Correction):
-    name, title, when, with_each_method = "channel_inputs", "channel inputs", "scales", True
+    name, title, when, inputs_alone = "channel_inputs", "channel inputs", "scales", True
     field = (
         bool,
         setting(
@@ -253,7 +254,7 @@ class Outputs(Correction):
         setting("as_they_are", flag="--outputs",
                 help="Correct the mean, or mean and variance, of every layer's outputs."),
     )  # fmt: skip
-    tries, diagnosed = ("mean", "moments"), "mean"
+    tries, diagnosed = ("moments", "mean"), "mean"
 
     def titled(self, value: Any) -> str:
         return "corrected means" if value == "mean" else "corrected means and variances"

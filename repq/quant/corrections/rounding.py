@@ -193,7 +193,8 @@ def sampled_patches(image: Tensor, conv: nn.Conv2d, generator: torch.Generator) 
     y = np.repeat(np.arange(high) * step_y, wide)[:, None] + row
     x = np.tile(np.arange(wide) * step_x, high)[:, None] + column
     places = torch.from_numpy(y.clip(0, height - 1) * width + x.clip(0, width - 1)).to(image.device)
-    found = image.reshape(channels, -1).index_select(1, places.flatten()).view(channels, *places.shape)
+    pixels = image.permute(1, 2, 0).reshape(-1, channels)  # lie as they are with the channels last
+    found = pixels.index_select(0, places.flatten()).t().reshape(channels, *places.shape)
     outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
     return found.masked_fill_(torch.from_numpy(outside).to(image.device), 0) if outside.any() else found
 

@@ -20,6 +20,7 @@ from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_a
 from repq.identity import hash_json
 from repq.layers import LayerId, QuantPlan
 from repq.layout import demand_finite
+from repq.machine.torch_device import network_input
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.ptq import on_device_of
@@ -137,7 +138,7 @@ def plan_detector(
 
     @torch.inference_mode()
     def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        detections: NDArray[np.float32] = model(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        detections: NDArray[np.float32] = model(network_input(images, device)).float().cpu().numpy()
         demand_finite({"detections": detections}, "the simulation")
         return detections
 

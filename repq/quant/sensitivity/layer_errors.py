@@ -18,7 +18,8 @@ from repq.layout import demand_finite
 from repq.model import Detector
 from repq.progress import Progress, silent
 from repq.quant.calibration.observation import Images
-from repq.quant.sensitivity.sweep import UNCHANGED, Change, as_inputs, changed_outputs
+from repq.quant.ptq import on_device_of
+from repq.quant.sensitivity.sweep import UNCHANGED, Change, changed_outputs
 from repq.quant.similarity import ErrorSums, OutputErrors, Outputs
 from repq.quant.state import quantized_layers, quantizing
 from repq.recipe import EvalConfig
@@ -52,7 +53,7 @@ def local_errors(
         for layer in layers:
             stack.enter_context(modules[layer].register_forward_hook(_comparing(layer, sums[layer])))
         for batch in progress(batches, label="local measures"):
-            (inputs,) = as_inputs([batch], model)
+            (inputs,) = on_device_of(model, [batch])
             model(inputs)
             images += len(inputs)
     _demand_images(images)
@@ -85,7 +86,7 @@ def end_to_end_similarity(
     """
     errors = {layer: OutputErrors() for layer in layers}
     images = 0
-    for inputs in as_inputs(batches, model):
+    for inputs in on_device_of(model, batches):
         images += len(inputs)
         original: Outputs = ()
         for item, outputs in changed_outputs(model, "only_int8", (UNCHANGED, *layers), inputs):
@@ -134,7 +135,7 @@ def ap_with_changes(
     demand_objects(dataset)
     found: dict[LayerId, list[NDArray[np.float32]]] = {item: [] for item in items}
     for batch in load():
-        (inputs,) = as_inputs([batch.images], model)
+        (inputs,) = on_device_of(model, [batch.images])
         for item, outputs in changed_outputs(model, change, items, inputs):
             detections = outputs[-1].float().cpu().numpy()
             demand_finite({"detections": detections}, f"the simulation with {item} changed")

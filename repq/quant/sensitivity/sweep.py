@@ -8,7 +8,7 @@ caller. After each group the figures are in the journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -83,10 +83,3 @@ def sweep(
         seconds = (time.perf_counter() - started) / len(members)
         for item in members:
             journal.append(Entry(kind, item, measured[item], seconds))
-
-
-def as_inputs(batches: Iterable[object], model: Detector) -> Iterator[Tensor]:
-    """The batches as float32 tensors on the model's device."""
-    device = next(model.parameters()).device
-    for batch in batches:
-        yield torch.as_tensor(batch, dtype=torch.float32, device=device)

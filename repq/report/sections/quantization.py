@@ -95,6 +95,7 @@ def _trial_table(ptq: PtqReport) -> Table:
     columns: Columns[PtqTrial] = (
         Column("Settings", "name"),
         Column("Kept", lambda row: "yes" if row.kept else "no", level=lambda row: "" if row.kept else "muted"),
+        Column("In INT8", lambda row: "inputs" if row.inputs_alone else "all"),
         number("Head SNR, dB", "head_snr_db", decibels, hint="of the detections, against the float model"),
         number("Gain, dB", "gain_db", gain, hint="against the last row that was kept before",
                note=lambda row: "nothing was kept before" if row.gain_db is None else ""),
