@@ -22,7 +22,7 @@ from repq.results import Accuracies, BenchReport, CheckReport, PlanReport, Verdi
 from repq.stages.budget import NOTHING_TO_KEEP
 from repq.stages.sensitivity import PLAN_REPORT
 from repq.stages.stage import Job, Stage
-from repq.stages.verdict import judged
+from repq.stages.verdict import judged, need_no_agreement
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def run_recipe(
 
     Raises:
         RepqError: a stage failed in a way that the user can correct; what was complete before stays.
-        ToleranceError: an engine is outside the bounds of the check, or no engine is good enough to ship; the report
-            is written all the same.
+        ToleranceError: an engine is outside the bounds of the check (the target, where it runs here), or no engine is
+            good enough to ship; the report is written all the same.
     """
     from repq.stages.check import demand_agreement
 
@@ -78,8 +78,7 @@ def run_recipe(
         return RunOutcome(artifacts, artifacts["report"] / "report.html", _headline(recipe, artifacts), verdict)
     report = _publish(work, recipe, artifacts)
     # Last, so that the report of a run that fails its check is there to show why.
-    proven = [row.engine for row in verdict.engines if row.holds]
-    demand_agreement(artifacts["check"].result(CheckReport), proven)
+    demand_agreement(artifacts["check"].result(CheckReport), need_no_agreement(recipe, verdict))
     if verdict.next is not None:
         raise ToleranceError(
             "no engine in INT8 is good enough to ship", found="\n".join(sentences(verdict)), fix=verdict.next

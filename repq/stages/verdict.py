@@ -51,6 +51,16 @@ def judged(
     )  # fmt: skip
 
 
+def need_no_agreement(recipe: Budgeted, verdict: Verdict) -> tuple[str, ...]:
+    """Engines whose AP need not be near that of the simulation.
+
+    Those whose own AP holds the budget, and where a target was named that runs here, all others.
+    """
+    engines = [row.engine for row in verdict.engines]
+    others = [name for name in engines if name != recipe.target] if recipe.target in engines else []
+    return (*others, *(row.engine for row in verdict.engines if row.holds and row.engine not in others))
+
+
 def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapping[str, BenchRow]) -> EngineVerdict:
     slow, quick, speedup = timed.get(f"{engine}-float32"), timed.get(f"{engine}-int8"), None
     if slow is not None and quick is not None and quick.latency_ms_median > 0:

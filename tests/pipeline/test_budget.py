@@ -19,7 +19,7 @@ from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds,
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport, PtqReport
 from repq.stages.budget import SHARES, demand_measured
-from repq.stages.verdict import judged
+from repq.stages.verdict import judged, need_no_agreement
 
 ENVIRONMENT = capture_environment()
 ENGINES = ("onnxruntime", "openvino")
@@ -73,6 +73,10 @@ def test_what_is_to_be_shipped_holds_and_pays_and_else_there_is_a_next_step(foun
         assert ("does not pay" in line) == (speedup < 1)
         if speedup < 1:
             assert all(engine_title(other) in line for other in good)
+    # an engine that loses too much has to agree with the simulation, where it may be the one to ship
+    agreeing = set(ENGINES) - set(need_no_agreement(recipe(target=target), verdict))
+    losing = {name for name, (before, after, _) in found.items() if before - after > 0.005}
+    assert agreeing == (losing & {target} if target in ENGINES else losing)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.999))
