@@ -147,8 +147,8 @@ def quantized(
         weights: fused; not changed.
         dataset: ``config.calibration`` says which images of it.
         with_maxima: whether the largest magnitude of every tensor is measured, which an export as FP16 needs.
-        with_trials: whether it is measured what each correction that ``config`` names adds, and, with labels, the AP
-            of trials by which ``config.auto`` chooses.
+        with_trials: whether it is measured what each correction that ``config`` names adds, and where
+            ``config.auto`` chooses, with labels, the AP before and after the corrections.
         on_all_images: whether what ``config.auto`` chooses is calibrated anew on the images that it was chosen on, too.
         layers_alone: leave out corrections that mislead where some layers run in float for a while, whether they are
             named or chosen.
@@ -176,10 +176,10 @@ def quantized(
         shown = len(records) - max(1, len(records) // 4)
         held_out = tuple(on_device_of(model, images(records[shown:])))
         labelled = dataset.subset(records[shown:])
-        ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress)
+        measured = with_trials and labelled.objects > 0
+        ap_on_train = ap_on(weights, labelled, imgsz, eval_config, progress) if measured else None
         outcome = quantize_at_best(
-            model, images(records[:shown]), held_out, config,
-            ap_on_train=ap_on_train if with_trials and labelled.objects else None,
+            model, images(records[:shown]), held_out, config, ap_on_train=ap_on_train,
             layers_alone=layers_alone, progress=progress, groups=groups,
         )  # fmt: skip
         if on_all_images:

@@ -87,7 +87,7 @@ def tensor_maxima(
 
 @dataclass(frozen=True)
 class _Edge:
-    """One end of a tensor's range, which the graph puts out: its sign is that by which the larger one is further."""
+    """One end of a tensor's range; ``sign`` is 1 for the upper end, and -1 for the lower."""
 
     tensor: str
     sign: int
@@ -109,7 +109,14 @@ class _Watched:
     names: tuple[str, ...]
 
     def maxima(self, largest: NDArray[np.float64]) -> dict[str, float]:
-        """Args: the largest values of the edges, each times its sign."""
+        """The largest magnitude of each tensor.
+
+        Args:
+            largest: of each edge times its sign, over all images.
+
+        Raises:
+            GraphError: a tensor is not finite.
+        """
         seen = {(edge.tensor, edge.sign): value for edge, value in zip(self.edges.values(), largest, strict=True)}
         ranges: dict[str, Range] = {}
         for name in self.names:

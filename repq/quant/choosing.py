@@ -172,14 +172,13 @@ def quantize_at_best(
         raise QuantizationError(
             "settings cannot be chosen", found="no images to compare them on", fix="give more calibration images"
         )
-    bench, methods = _Bench(fused, batches, held_out, progress, groups), [entry.name for entry in CALIBRATORS]
+    bench, plain = _Bench(fused, batches, held_out, progress, groups), _plain(config)
     tried = [entry for entry in CORRECTIONS if entry.tries and (entry.by_layer or not layers_alone)]
-    best = max((bench.run(name, _by(_plain(config), name), None, inputs_alone=True) for name in methods), key=_snr)
+    best = max((bench.run(name, _by(plain, name), None, inputs_alone=True) for name in _methods()), key=_snr)
     bench.keep(best)
-    best = _improved(bench, best, [entry for entry in tried if entry.inputs_alone], methods, inputs_alone=True)
-    first = bench.with_weights(best)
+    first = bench.with_weights(_improved(bench, best, tried, inputs_alone=True))
     bench.keep(first)
-    best = _improved(bench, first, [entry for entry in tried if not entry.inputs_alone], [None], inputs_alone=False)
+    best = _improved(bench, first, tried, inputs_alone=False)
     if ap_on_train is not None:
         for result in {first.index: first, best.index: best}.values():
             bench.keep(result, ap_on_train(result.outcome.model))
@@ -188,12 +187,11 @@ def quantize_at_best(
     return replace(bench.outcome_of(best), config=chosen, trials=tuple(bench.trials))
 
 
-def _improved(
-    bench: _Bench, best: _Result, tried: Sequence[Correction], methods: Sequence[str | None], *, inputs_alone: bool
-) -> _Result:
-    """The best with the first value of each correction that gains enough, by the best of these methods."""
+def _improved(bench: _Bench, best: _Result, tried: Iterable[Correction], *, inputs_alone: bool) -> _Result:
+    """The best with the first value that gains enough of each correction of this kind, by its best method."""
+    methods: Sequence[str | None] = _methods() if inputs_alone else [None]
     for correction in tried:
-        if not correction.applies(bench.fused, best.outcome.model):
+        if correction.inputs_alone != inputs_alone or not correction.applies(bench.fused, best.outcome.model):
             continue
         for value in correction.tries:
             configs = {
@@ -208,6 +206,10 @@ def _improved(
                 bench.keep(best)
                 break
     return best
+
+
+def _methods() -> list[str]:
+    return [entry.name for entry in CALIBRATORS]
 
 
 def _snr(result: _Result) -> float:

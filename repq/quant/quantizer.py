@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import QuantizationError
-from repq.quant.values import are_channels_last, dot, flat
+from repq.quant.values import dot, flat, is_channels_last
 from repq.scales import IntegerType, TensorScale
 
 CACHED = 1 << 18
@@ -45,10 +45,10 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _parts(x: Tensor, y: Tensor, scale: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Views of two tensors of one shape, part by part: the scale fits each, and on a CPU its cache holds it."""
+    """Views of x and of its ``empty_like`` y, part by part: the scale fits each, and on a CPU its cache holds it."""
     if x.is_cuda or x.numel() <= CACHED:
         return [(x, y)]
-    if scale.ndim == 0 and any(all(map(lie_so, (x, y))) for lie_so in (Tensor.is_contiguous, are_channels_last)):
+    if scale.ndim == 0 and (x.is_contiguous() or is_channels_last(x)):  # and y lies as x does
         return zip(*(row.split(CACHED) for row in flat(x, y)), strict=True)
     if scale.ndim == 0 or (scale.ndim == x.ndim and len(scale) == 1):
         images = max(1, CACHED // x[0].numel())

@@ -11,12 +11,12 @@ def flat(*tensors: Tensor) -> list[Tensor]:
 
     The order is that of memory if all lie with their channels last, else that of indices.
     """
-    if all(are_channels_last(tensor) for tensor in tensors):
+    if all(is_channels_last(tensor) for tensor in tensors):
         tensors = tuple(tensor.permute(0, 2, 3, 1) for tensor in tensors)
     return [tensor.reshape(-1) for tensor in tensors]
 
 
-def are_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
     """Whether it is (B, C, H, W) and lies densely, its channels innermost."""
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 

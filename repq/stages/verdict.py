@@ -56,9 +56,8 @@ def need_no_agreement(recipe: Budgeted, verdict: Verdict) -> tuple[str, ...]:
 
     Those whose own AP holds the budget, and where a target was named that runs here, all others.
     """
-    engines = [row.engine for row in verdict.engines]
-    others = [name for name in engines if name != recipe.target] if recipe.target in engines else []
-    return (*others, *(row.engine for row in verdict.engines if row.holds and row.engine not in others))
+    runs_here = any(row.engine == recipe.target for row in verdict.engines)
+    return tuple(row.engine for row in verdict.engines if row.holds or (runs_here and row.engine != recipe.target))
 
 
 def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapping[str, BenchRow]) -> EngineVerdict:

@@ -17,7 +17,7 @@ from repq.quant.calibration.observation import ChannelRange
 from repq.quant.corrections.rounding import sampled_patches
 from repq.quant.quantizer import fake_quantize
 from repq.quant.similarity import ErrorSums
-from repq.quant.values import are_channels_last, dot, flat
+from repq.quant.values import dot, flat, is_channels_last
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 7), st.integers(1, 7))
 
@@ -72,5 +72,5 @@ def test_patches_are_those_of_the_image() -> None:
 def test_networks_get_the_same_images_with_their_channels_last(given_as: Callable[[object], object]) -> None:
     images = drawn((2, 3, 8, 6)).numpy()
     found = network_input(given_as(images), "cpu")  # type: ignore[arg-type]
-    assert are_channels_last(found) and found.dtype == torch.float32
+    assert is_channels_last(found) and found.dtype == torch.float32
     assert np.array_equal(found.numpy(), images)

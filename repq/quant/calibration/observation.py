@@ -32,7 +32,7 @@ from repq.quant.calibration.histogram import Histogram
 from repq.quant.convolution import weight_scale_of
 from repq.quant.scaling import Scheme, asymmetric_scale, range_scale
 from repq.quant.state import apply_scales, quantized_layers, quantizing
-from repq.quant.values import are_channels_last
+from repq.quant.values import is_channels_last
 from repq.recipe import CalibrationConfig
 from repq.results import Range
 from repq.scales import LayerScales, ScaleTable, TensorScale
@@ -198,7 +198,7 @@ class ChannelRange:
     def add(self, values: Tensor) -> None:
         """Take in activations, such as (B, C, H, W)."""
         values, others = values.detach(), other_axes(values.ndim, self.axis)
-        if self.axis == 1 and are_channels_last(values):  # along whole rows first, which is ten times as fast
+        if self.axis == 1 and is_channels_last(values):  # along whole rows first, which is ten times as fast
             rows = values.permute(0, 2, 3, 1).flatten(0, 1)
             low, high = rows.amin(0).amin(0), rows.amax(0).amax(0)
         else:
