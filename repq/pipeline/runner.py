@@ -136,7 +136,7 @@ def _run(
     stage: Stage, recipe: Recipe, artifacts: Mapping[str, Artifact], progress: Progress, log: Log, payload: Path,
     resume: Path,
 ) -> None:  # fmt: skip
-    result = stage.run(Job(stage.seen(recipe), artifacts, payload, resume, progress, log))
+    result = stage.run(Job(stage.seen(recipe), stage.open_to(artifacts), payload, resume, progress, log))
     if result is not None:
         write_text(payload / f"{stage.name}.json", result.model_dump_json(indent=1))
 

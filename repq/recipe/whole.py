@@ -91,7 +91,7 @@ def recipe_class() -> type[Recipe]:
     return _recipe_class(tuple(stages()))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _recipe_class(listed: tuple[Listed, ...]) -> type[Recipe]:
     fields: dict[str, Any] = {}
     for stage in listed:

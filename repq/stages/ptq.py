@@ -16,6 +16,7 @@ from repq.progress import Progress, silent
 from repq.recipe import DeployConfig, EvalConfig, GraphConfig, PtqConfig
 from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
 from repq.stages.data import labelled, read_data
+from repq.stages.sensitivity import PLAN
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
 
 def _ptq(job: Job) -> PtqReport:
     recipe = job.recipe
-    plan = job.artifacts["sensitivity"] / "plan.yaml" if recipe.plan is not None else None
+    plan = job.artifacts["sensitivity"] / PLAN if "sensitivity" in job.artifacts else None
     report = ptq_checkpoint(
         job.fused, job.payload / "quantized.safetensors", job.section("ptq", PtqConfig), data=job.data,
         train_split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz, eval_config=recipe.eval,

@@ -21,6 +21,7 @@ from repq.recipe.whole import stages
 from repq.results import BenchReport, Pictures, PlanReport
 from repq.stages.build import built
 from repq.stages.data import read_data
+from repq.stages.sensitivity import PLAN_REPORT
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def _report(job: Job) -> None:
         if stage.name in artifacts and stage.result is not None
     }
     ptq, bench = results["ptq"], results["bench"]
-    plan = artifacts["sensitivity"].result(PlanReport, "plan.json") if recipe.plan is not None else None
-    graph = "int8_float16" if recipe.export.float16 else "int8"
+    plan = artifacts["sensitivity"].result(PlanReport, PLAN_REPORT) if recipe.plan is not None else None
+    graphs = results["export"].graphs
     engines = built(job)
     both = [name.removesuffix("-int8") for name in engines if name.endswith("-int8")]
     engine = next(name for name in reversed(both) if f"{name}-float32" in engines)
@@ -157,7 +158,7 @@ def _report(job: Job) -> None:
         results={
             **results,
             "plan": plan,
-            "export": results["export"].graphs[graph],
+            "export": graphs.get("int8_float16", graphs["int8"]),
             "build": results["build"].engines,
             "eval": results["eval"].models,
             "sizes": {name: path.stat().st_size for name, path in files.items()},
@@ -169,6 +170,6 @@ def _report(job: Job) -> None:
 
 
 STAGE = Stage(
-    "report", _report, {"report": Section(ReportConfig)}, ("name", "imgsz", "eval", "data", "max_drop"), reads=("*",),
-    splits=("val",), publish=".",
+    "report", _report, {"report": Section(ReportConfig)},
+    ("name", "imgsz", "weights", "plan", "eval", "data", "max_drop"), reads=("*",), splits=("val",), publish=".",
 )  # fmt: skip

@@ -15,6 +15,9 @@ from repq.recipe.base import C
 from repq.recipe.whole import Recipe, Section
 from repq.results import Result
 
+_SEEN_BY_ALL = ("data", "seed")
+"""Parts of the recipe that every stage sees: the identity has the seed, and the content of the splits that are read."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -111,10 +114,27 @@ class Stage:
         return _first_section_is_given(recipe, self.sections) if self.wanted is None else self.wanted(recipe)
 
     def seen(self, recipe: Recipe) -> Recipe:
-        """The recipe as this stage sees it."""
-        if self.augmented or recipe.eval.tta is None:
-            return recipe
-        return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"tta": None})})
+        """The recipe as this stage sees it: a part that it does not declare has its default.
+
+        So no result can depend on a setting that is not in its identity.
+        """
+        declared = {*self.sections, *self.uses, *_SEEN_BY_ALL}
+        fields = type(recipe).model_fields
+        hidden = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+        shown = recipe.model_copy(update={name: value for name, value in hidden.items() if name not in declared})
+        if self.augmented or shown.eval.tta is None:
+            return shown
+        return shown.model_copy(update={"eval": shown.eval.model_copy(update={"tta": None})})
+
+    def open_to(self, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """The artifacts that hold a file that this stage reads: it gets no others, as with `seen`."""
+        return {name: artifact for name, artifact in artifacts.items() if self._read(artifact)}
+
+    def _read(self, artifact: Artifact) -> dict[str, str]:
+        """What the files that it reads hold, by name."""
+        globs, stage = (*self.reads, *(("data/*",) if self.splits else ())), artifact.manifest.stage
+        contents = artifact.manifest.contents
+        return {name: contents[name] for name in contents if any(fnmatch(f"{stage}/{name}", glob) for glob in globs)}
 
     @property
     def contents(self) -> Contents:
@@ -134,11 +154,6 @@ class Stage:
         recipe = self.settled(self.seen(recipe))
         settings = {name: getattr(recipe, name) for name in (*self.sections, *self.uses)}
         inputs: dict[str, object] = {f"{role} split": split(role) for role in self.splits}
-        reads = (*self.reads, "data/*") if self.splits else self.reads
-        for name, artifact in artifacts.items():
-            contents = artifact.manifest.contents
-            read = {file: contents[file] for file in contents if any(fnmatch(f"{name}/{file}", glob) for glob in reads)}
-            if read:
-                inputs[name] = hash_json(read)
+        inputs |= {name: hash_json(self._read(artifact)) for name, artifact in self.open_to(artifacts).items()}
         on_machine = self.on_machine(recipe) if callable(self.on_machine) else self.on_machine
         return identify(self.name, settings, inputs, seed=recipe.seed, on_machine=on_machine)

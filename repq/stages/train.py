@@ -194,7 +194,7 @@ def _target(job: Job) -> TrainReport:
         if not scales.is_file():
             from repq.model import get_spec, search_and_target
 
-            searched = job.section("search", TrainConfig).model
+            searched = job.artifacts["search"].result(TrainReport, REPORT).model
             raise RecipeError(
                 "search found no scales", found=f"search.model is {searched}",
                 fix=f"search with {search_and_target(get_spec(searched))[0]}",
@@ -220,7 +220,7 @@ def _one_origin(recipe: Recipe) -> None:
 SEARCH, STAGE = (
     Stage(
         name, run, {name: Section(TrainConfig, optional=True)}, ("imgsz", "eval", "device"),
-        reads=(f"search/{SCALES}",), splits=("train", "val"), result=TrainReport,
+        reads=(f"search/{SCALES}", f"search/{REPORT}"), splits=("train", "val"), result=TrainReport,
         files={REPORT: TrainReport}, ignored=(f"{BOARD}/*", LAST, EPOCHS, "*.svg"), settled=_with_precision,
         check=_one_origin,
     )

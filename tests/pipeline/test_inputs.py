@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from repq.pipeline import RunOutcome, run_recipe
 from repq.pipeline.runner import splits_of
 from repq.recipe import Recipe, parse_recipe
 from repq.recipe.whole import stages
+from repq.stages import Stage
 
 RUN = {
     "name": "tiny",
@@ -90,7 +92,7 @@ def first(folder: Path, pattern: str) -> Path:
         ("image to evaluate on", lambda inputs: first(inputs.folder / "demo/images/val", "*.*"), ON_VAL),
         ("label to evaluate on", lambda inputs: first(inputs.folder / "demo/labels/val", "*.txt"), ON_VAL),
         ("data.yaml", lambda inputs: inputs.data, ON_TRAIN | ON_VAL | {"package"}),
-        ("checkpoint", lambda inputs: inputs.weights, {"fuse"}),
+        ("checkpoint", lambda inputs: inputs.weights, {"fuse", "report"}),
         ("manifest", lambda inputs: inputs.manifest, {"sensitivity", "ptq"}),
     ],
 )
@@ -112,3 +114,22 @@ def test_a_byte_changes_what_reads_it_and_nothing_else(
         path.write_bytes(content)
     assert {stage for stage in before if before[stage] != after[stage]} == reads & set(before)
     assert inputs.identities(outcome) == before
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: stage.name)
+def test_a_stage_sees_no_setting_that_its_identity_lacks(inputs: Inputs, stage: Stage) -> None:
+    declared = {*stage.sections, *stage.uses}
+    for name in set(type(inputs.recipe).model_fields) - declared - {"data", "seed"}:
+        changed = inputs.recipe.model_copy(update={name: "something else"})
+        assert stage.seen(changed) == stage.seen(inputs.recipe)
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: stage.name)
+def test_a_stage_gets_no_artifact_that_its_identity_lacks(inputs: Inputs, outcome: RunOutcome, stage: Stage) -> None:
+    whole = stage.identity(inputs.recipe, outcome.artifacts, splits_of(inputs.recipe))
+    got = stage.open_to(outcome.artifacts)
+    for name, artifact in outcome.artifacts.items():
+        contents = {file: f"not {digest}" for file, digest in artifact.manifest.contents.items()}
+        other = replace(artifact, manifest=artifact.manifest.model_copy(update={"contents": contents}))
+        changed = stage.identity(inputs.recipe, {**outcome.artifacts, name: other}, splits_of(inputs.recipe))
+        assert (changed.key != whole.key) == (name in got)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import create_model
@@ -115,7 +115,7 @@ def settings_class() -> type[CalibrationConfig]:
     return _settings_class(tuple(CALIBRATORS))
 
 
-@lru_cache(maxsize=4)
+@cache  # not forgotten: settings of two classes are never equal
 def _settings_class(calibrators: tuple[Calibrator, ...]) -> type[CalibrationConfig]:
     from repq.recipe import CalibrationConfig
 

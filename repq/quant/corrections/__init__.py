@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import create_model
@@ -293,7 +293,7 @@ def settings_class() -> type[CorrectionConfig]:
     return _settings_class(tuple(CORRECTIONS))
 
 
-@lru_cache(maxsize=4)
+@cache  # not forgotten: settings of two classes are never equal
 def _settings_class(corrections: tuple[Correction, ...]) -> type[CorrectionConfig]:
     from repq.recipe import CorrectionConfig
 
