@@ -34,15 +34,11 @@ def eval_command(
     ] = "cpu",
 ) -> None:  # fmt: skip
     """The AP is that of pycocotools, over all classes and thresholds."""
-    from repq.api.sizes import size_for
     from repq.report.text import accuracy_table
     from repq.stages import evaluate_model
 
-    imgsz = size_for(model, imgsz, shell.log)
-    accuracy, opened = evaluate_model(
-        model, data, split, imgsz, eval, engine=engine, graph=graph, device=device, threads=threads,
-        progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(model, imgsz, data, eval, val_split=split, graph=graph, device=device)
+    accuracy, opened = evaluate_model(model, context, engine=engine, threads=threads)
     values = {**accuracy.values(), "model": str(model), "engine": opened.running.engine, "precision": opened.precision}
     shell.finish(
         values, lambda: accuracy_table(accuracy, f"{model.name} ({opened.running.engine}, {opened.precision})")
@@ -61,15 +57,11 @@ def check_command(
     """Gives the SNR of each output and the AP of each. The first MODEL is the reference; alone, engines are built from
     it.
     """
-    from repq.api.sizes import size_for
     from repq.report.text import check_table
     from repq.stages import check_models, demand_agreement
 
-    imgsz = size_for(models, imgsz, shell.log)
-    report = check_models(
-        models, data, split, imgsz, check, eval, engines=engines, graph=graph, device=device,
-        progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(models, imgsz, data, eval, val_split=split, graph=graph, device=device)
+    report = check_models(models, check, context, engines=engines)
     shell.finish(report.values(), lambda: check_table(report))
     demand_agreement(report)
 
@@ -109,12 +101,13 @@ def bench_command(
     """The first MODEL is what the others are compared with. With --data also end to end on its images, and the way from
     JPEG files to boxes step by step: which side is the bottleneck.
     """
+    from repq.api.images import open_data
     from repq.api.sizes import size_for
     from repq.report.text import bench_table
-    from repq.stages import bench_models, bench_service, read_data, write_bench
+    from repq.stages import bench_models, bench_service, write_bench
 
     imgsz = size_for(models, imgsz, shell.log)
-    dataset = None if data is None else read_data(data, split)
+    dataset = None if data is None else open_data(data, split)
     if dataset is None and bench.end_to_end:
         shell.log("inference alone is timed; with --data also end to end, on its images")
     report = bench_models(

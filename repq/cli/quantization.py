@@ -62,19 +62,15 @@ def sensitivity_command(
     """The folder OUT gets sensitivity.json, report.html and plan.yaml, which a person can edit and `repq ptq --plan`
     reads. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
-    from repq.api.sizes import size_for
     from repq.report.text import sensitivity_table
     from repq.stages import demand_budget, measure_sensitivity
     from repq.stages.sensitivity import with_plan
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    measured, found = measure_sensitivity(
-        weights, out, sensitivity, plan, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, graph=graph,
-        device=device, progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(weights, imgsz, data, eval, train_split=split, graph=graph, device=device)
+    measured, found = measure_sensitivity(weights, out, sensitivity, plan, ptq, context)
     assert found is not None
     values = {**measured.values(), "plan": found.values(), "out": str(out)}
-    then = "" if found.holds is False else with_plan(weights, out, data, imgsz, ptq)
+    then = "" if found.holds is False else with_plan(weights, out, data, context.imgsz, ptq)
     shell.finish(values, lambda: sensitivity_table(measured, found), next=then)
     if found.holds is False and found.drop is not None and found.max_drop is not None:
         train = f"repq qat {weights} --plan {out / 'plan.yaml'} …"
@@ -93,13 +89,11 @@ def ptq_command(
     --max-drop in the target (without one: in the CPU engine that loses most), the layers are measured, and those that
     the head gains most from stay in float, of 2, 5 or 10 % of the multiply-adds (OUT.sensitivity shows which and why).
     """
-    from repq.api.sizes import size_for
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, demand_measured, quantize_within
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    job = PtqJob(weights, ptq, data, split, imgsz, eval, plan, device, target, evaluate, graph, deploy)
-    held = quantize_within(job, out, budget.max_drop, progress=shell.progress, log=shell.log)
+    context = shell.context(weights, imgsz, data, eval, val_split=split, graph=graph, device=device)
+    held = quantize_within(PtqJob(weights, ptq, context, plan, target, evaluate, deploy), out, budget.max_drop)
     report = held.report
     values = {
         "ap_float": metric_of(report.accuracy_float),
@@ -111,7 +105,7 @@ def ptq_command(
         "out": str(out),
         **report.values(),
     }
-    size = f"{imgsz[0]}x{imgsz[1]}"
+    size = "x".join(map(str, context.imgsz))
     same = f"--data {data} --imgsz {size}"
     if not ptq.auto and plan is None:
         fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
@@ -155,16 +149,12 @@ def qat_command(
     """WEIGHTS is what `repq ptq` wrote, or a float checkpoint, which is calibrated first. OUT has the form of what
     `repq ptq` writes. The same command goes on where it was stopped. Under torchrun several processes share the work.
     """
-    from repq.api.sizes import size_for
     from repq.report.text import qat_table
     from repq.stages import NOTHING_TO_LOSE, QatSource, demand_budget, demand_measured, qat_checkpoint
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    source = QatSource(weights, ptq, scheme, plan, graph)
-    report = qat_checkpoint(
-        source, out, out.with_name(f"{out.name}.state"), qat, data=data, splits=("train", split), imgsz=imgsz,
-        eval_config=eval, device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(weights, imgsz, data, eval, val_split=split, graph=graph, device=device, seed=seed)
+    source = QatSource(weights, ptq, scheme, plan)
+    report = qat_checkpoint(source, out, out.with_name(f"{out.name}.state"), qat, context, evaluate=evaluate)
     values = {
         "ap_float": metric_of(report.accuracy_float),
         "ap_calibrated": metric_of(report.accuracy_calibrated),
@@ -199,15 +189,11 @@ def diagnose_command(
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
     corrections, some layers in float, retraining with RepOptimizer, or QAT.
     """
-    from repq.api.sizes import size_for
     from repq.report.diagnosis import ADVICE, diagnosis_table
     from repq.stages import diagnose_checkpoint
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    diagnosis = diagnose_checkpoint(
-        weights, ptq, data=data, split=split, imgsz=imgsz, eval_config=eval, max_drop=budget.max_drop, graph=graph,
-        device=device, progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(weights, imgsz, data, eval, train_split=split, graph=graph, device=device)
+    diagnosis = diagnose_checkpoint(weights, ptq, context, max_drop=budget.max_drop)
     values = {**diagnosis.values(), "says": ADVICE[diagnosis.advice]}
     shell.finish(values, lambda: diagnosis_table(diagnosis))
 

@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,9 @@ from repq.cli.frame import FORMAT
 from repq.errors import RepqError
 from repq.printable import printable_lines
 from repq.torchrun import place_in_group
+
+if TYPE_CHECKING:
+    from repq.stages import Context
 
 
 class Shell:
@@ -50,6 +54,16 @@ class Shell:
         from repq.progress import on_terminal, silent
 
         return on_terminal if sys.stderr.isatty() and not self.quiet else silent
+
+    def context(
+        self, model: Path | Sequence[Path], imgsz: tuple[int, int] | None, *args: Any, **kwargs: Any
+    ) -> Context:
+        """The `Context` of these arguments, at the model's own size where ``imgsz`` is None."""
+        from repq.api.sizes import size_for
+        from repq.stages import Context
+
+        size = size_for(model, imgsz, self.log)
+        return replace(Context(size, *args, **kwargs), progress=self.progress, log=self.log)
 
     def print_json(self, values: dict[str, Any]) -> None:
         """Print one JSON object that has a form of its own."""

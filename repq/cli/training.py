@@ -42,12 +42,10 @@ def train_command(
     several processes share the work.
     """
     from repq.report.text import train_table
-    from repq.stages import train_detector
+    from repq.stages import Context, train_detector
 
-    report = train_detector(
-        out, out / "state", train, data=data, imgsz=imgsz, eval_config=eval, deploy=deploy, device=device,
-        seed=seed, progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = Context(imgsz, data, eval, device=device, seed=seed, progress=shell.progress, log=shell.log)
+    report = train_detector(out, out / "state", train, context, deploy=deploy)
     size = f"--imgsz {imgsz[0]}x{imgsz[1]}"
     then = f"repq run recipes/ptq.yaml --weights {out / 'weights.safetensors'} --data {data} {size}"
     shell.finish({**report.values(), "out": str(out)}, lambda: train_table(report), next=then)
@@ -60,14 +58,11 @@ def fuse_command(
     seed: Annotated[Seed, setting(flag="--seed", excludes="--data", help="Seed of the drawn images.")] = 0,
 ) -> None:  # fmt: skip
     """Every block becomes one plain convolution; the error is measured on images: drawn ones without --data."""
-    from repq.api.sizes import size_for
     from repq.report.text import fusion_table
     from repq.stages import fuse_checkpoint
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    report = fuse_checkpoint(
-        weights, out, fuse, data=data, split=split, imgsz=imgsz, device=device, seed=seed, log=shell.log
-    )
+    context = shell.context(weights, imgsz, data, val_split=split, device=device, seed=seed)
+    report = fuse_checkpoint(weights, out, fuse, context)
     shell.finish({**report.values(), "out": str(out)}, lambda: fusion_table(report))
 
 
@@ -90,15 +85,11 @@ def prune_command(
     written loads, evaluates, quantizes and exports like any fused model. With --epochs it learns on the train split to
     answer as the whole model does; that needs no labels. The sweep of --scope sensitivity is shown in OUT.sweep.
     """
-    from repq.api.sizes import size_for
     from repq.report.text import prune_table
     from repq.stages import prune_checkpoint, write_sweep
 
-    imgsz = size_for(weights, imgsz, shell.log)
-    report = prune_checkpoint(
-        weights, out, prune, data=data, splits=("train", split), imgsz=imgsz, eval_config=eval, graph=graph,
-        device=device, seed=seed, evaluate=evaluate, progress=shell.progress, log=shell.log,
-    )  # fmt: skip
+    context = shell.context(weights, imgsz, data, eval, val_split=split, graph=graph, device=device, seed=seed)
+    report = prune_checkpoint(weights, out, prune, context, evaluate=evaluate)
     if any(group.sweep for group in report.groups):
-        write_sweep(report, out.with_name(f"{out.name}.sweep"), data=str(data), imgsz=imgsz, log=shell.log)
+        write_sweep(report, out.with_name(f"{out.name}.sweep"), data=str(data), imgsz=context.imgsz, log=shell.log)
     shell.finish({**report.values(), "out": str(out)}, lambda: prune_table(report))

@@ -270,10 +270,10 @@ def _measure(
 
 
 def _dataset(recipe: Recipe) -> Any:
-    from repq.stages import read_data
+    from repq.api.images import open_data
 
     assert recipe.data.path is not None
-    return read_data(recipe.data.path, recipe.data.val)
+    return open_data(recipe.data.path, recipe.data.val)
 
 
 def _timing(samples: Sequence[float], batch: int, memory: int) -> BatchTiming:

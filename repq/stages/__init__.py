@@ -23,7 +23,8 @@ from repq.stages.bench import bench_models, diagnose_machine, write_bench
 from repq.stages.budget import NOTHING_TO_LOSE, PtqJob, demand_budget, demand_measured, quantize_within
 from repq.stages.build import build_engine
 from repq.stages.check import check_models, demand_agreement
-from repq.stages.data import draw_calibration_set, read_data
+from repq.stages.context import Context
+from repq.stages.data import draw_calibration_set
 from repq.stages.diagnose import diagnose_checkpoint
 from repq.stages.evaluate import accuracy_of, evaluate_model
 from repq.stages.export import export_checkpoint
@@ -61,6 +62,7 @@ STAGES: list[Stage] = [
 __all__ = [
     "NOTHING_TO_LOSE",
     "STAGES",
+    "Context",
     "PtqJob",
     "QatSource",
     "Stage",
@@ -87,7 +89,6 @@ __all__ = [
     "ptq_checkpoint",
     "qat_checkpoint",
     "quantize_within",
-    "read_data",
     "report_benches",
     "train_detector",
     "write_bench",

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repq.api.images import open_data
 from repq.api.measuring import timed
 from repq.api.opening import CHECKPOINT_SUFFIXES, load
 from repq.log import Log, quiet
@@ -14,7 +15,6 @@ from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import Availability, BenchReport, Environment
 from repq.stages.build import built
-from repq.stages.data import read_data
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ def diagnose_machine() -> tuple[Environment, list[Availability]]:
 
 
 def _bench(job: Job) -> BenchReport:
+    recipe, config = job.recipe, job.section("bench", BenchConfig)
     return bench_models(
-        list(built(job).values()), job.recipe.imgsz, job.section("bench", BenchConfig),
-        dataset=read_data(job.data, job.recipe.data.val), seed=job.recipe.seed, progress=job.progress, log=job.log,
+        list(built(job).values()), recipe.imgsz, config, dataset=open_data(job.data, recipe.data.val),
+        seed=recipe.seed, progress=job.progress, log=job.log,
     )  # fmt: skip
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from repq.engine import ENGINES
 from repq.engine.availability import guarded
 from repq.errors import EngineError, ToleranceError
-from repq.log import Log, quiet
-from repq.progress import Progress, silent
+from repq.log import quiet
 from repq.recipe import (
     NOTHING_TO_LOSE,
     Budget,
     DeployConfig,
     EngineName,
-    EvalConfig,
     GraphConfig,
     PlanConfig,
     PtqConfig,
@@ -26,6 +24,7 @@ from repq.recipe import (
     holds,
 )
 from repq.results import PtqReport
+from repq.stages.context import Context
 from repq.stages.evaluate import evaluate_model
 from repq.stages.ptq import ptq_checkpoint
 from repq.stages.sensitivity import PLAN, measured_layers
@@ -86,15 +85,10 @@ class PtqJob:
 
     weights: Path
     config: PtqConfig
-    data: Path
-    val_split: str
-    imgsz: tuple[int, int]
-    eval_config: EvalConfig
+    context: Context
     plan: Path | None = None
-    device: str = "cpu"
     target: EngineName | None = None
     evaluate: bool = True
-    graph: GraphConfig = GraphConfig()
     deploy: DeployConfig = DeployConfig()
     before: PtqReport | None = None
 
@@ -105,27 +99,24 @@ class PtqJob:
         """
         return replace(self, config=chosen_settings(self.config, report), before=report)
 
-    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+    def run(self, out: Path) -> Held:
         """Quantize, and measure where it is to run."""
         report = ptq_checkpoint(
-            self.weights, out, self.config, data=self.data, val_split=self.val_split, imgsz=self.imgsz,
-            eval_config=self.eval_config, plan=self.plan, before=self.before, graph=self.graph,
-            deploy=self.deploy, device=self.device, evaluate=self.evaluate, progress=progress, log=log,
+            self.weights, out, self.config, self.context, plan=self.plan, before=self.before, deploy=self.deploy,
+            evaluate=self.evaluate,
         )  # fmt: skip
         after = report.accuracy_quantized
         held = Held(report, None if after is None else after.ap, SIMULATION, self.plan is not None)
         if self.target is None or after is None:
             return held
-        return replace(held, ap=self.ap_in(self.target, out, progress, log), where=self.target)
+        return replace(held, ap=self.ap_in(self.target, out), where=self.target)
 
-    def ap_in(self, engine: EngineName, out: Path, progress: Progress, log: Log) -> float:
-        """AP of what was quantized in an engine."""
-        found, _ = evaluate_model(
-            out, self.data, self.val_split, self.imgsz, self.eval_config, engine=engine, progress=progress, log=log
-        )
-        return found.ap
+    def ap_in(self, engine: EngineName, out: Path) -> float:
+        """AP of what was quantized in an engine; what is odd in the data was said before."""
+        own = replace(self.context, graph=GraphConfig(), device="cpu", log=quiet)
+        return evaluate_model(out, own, engine=engine)[0].ap
 
-    def judged(self, held: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+    def judged(self, held: Held, out: Path, max_drop: float) -> Held:
         """The same, with what is lost in the engine that loses most where nobody named a target.
 
         Engines are those of `judges` that take the model. Simulation and engines differ by half a point on a hundred
@@ -133,10 +124,10 @@ class PtqJob:
         """
         if self.target is not None or held.drop is None or max_drop >= 1:
             return held
-        found = list[tuple[float, EngineName]]()
+        log, found = self.context.log, list[tuple[float, EngineName]]()
         for name in judges():
             try:
-                found.append((self.ap_in(name, out, progress, quiet), name))
+                found.append((self.ap_in(name, out), name))
             except EngineError as error:
                 log(f"not judged in {name}: {error}")
         if not found:
@@ -147,7 +138,7 @@ class PtqJob:
         return replace(held, ap=ap, where=where)
 
 
-def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progress = silent, log: Log = quiet) -> Held:
+def quantize_within(job: PtqJob, out: Path, max_drop: float) -> Held:
     """Quantize; where more than ``max_drop`` AP is lost, try what is left, and keep in ``out`` what loses least.
 
     Where sums saturate in the target on this machine, that is a reduced range of weights; then the layers are measured,
@@ -157,7 +148,8 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     Raises:
         RepqError: as `ptq_checkpoint` and `measured_layers`.
     """
-    best = job.judged(job.run(out, progress, log), out, max_drop, progress, log)
+    log = job.context.log
+    best = job.judged(job.run(out), out, max_drop)
     if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
         for entry in ENGINES:
             if note := entry.saturation():
@@ -169,33 +161,32 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float, *, progress: Progre
     if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
         reduced = replace(job, config=smaller)
-        found = _keeping_better(reduced, best, out, max_drop, progress, log)
+        found = _keeping_better(reduced, best, out, max_drop)
         job, best = (reduced, found) if _loses_less(found, best) else (job, best)
         if best.within(max_drop):
             return best
     log(f"loses {best.drop:.4f} AP of {max_drop:g} allowed: looking for layers to keep in float …")
-    return replace(_with_plans(job, best, out, max_drop, progress, log), planned=True)
+    return replace(_with_plans(job, best, out, max_drop), planned=True)
 
 
-def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float) -> Held:
     """The least loss of ``best``, which is in ``out``, and of what `plans` lead to up to the first that is good enough.
 
     Layers are measured with the settings that were chosen for ``best``. The first plan chooses anew: which settings are
     best can hang on the few layers that spoil the result, and those are in float then. Larger plans have the same. A
     plan that gains less than `gain_for` is passed over as long as a larger one is left.
     """
+    log = job.context.log
     folder, tried = out.with_name(f"{out.name}.sensitivity"), set[frozenset[str]]()
     whole, job = job.as_in(best.report), replace(job, before=best.report)
     *smaller, largest = plans()
     chosen: PlanConfig | None = None
     with measured_layers(
-        job.weights, folder, RANKED_BY, whole.config, data=job.data, val_split=job.val_split, imgsz=job.imgsz,
-        eval_config=job.eval_config, plan=largest, replaces_others=True, graph=job.graph, device=job.device,
-        progress=progress, log=log,
-    ) as measured:  # fmt: skip
+        job.weights, folder, RANKED_BY, whole.config, job.context, plan=largest, replaces_others=True
+    ) as measured:
         wanted_db = gain_for(best.drop, max_drop)
         for config in (*smaller, largest):
-            plan = measured.planned(config, progress=progress, log=log)
+            plan = measured.planned(config)
             assert plan is not None
             kept, gain = frozenset(plan.float_layers), plan.gain_db or 0.0
             text = f"{config.max_float:.0%} of the multiply-adds"
@@ -207,13 +198,13 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float, progress: P
                 continue
             tried.add(kept)
             log(f"{text}: {len(kept) - len(plan.kept_layers)} layers, {gain:+.1f} dB at the head …")
-            found = _keeping_better(replace(job, plan=folder / PLAN), best, out, max_drop, progress, log)
+            found = _keeping_better(replace(job, plan=folder / PLAN), best, out, max_drop)
             job = job.as_in(found.report)
             best, chosen = (found, config) if _loses_less(found, best) else (best, chosen)
             if best.within(max_drop):
                 break
         if chosen is not None and chosen != config:
-            measured.planned(chosen, log=log)  # the folder shows what is in `out`
+            measured.planned(chosen)  # the folder shows what is in `out`
     return best
 
 
@@ -252,13 +243,13 @@ def chosen_settings(config: PtqConfig, report: PtqReport) -> PtqConfig:
     return PtqConfig.model_validate({**report.settings, "keep_float": config.keep_float})
 
 
-def _keeping_better(job: PtqJob, than: Held, out: Path, max_drop: float, progress: Progress, log: Log) -> Held:
+def _keeping_better(job: PtqJob, than: Held, out: Path, max_drop: float) -> Held:
     """What comes of this job; it is in ``out`` if it `_loses_less`, which else is as it was."""
     beside = out.with_name(f".{out.name}")
     try:
-        found = job.judged(job.run(beside, progress, log), beside, max_drop, progress, log)
+        found = job.judged(job.run(beside), beside, max_drop)
         if found.drop is not None:
-            log(f"loses {found.drop:.4f} AP in {found.where}")
+            job.context.log(f"loses {found.drop:.4f} AP in {found.where}")
         if _loses_less(found, than):
             beside.replace(out)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,10 @@ from repq.api.measuring import agreement
 from repq.api.opening import engines_of, load
 from repq.errors import RepqError, ToleranceError
 from repq.files import write_text
-from repq.log import Log, quiet
-from repq.progress import Progress, silent
-from repq.recipe import CheckConfig, EngineName, EvalConfig, GraphConfig, default_engines
+from repq.recipe import CheckConfig, EngineName, default_engines
 from repq.results import Accuracies, Agreement, CheckReport
 from repq.stages.build import built
-from repq.stages.data import read_data
+from repq.stages.context import Context
 from repq.stages.stage import Job, Section, Stage
 
 ACCURACIES = "accuracies.json"
@@ -23,18 +22,7 @@ ACCURACIES = "accuracies.json"
 
 
 def check_models(
-    models: Sequence[Path],
-    data: Path,
-    split: str,
-    imgsz: tuple[int, int],
-    config: CheckConfig,
-    eval_config: EvalConfig,
-    *,
-    engines: Sequence[EngineName],
-    graph: GraphConfig = GraphConfig(),
-    device: str = "cpu",
-    progress: Progress = silent,
-    log: Log = quiet,
+    models: Sequence[Path], config: CheckConfig, context: Context, *, engines: Sequence[EngineName] = ()
 ) -> CheckReport:
     """Compare models with the first one; alone, it is compared with the engines built from it.
 
@@ -45,15 +33,15 @@ def check_models(
     Raises:
         RepqError: a model or the data cannot be used.
     """
-    dataset = read_data(data, split, log, progress)
+    dataset, imgsz, log = context.val_set(), context.imgsz, context.log
     reference_path, *others = models
     if not others and (reference_path.is_dir() or reference_path.suffix == ".onnx"):
         raise RepqError(
             f"{reference_path} has nothing to be compared with",
             fix="give the checkpoint that it was exported from as the first MODEL",
         )
-    open_ = partial(load, imgsz=imgsz, graph=graph, log=log)
-    reference = open_(reference_path, device=device)
+    open_ = partial(load, imgsz=imgsz, graph=context.graph, log=log)
+    reference = open_(reference_path, device=context.device)
     if others:
         candidates = [
             open_(path, engine=engine)
@@ -62,7 +50,7 @@ def check_models(
         ]
     else:
         candidates = [open_(reference_path, engine=engine) for engine in engines or default_engines()]
-    return agreement(reference, candidates, dataset, imgsz, config, eval_config, progress, log)
+    return agreement(reference, candidates, dataset, imgsz, config, context.eval_config, context.progress, log)
 
 
 def demand_agreement(report: CheckReport, proven: Collection[str] = ()) -> None:
@@ -97,12 +85,8 @@ def _gap(row: Agreement) -> str:
 
 
 def _check(job: Job) -> CheckReport:
-    recipe = job.recipe
-    report = check_models(
-        [job.quantized, *built(job, "int8").values()], job.data, recipe.data.val, recipe.imgsz,
-        job.section("check", CheckConfig), recipe.eval, engines=(), device=recipe.device, progress=job.progress,
-        log=job.log,
-    )  # fmt: skip
+    config = job.section("check", CheckConfig)
+    report = check_models([job.quantized, *built(job, "int8").values()], config, job.context)
     for row in report.engines:
         job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({_gap(row)})")
     found = Accuracies(models={row.model: row.accuracy for row in report.engines})
@@ -110,10 +94,7 @@ def _check(job: Job) -> CheckReport:
     typed = job.artifacts["export"] / "int8_float16.onnx"
     if typed.is_file():  # what TensorRT gets: ONNX Runtime can run it too
         pair = [job.artifacts["export"] / "int8.onnx", typed]
-        against = check_models(
-            pair, job.data, recipe.data.val, recipe.imgsz, job.section("check", CheckConfig), recipe.eval,
-            engines=("onnxruntime",), progress=job.progress, log=job.log,
-        )  # fmt: skip
+        against = check_models(pair, config, replace(job.context, device="cpu"), engines=("onnxruntime",))
         report = report.model_copy(update={"typed": against.engines[0]})
     return report
 

@@ -9,13 +9,11 @@ from repq.api.fitting import fitted
 from repq.api.images import with_sizes
 from repq.api.opening import save_weights
 from repq.api.pruning import pruned
-from repq.api.quantizing import open_float
 from repq.errors import RepqError
 from repq.log import Log, quiet
-from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, GraphConfig, PruneConfig
+from repq.recipe import PruneConfig
 from repq.results import PruneReport
-from repq.stages.data import labelled, read_data
+from repq.stages.context import Context
 from repq.stages.stage import Job, Section, Stage
 
 
@@ -23,41 +21,34 @@ def prune_checkpoint(
     weights: Path,
     out: Path,
     config: PruneConfig,
+    context: Context,
     *,
-    data: Path | None = None,
-    splits: tuple[str, str] = ("train", "val"),
-    imgsz: tuple[int, int] = (640, 640),
-    eval_config: EvalConfig = EvalConfig(),
-    graph: GraphConfig = GraphConfig(),
-    device: str = "cpu",
-    seed: int = 0,
     evaluate: bool = True,
     state: Path | None = None,
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> PruneReport:
     """Prune a float checkpoint or graph (it is fused first), let it recover by imitation of itself, and write it.
 
     Args:
-        out: .safetensors, or .onnx for a graph of size ``imgsz``.
-        data: images to rank channels by, to train on and to evaluate by; without it only weights are looked at.
+        out: .safetensors, or .onnx for a graph of size ``context.imgsz``.
+        context: with images to rank channels by, to train on and to evaluate by; without any only weights are looked
+            at.
         state: file that lets a killed recovery continue.
 
     Raises:
         CheckpointError: the weights are quantized.
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
-    trained = open_float(weights, log, imgsz, graph)
+    trained, log = context.open_float(weights), context.log
     train_set = val_set = None
-    if data is not None:
-        train_set = fitted(with_sizes(read_data(data, splits[0], log, progress)), trained.names, weights.name, log)
-        val_set = labelled(data, splits[1], log, progress) if evaluate else None
+    if context.data is not None:
+        train_set = fitted(with_sizes(context.train_set()), trained.names, weights.name, log)
+        val_set = context.labelled_val_set() if evaluate else None
         val_set = None if val_set is None else fitted(val_set, trained.names, weights.name, log)
     smaller, report = pruned(
-        trained, config, train_set=train_set, val_set=val_set, imgsz=imgsz, eval_config=eval_config, device=device,
-        seed=seed, state=state, progress=progress, log=log,
+        trained, config, train_set=train_set, val_set=val_set, imgsz=context.imgsz, eval_config=context.eval_config,
+        device=context.device, seed=context.seed, state=state, progress=context.progress, log=log,
     )  # fmt: skip
-    save_weights(out, smaller, imgsz)
+    save_weights(out, smaller, context.imgsz)
     return report
 
 
@@ -82,14 +73,10 @@ def write_sweep(report: PruneReport, folder: Path, *, data: str, imgsz: tuple[in
 
 
 def _prune(job: Job) -> PruneReport:
-    recipe, config = job.recipe, job.section("prune", PruneConfig)
+    config = job.section("prune", PruneConfig)
     # A measured target may choose other channels the next time, which a recovery cannot go on with.
     state = None if config.latency is not None else job.resume / "state"
-    report = prune_checkpoint(
-        job.weights, job.payload / "pruned.safetensors", config, data=job.data,
-        splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval, graph=recipe.graph,
-        device=recipe.device, seed=recipe.seed, state=state, progress=job.progress, log=job.log,
-    )  # fmt: skip
+    report = prune_checkpoint(job.weights, job.payload / "pruned.safetensors", config, job.context, state=state)
     job.log(f"  {report.macs_after / report.macs_before:.1%} of the multiply-adds are left")
     return report
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import fitted
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights, save_weights
-from repq.api.quantizing import corrected, fused, open_float, planned, quantized
+from repq.api.quantizing import corrected, fused, planned, quantized
 from repq.api.running import Options
-from repq.log import Log, quiet
-from repq.progress import Progress, silent
-from repq.recipe import DeployConfig, EvalConfig, GraphConfig, PtqConfig
+from repq.recipe import DeployConfig, PtqConfig
 from repq.results import Accuracy, AppliedCorrection, PtqReport, QdqCount
-from repq.stages.data import labelled, read_data
+from repq.stages.context import Context
 from repq.stages.sensitivity import PLAN
 from repq.stages.stage import Job, Section, Stage
 
@@ -30,30 +28,20 @@ def ptq_checkpoint(
     weights: Path,
     out: Path,
     config: PtqConfig,
+    context: Context,
     *,
-    data: Path,
-    train_split: str = "train",
-    val_split: str = "val",
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
     plan: Path | None = None,
     before: PtqReport | None = None,
-    graph: GraphConfig = GraphConfig(),
     deploy: DeployConfig = DeployConfig(),
-    device: str = "cpu",
     evaluate: bool = True,
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> PtqReport:
     """Quantize a checkpoint after training (fused on the way if it is not), evaluate before and after, write it.
 
     Args:
-        data: a data set, or a folder or list file of images, by which nothing is evaluated.
         plan: a plan file, whose float layers are added to ``config.keep_float``.
         before: what came of the same with other layers in float. Its AP of the float model is that of this one, and
             its trials are if ``config`` names the settings. If it leaves the choice, AP of trials is not measured, and
             all images calibrate what is chosen, as they do named settings.
-        graph: what the file of ``weights`` does not say of itself.
         deploy: thresholds of its use that ``out`` is to say; those of ``weights`` where none are given.
 
     Raises:
@@ -65,31 +53,31 @@ def ptq_checkpoint(
     from repq.quant.corrections import asked_for
     from repq.quant.plan_file import read_plan
 
-    train_set = read_data(data, train_split, log, progress)
-    val_set = labelled(data, val_split, log, progress) if evaluate else None
+    imgsz, log = context.imgsz, context.log
+    train_set = context.train_set()
+    val_set = context.labelled_val_set() if evaluate else None
     calibrated = calibration_set(train_set, config.calibration)
     if val_set is not None:
         demand_objects(val_set)
         warn_of_overlap(calibrated, val_set.records, log)
     listed = None if plan is None else read_plan(plan)
-    opened = open_float(weights, log, imgsz, graph).with_thresholds(deploy, weights.name, log)
-    start = fused(opened, device)
+    start = fused(context.open_float(weights).with_thresholds(deploy, weights.name, log), context.device)
     if listed is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(listed, start.model))})
     train_set = fitted(train_set, start.names, weights.name, log)
     if val_set is not None:
         val_set = fitted(val_set, start.names, weights.name, log)
     made = quantized(
-        start, train_set, config, imgsz=imgsz, eval_config=eval_config, with_trials=before is None,
-        on_all_images=before is not None, progress=progress, log=log,
+        start, train_set, config, imgsz=imgsz, eval_config=context.eval_config, with_trials=before is None,
+        on_all_images=before is not None, progress=context.progress, log=log,
     )  # fmt: skip
     outcome = made.outcome
 
     def accuracy(found: Weights) -> Accuracy | None:
         if val_set is None:
             return None
-        handle = of_weights(weights.name, replace(found, names=None), Options(device=device, concurrent=True))
-        return accuracy_of(handle, val_set, imgsz, eval_config, progress)
+        handle = of_weights(weights.name, replace(found, names=None), Options(device=context.device, concurrent=True))
+        return accuracy_of(handle, val_set, imgsz, context.eval_config, context.progress)
 
     in_float = accuracy(start) if before is None else before.accuracy_float
     after, own, counts = accuracy(made.weights), None, None
@@ -134,13 +122,10 @@ def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:
 
 
 def _ptq(job: Job) -> PtqReport:
-    recipe = job.recipe
     plan = job.artifacts["sensitivity"] / PLAN if "sensitivity" in job.artifacts else None
     report = ptq_checkpoint(
-        job.fused, job.payload / "quantized.safetensors", job.section("ptq", PtqConfig), data=job.data,
-        train_split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz, eval_config=recipe.eval,
-        plan=plan, device=recipe.device, progress=job.progress, log=job.log,
-    )  # fmt: skip
+        job.fused, job.payload / "quantized.safetensors", job.section("ptq", PtqConfig), job.context, plan=plan
+    )
     assert report.accuracy_float is not None and report.accuracy_quantized is not None
     job.log(f"  AP {report.accuracy_float.ap:.4f} -> {report.accuracy_quantized.ap:.4f}")
     return report

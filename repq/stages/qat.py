@@ -10,21 +10,18 @@ from repq.api.fitting import fitted
 from repq.api.images import with_sizes
 from repq.api.measuring import demand_fit
 from repq.api.opening import of_weights, save_weights
-from repq.api.quantizing import corrected, fused, open_float, partly_float, planned, quantized
+from repq.api.quantizing import corrected, fused, partly_float, planned, quantized
 from repq.api.running import Options
 from repq.errors import DataError, QuantizationError
-from repq.log import Log, quiet
 from repq.machine.load import OtherLoad
 from repq.machine.torch_device import resolve_device
-from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, GraphConfig, PtqConfig, QatConfig
+from repq.recipe import PtqConfig, QatConfig
 from repq.results import Accuracy, QatReport
-from repq.stages.data import labelled, read_data
+from repq.stages.context import Context
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
-    from repq.model import Detector
     from repq.quant import Weights
     from repq.train.trainer import Trainer
 
@@ -38,14 +35,12 @@ class QatSource:
         ptq: how float weights are calibrated; a quantized checkpoint has its own settings.
         scheme: of that calibration, if somebody chose it.
         plan: its layers stay in float, and those of ``ptq.keep_float``, besides those of a quantized checkpoint.
-        graph: what the file of ``weights`` does not say of itself.
     """
 
     weights: Path
     ptq: PtqConfig = field(default_factory=lambda: PtqConfig(auto=False))
     scheme: Literal["symmetric", "asymmetric"] | None = None
     plan: Path | None = None
-    graph: GraphConfig = GraphConfig()
 
 
 def qat_checkpoint(
@@ -53,88 +48,56 @@ def qat_checkpoint(
     out: Path,
     state: Path,
     config: QatConfig,
+    context: Context,
     *,
-    data: Path,
-    splits: tuple[str, str] = ("train", "val"),
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
-    device: str = "cpu",
-    seed: int = 0,
     evaluate: bool = True,
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> QatReport:
     """Train a quantized model, alone or as one of torchrun's processes, evaluate before and after, write the better.
 
     Args:
-        data: a data set, or a folder or list file of images, by which nothing is evaluated.
         state: file that lets a killed training continue; it is removed when the checkpoint is written.
 
     Raises:
         RepqError: the checkpoints, the data, the plan or a selector are not usable, or the loss is not finite.
     """
-    from repq.data import class_places, demand_objects, warn_of_overlap
-    from repq.distributed import detect_together
-    from repq.evaluate import resampled_accuracy
+    from repq.data import class_places
     from repq.quant.qat import train_quantized
-    from repq.train import Board, epoch_line, joined_processes
+    from repq.train import epoch_line, joined_processes, open_board
 
-    resolve_device(device)
-    with joined_processes(device) as (processes, own_device):
-        if not processes.is_first:
-            progress, log = silent, quiet
-        train_set = with_sizes(read_data(data, splits[0], log, progress))
-        val_set = labelled(data, splits[1], log, progress) if evaluate else None
-        _demand_labels(config, train_set, val_set)
-        if val_set is not None:
-            demand_objects(val_set)
-        if processes.is_first and val_set is not None:
-            warn_of_overlap(train_set.records, val_set.records, log, "are trained on")
-        start, plain, taught = _start(source, config, train_set, imgsz, eval_config, str(own_device), progress, log)
+    resolve_device(context.device)
+    with joined_processes(context.device) as (processes, device):
+        context = context.of_process(str(device), is_first=processes.is_first)
+        log, others = context.log, OtherLoad()
+        train_set, val_set = _splits(config, context, evaluate=evaluate, warn=processes.is_first)
+        start, plain, taught = _start(source, config, train_set, context)
         train_set = fitted(train_set, start.names, source.weights.name, log)
-        classes = class_places(start.names or train_set.names, taught.names, "the teacher")
-        if val_set is not None:
-            val_set = fitted(val_set, start.names, source.weights.name, log)
-        teacher = taught.model
-        own_float = teacher if teacher.spec == plain.model.spec else plain.model
-
-        def accuracy(model: Detector, title: str) -> Accuracy | None:
-            if val_set is None:
-                return None
-            opened = of_weights(model.spec.name, replace(start, model=model), Options(device=str(own_device)))
-            demand_fit(opened, val_set, imgsz)
-            form = opened.layout, opened.preprocessing
-            found = resampled_accuracy(detect_together(opened.infer, val_set, imgsz, eval_config, *form), val_set)
-            log(f"{title}: AP {found.ap:.4f}")
-            return found
-
-        before = accuracy(own_float, "float"), accuracy(start.model, "calibrated")
-        board = Board(out.with_name(f"{out.name}.board")) if config.tensorboard and processes.is_first else None
-        others = OtherLoad()
+        val_set = None if val_set is None else fitted(val_set, start.names, source.weights.name, log)
+        own_float = taught.model if taught.model.spec == plain.model.spec else plain.model
+        before = tuple(
+            _accuracy(replace(start, model=model), val_set, context, title)
+            for model, title in ((own_float, "float"), (start.model, "calibrated"))
+        )
 
         def after_epoch(trainer: Trainer) -> None:
             log(epoch_line(trainer.position.epochs[-1], config.epochs))
-            if note := others.note_once(processes.count, own_device.type):
+            if note := others.note_once(processes.count, device.type):
                 log(note)
 
-        try:
+        with open_board(out.with_name(f"{out.name}.board"), config.tensorboard and processes.is_first) as board:
             outcome = train_quantized(
-                start.model, teacher, train_set, train_set if val_set is None else val_set, imgsz, config,
-                groups=start.groups, teacher_classes=classes, device=str(own_device), seed=seed, state_path=state,
-                eval_config=eval_config, board=board, progress=progress,
-                after_epoch=after_epoch,
+                start.model, taught.model, train_set, train_set if val_set is None else val_set, context.imgsz, config,
+                groups=start.groups, device=context.device, seed=context.seed, state_path=state,
+                teacher_classes=class_places(start.names or train_set.names, taught.names, "the teacher"),
+                eval_config=context.eval_config, board=board, progress=context.progress, after_epoch=after_epoch,
             )  # fmt: skip
-        finally:
-            if board is not None:
-                board.close()
-        after = accuracy(outcome.model, "trained")
+        trained = replace(start, model=outcome.model)
+        after = _accuracy(trained, val_set, context, "trained")
         gained = after is None or before[1] is None or after.ap >= before[1].ap
         if not gained:
             log("training cost AP: the calibrated weights are kept; try a lower learning rate (--set learning_rate=…)")
         if processes.is_first:
-            save_weights(out, replace(start, model=outcome.model) if gained else start, imgsz)
+            save_weights(out, trained if gained else start, context.imgsz)
             state.unlink(missing_ok=True)
-    plan = start.plan
     assert start.config is not None
     return QatReport(
         model=start.model.spec.name,
@@ -143,8 +106,8 @@ def qat_checkpoint(
         epochs=outcome.epochs,
         images=outcome.images,
         images_per_s=outcome.images_per_s,
-        int8_layers=plan.int8,
-        float_layers=plan.float_,
+        int8_layers=start.plan.int8,
+        float_layers=start.plan.float_,
         changes=outcome.scales if gained else (),
         accuracy_float=before[0],
         accuracy_calibrated=before[1],
@@ -153,23 +116,48 @@ def qat_checkpoint(
     )
 
 
-def _demand_labels(config: QatConfig, train_set: DetectionDataset, val_set: DetectionDataset | None) -> None:
+def _splits(
+    config: QatConfig, context: Context, *, evaluate: bool, warn: bool
+) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """What is learned from, and what is evaluated on, if anything is.
+
+    Raises:
+        DataError: they cannot be used, or lack labels that the settings need.
+    """
+    from repq.data import demand_objects, warn_of_overlap
+
+    train_set = with_sizes(context.train_set())
+    val_set = context.labelled_val_set() if evaluate else None
     if config.task_weight and not train_set.objects:
         raise DataError("there are no labels to learn from", fix="give a labelled data set, or no --task-weight")
     if config.eval_interval is not None and val_set is None:
         raise DataError("AP cannot be measured on the way", found="no labels, or --no-eval",
                         fix="leave eval_interval away, or give a labelled data set")  # fmt: skip
+    if val_set is not None:
+        demand_objects(val_set)
+        if warn:
+            warn_of_overlap(train_set.records, val_set.records, context.log, "are trained on")
+    return train_set, val_set
+
+
+def _accuracy(weights: Weights, val_set: DetectionDataset | None, context: Context, title: str) -> Accuracy | None:
+    """AP by all processes together; None: nothing is evaluated."""
+    from repq.distributed import detect_together
+    from repq.evaluate import resampled_accuracy
+
+    if val_set is None:
+        return None
+    opened = of_weights(weights.model.spec.name, weights, Options(device=context.device))
+    demand_fit(opened, val_set, context.imgsz)
+    form = opened.layout, opened.preprocessing
+    detections = detect_together(opened.infer, val_set, context.imgsz, context.eval_config, *form)
+    found = resampled_accuracy(detections, val_set)
+    context.log(f"{title}: AP {found.ap:.4f}")
+    return found
 
 
 def _start(
-    source: QatSource,
-    config: QatConfig,
-    train_set: DetectionDataset,
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
-    device: str,
-    progress: Progress,
-    log: Log,
+    source: QatSource, config: QatConfig, train_set: DetectionDataset, context: Context
 ) -> tuple[Weights, Weights, Weights]:
     """The quantized weights to train, the same in float, and the teacher.
 
@@ -182,8 +170,9 @@ def _start(
     from repq.quant.plan_file import read_plan
 
     listed = None if source.plan is None else read_plan(source.plan)
-    taught = None if config.teacher is None else open_float(config.teacher, log, imgsz, source.graph)
-    opened = load_weights(source.weights, imgsz, source.graph)
+    imgsz, log = context.imgsz, context.log
+    taught = None if config.teacher is None else context.open_float(config.teacher)
+    opened = load_weights(source.weights, imgsz, context.graph)
     opened.model.spec.check_size(*imgsz)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
     kept = source.ptq.keep_float
@@ -197,8 +186,8 @@ def _start(
         scheme = source.scheme or source.ptq.scheme
         ptq = source.ptq.model_copy(update={"scheme": scheme, "keep_float": kept, "auto": False})
         made = quantized(
-            fused(opened, device), train_set, ptq, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
-            progress=progress, log=log,
+            fused(opened, context.device), train_set, ptq, imgsz=imgsz, eval_config=context.eval_config,
+            with_maxima=False, progress=context.progress, log=log,
         )  # fmt: skip
         return made.weights, plain, teacher
     if source.scheme not in (None, ptq.scheme):
@@ -213,15 +202,11 @@ def _start(
 
 
 def _qat(job: Job) -> QatReport:
-    recipe, config = job.recipe, job.section("qat", QatConfig)
+    config = job.section("qat", QatConfig)
     if config.teacher is None:
         config = config.model_copy(update={"teacher": job.fused})
-    return qat_checkpoint(
-        QatSource(job.artifacts["ptq"] / "quantized.safetensors"), job.payload / "quantized.safetensors",
-        job.resume / "state", config, data=job.data,
-        splits=(recipe.data.train, recipe.data.val), imgsz=recipe.imgsz, eval_config=recipe.eval,
-        device=recipe.device, seed=recipe.seed, progress=job.progress, log=job.log,
-    )  # fmt: skip
+    source = QatSource(job.artifacts["ptq"] / "quantized.safetensors")
+    return qat_checkpoint(source, job.payload / "quantized.safetensors", job.resume / "state", config, job.context)
 
 
 STAGE = Stage(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from repq.api.fitting import fitted
+from repq.api.images import open_data
 from repq.api.opening import load
 from repq.errors import DataError
 from repq.printable import printable
@@ -20,7 +21,6 @@ from repq.recipe import ReportConfig
 from repq.recipe.whole import stages
 from repq.results import BenchReport, Pictures, PlanReport
 from repq.stages.build import built
-from repq.stages.data import read_data
 from repq.stages.sensitivity import PLAN_REPORT
 from repq.stages.stage import Job, Section, Stage
 
@@ -80,7 +80,7 @@ def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:
     from repq.report.boxes import Found, compared, draw_panels
 
     recipe, config = job.recipe, job.recipe.report
-    dataset = read_data(job.data, recipe.data.val)
+    dataset = open_data(job.data, recipe.data.val)
     busiest = sorted(dataset.records, key=lambda record: -len(record.labels))[: config.candidates]
     models = load(float_engine), load(quantized_engine)
     dataset = fitted(dataset.subset(busiest if config.images else []), models[0].names, models[0].label)

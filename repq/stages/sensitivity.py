@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import gathered, measurement, plan_for
-from repq.api.quantizing import kept_float, open_float
+from repq.api.quantizing import kept_float
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
-from repq.log import Log, quiet
+from repq.log import Log
 from repq.machine.torch_device import resolve_device
-from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, GraphConfig, PlanConfig, PtqConfig, SensitivityConfig
+from repq.recipe import PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
-from repq.stages.data import read_data
+from repq.stages.context import Context
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -46,11 +45,10 @@ class MeasuredLayers:
     journal: Journal
     kept: tuple[LayerId, ...]
     dataset: DetectionDataset
-    data: Path
-    imgsz: tuple[int, int]
     ptq: PtqConfig
+    context: Context
 
-    def planned(self, config: PlanConfig | None, *, progress: Progress = silent, log: Log = quiet) -> PlanReport | None:
+    def planned(self, config: PlanConfig | None) -> PlanReport | None:
         """Decide which layers stay in float, and write what was measured, the plan, and the report on both.
 
         Args:
@@ -58,15 +56,17 @@ class MeasuredLayers:
         """
         from repq.distributed import current_processes
 
-        report = None
+        report, context = None, self.context
         if config is not None:
-            report = plan_for(self.job, self.sensitivity, config, self.kept, self.dataset, self.journal, progress)
+            report = plan_for(
+                self.job, self.sensitivity, config, self.kept, self.dataset, self.journal, context.progress
+            )
         if current_processes().is_first:
             write_text(self.out / SENSITIVITY, self.sensitivity.model_dump_json(indent=1))
             if config is not None and report is not None:
-                _write_plan(self.out, self.job, self.sensitivity, config, report, log)
-            command = with_plan(self.weights, self.out, self.data, self.imgsz, self.ptq)
-            _write_report(self.out, self.sensitivity, report, self.data, self.imgsz, command, log)
+                _write_plan(self.out, self.job, self.sensitivity, config, report, context.log)
+            command = with_plan(self.weights, self.out, context.place, context.imgsz, self.ptq)
+            _write_report(self.out, self.sensitivity, report, command, context)
         return report
 
 
@@ -76,19 +76,11 @@ def measured_layers(
     out: Path,
     config: SensitivityConfig,
     ptq: PtqConfig,
+    context: Context,
     *,
-    data: Path,
-    split: str = "train",
-    val_split: str | None = "val",
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
     plan: PlanConfig | None = None,
     journal_folder: Path | None = None,
     replaces_others: bool = False,
-    graph: GraphConfig = GraphConfig(),
-    device: str = "cpu",
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> Iterator[MeasuredLayers]:
     """Measure every layer of a checkpoint, on images of one split alone; see `measure_sensitivity` for the rest.
 
@@ -99,17 +91,17 @@ def measured_layers(
     from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, measure_layers
 
-    resolve_device(device)
-    with joined_processes(device, PATIENCE) as (processes, own_device), told_when_stopped():
-        if not processes.is_first:
-            progress, log = silent, quiet
-        dataset = read_data(data, split, log, progress)
-        start = open_float(weights, log, imgsz, graph)
+    resolve_device(context.device)
+    with joined_processes(context.device, PATIENCE) as (processes, device), told_when_stopped():
+        context = context.of_process(str(device), is_first=processes.is_first)
+        progress, log = context.progress, context.log
+        dataset = context.train_set()
+        start = context.open_float(weights)
         dataset = fitted(dataset, start.names, weights.name, log)
-        look_for_overlap(dataset.records, data, val_split, log)
+        look_for_overlap(dataset.records, context.place, context.val_split, log)
         job, notes = measurement(
-            start, dataset, config, ptq, imgsz, eval_config, plan=plan, device=str(own_device), progress=progress,
-            log=log,
+            start, dataset, config, ptq, context.imgsz, context.eval_config, plan=plan, device=context.device,
+            progress=progress, log=log,
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
@@ -118,7 +110,7 @@ def measured_layers(
         for note in sensitivity.notes:
             log(note)
         kept = select(job.layers, kept_float(start.model, ptq))
-        yield MeasuredLayers(weights, out, sensitivity, job, journal, kept, dataset, data, imgsz, ptq)
+        yield MeasuredLayers(weights, out, sensitivity, job, journal, kept, dataset, ptq, context)
         wait_for_all()
 
 
@@ -128,17 +120,9 @@ def measure_sensitivity(
     config: SensitivityConfig,
     plan_config: PlanConfig | None,
     ptq: PtqConfig,
+    context: Context,
     *,
-    data: Path,
-    split: str = "train",
-    val_split: str | None = "val",
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
     journal_folder: Path | None = None,
-    graph: GraphConfig = GraphConfig(),
-    device: str = "cpu",
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> tuple[Sensitivity, PlanReport | None]:
     """Measure every layer of a checkpoint and decide which stay in float, on images of one split alone.
 
@@ -149,8 +133,6 @@ def measure_sensitivity(
     Args:
         plan_config: None measures only.
         ptq: its ``keep_float`` is measured like all layers and is in every plan.
-        val_split: where accuracy is reported later, to warn of images that are in both.
-        graph: what the file of ``weights`` does not say of itself.
         journal_folder: default: ``out/journal``.
 
     Raises:
@@ -159,10 +141,9 @@ def measure_sensitivity(
     """
     _demand_measured(config, plan_config)
     with measured_layers(
-        weights, out, config, ptq, data=data, split=split, val_split=val_split, imgsz=imgsz, eval_config=eval_config,
-        plan=plan_config, journal_folder=journal_folder, graph=graph, device=device, progress=progress, log=log,
-    ) as measured:  # fmt: skip
-        return measured.sensitivity, measured.planned(plan_config, progress=progress, log=log)
+        weights, out, config, ptq, context, plan=plan_config, journal_folder=journal_folder
+    ) as measured:
+        return measured.sensitivity, measured.planned(plan_config)
 
 
 def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
@@ -200,10 +181,7 @@ def _write_plan(
     write_text(out / PLAN_REPORT, report.model_dump_json(indent=1))
 
 
-def _write_report(
-    out: Path, sensitivity: Sensitivity, plan: PlanReport | None, data: Path, imgsz: tuple[int, int], command: str,
-    log: Log,
-) -> None:  # fmt: skip
+def _write_report(out: Path, sensitivity: Sensitivity, plan: PlanReport | None, command: str, context: Context) -> None:
     """Write ``report.html``, ``.md`` and ``.json``, and each drawing as an SVG file; without the libraries, say so."""
     from repq.bench import capture_environment
     from repq.report import ReportSummary, render_report
@@ -213,15 +191,15 @@ def _write_report(
         created=date.today().isoformat(),
         environment=capture_environment(),
         model=sensitivity.model,
-        data=str(data),
-        imgsz=imgsz,
+        data=str(context.data),
+        imgsz=context.imgsz,
         plan_command=command,
         results={"sensitivity": sensitivity, "plan": plan},
     )
     try:
         render_report(summary, out)
     except RepqError as error:  # what was measured is written all the same
-        log(str(error))
+        context.log(str(error))
 
 
 def _demand_measured(config: SensitivityConfig, plan: PlanConfig | None) -> None:
@@ -245,9 +223,7 @@ def _measure(job: Job) -> Sensitivity:
     recipe = job.recipe
     sensitivity, plan = measure_sensitivity(
         job.fused, job.payload, recipe.sensitivity or SensitivityConfig(), recipe.plan, job.section("ptq", PtqConfig),
-        data=job.data, split=recipe.data.train, val_split=recipe.data.val, imgsz=recipe.imgsz,
-        eval_config=recipe.eval, journal_folder=job.resume / JOURNAL, device=recipe.device, progress=job.progress,
-        log=job.log,
+        job.context, journal_folder=job.resume / JOURNAL,
     )  # fmt: skip
     if plan is not None:
         job.log(f"  {len(plan.float_layers)} layers in float, {plan.int8_macs_share:.1%} of the MACs in INT8")

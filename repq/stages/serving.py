@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from repq.api.images import open_data
 from repq.api.model import Model
 from repq.api.opening import load
 from repq.api.service import timed_service
@@ -16,7 +17,6 @@ from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import ServiceRow
-from repq.stages.data import read_data
 
 if TYPE_CHECKING:
     from repq.api.service import Prepared, Service
@@ -47,7 +47,7 @@ def bench_service(
     """
     from repq.bench import time_service
 
-    records = read_data(data, split, log, progress).records[:images]
+    records = open_data(data, split, log, progress).records[:images]
     files = [record.path.read_bytes() for record in records]
     rows: list[ServiceRow] = []
     for threads in config.threads:

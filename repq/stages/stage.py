@@ -14,6 +14,7 @@ from repq.progress import Progress
 from repq.recipe.base import C
 from repq.recipe.whole import Recipe, Section
 from repq.results import Result
+from repq.stages.context import Context
 
 _SEEN_BY_ALL = ("data", "seed")
 """Parts of the recipe that every stage sees: the identity has the seed, and the content of the splits that are read."""
@@ -47,6 +48,15 @@ class Job:
         """The data.yaml: the recipe's own, or that of the drawn set."""
         own = self.recipe.data.path
         return self.artifacts["data"] / "demo/data.yaml" if own is None else own
+
+    @property
+    def context(self) -> Context:
+        """What the recipe says of images, their size, AP and the device."""
+        recipe = self.recipe
+        return Context(
+            recipe.imgsz, self.data, recipe.eval, recipe.data.train, recipe.data.val, recipe.graph, recipe.device,
+            recipe.seed, self.progress, self.log,
+        )  # fmt: skip
 
     @property
     def weights(self) -> Path:
@@ -119,9 +129,9 @@ class Stage:
         So no result can depend on a setting that is not in its identity.
         """
         declared = {*self.sections, *self.uses, *_SEEN_BY_ALL}
-        fields = type(recipe).model_fields
+        fields = {name: field for name, field in type(recipe).model_fields.items() if name not in declared}
         hidden = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-        shown = recipe.model_copy(update={name: value for name, value in hidden.items() if name not in declared})
+        shown = recipe.model_copy(update=hidden)
         if self.augmented or shown.eval.tta is None:
             return shown
         return shown.model_copy(update={"eval": shown.eval.model_copy(update={"tta": None})})

@@ -12,13 +12,13 @@ from repq.api.quantizing import fused, open_float
 from repq.api.sizes import as_metadata
 from repq.errors import RecipeError, RepqError
 from repq.files import write_text
-from repq.log import Log, quiet
+from repq.log import Log
 from repq.machine.load import OtherLoad
 from repq.machine.precision import with_precision
 from repq.machine.torch_device import resolve_device
-from repq.progress import Progress, silent
-from repq.recipe import DeployConfig, EvalConfig, TrainConfig
+from repq.recipe import DeployConfig, TrainConfig
 from repq.results import Curves, TrainReport
+from repq.stages.context import Context
 from repq.stages.stage import Job, Section, Stage
 
 if TYPE_CHECKING:
@@ -37,16 +37,9 @@ def train_detector(
     out: Path,
     state: Path,
     config: TrainConfig,
+    context: Context,
     *,
-    data: Path,
-    splits: tuple[str, str] = ("train", "val"),
-    imgsz: tuple[int, int],
-    eval_config: EvalConfig,
     deploy: DeployConfig = DeployConfig(),
-    device: str = "cpu",
-    seed: int = 0,
-    progress: Progress = silent,
-    log: Log = quiet,
 ) -> TrainReport:
     """Train a detector, alone or as one of torchrun's processes, of which the first writes.
 
@@ -65,48 +58,43 @@ def train_detector(
     from repq.data import class_places
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
-    from repq.train import Board, joined_processes, settings_for, train
+    from repq.train import joined_processes, open_board, settings_for, train
 
-    config = with_precision(config, resolve_device(device))
-    with joined_processes(device) as (processes, own_device):
-        if not processes.is_first:
-            progress, log = silent, quiet
+    imgsz, config = context.imgsz, with_precision(config, resolve_device(context.device))
+    with joined_processes(context.device) as (processes, device):
+        context = context.of_process(str(device), is_first=processes.is_first)
+        log, others = context.log, OtherLoad()
         initial = open_float(config.weights, log) if config.weights else None
         config = config if initial is None else settings_for(config, initial.model)
         teacher = fused(open_float(config.distill.teacher, log, imgsz)) if config.distill else None
         start = initial.names if initial else None
-        train_set, val_set = splits_to_train_on(data, splits, start=start, log=log, progress=progress)
-        model = _initial_model(config, initial, train_set.num_classes, seed, log)
+        splits = context.train_split, context.val_split
+        train_set, val_set = splits_to_train_on(context.place, splits, start=start, log=log, progress=context.progress)
+        model = _initial_model(config, initial, train_set.num_classes, context.seed, log)
         model.spec.check_size(*imgsz)
         thresholds = model.spec.thresholds.changed(deploy.model_dump(), "the weights", log)
         model.spec = replace(model.spec, thresholds=thresholds)
-        board = Board(out / BOARD) if config.tensorboard and processes.is_first else None
-
-        others = OtherLoad()
 
         def after_epoch(trainer: Trainer) -> None:
             _note_epoch(trainer, out, train_set.names, imgsz, log)
-            if note := others.note_once(processes.count, own_device.type):
+            if note := others.note_once(processes.count, device.type):
                 log(note)
 
-        try:
+        with open_board(out / BOARD, config.tensorboard and processes.is_first) as board:
             outcome = train(
                 model, train_set, val_set, imgsz, config,
-                device=str(own_device), seed=seed, state_path=state, eval_config=eval_config,
+                device=context.device, seed=context.seed, state_path=state, eval_config=context.eval_config,
                 scales=load_scales(config.rep_scales) if config.rep_scales else None,
                 teacher=teacher.model if teacher else None,
                 teacher_classes=class_places(train_set.names, teacher.names, "the teacher") if teacher else None,
-                board=board, after_epoch=after_epoch, progress=progress,
+                board=board, after_epoch=after_epoch, progress=context.progress,
             )  # fmt: skip
-        finally:
-            if board is not None:
-                board.close()
         report = outcome.report
         if processes.is_first:
             save_checkpoint(out / WEIGHTS, outcome.model, names=train_set.names, metadata=as_metadata(imgsz))
             if has_scales(outcome.model):
                 save_scales(out / SCALES, extract_scales(outcome.model))
-            curves = _curves(outcome.model, str(own_device), val_set, imgsz, eval_config, progress)
+            curves = _curves(outcome.model, val_set, context)
             report = report.model_copy(update={"curves": curves})
             write_text(out / REPORT, report.model_dump_json(indent=1))
             _draw(report, out, log)
@@ -129,19 +117,17 @@ def _note_epoch(trainer: Trainer, out: Path, names: tuple[str, ...], imgsz: tupl
             save_checkpoint(out / WEIGHTS, model, names=names, metadata=as_metadata(imgsz))
 
 
-def _curves(
-    model: Detector, device: str, dataset: DetectionDataset, imgsz: tuple[int, int], config: EvalConfig,
-    progress: Progress,
-) -> Curves:  # fmt: skip
+def _curves(model: Detector, dataset: DetectionDataset, context: Context) -> Curves:
     from repq.api.opening import of_weights
     from repq.api.running import Options
     from repq.evaluate import detect_all, detection_curves
     from repq.quant import Weights
 
+    device = context.device
     opened = of_weights("trained", Weights(copy.deepcopy(model).to(device)), Options(device=device))
     found = detect_all(
-        opened.infer, dataset, imgsz, config, progress, label="curves", layout=opened.layout,
-        preprocessing=opened.preprocessing,
+        opened.infer, dataset, context.imgsz, context.eval_config, context.progress, label="curves",
+        layout=opened.layout, preprocessing=opened.preprocessing,
     )  # fmt: skip
     return detection_curves(found, dataset)
 
@@ -173,12 +159,7 @@ def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: in
 
 
 def _train(job: Job, config: TrainConfig) -> TrainReport:
-    recipe = job.recipe
-    report = train_detector(
-        job.payload, job.resume / "state", config, data=job.data, splits=(recipe.data.train, recipe.data.val),
-        imgsz=recipe.imgsz, eval_config=recipe.eval, device=recipe.device, seed=recipe.seed, progress=job.progress,
-        log=job.log,
-    )  # fmt: skip
+    report = train_detector(job.payload, job.resume / "state", config, job.context)
     job.log(f"  best epoch {report.best_epoch}: AP {report.accuracy.ap:.4f}, AP50 {report.accuracy.ap50:.4f}")
     return report
 

@@ -2,7 +2,7 @@
 
 from repq.distributed import Processes, joined_processes
 from repq.train.assigner import Assignment, Objects, assign_task_aligned, pad_objects
-from repq.train.board import Board
+from repq.train.board import Board, open_board
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.epochs import epoch_line, epochs_csv
@@ -34,6 +34,7 @@ __all__ = [
     "image_weights",
     "joined_processes",
     "objective_of",
+    "open_board",
     "pad_objects",
     "settings_for",
     "train",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -46,6 +48,17 @@ class Board:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextmanager
+def open_board(folder: Path, wanted: bool) -> Iterator[Board | None]:
+    """A board while a training runs; None if none is wanted. Errors: as of `Board`."""
+    board = Board(folder) if wanted else None
+    try:
+        yield board
+    finally:
+        if board is not None:
+            board.close()
 
 
 def draw_batch(batch: TrainBatch) -> NDArray[np.uint8]:

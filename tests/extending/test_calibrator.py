@@ -102,7 +102,7 @@ def test_auto_tries_it(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) ->
 
 
 def test_it_is_in_recipes_and_in_the_report(tiny: Path, tmp_path: Path) -> None:
-    from repq.stages import ptq_checkpoint
+    from repq.stages import Context, ptq_checkpoint
 
     path = tmp_path / "recipe.yaml"
     path.write_text(
@@ -112,8 +112,8 @@ def test_it_is_in_recipes_and_in_the_report(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.weights is not None
     report = ptq_checkpoint(
-        recipe.weights, tmp_path / "model.safetensors", recipe.ptq, data=recipe.data.path, imgsz=recipe.imgsz,
-        eval_config=recipe.eval,
+        recipe.weights, tmp_path / "model.safetensors", recipe.ptq,
+        Context(recipe.imgsz, recipe.data.path, recipe.eval),
     )  # fmt: skip
     assert report.settings["calibration"]["sigmas"] == 3
     summary = ReportSummary(title="t", created="2026-01-31", environment=capture_environment(), results={"ptq": report})

@@ -15,8 +15,8 @@ from repq.errors import CheckpointError, RepqError, TrainingError
 from repq.export import export_float
 from repq.graph import save_onnx
 from repq.model import Detector, build, load_checkpoint, save_checkpoint
-from repq.recipe import DemoConfig, EvalConfig, PruneConfig, TrainConfig
-from repq.stages import prune_checkpoint, train_detector
+from repq.recipe import DemoConfig, PruneConfig, TrainConfig
+from repq.stages import Context, prune_checkpoint, train_detector
 
 SIZE = (64, 64)
 NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
@@ -46,7 +46,7 @@ def pruned(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.
     else:
         save_checkpoint(whole, made(request.param), names=names)
     config = PruneConfig(ratio=0.2, round=4, scope="layer", images=4)
-    report = prune_checkpoint(whole, out, config, data=data, imgsz=SIZE, evaluate=False)
+    report = prune_checkpoint(whole, out, config, Context(SIZE, data), evaluate=False)
     assert report.macs_after < report.macs_before
     assert report.parameters_after < report.parameters_before
     return out
@@ -72,14 +72,14 @@ def test_it_quantizes_and_learns_in_int8(pruned: Path, data: Path, tmp_path: Pat
         assert 0 <= graph.build(engine).evaluate(data).ap <= 1
     path = trained.save(tmp_path / "int8.safetensors")
     with pytest.raises(CheckpointError, match="quantized already"):
-        prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(), imgsz=SIZE)
+        prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(), Context(SIZE))
 
 
 def test_it_trains_on_labels(pruned: Path, data: Path, tmp_path: Path) -> None:
     config = TrainConfig(weights=pruned, epochs=1, batch=4, eval_interval=1, warmup_steps=0)
 
     def train() -> None:
-        train_detector(tmp_path / "run", tmp_path / "state", config, data=data, imgsz=SIZE, eval_config=EvalConfig())
+        train_detector(tmp_path / "run", tmp_path / "state", config, Context(SIZE, data))
 
     before = load_checkpoint(pruned).model
     if before.spec.family == "onnx":
@@ -92,7 +92,7 @@ def test_it_trains_on_labels(pruned: Path, data: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
     other = make_demo_set(tmp_path / "other", DemoConfig(train_images=2, val_images=2, size=64, classes=3))
     with pytest.raises(TrainingError, match="keeps its classes"):
-        train_detector(tmp_path / "2", tmp_path / "state2", config, data=other, imgsz=SIZE, eval_config=EvalConfig())
+        train_detector(tmp_path / "2", tmp_path / "state2", config, Context(SIZE, other))
 
 
 def test_handles_prune(tmp_path: Path, data: Path) -> None:
@@ -114,12 +114,12 @@ def test_latency_is_a_target(tmp_path: Path) -> None:
     save_onnx(whole, export_float(build(spec, deploy=True).eval(), size))
     seen: list[str] = []
     config = PruneConfig(latency="openvino", latency_ratio=0.7, max_ratio=0.9)  # the least possible is about 0.25
-    report = prune_checkpoint(whole, out, config, imgsz=size, log=seen.append)
+    report = prune_checkpoint(whole, out, config, Context(size, log=seen.append))
     assert report.macs_after < report.macs_before
     assert sum("of the whole model's" in line for line in seen) >= 2
     config = PruneConfig(latency="openvino", max_ms=1e-4)
     with pytest.raises(RepqError, match="so much cannot be pruned"):
-        prune_checkpoint(whole, tmp_path / "x.safetensors", config, imgsz=size)
+        prune_checkpoint(whole, tmp_path / "x.safetensors", config, Context(size))
 
 
 @pytest.mark.parametrize("values", [{"latency": "openvino"}, {"max_ms": 3.0}, {"latency_ratio": 0.5},

@@ -41,7 +41,7 @@ from repq.prune.cutting import Pruner, smallest_size
 from repq.prune.sensitivity import group_harms, weighed
 from repq.recipe import DemoConfig, PruneConfig, RecoveryConfig
 from repq.reparam import fuse
-from repq.stages import prune_checkpoint
+from repq.stages import Context, prune_checkpoint
 from repq.train.distill import Teacher
 
 NAMES = ["yolov6n", "yolov6n_v2", "yolov6lite_s", "yolov6s_mbla", "yolox_nano"]
@@ -327,7 +327,7 @@ def test_shuffled_halves_are_one_unit(toy: GraphDetector) -> None:
 def test_onnx_goes_in_and_smaller_onnx_comes_out(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     onnx.save(export_float(made("yolov6lite_s"), (64, 64)), whole)
-    report = prune_checkpoint(whole, out, PruneConfig(target_macs=0.8, round=4), imgsz=(64, 64))
+    report = prune_checkpoint(whole, out, PruneConfig(target_macs=0.8, round=4), Context((64, 64)))
     assert report.macs_after <= 0.8 * report.macs_before
     graph = onnx.load(out)
     onnx.checker.check_model(graph, full_check=True)
@@ -346,7 +346,7 @@ def test_ranking_by_images_needs_them(tmp_path: Path) -> None:
     path = tmp_path / "whole.safetensors"
     save_checkpoint(path, made("yolov6n_v2"))
     with pytest.raises(RepqError, match="looks at images"):
-        prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(importance="taylor"), imgsz=(64, 64))
+        prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(importance="taylor"), Context((64, 64)))
 
 
 def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_pruned_model_learns_from_the_whole_one(importance: Any, tmp_path: Pat
     out = tmp_path / "small.safetensors"
     config = PruneConfig(importance=importance, images=8, recovery=RecoveryConfig(epochs=1, batch=4))
     report = prune_checkpoint(
-        tmp_path / "whole.safetensors", out, config, data=data, imgsz=(64, 64), evaluate=importance == "activation"
+        tmp_path / "whole.safetensors", out, config, Context((64, 64), data), evaluate=importance == "activation"
     )
     assert report.macs_after <= 0.7 * report.macs_before and len(report.epochs) == 1
     assert (report.accuracy_recovered is None) == (importance == "taylor")

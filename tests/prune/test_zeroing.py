@@ -21,7 +21,7 @@ from repq.model.detector import layers_of
 from repq.prune.zeroing import share_of_zeros, without_smallest
 from repq.recipe import DemoConfig, PruneConfig
 from repq.report.text import prune_table
-from repq.stages import prune_checkpoint
+from repq.stages import Context, prune_checkpoint
 
 SIZE = (64, 64)
 
@@ -81,7 +81,7 @@ def test_a_recovery_keeps_the_zeros_and_moves_the_rest(whole: Path, data: Path, 
         out = tmp_path / f"{optimizer}.safetensors"
         recovery = {"epochs": 2, "batch": 2, "optimizer": optimizer, "weight_decay": 0.01, "warmup_steps": 0}
         config = PruneConfig.model_validate({"unstructured": 0.5, "recovery": recovery})
-        report = prune_checkpoint(whole, out, config, data=data, imgsz=SIZE, evaluate=False)
+        report = prune_checkpoint(whole, out, config, Context(SIZE, data), evaluate=False)
         assert report.zeros == pytest.approx(0.5, abs=1e-3) and len(report.epochs) == 2
         assert (report.macs_before, report.parameters_before) == (report.macs_after, report.parameters_after)
         assert "gain no latency" in prune_table(report)
@@ -141,7 +141,7 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(whole: Path, data: Path,
     config = PruneConfig.model_validate({"ratio": 0.2, "images": 4, "recovery": {"epochs": 2, "batch": 2}})
 
     def weights(out: Path, state: Path | None = None, log: Any = print) -> Any:
-        prune_checkpoint(whole, out, config, data=data, imgsz=SIZE, evaluate=False, state=state, log=log)
+        prune_checkpoint(whole, out, config, Context(SIZE, data, log=log), evaluate=False, state=state)
         return load_checkpoint(out).model.state_dict()
 
     def stop(line: str) -> None:

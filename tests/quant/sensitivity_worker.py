@@ -16,7 +16,7 @@ from repq.model import save_checkpoint
 from repq.quant.sensitivity import measurement
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
-from repq.stages import measure_sensitivity
+from repq.stages import Context, measure_sensitivity
 
 
 def prepare(folder: Path) -> None:
@@ -32,10 +32,12 @@ def measured(folder: Path, out: Path, **plan: Any) -> tuple[Sensitivity, PlanRep
         SensitivityConfig(images=2, ap=("only_int8",), ap_images=3, batch=2, group=8),
         PlanConfig(max_drop=0.0, min_int8=0.4, resamples=100, give_back=2, **plan),
         PtqConfig(calibration=CalibrationConfig(method="max", images=3, batch=2, bins=128)),
-        data=folder / "set" / "data.yaml",
-        imgsz=(64, 64),
-        eval_config=EvalConfig(batch=2, confidence=0.0, iou=0.3, max_detections=50, multi_label=False),
-        log=lambda line: print(line, file=sys.stderr),
+        Context(
+            (64, 64),
+            folder / "set" / "data.yaml",
+            EvalConfig(batch=2, confidence=0.0, iou=0.3, max_detections=50, multi_label=False),
+            log=lambda line: print(line, file=sys.stderr),
+        ),
     )
 
 

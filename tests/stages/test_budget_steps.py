@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from repq.engine.openvino import OpenVino
 from repq.errors import EngineError
-from repq.log import Log
-from repq.progress import Progress
-from repq.recipe import EngineName, EvalConfig, PlanConfig, PtqConfig
+from repq.recipe import EngineName, PlanConfig, PtqConfig
 from repq.results import Accuracy, PlanReport, PtqReport
+from repq.stages import Context
 from repq.stages.budget import SCATTER, SHARES, SIMULATION, Held, PtqJob, gain_for, judges, quantize_within
 from repq.stages.sensitivity import PLAN
 
@@ -36,7 +35,7 @@ class Known(PtqJob):
 
     aps: tuple[float, float] = (0.3, 0.4)  # FP32 has 0.4
 
-    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+    def run(self, out: Path) -> Held:
         out.write_text(RANGES[self.config.reduce_range])
         chosen = self.config.model_copy(update={"auto": False})
         report = PtqReport(
@@ -47,9 +46,7 @@ class Known(PtqJob):
 
 
 def job(tmp_path: Path, config: PtqConfig, aps: tuple[float, float]) -> Known:
-    return Known(
-        tmp_path / "w.pt", config, tmp_path / "data.yaml", "val", (64, 64), EvalConfig(), target="openvino", aps=aps
-    )
+    return Known(tmp_path / "w.pt", config, Context((64, 64), tmp_path / "data.yaml"), target="openvino", aps=aps)
 
 
 @pytest.mark.parametrize("saturates", [False, True])
@@ -59,7 +56,7 @@ def test_a_reduced_range_is_tried_where_sums_saturate_alone(
     monkeypatch.setattr(OpenVino, "saturation", lambda self: "they do" if saturates else None)
     asked: list[PtqConfig] = []
 
-    def no_more(_weights: Path, _out: Path, _s: object, config: PtqConfig, **_rest: object) -> None:
+    def no_more(_weights: Path, _out: Path, _s: object, config: PtqConfig, *_args: object, **_rest: object) -> None:
         asked.append(config)
         raise LookupError("layers are measured")
 
@@ -91,8 +88,8 @@ class Planned(Known):
     lost: dict[str, float] = field(default_factory=dict)
     told: list[tuple[PtqConfig, PtqReport | None]] = field(default_factory=list)
 
-    def run(self, out: Path, progress: Progress, log: Log) -> Held:
-        held = super().run(out, progress, log)
+    def run(self, out: Path) -> Held:
+        held = super().run(out)
         self.told.append((self.config, self.before))
         kept = "whole" if self.plan is None else self.plan.read_text()
         out.write_text(kept)
@@ -112,7 +109,7 @@ class MeasuredHere:
     found: dict[float, tuple[int, float]]
     wrote: list[float]
 
-    def planned(self, config: PlanConfig, **_rest: object) -> PlanReport:
+    def planned(self, config: PlanConfig) -> PlanReport:
         assert config.max_float is not None
         count, gain = self.found[config.max_float]
         self.folder.mkdir(exist_ok=True)
@@ -143,7 +140,9 @@ def test_larger_plans_are_tried_until_one_is_good_enough_and_what_loses_least_st
     losses = {"whole": 0.021, **{f"{count} layers": loss for count, loss in zip(found, lost, strict=True)}}
 
     @contextmanager
-    def measured(_weights: Path, folder: Path, _s: object, config: PtqConfig, **_: object) -> Iterator[MeasuredHere]:
+    def measured(
+        _weights: Path, folder: Path, _s: object, config: PtqConfig, *_args: object, **_: object
+    ) -> Iterator[MeasuredHere]:
         sweeps.append(config)
         yield MeasuredHere(folder, {share: (count, 10.0) for share, count in zip(SHARES, found, strict=True)}, wrote)
 
@@ -199,14 +198,14 @@ class Simulated(PtqJob):
     losses: dict[str, float | None] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def run(self, out: Path, progress: Progress, log: Log) -> Held:
+    def run(self, out: Path) -> Held:
         report = PtqReport(
             model="m", scheme="asymmetric", method="max", images=1, int8_macs_share=1.0, layers=(),
             accuracy_float=accuracy(0.4), accuracy_quantized=accuracy(0.4 - self.loss),
         )  # fmt: skip
         return Held(report, 0.4 - self.loss, SIMULATION, planned=True)  # so that nothing else is tried
 
-    def ap_in(self, engine: EngineName, out: Path, progress: Progress, log: Log) -> float:
+    def ap_in(self, engine: EngineName, out: Path) -> float:
         self.asked.append(engine)
         loss = self.losses[engine]
         if loss is None:
@@ -215,9 +214,7 @@ class Simulated(PtqJob):
 
 
 def simulated(tmp_path: Path, target: EngineName | None = None, **values: Any) -> Simulated:
-    return Simulated(
-        tmp_path / "w.pt", PtqConfig(), tmp_path / "data.yaml", "val", (64, 64), EvalConfig(), target=target, **values
-    )
+    return Simulated(tmp_path / "w.pt", PtqConfig(), Context((64, 64), tmp_path / "data.yaml"), target=target, **values)
 
 
 losses = st.none() | st.floats(-0.01, 0.1)

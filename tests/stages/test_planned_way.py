@@ -9,10 +9,9 @@ from finding_detector import with_boxes
 
 from repq.data import make_demo_set
 from repq.model import save_checkpoint
-from repq.progress import silent
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PtqConfig
 from repq.results import PlanReport
-from repq.stages import PtqJob, ptq_checkpoint, quantize_within
+from repq.stages import Context, PtqJob, ptq_checkpoint, quantize_within
 from repq.stages.budget import SHARES
 from repq.stages.sensitivity import PLAN_REPORT
 
@@ -40,7 +39,7 @@ def test_what_was_measured_before_stands_and_the_model_is_the_same(data: Path, w
     for name, before in (("a", None), ("b", "a")):
         reports.append(
             ptq_checkpoint(
-                weights, tmp_path / f"{name}.safetensors", config, data=data, imgsz=SIZE, eval_config=EVAL,
+                weights, tmp_path / f"{name}.safetensors", config, Context(SIZE, data, EVAL),
                 before=None if before is None else reports[0],
             )
         )  # fmt: skip
@@ -55,11 +54,11 @@ def test_what_is_over_the_budget_gets_layers_in_float_and_settings_chosen_for_th
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
     out, said = tmp_path / "int8.safetensors", []
-    job = PtqJob(weights, PtqConfig(calibration=CALIBRATION), data, "val", SIZE, EVAL)
-    first = job.run(tmp_path / "whole.safetensors", silent, said.append)
+    job = PtqJob(weights, PtqConfig(calibration=CALIBRATION), Context(SIZE, data, EVAL, log=said.append))
+    first = job.run(tmp_path / "whole.safetensors")
     assert first.drop is not None and first.report.trials
     said.clear()
-    held = quantize_within(job, out, -1.0, log=said.append)  # nothing is good enough
+    held = quantize_within(job, out, -1.0)  # nothing is good enough
     assert any("looking for layers" in line for line in said)
     plan = PlanReport.model_validate_json((tmp_path / "int8.safetensors.sensitivity" / PLAN_REPORT).read_text())
     assert plan.max_float in SHARES and plan.gain_db is not None

@@ -17,13 +17,12 @@ from repq.recipe import (
     BuildConfig,
     CalibrationConfig,
     DemoConfig,
-    EvalConfig,
     ExportConfig,
     PtqConfig,
     QatConfig,
     TensorRtConfig,
 )
-from repq.stages import QatSource, build_engine, export_checkpoint, ptq_checkpoint, qat_checkpoint
+from repq.stages import Context, QatSource, build_engine, export_checkpoint, ptq_checkpoint, qat_checkpoint
 
 pytest.importorskip("tensorrt", reason="TensorRT's Python API, parser and builder are not installed")
 
@@ -42,7 +41,7 @@ def after_training(weights: Path, out: Path, data: Path) -> None:
     config = PtqConfig(
         auto=False, share_scales="largest", keep_float=("detect.*_preds.*",), calibration=CalibrationConfig(images=4)
     )
-    report = ptq_checkpoint(weights, out, config, data=data, imgsz=SIZE, eval_config=EvalConfig())
+    report = ptq_checkpoint(weights, out, config, Context(SIZE, data))
     assert report.accuracy_own_scales is not None and report.qdq_own_scales is not None
     assert report.shared_groups > 0 and report.qdq_own_scales.avoidable > 0
 
@@ -51,9 +50,7 @@ def after_quantization_aware_training(weights: Path, out: Path, data: Path) -> N
     start = PtqConfig(auto=False, keep_float=("detect.*_preds.*",), calibration=CalibrationConfig(images=4))
     source = QatSource(weights, start)
     config = QatConfig(epochs=1, batch=2, warmup_steps=0, learning_rate=0.01)
-    report = qat_checkpoint(
-        source, out, out.with_suffix(".state"), config, data=data, imgsz=SIZE, eval_config=EvalConfig()
-    )
+    report = qat_checkpoint(source, out, out.with_suffix(".state"), config, Context(SIZE, data))
     assert any(row.input_after != row.input_before for row in report.changes)  # scales that meet move apart
 
 
