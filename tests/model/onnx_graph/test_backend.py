@@ -18,7 +18,7 @@ import onnx.backend.test.case.node as node_cases
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
@@ -144,12 +144,8 @@ def _output_shapes(data: st.DataObject) -> tuple[str, dict[str, Any], list[np.nd
     return "ConvTranspose", attributes, [np.random.default_rng(0).normal(0, 1, (4, 2, *kernel)).astype(np.float32)]
 
 
-@pytest.mark.parametrize("make", [_slices, _pools, _output_shapes])
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_operators_compute_what_onnx_runtime_does(make: Any, data: st.DataObject) -> None:
-    kind, attributes, constants = make(data)
-    x = np.random.default_rng(1).normal(0, 1, (2, 4, 6, 7)).astype(np.float32)
+def _asked(kind: str, attributes: dict[str, Any], x: np.ndarray, constants: list[np.ndarray]) -> list[np.ndarray]:
+    """What repq and ONNX Runtime give for one operator."""
     stored = [numpy_helper.from_array(value, f"c{number}") for number, value in enumerate(constants)]
     node = helper.make_node(kind, ["x", *(tensor.name for tensor in stored)], ["y"], **attributes)
     graph = helper.make_graph(
@@ -158,7 +154,33 @@ def test_operators_compute_what_onnx_runtime_does(make: Any, data: st.DataObject
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    wanted = session.run(None, {"x": x})[0]
     found = run(trace(model, {"x": [torch.from_numpy(x)]}), [torch.from_numpy(x)])[0].numpy()
+    return [found, session.run(None, {"x": x})[0]]
+
+
+@pytest.mark.parametrize("make", [_slices, _pools, _output_shapes])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_operators_compute_what_onnx_runtime_does(make: Any, data: st.DataObject) -> None:
+    kind, attributes, constants = make(data)
+    x = np.random.default_rng(1).normal(0, 1, (2, 4, 6, 7)).astype(np.float32)
+    found, wanted = _asked(kind, attributes, x, constants)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+PLACES = st.sampled_from(["asymmetric", "half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn"])
+
+
+@pytest.mark.parametrize("form", [{"mode": "linear"}, {"mode": "nearest", "nearest_mode": "floor"}], ids=str)
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(2, 24), tenths=st.integers(3, 40), places=PLACES)
+def test_resizing_by_any_scale(form: dict[str, str], length: int, tenths: int, places: str) -> None:
+    scale = np.float32(tenths / 10)
+    assume(int(np.float32(length) * scale) not in (0, length))  # ONNX Runtime copies what keeps its size
+    x = np.random.default_rng(1).normal(0, 1, (1, 2, length, 3)).astype(np.float32)
+    scales = np.array([1, 1, scale, 1], np.float32)
+    attributes = form | {"coordinate_transformation_mode": places}
+    found, wanted = _asked("Resize", attributes, x, [np.array([], np.float32), scales])
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -34,7 +35,7 @@ def resize(
             factors, sizes = [factor] * len(chosen), [int(factor * length + 0.5) for length in lengths]
     else:
         factors = list(scales)
-        sizes = [int(length * factor) for length, factor in zip(lengths, factors, strict=True)]
+        sizes = [int(np.float32(length) * np.float32(factor)) for length, factor in zip(lengths, factors, strict=True)]
     plain = not antialias and not exclude_outside
     if plain and chosen[-2:] == [x.ndim - 2, x.ndim - 1] and x.ndim == 4 and all(f == 1 for f in factors[:-2]):
         done = _by_torch(x, factors[-2:], sizes[-2:], mode, coordinate_transformation_mode, nearest_mode)
@@ -81,23 +82,33 @@ _TORCH_NEAREST = {
 
 
 def _places(size: int, length: int, factor: float, mode: str, ends: tuple[float, float]) -> Tensor:
-    """Where in the input each of ``size`` outputs lies, float64."""
-    out = torch.arange(size, dtype=torch.float64)
+    """Where in the input each of ``size`` outputs lies.
+
+    Divided in float32, as runtimes do: where two pixels are equally near, the rounding decides between them.
+
+    Raises:
+        ValueError: ONNX has no such mode.
+    """
+    out, scale = torch.arange(size, dtype=torch.float32), torch.tensor(factor, dtype=torch.float32)
     if mode == "asymmetric":
-        return out / factor
-    if mode == "align_corners":
-        return out * ((length - 1) / (length * factor - 1) if length * factor != 1 else 0)
+        return out / scale
+    centres = (out + 0.5) / scale
+    if mode == "tf_half_pixel_for_nn":  # opset 11 alone has it
+        return centres
+    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and size > 1):
+        return centres - 0.5
     if mode == "pytorch_half_pixel":
-        return (out + 0.5) / factor - 0.5 if length * factor > 1 else torch.zeros(size, dtype=torch.float64)
+        return torch.zeros(size)
     if mode == "half_pixel_symmetric":
-        adjustment = size / (factor * length)
-        return length / 2 * (1 - adjustment) + (out + 0.5) / factor - 0.5
+        return length / 2 * (1 - size / (factor * length)) + centres - 0.5
+    if mode == "align_corners":
+        return out.double() * ((length - 1) / (length * factor - 1) if length * factor != 1 else 0)
     if mode == "tf_crop_and_resize":
         start, end = ends
         if size == 1:
             return torch.full((1,), 0.5 * (start + end) * (length - 1), dtype=torch.float64)
-        return start * (length - 1) + out * (end - start) * (length - 1) / (size - 1)
-    return (out + 0.5) / factor - 0.5
+        return start * (length - 1) + out.double() * (end - start) * (length - 1) / (size - 1)
+    raise ValueError(f"coordinate_transformation_mode {mode}")
 
 
 def _taps(
