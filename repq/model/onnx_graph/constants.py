@@ -15,30 +15,43 @@ from repq.model.onnx_graph.program import bound, opset_of
 
 
 class Constants:
-    """Values that hang on constants alone, computed when they are asked for."""
+    """Values that hang on constants alone, computed when they are asked for, once each.
+
+    The nodes of the graph stand behind what they read.
+    """
 
     def __init__(self, model: ModelProto) -> None:
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self._makers = {name: node for node in model.graph.node for name in node.output}
         self._opset = opset_of(model)
-        self._given = {value.name for value in model.graph.input} - self._stored.keys()
+        self._variable = reached(model)
+        self._computed: dict[str, NDArray[np.float32]] = {}
 
-    def value(self, name: str, depth: int = 50) -> NDArray[np.float32] | None:
+    def value(self, name: str) -> NDArray[np.float32] | None:
         """The value of a tensor; None: it is no constant."""
-        if name in self._stored:
-            return numpy_helper.to_array(self._stored[name])
-        node = self._makers.get(name)
-        if node is None or name in self._given or depth == 0:
-            return None
-        inputs = [self.value(entry, depth - 1) if entry else None for entry in node.input]
-        if any(value is None and entry for value, entry in zip(inputs, node.input, strict=True)):
-            return None
+        waiting = [] if name in self._variable else [name]
+        while waiting:
+            last = waiting[-1]
+            read = () if self._is_known(last) else self._makers[last].input
+            if missing := [entry for entry in read if entry and not self._is_known(entry)]:
+                waiting += missing
+            elif not self._is_known(waiting.pop()):
+                self._compute(self._makers[last])
+        return self._known(name)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._stored or name in self._computed
+
+    def _known(self, name: str) -> NDArray[np.float32] | None:
+        return numpy_helper.to_array(self._stored[name]) if name in self._stored else self._computed.get(name)
+
+    def _compute(self, node: NodeProto) -> None:
         entry = OPERATORS[node.op_type]
-        tensors = [None if value is None else torch.from_numpy(np.array(value)) for value in inputs]
+        tensors = [torch.from_numpy(np.array(self._known(read))) if read else None for read in node.input]
         arguments = [t.tolist() if slot in entry.host and t is not None else t for slot, t in enumerate(tensors)]
         result = bound(node, self._opset)(*arguments)
-        found = result if isinstance(result, torch.Tensor) else result[list(node.output).index(name)]
-        return np.asarray(found.numpy())
+        found = (result,) if isinstance(result, torch.Tensor) else result
+        self._computed.update((given, part.numpy()) for given, part in zip(node.output, found, strict=False))
 
 
 def wiring(model: ModelProto) -> tuple[Counter[str], dict[str, NodeProto]]:

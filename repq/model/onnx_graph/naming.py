@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -79,29 +80,26 @@ def _convolutions(model: ModelProto, path: Path) -> Iterator[_Layer]:
 def _products(model: ModelProto) -> Iterator[_Layer]:
     """The MatMul and Gemm nodes that multiply what is computed by a constant matrix, and do no more than add a bias."""
     constants, (readers, _) = Constants(model), wiring(model)
-    computed, variable = reached(model, past={"Shape", "Size"}), reached(model)
+    computed = reached(model, past={"Shape", "Size"})
     sums = {name: node for node in model.graph.node if node.op_type == "Add" for name in node.input}
-
-    def constant(name: str) -> NDArray[np.float32] | None:
-        return None if name in variable else constants.value(name)
 
     for node in model.graph.node:
         if node.op_type not in PRODUCTS or node.input[0] not in computed:
             continue
-        weight = constant(node.input[1])
+        weight = constants.value(node.input[1])
         if weight is None or weight.ndim != 2 or not weight.size or weight.dtype != np.float32:
             continue
         if node.op_type == "MatMul":
             add = sums.get(node.output[0]) if readers[node.output[0]] == 1 else None
             others = [] if add is None else [name for name in add.input if name != node.output[0]]
-            bias = constant(others[0]) if others else None
+            bias = constants.value(others[0]) if others else None
             own = bias is not None and bias.shape == weight.shape[1:]
             yield _Layer(node, weight, bias if own else None, add if own else None)
         else:
             values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             width = weight.shape[0 if values.get("transB") else 1]
             summand = [name for name in node.input[2:] if name]
-            bias = constant(summand[0]) if summand else np.zeros(width, np.float32)
+            bias = constants.value(summand[0]) if summand else np.zeros(width, np.float32)
             plain = all(values.get(key, value) == value for key, value in PLAIN_GEMM.items())
             if plain and bias is not None and bias.shape in ((), (1,), (1, 1), (width,), (1, width)):
                 yield _Layer(node, weight, np.broadcast_to(bias.reshape(-1), width) if summand else None)
@@ -136,12 +134,12 @@ def _layer_ids(nodes: list[NodeProto]) -> list[LayerId]:
         found.append(name or node.op_type)
     counts = Counter(found)
     prefixes = {name[:end] for name in found for end, letter in enumerate(name) if letter == "."}
-    seen: Counter[str] = Counter()
+    taken = {*found, *prefixes}
     result = []
     for name in found:
         if counts[name] > 1 or name in prefixes:
-            seen[name] += 1
-            name = f"{name}.{seen[name]}"
+            name = next(new for number in count(1) if (new := f"{name}.{number}") not in taken)
+            taken.add(name)
         result.append(LayerId(name))
     return result
 

@@ -360,8 +360,11 @@ def _no_run(*_: Tensor) -> Tensor:
 
 
 def _same_as_whole(run: Callable[..., Any], joined: Sequence[Tensor | None], results: list[tuple[Tensor, ...]]) -> bool:
-    """Whether a step gives for several images at once what it gives for each."""
-    if any(tensor is None for tensor in joined):
+    """Whether a step gives for several images at once what it gives for each; where that is nothing, it does not show.
+
+    A suppression that finds nothing in random images may find something in others.
+    """
+    if any(tensor is None for tensor in joined) or not all(part.numel() for result in results for part in result):
         return False
     try:
         whole = _as_tuple(run(*joined), len(results[0]))

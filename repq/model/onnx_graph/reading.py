@@ -159,13 +159,13 @@ def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -
     if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise GraphError(f"{path.name} takes no float images", found=found, fix="export it for float32 images")
     own = shape[2], shape[3]
-    if isinstance(own[0], int) and isinstance(own[1], int):
-        if imgsz is not None and imgsz != own:
-            raise GraphError(f"{path.name} takes images of {own[0]}x{own[1]}", found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
-                             fix="give the model's own size, or export it again for this one")  # fmt: skip
-        return inputs[0].name, (own[0], own[1])
     if imgsz is None:
+        if isinstance(own[0], int) and isinstance(own[1], int):
+            return inputs[0].name, (own[0], own[1])
         raise GraphError(f"{path.name} takes images of any size", found=found, fix="give --imgsz")
+    if any(isinstance(side, int) and side != given for side, given in zip(own, imgsz, strict=True)):
+        raise GraphError(f"{path.name} takes images of {own[0]}x{own[1]}", found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
+                         fix="give the model's own size, or export it again for this one")  # fmt: skip
     return inputs[0].name, imgsz
 
 
@@ -321,14 +321,14 @@ def _fold_biases(model: ModelProto) -> Iterator[str]:
     readers, makers = wiring(model)
     for node in [node for node in model.graph.node if node.op_type == "Add"]:
         for own, other in (node.input, node.input[::-1]):
-            conv, added = makers.get(own), constants.value(other, depth=2)
+            conv, added = makers.get(own), constants.value(other)
             if conv is None or conv.op_type not in CONVOLUTIONS or len(conv.input) > 2 or readers[own] != 1:
                 continue
             if added is None or added.ndim != 4 or added.shape != (1, added.shape[1], 1, 1):
                 continue
             name = f"{node.output[0]}/folded_bias"
             weight = constants.value(conv.input[1])
-            if weight is None or conv.op_type == "ConvTranspose" or len(weight) != added.shape[1]:
+            if weight is None or weight.ndim != 4 or conv.op_type == "ConvTranspose" or len(weight) != added.shape[1]:
                 continue
             model.graph.initializer.append(numpy_helper.from_array(added.reshape(-1).astype(np.float32), name))
             conv.input.append(name)

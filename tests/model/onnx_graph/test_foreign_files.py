@@ -143,6 +143,22 @@ def _make_function(model: ModelProto, first: int, end: int) -> None:
     model.graph.node.extend([*copies[:first], call, *copies[end:]])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("a12"), max_size=3), min_size=11, max_size=11), st.sampled_from("./"))
+def test_nodes_may_have_any_names(
+    tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], separator: str
+) -> None:
+    """Also such as are made of other names, and numbers behind them."""
+    model = yolov5()
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    for node, parts in zip(layers, names, strict=True):
+        node.name = separator.join(parts)
+    path = saved(model, tmp_path_factory.mktemp("any"))
+    found = layer_ids(load_graph(path).model)
+    assert len(set(found)) == len(found) == len(layers)
+    np.testing.assert_allclose(outputs(path), EXPECTED, rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(2, 4), st.sampled_from([1, 3]), st.booleans(), st.sampled_from(["symmetric", "asymmetric"]))
 def test_weights_that_several_layers_read(
@@ -192,6 +208,28 @@ def test_convolutions_of_one_dimension_stay_in_float(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = quantized.outputs(quantized.features(noise(1)))[0].numpy()
     np.testing.assert_allclose(run(graph, noise(1))[0], wanted, atol=1e-4)
+
+
+def _constant_behind_rows(g: Graph) -> str:
+    """(1, 8, 64) and a constant of four axes give (1, 8, 8, 64): the constant counts rows, not channels."""
+    rows = g.op("Reshape", g.conv("input", 3, 8, stride=8), g.ints(1, 8, 64))
+    mixed = g.op("Conv", rows, g.constant(g.rng.normal(0, 1, (8, 8, 1))), kernel_shape=[1])
+    total = g.op("Add", mixed, g.constant(g.rng.normal(0, 1, (1, 8, 1, 1))))
+    return str(g.op("Reshape", g.op("ReduceMean", total, axes=[1]), g.ints(1, 8, 8, 8)))
+
+
+def _constant_behind_volumes(g: Graph) -> str:
+    """Added to (1, 8, 8, 2, 4), it counts the depth, not the channels."""
+    volume = g.op("Reshape", g.conv("input", 3, 8, stride=8), g.ints(1, 1, 8, 16, 4))
+    mixed = g.op("Conv", volume, g.constant(g.rng.normal(0, 1, (8, 1, 1, 1, 1))), kernel_shape=[1, 1, 1])
+    total = g.op("Add", mixed, g.constant(g.rng.normal(0, 1, (1, 8, 1, 1))))
+    return str(g.op("Reshape", g.op("ReduceMean", total, axes=[1]), g.ints(1, 8, 8, 8)))
+
+
+@pytest.mark.parametrize("make", [_constant_behind_rows, _constant_behind_volumes])
+def test_what_is_added_to_convolutions_of_other_dimensions(make: Callable[[Graph], str], tmp_path: Path) -> None:
+    path = saved(small(make), tmp_path)
+    np.testing.assert_allclose(outputs(path), run(path, noise(1))[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_suppression_inside(tmp_path: Path) -> None:
@@ -335,9 +373,19 @@ def _written(g: Graph, x: str) -> str:
     return str(g.op("Concat", *g.op("Split", rows, g.ints(4, 4), axis=1, outputs=2), axis=1))
 
 
+def _best_of_rare(g: Graph, x: str) -> str:
+    """Rows whose scores are high by the layer's bias alone: with random weights, a suppression finds none of them."""
+    weight, bias = g.constant(g.rng.normal(0, 1, (1, 8, 1, 1))), g.constant([9])
+    scores = g.op("Reshape", g.op("Sigmoid", g.op("Conv", x, weight, bias)), g.ints(1, 1, 64))
+    boxes = g.op("Transpose", g.op("Reshape", g.op("Slice", x, g.ints(0), g.ints(4), g.ints(1)), g.ints(1, 4, 64)),
+                 perm=[0, 2, 1])  # fmt: skip
+    found = g.op("NonMaxSuppression", boxes, scores, g.ints(3), g.constant([0.5]), g.constant([0.98]))
+    return str(g.op("Add", x, g.op("ReduceSum", g.op("Cast", found, to=TensorProto.FLOAT))))
+
+
 BOUND = [
     _resize_to, _resize_back, _resize_axes, _resize_kept, _expanded, _grid_of_one, _first_image, _tokens_first, _sliced,
-    _written,
+    _written, _best_of_rare,
 ]  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def test_batch_norms_are_folded_and_halves_are_converted(tmp_path: Path) -> None
     assert "converted FP16 to float32" in load_graph(saved(model, tmp_path)).notes
 
 
-@pytest.mark.parametrize("dims", [(1, 3, "h", "w"), ("n", 3, SIZE, SIZE), ("n", 3, "h", "w")])
+@pytest.mark.parametrize("dims", [(1, 3, "h", "w"), (1, 3, SIZE, "w"), ("n", 3, SIZE, SIZE), ("n", 3, "h", "w")])
 def test_free_axes(dims: tuple[object, ...], tmp_path: Path) -> None:
     model = yolov5()
     shape = model.graph.input[0].type.tensor_type.shape
@@ -197,15 +197,26 @@ def test_free_axes(dims: tuple[object, ...], tmp_path: Path) -> None:
             axis.dim_param = str(size)
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     path = saved(model, tmp_path)
-    if "h" in dims:
+    if not {"h", "w"}.isdisjoint(dims):
         with pytest.raises(GraphError, match="images of any size"):
             load_graph(path)
+    if SIZE in dims:
+        with pytest.raises(GraphError, match=f"takes images of {dims[2]}x{dims[3]}"):
+            load_graph(path, (SIZE // 2, SIZE))
     assert load_graph(path, IMGSZ).model(noise(2)).shape == (2, COUNT, 5 + CLASSES)
 
 
 def _computed(g: Graph) -> str:
     x = g.conv("input", 3, 8, stride=8)
     return str(g.op("Conv", x, g.op("Reshape", g.op("ReduceMean", x, axes=[2, 3]), g.ints(1, 8, 1, 1))))
+
+
+def _computed_by_many(g: Graph) -> str:
+    """As many ways through the graph as two to the power of 40."""
+    x = mean = g.conv("input", 3, 8, stride=8)
+    for _ in range(40):
+        mean = g.op("Add", mean, mean)
+    return str(g.op("Conv", x, g.op("Reshape", g.op("ReduceMean", mean, axes=[2, 3]), g.ints(1, 8, 1, 1))))
 
 
 def _quantized(g: Graph) -> str:
@@ -215,6 +226,7 @@ def _quantized(g: Graph) -> str:
 
 REFUSED = {
     "a weight that is computed": (_computed, "have no weight of their own"),
+    "a weight that is computed in many ways": (_computed_by_many, "have no weight of their own"),
     "unknown operators": (lambda g: g.op("Det", g.op("LpPool", "input", kernel_shape=[2, 2])), r"Det \(1\), LpPool"),
     "a quantized graph": (_quantized, "is quantized already"),
     "a classifier": (lambda g: g.op("Flatten", g.op("GlobalAveragePool", g.conv("input", 3, 8))), "classification"),
