@@ -28,7 +28,7 @@ Precision = Literal["int8", "float16", "float32"]
 
 _RENAMES = VIEWS | {"Expand", "Gather"}
 _CHANGES_TYPE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
-_SHAPE_WORK = frozenset({"Shape", "ConstantOfShape", "Range", "Constant"})
+_SHAPE_WORK = frozenset({"Shape", "ConstantOfShape", "Range"})
 _BYTES: dict[Precision, int] = {"int8": 1, "float16": 2, "float32": 4}
 
 

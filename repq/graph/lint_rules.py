@@ -162,8 +162,7 @@ def _per_channel_activations(scan: Scan) -> Iterator[Hit]:
 
 def _computed_scales(scan: Scan) -> Iterator[Hit]:
     for node in quantizers(scan.graph):
-        source = producer(node.inputs[1])
-        if not is_constant(node.inputs[1]) and (source is None or source.op != "Constant"):
+        if not is_constant(node.inputs[1]):
             yield Hit(title(node), "its scale is computed at run time: scales must be constants")
 
 

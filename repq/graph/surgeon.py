@@ -7,6 +7,7 @@ that in ``graph.head`` and the metadata in ``graph.properties``, and ``export_gr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _DROPPED = {
 
 
 def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
-    """Import a model; it stays as it is.
+    """Import a model; it stays as it is. What its Constant nodes give are constants as its initializers are.
 
     Args:
         model: any model whose weights are in the file.
@@ -57,7 +58,30 @@ def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
     for field in ("graph", "metadata_props"):
         graph.head.ClearField(field)
     graph.properties = {entry.key: entry.value for entry in model.metadata_props}
+    _store_constants(graph)
     return graph
+
+
+def _store_constants(graph: gs.Graph) -> None:
+    """Put constants in the place of Constant nodes, in place; one that is an output or holds text stays."""
+    kept = []
+    for node in graph.nodes:
+        values = _constant_of(node.attrs) if node.op == "Constant" else None
+        if values is None or is_output(graph, node.outputs[0]):
+            kept.append(node)
+        else:
+            redirect(node.outputs[0], gs.Constant(node.outputs[0].name, values))
+    graph.nodes = kept
+
+
+def _constant_of(attributes: Mapping[str, Any]) -> NDArray[Any] | None:
+    """What a Constant node with these attributes gives; None: text, or no dense tensor."""
+    if "value" in attributes:
+        values = np.asarray(attributes["value"].values)
+        return None if values.dtype.kind in "OSU" else values
+    types = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    found = [np.array(value, types[kind]) for kind, value in attributes.items() if kind in types]
+    return found[0] if found else None
 
 
 def export_graph(graph: gs.Graph) -> ModelProto:
