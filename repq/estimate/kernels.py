@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto
 from repq.errors import GraphError
 from repq.graph.extra_kernels import ELEMENTWISE, extra_kernels, writes_integers
 from repq.graph.integer_concat import restore_pairs
-from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer, values_of
+from repq.graph.integers import VIEWS, WEIGHTED_OPS, has_int8_weight, is_int8_layer, is_integer_operator, values_of
 from repq.graph.surgeon import element_type, import_graph, is_constant, is_output, producer, title
 from repq.layers import CONVOLUTIONS
 
@@ -67,9 +67,14 @@ def kernels_of(model: ModelProto) -> Work:
     """Count the work of a graph for one image.
 
     Raises:
-        GraphError: shapes other than the batch size are not known.
+        GraphError: shapes other than the batch size are not known, or it is a graph of integer operators.
     """
     graph = import_graph(_for_one_image(model), shapes=True)
+    if found := sorted({node.op for node in graph.nodes if is_integer_operator(node)}):
+        raise GraphError(
+            "the work of integer operators is not known", found=", ".join(found),
+            fix="estimate the Q/DQ graph: export without --for, or for another runtime than ONNX Runtime",
+        )  # fmt: skip
     restore_pairs(graph)
     kernels, unknown = [], []
     for kernel in _fuse(graph):
@@ -79,10 +84,13 @@ def kernels_of(model: ModelProto) -> Work:
         else:
             unknown.append(kernel.kind)
     tensors, extra = graph.tensors(), []
-    for found in extra_kernels(graph):
-        floats = _float_type(tensors[found.tensor])
-        moved = _size(tensors[found.tensor]) * (_BYTES[floats] + 1)  # it reads floats and writes bytes, or vice versa
-        extra.append(Kernel(found.tensor, found.kind, floats, activation_bytes=moved))
+    for entry in extra_kernels(graph):
+        tensor = tensors[entry.tensor]
+        if not _has_size(tensor):
+            unknown.append(entry.kind)
+            continue
+        moved = _size(tensor) * (_BYTES[_float_type(tensor)] + 1)  # it reads floats and writes bytes, or vice versa
+        extra.append(Kernel(entry.tensor, entry.kind, _float_type(tensor), activation_bytes=moved))
     notes = [f"left out, its size is known to the run alone: {', '.join(sorted(set(unknown)))}"] if unknown else []
     return Work(tuple(kernels), tuple(extra), tuple(notes))
 

@@ -124,6 +124,11 @@ def is_int8_layer(node: gs.Node) -> bool:
     return has_int8_weight(node) and arriving_parameters(node.inputs[0]) is not None
 
 
+def is_integer_operator(node: gs.Node) -> bool:
+    """Whether a node computes with integers by itself, as ONNX Runtime's forms have it, without Q and DQ around it."""
+    return bool(node.op.startswith(("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")))
+
+
 def quantized_value(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor that ``tensor`` is a quantized or dequantized form of; ``tensor`` itself if it is neither."""
     while (node := producer(tensor)) is not None and node.op in ("QuantizeLinear", "DequantizeLinear"):

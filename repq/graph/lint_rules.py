@@ -27,6 +27,7 @@ from repq.graph.integers import (
     arriving_parameters,
     has_int8_weight,
     is_int8_layer,
+    is_integer_operator,
     parameters_of,
     quantized_value,
     quantizers,
@@ -168,7 +169,7 @@ def _computed_scales(scan: Scan) -> Iterator[Hit]:
 
 def _integer_operators(scan: Scan) -> Iterator[Hit]:
     for node in scan.graph.nodes:
-        if node.op.startswith(("QLinear", "ConvInteger", "MatMulInteger", "DynamicQuantize")):
+        if is_integer_operator(node):
             yield Hit(title(node), f"{node.op} is no operator that TensorRT knows: write Q/DQ instead")
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from few_blocks import few_blocks
 from graph_views import for_serving
 from onnx import ModelProto, helper, numpy_helper
+from small_graphs import graph
 
 from repq.cli import main
 from repq.errors import GraphError, RepqError
@@ -17,6 +18,7 @@ from repq.estimate import DEVICES, Efficiency, estimate, find_device, kernels_of
 from repq.estimate.roofline import utilization
 from repq.export import export_float, save_onnx
 from repq.graph import insert_qdq, to_fp16
+from repq.graph.lowering_onnxruntime import lower
 from repq.layers import LayerId
 from repq.model import build
 from repq.recipe import LetterboxConfig, NmsConfig, PreprocessConfig
@@ -150,3 +152,26 @@ def test_the_command_line(detector: ModelProto, tmp_path) -> None:
     assert [row["device"] for row in values["estimates"]] == ["NVIDIA T4", "NVIDIA L4"]
     wrong = CliRunner().invoke(main, ["estimate", str(tmp_path / "m.onnx"), "--device", "t44"])
     assert wrong.exit_code == 2 and "did you mean t4" in wrong.stderr
+
+
+def test_a_quantizer_of_a_size_that_only_the_run_knows() -> None:
+    """Coordinates of what is not zero, quantized for a product: neither of them can be counted."""
+    text = """g (float[1,4] x) => (float y) {
+        n = NonZero(x)
+        t = Transpose(n)
+        f = Cast<to=1>(t)
+        e = Softmax(f)
+        q = QuantizeLinear(e, s, z)
+        d = DequantizeLinear(q, s, z)
+        v = DequantizeLinear(w, s, z)
+        p = MatMul(d, v)
+        y = ReduceMax<keepdims=0>(p)
+    }"""
+    model = graph(text, s=np.float32(0.1), z=np.int8(0), w=np.ones((2, 3), np.int8))
+    found = estimate(model, DEVICES["t4"])
+    assert found.extra_kernels_ms == 0 and "quantize" in found.notes[0] and "MatMul" in found.notes[0]
+
+
+def test_integer_operators_are_no_work_that_it_knows() -> None:
+    with pytest.raises(GraphError, match="ConvInteger"):
+        estimate(lower(quantized(convolution()), integer_sums=None), DEVICES["t4"])
