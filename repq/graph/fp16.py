@@ -11,7 +11,7 @@ After::
 A DequantizeLinear's output has the type of its scale (ONNX, opset 19), so scales become FP16; layers that stay float
 get FP16 weights. A float graph without any Q/DQ becomes the pure FP16 graph.
 
-Three things need care:
+Four things need care:
 
 - *Scales.* FP16 is normal from 2^-14 on; below, it loses digits and may be flushed to zero. Scales are raised to that
   value, and the integers of a weight whose scale was raised are computed anew, ``q' = round(q s / s')``.
@@ -19,6 +19,7 @@ Three things need care:
   and height are differences of such numbers. So the decoding of boxes, from the point where distances meet the anchor
   grid (or DFL probabilities their bins) to the output, stays FP32. It is a few element-wise operations on some thousand
   boxes; class scores join it at the very end.
+- *Operators.* What ONNX has in FP32 alone, such as Celu and NonMaxSuppression, stays FP32.
 - *Overflow.* What exceeds 65504 becomes infinite. The caller measures (``nodes_beyond_fp16``) and names the nodes that
   stay FP32; a node whose constants overflow stays FP32 by itself.
 
@@ -254,9 +255,12 @@ class _Typing:
         return len(self._graph.nodes) - before
 
     def _wanted(self, node: gs.Node, keep: Collection[str]) -> int:
-        constants = [] if node.op in _FLOAT32_SLOTS else [tensor for tensor in node.inputs if is_constant(tensor)]
-        kept = {node.name, *(tensor.name for tensor in node.outputs)}.intersection(keep)
-        return _FLOAT if node.op in _OWN_TYPE or kept or any(map(_overflows, constants)) else _HALF
+        if node.op in _OWN_TYPE or not {node.name, *(tensor.name for tensor in node.outputs)}.isdisjoint(keep):
+            return _FLOAT
+        if node.op in _FLOAT32_SLOTS:
+            return _HALF
+        overflow = any(is_constant(tensor) and _overflows(tensor) for tensor in node.inputs)
+        return _FLOAT if overflow or _takes_float32_alone(node, self._graph.opset) else _HALF
 
     def _current(self, tensor: gs.Tensor) -> int:
         return self._tensors.get(tensor.name, _FLOAT)
@@ -296,6 +300,17 @@ class _Typing:
                     self._graph.nodes.append(
                         gs.Node("Cast", f"{outer.name}/to_io", {"to": self._io_type}, [tensor], [outer])
                     )
+
+
+def _takes_float32_alone(node: gs.Node, opset: int) -> bool:
+    """Whether ONNX has no FP16 for something that a node reads or writes, as of Celu and NonMaxSuppression."""
+    if node.domain or not onnx.defs.has(node.op, opset):
+        return False
+    schema = onnx.defs.get_schema(node.op, opset)
+    types = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
+    slots = [*zip(node.inputs, schema.inputs, strict=False), *zip(node.outputs, schema.outputs, strict=False)]
+    allowed = [types.get(slot.type_str, [slot.type_str]) for tensor, slot in slots if not tensor.is_empty()]
+    return any("tensor(float)" in names and "tensor(float16)" not in names for names in allowed)
 
 
 def _overflows(constant: gs.Constant) -> bool:

@@ -182,3 +182,16 @@ def test_old_opsets_and_typed_graphs_are_refused() -> None:
     half, _ = to_fp16(model)
     with pytest.raises(GraphError, match="FP16 already"):
         to_fp16(half)
+
+
+@pytest.mark.parametrize("body", [
+    "a = Celu(x)\n y = Mul(a, half)",
+    "s = Sigmoid(x)\n n = NonMaxSuppression(b, s, k, half, half)\n r = Cast<to=1>(n)\n y = ReduceSum<keepdims=0>(r)",
+])  # fmt: skip
+def test_what_onnx_has_in_float32_alone_stays_float32(body: str) -> None:
+    boxes = np.array([[[0, 0, 2, 2], [4, 4, 6, 6]]], np.float32)
+    shape = "float y" if "Sum" in body else "float[1,1,2] y"
+    model = graph(f"g (float[1,1,2] x) => ({shape}) {{ {body} }}", half=np.float32(0.5), b=boxes, k=np.int64(2))
+    half, _ = to_fp16(model)
+    x = np.array([[[0.25, 1]]], np.float32)
+    np.testing.assert_allclose(run(half, x=x)[0], run(model, x=x)[0], rtol=1e-3)
