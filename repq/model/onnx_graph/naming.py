@@ -70,11 +70,19 @@ def _convolutions(model: ModelProto, path: Path) -> Iterator[_Layer]:
                          fix="export the model with one constant weight per convolution")  # fmt: skip
     for node, value in zip(nodes, values, strict=True):
         if value is None or value.ndim != 4:
+            _store_weight(model, node, value)
             continue
         bias = constants.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if bias is None and len(node.input) > 2 and node.input[2]:
             raise GraphError(f"the bias of {title(node)} is computed", fix="export the model with constant biases")
         yield _Layer(node, value, bias)
+
+
+def _store_weight(model: ModelProto, node: NodeProto, value: NDArray[np.float32] | None) -> None:
+    """Make an initializer of a weight that constants give, in place: convolutions of other dimensions are operators."""
+    if value is not None and all(tensor.name != node.input[1] for tensor in model.graph.initializer):
+        node.input[1] = f"{node.output[0]}/stored_weight"
+        model.graph.initializer.append(numpy_helper.from_array(value, node.input[1]))
 
 
 def _products(model: ModelProto) -> Iterator[_Layer]:

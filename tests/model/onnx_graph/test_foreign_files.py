@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,17 +192,19 @@ def small(make: Callable[[Graph], str], columns: int = 8) -> ModelProto:
     return g.model({"output": (g.rows([g.op("Sigmoid", g.conv(make(g), 8, columns, 1))], columns), [1, 64, columns])})
 
 
-def _one_dimension(g: Graph) -> str:
+def _one_dimension(g: Graph, copied: bool = False) -> str:
     """Channel attention by a convolution along the channels (arXiv 1910.03151), with a weight named as a layer's."""
     x = g.conv("input", 3, 8, stride=8)
     means = g.op("Transpose", g.op("Squeeze", g.op("GlobalAveragePool", x), g.ints(3)), perm=[0, 2, 1])
     g.stored.append(numpy_helper.from_array(g.rng.normal(0, 1, (1, 1, 3)).astype(np.float32), "eca.weight"))
-    mixed = g.op("Transpose", g.op("Conv", means, "eca.weight", kernel_shape=[3], pads=[1, 1]), perm=[0, 2, 1])
+    weight = g.op("Identity", "eca.weight") if copied else "eca.weight"
+    mixed = g.op("Transpose", g.op("Conv", means, weight, kernel_shape=[3], pads=[1, 1]), perm=[0, 2, 1])
     return str(g.op("Mul", x, g.op("Sigmoid", g.op("Unsqueeze", mixed, g.ints(3)))))
 
 
-def test_convolutions_of_one_dimension_stay_in_float(tmp_path: Path) -> None:
-    opened = load_graph(saved(small(_one_dimension), tmp_path))
+@pytest.mark.parametrize("copied", [False, True])
+def test_convolutions_of_one_dimension_stay_in_float(copied: bool, tmp_path: Path) -> None:
+    opened = load_graph(saved(small(partial(_one_dimension, copied=copied)), tmp_path))
     assert len(layer_ids(opened.model)) == 2
     quantized = quantize(opened.model, [noise(2)], PtqConfig()).model
     graph = export_quantized(quantized, IMGSZ)
