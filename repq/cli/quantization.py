@@ -108,7 +108,8 @@ def ptq_command(
     size = "x".join(map(str, context.imgsz))
     same = f"--data {data} --imgsz {size}"
     if not ptq.auto and plan is None:
-        fix = f"let repq choose the corrections: repq ptq {weights} {same} -o {out} (no --plain, no --method)"
+        chosen = f"repq ptq {weights} {same} {ptq.integer_options} -o {out} (no --plain, no --method)"
+        fix = f"let repq choose the corrections: {chosen}"
     else:
         start = f"{weights} {same}" if out.suffix == ".onnx" else f"{out} {same} --teacher {weights}"
         fix = f"repq qat {start} -o trained{out.suffix}"

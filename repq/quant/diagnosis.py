@@ -62,20 +62,25 @@ def diagnose(
         fused: a fused model; it is not changed.
         batches: images to calibrate on.
         held_out: images to judge on, network inputs on the model's device.
-        config: scheme and calibration of the plain trial.
+        config: scheme and calibration of the plain trial, and the layers that stay in float in all of them.
         ap: AP of a model on labelled images to judge on; None: there are none, and no way is approved of.
         max_drop: AP that may be lost.
 
     Raises:
-        QuantizationError: as ``quantize``; or the model's output is the same for every image.
+        QuantizationError: as ``quantize``; no layer is left to quantize; or the model's output is the same for every
+            image.
+        SelectorError: as ``quantize``.
     """
-    plain = config.model_copy(update={"correct": CorrectionConfig(), "keep_float": (), "auto": False})
-    tried = {entry.name: entry.diagnosed for entry in CORRECTIONS if entry.diagnosed is not None}
-    corrected = plain.model_copy(update={"correct": CorrectionConfig(**tried)})
+    plain = config.model_copy(update={"correct": CorrectionConfig(), "auto": False})
     wanted = outputs_of(fused, held_out)
     _demand_answers(fused, held_out, wanted)
-    observed = observe_model(fused, batches, corrected, progress, for_all=True)
+    observed = observe_model(fused, batches, plain, progress, for_all=True)
+    if not observed.plan.int8:
+        raise QuantizationError(
+            "there is nothing to diagnose", found="no layer in INT8", fix="keep fewer layers in float"
+        )
     quantized = apply(observed, plain)
+    corrected = plain.model_copy(update={"correct": _tried(fused, quantized.model)})
     layers = _layers(observed, quantized.model, held_out)
     with _only(quantized.model, "weight"):
         weights_only = head_snr_db(quantized.model, held_out, wanted)
@@ -91,13 +96,13 @@ def diagnose(
         "ptq": measured(quantized.model),
         "corrected": measured(apply(observed, corrected).model),
     }
-    worst = _worst(layers)
-    rest = [layer for layer in quantized_layers(quantized.model) if layer not in worst]
+    worst = _worst([row for row in layers if row.layer in observed.plan.int8])
+    rest = [layer for layer in observed.plan.int8 if layer not in worst]
     with quantizing(quantized.model, rest):
         found["partial"] = measured(quantized.model)
     merged = [row for row in layers if row.layer in fused.merged_layers()]
     titles = [entry.titled(value) for entry, value in asked_for(corrected.correct)]
-    ways, advice = _judge(found, max_drop, layers, merged, worst, weights_only, activations_only, config.scheme, titles)
+    ways, advice = _judge(found, max_drop, layers, merged, worst, weights_only, activations_only, config, titles)
     return Diagnosis(
         model=fused.spec.name,
         scheme=config.scheme,
@@ -111,6 +116,12 @@ def diagnose(
         max_drop=max_drop,
         ap_float=ap_float,
     )
+
+
+def _tried(fused: Detector, quantized: nn.Module) -> CorrectionConfig:
+    """The corrections that are tried together: all that are meant for a diagnosis and can do something here."""
+    possible = [entry for entry in CORRECTIONS if entry.diagnosed is not None and entry.applies(fused, quantized)]
+    return CorrectionConfig(**{entry.name: entry.diagnosed for entry in possible})
 
 
 def _demand_answers(model: Detector, images: Sequence[Tensor], found: Sequence[Outputs]) -> None:
@@ -130,11 +141,11 @@ def _demand_answers(model: Detector, images: Sequence[Tensor], found: Sequence[O
 
 
 def _layers(observed: Observed, model: Detector, images: Sequence[Tensor]) -> tuple[LayerDiagnosis, ...]:
-    channels, snrs = _channel_ratios(model, images), local_snrs(model, images)
+    channels, snrs = _channel_ratios(model, layer_ids(observed.reference), images), local_snrs(model, images)
     rows = []
     for layer in layer_ids(observed.reference):
         module, histogram = model.get_submodule(layer), observed.observation.histograms[layer]
-        weight_db, input_db = snrs[layer]
+        weight_db, input_db = snrs.get(layer, (None, None))  # nothing is lost of what stays in float
         row = LayerDiagnosis(
             layer=layer,
             macs=observed.macs[layer],
@@ -146,7 +157,8 @@ def _layers(observed: Observed, model: Detector, images: Sequence[Tensor]) -> tu
             weight_snr_db=weight_db,
             activation_snr_db=input_db,
         )
-        rows.append(row.model_copy(update={"findings": tuple(_findings(row, is_depthwise(module)))}))
+        findings = _findings(row, is_depthwise(module)) if layer in snrs else ()
+        rows.append(row.model_copy(update={"findings": tuple(findings)}))
     return tuple(rows)
 
 
@@ -223,9 +235,9 @@ def _tail(histogram: Histogram) -> float:
     return histogram.largest_magnitude / edge if edge > 0 else 1.0
 
 
-def _channel_ratios(model: nn.Module, batches: Iterable[Tensor]) -> dict[LayerId, float]:
+def _channel_ratios(model: nn.Module, layers: Iterable[LayerId], batches: Iterable[Tensor]) -> dict[LayerId, float]:
     with quantizing(model, ()):
-        ranges = channel_ranges(model, quantized_layers(model), batches)
+        ranges = channel_ranges(model, layers, batches)
     ratios = {}
     for layer, seen in ranges.items():
         low, high = seen.arrays()
@@ -257,20 +269,21 @@ def _judge(
     worst: set[LayerId],
     weights_only: float,
     activations_only: float,
-    scheme: str,
+    config: PtqConfig,
     corrections: Sequence[str],
 ) -> tuple[tuple[Way, ...], WayName]:
     total = sum(row.macs for row in layers)
     kept = sum(row.macs for row in layers if row.layer in worst) / total
+    options = config.integer_options
     evidence: dict[WayName, str] = {
-        "ptq": "every layer in INT8",
+        "ptq": "every layer in INT8" if not config.keep_float else "every layer in INT8 that is not kept in float",
         "corrected": _listed(corrections),
         "partial": f"the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
     }
     commands: dict[WayName, str] = {
-        "ptq": f"repq ptq --scheme {scheme} --plain",
-        "corrected": f"repq ptq --scheme {scheme}",
-        "partial": f"repq sensitivity --scheme {scheme} --max-drop {max_drop:g}, then repq ptq --plan",
+        "ptq": f"repq ptq {options} --plain",
+        "corrected": f"repq ptq {options}",
+        "partial": f"repq sensitivity {options} --max-drop {max_drop:g}, then repq ptq --plan",
         "repopt": "repq train with RepOptimizer (a hyper-search, then its plain model), then repq ptq",
         "qat": "repq qat, from the PTQ model",
     }

@@ -136,6 +136,16 @@ class PtqConfig(Config):
         "calibrate alone.",
     )  # fmt: skip
 
+    @property
+    def integer_options(self) -> str:
+        """What `repq ptq` and the like have to be told so that integers mean the same, as options."""
+        options = [f"--scheme {self.scheme}"]
+        if self.weight_granularity != "channel":
+            options.append(f"--weight-granularity {self.weight_granularity}")
+        if self.reduce_range:
+            options.append("--reduce-range")
+        return " ".join(options)
+
     @model_validator(mode="before")
     @classmethod
     def _what_is_given_is_not_chosen(cls, values: Any) -> Any:

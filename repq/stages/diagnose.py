@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from repq.api.fitting import look_for_overlap
 from repq.api.measuring import ap_of
 from repq.api.opening import of_weights
-from repq.api.quantizing import ap_on, calibration_images, fused
+from repq.api.quantizing import ap_on, calibration_images, fused, kept_float
 from repq.api.running import Options
 from repq.errors import DataError
 from repq.preprocessing import PRESETS
@@ -51,6 +51,7 @@ def diagnose_checkpoint(weights: Path, config: PtqConfig, context: Context, *, m
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
     look_for_overlap(records, context.place, context.val_split, context.log)
+    config = config.model_copy(update={"keep_float": kept_float(model, config, context.log)})
     shown = len(records) - max(1, len(records) // 3)
     images = calibration_images(model, imgsz, config, eval_config, progress)
     calibration, judging = images(records[:shown]), images(records[shown:])

@@ -148,11 +148,7 @@ def measure_sensitivity(
 
 def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
     """The command that quantizes with the plan in ``out``."""
-    settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} --scheme {ptq.scheme}"
-    if ptq.weight_granularity != "channel":
-        settings += f" --weight-granularity {ptq.weight_granularity}"
-    if ptq.reduce_range:
-        settings += " --reduce-range"
+    settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} {ptq.integer_options}"
     return f"repq ptq {weights} {settings} --plan {out / PLAN} -o int8.safetensors"
 
 

@@ -15,7 +15,7 @@ from repq.model import Detector
 from repq.quant.diagnosis import TOO_LITTLE_DB, diagnose, local_snrs, weight_crest
 from repq.quant.ptq import quantize
 from repq.quant.sensitivity import local_errors
-from repq.quant.similarity import similarity
+from repq.quant.similarity import head_snr_db, outputs_of, similarity
 from repq.recipe import CalibrationConfig, PtqConfig
 from repq.report.diagnosis import ADVICE, diagnosis_table
 from repq.results import Diagnosis
@@ -110,3 +110,47 @@ def test_of_a_constant_output_nothing_is_concluded(healthy: Detector, part: str)
                 values.zero_()
     with pytest.raises(QuantizationError, match=r"(?s)nothing can be concluded.*output is constant"):
         diagnose(model, [images()], [images(1, seed=5)], CONFIG, ap=lambda model: 0.3)
+
+
+@pytest.fixture
+def one_in_float(healthy: Detector) -> tuple[PtqConfig, Detector]:
+    return CONFIG.model_copy(update={"keep_float": ("detect.stems.*",)}), healthy
+
+
+def test_what_stays_in_float_stays_so_in_every_way(one_in_float: tuple[PtqConfig, Detector]) -> None:
+    config, model = one_in_float
+    judging = images(1, seed=5)
+    found = diagnose(model, [images()], [judging], config)
+    plain = quantize(model, [images()], config)
+    kept = set(plain.plan.float_)
+    ways = {way.name: way for way in found.ways}
+    assert kept and ways["ptq"].head_snr_db == head_snr_db(plain.model, [judging], outputs_of(model, [judging]))
+    rows = {row.layer: row for row in found.layers}
+    assert set(rows) == {*plain.plan.int8, *kept}
+    for layer in kept:
+        assert rows[layer].weight_snr_db is None is rows[layer].activation_snr_db and not rows[layer].findings
+    with pytest.raises(QuantizationError, match="nothing to diagnose"):
+        diagnose(model, [images()], [judging], CONFIG.model_copy(update={"keep_float": ("*",)}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"scheme": "asymmetric"}, {"weight_granularity": "tensor"}, {"reduce_range": True, "scheme": "asymmetric"}],
+)
+def test_a_way_is_given_as_the_command_that_was_tried(healthy: Detector, settings: dict[str, object]) -> None:
+    config = PtqConfig.model_validate({**CONFIG.model_dump(), **settings})
+    for way in diagnose(healthy, [images()], [images(1, seed=5)], config).ways[:3]:
+        told = way.command.split(",")[0].split()
+        for name, default in (("scheme", None), ("weight_granularity", "channel"), ("reduce_range", False)):
+            value, flag = getattr(config, name), "--" + name.replace("_", "-")
+            said = flag in told and (value is True or told[told.index(flag) + 1] == value)
+            assert said is (value != default)
+
+
+@pytest.mark.parametrize(("granularity", "tried"), [("channel", True), ("tensor", False)])
+def test_only_corrections_that_apply_are_said_to_be_tried(granularity: str, tried: bool) -> None:
+    config = PtqConfig.model_validate({**CONFIG.model_dump(), "weight_granularity": granularity})
+    found = diagnose(uneven("yolov6lite_s"), [images()], [images(1, seed=5)], config)
+    (corrected,) = [way for way in found.ways if way.name == "corrected"]
+    assert ("channel inputs" in corrected.evidence) is tried
+    assert "adaptive rounding" in corrected.evidence

@@ -22,7 +22,8 @@ from repq.model.weighted import Matrix
 from repq.quant import quantize
 from repq.quant.bin_means import bin_means
 from repq.quant.similarity import head_snr_db, outputs_of
-from repq.recipe import DemoConfig, PtqConfig
+from repq.recipe import DemoConfig, EvalConfig, PtqConfig
+from repq.stages import diagnose_checkpoint
 
 
 @given(st.integers(4, 33), st.floats(0.1, 8), st.sampled_from(["conv", "matrix"]), st.integers(0, 99))
@@ -84,3 +85,16 @@ def test_it_is_measured_and_in_every_plan(tmp_path: Path) -> None:
         )  # fmt: skip
         assert (mean in plan.float_layers) or not float_
         assert len(plan.float_layers) <= 1 + float_
+
+
+@pytest.mark.parametrize("float_", [True, False])
+def test_a_diagnosis_tries_what_ptq_would_do(float_: bool, tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "set", DemoConfig(train_images=4, val_images=2, size=SIZE, classes=len(NAMES)))
+    path = saved(distributions(), tmp_path)
+    (mean,) = bin_means(load_graph(path).model)
+    config = PtqConfig(auto=False, float_bin_means=float_, calibration={"images": 4})  # type: ignore[arg-type]
+    found = diagnose_checkpoint(
+        path, config, data=data, imgsz=(SIZE, SIZE), eval_config=EvalConfig(batch=2), max_drop=0.01
+    )
+    (row,) = [row for row in found.layers if row.layer == mean]
+    assert (row.activation_snr_db is None) is float_
