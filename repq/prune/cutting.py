@@ -178,6 +178,7 @@ class Pruner:
         """The skeleton of the smaller graph: shapes of weights, groups, and constants that say shapes."""
         graph = ModelProto()
         graph.CopyFrom(read_skeleton(self.model.spec.graph))
+        del graph.graph.value_info[:]  # shapes of the whole model's tensors, which converting to a newer opset notes
         stored = {tensor.name: tensor for tensor in graph.graph.initializer}
         for layer, node in layer_nodes(graph).items():
             if layer in widths:

@@ -244,7 +244,7 @@ def test_grouping_the_largest_models_is_quick(name: str) -> None:
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def shuffled_graph() -> onnx.ModelProto:
+def shuffled_graph(opset: int = 17) -> onnx.ModelProto:
     """Convolutions around everything that moves channels: Split, Reshape, Transpose, Concat, Slice, Resize, Add."""
     rng = np.random.default_rng(0)
     weights: list[Any] = []
@@ -261,10 +261,12 @@ def shuffled_graph() -> onnx.ModelProto:
         return name
 
     weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
+    weights.append(numpy_helper.from_array(np.empty(0, np.float32), "roi"))
     node = helper.make_node
     nodes = [
         conv("stem", "image", 16, 3, kernel=3), node("Relu", ["stem"], ["r"], "relu"),
-        node("Split", ["r", ints("halves", [8, 8])], ["left", "right"], "split", axis=1),
+        node("Split", ["r", ints("halves", [8, 8])], ["left", "right"], "split", axis=1) if opset >= 13 else
+        node("Split", ["r"], ["left", "right"], "split", axis=1, split=[8, 8]),
         conv("dw", "right", 8, 8, groups=8, kernel=3), conv("pw", "dw", 8, 8),
         node("Concat", ["left", "pw"], ["both"], "concat", axis=1),
         node("Reshape", ["both", ints("shape1", [1, 2, 8, 32, 32])], ["five"], "reshape1"),
@@ -273,7 +275,7 @@ def shuffled_graph() -> onnx.ModelProto:
         conv("next", "mixed", 16, 16), node("Add", ["next", "mixed"], ["sum"], "add"),
         node("Slice", ["sum", ints("s", [4]), ints("e", [12]), ints("a", [1])], ["cut"], "slice"),
         node("MaxPool", ["cut"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
-        node("Resize", ["pooled", "", "twice"], ["big"], "resize", mode="nearest"),
+        node("Resize", ["pooled", "roi", "twice"], ["big"], "resize", mode="nearest"),
         conv("grouped", "big", 8, 8, groups=2), node("Sigmoid", ["grouped"], ["gate"], "sigmoid"),
         node("Mul", ["grouped", "gate"], ["silu"], "mul"), conv("head", "silu", 7, 8),
         node("Reshape", ["head", ints("shape3", [1, 7, 1024])], ["found"], "reshape3"),
@@ -283,13 +285,14 @@ def shuffled_graph() -> onnx.ModelProto:
         nodes, "toy", [value("image", TensorProto.FLOAT, (1, 3, 32, 32))],
         [value("found", TensorProto.FLOAT, (1, 7, 1024))], weights,
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> GraphDetector:
+@pytest.fixture(scope="module", params=[17, 11], ids=lambda opset: f"opset{opset}")
+def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GraphDetector:
+    """Files of older opsets are converted, which notes the shapes of all tensors in them."""
     path = tmp_path_factory.mktemp("toy") / "toy.onnx"
-    onnx.save(shuffled_graph(), path)
+    onnx.save(shuffled_graph(request.param), path)
     skeleton, weights = to_skeleton(read_graph(path).model)
     model = GraphDetector(GraphSpec(name="toy", num_classes=3, strides=(16,), imgsz=(32, 32), graph=skeleton))
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
@@ -311,7 +314,9 @@ def test_a_pruned_graph_answers_as_what_is_left_of_it(toy: GraphDetector, monkey
     kept = choose(pruner, groups, config, share_of_macs(pruner, (32, 32)), 1.0)
     smaller = pruner.cut(kept)
     x = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
-    found, wanted = (run_onnx(with_weights(m.spec.graph, m.state_dict()), x) for m in (smaller, pruner.masked(kept)))
+    graphs = [with_weights(m.spec.graph, m.state_dict()) for m in (smaller, pruner.masked(kept))]
+    onnx.checker.check_model(graphs[0], full_check=True)
+    found, wanted = (run_onnx(graph, x) for graph in graphs)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in toy.parameters())
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
