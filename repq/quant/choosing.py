@@ -38,6 +38,7 @@ from repq.quant.similarity import head_snr_db, outputs_of
 from repq.quant.state import quantized_layers, switched
 from repq.recipe import CorrectionConfig, PtqConfig
 from repq.results import PtqTrial
+from repq.results.base import gained
 
 FREE_GAIN_DB = 0.25
 """What a correction has to gain that costs nothing in the engine."""
@@ -110,7 +111,7 @@ class _Bench:
         off = [layer.weight_quantizer for layer in quantized_layers(outcome.model).values()] if inputs_alone else []
         with switched(dict.fromkeys(off, False)):
             snr = head_snr_db(outcome.model, self.judging, self._wanted)
-        gain, seconds = None if base is None else snr - base.snr, time.perf_counter() - started
+        gain, seconds = None if base is None else gained(snr, base.snr), time.perf_counter() - started
         self.trials.append(
             PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds, inputs_alone=inputs_alone)
         )
@@ -201,7 +202,7 @@ def _improved(bench: _Bench, best: _Result, tried: Iterable[Correction], *, inpu
             found = max(
                 (bench.run(name, config, best, inputs_alone=inputs_alone) for name, config in configs.items()), key=_snr
             )
-            if found.snr >= best.snr + (COSTLY_GAIN_DB if correction.cost else FREE_GAIN_DB):
+            if gained(found.snr, best.snr) >= (COSTLY_GAIN_DB if correction.cost else FREE_GAIN_DB):
                 best = found
                 bench.keep(best)
                 break

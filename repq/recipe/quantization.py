@@ -343,7 +343,7 @@ class PlanConfig(Config):
 
     measure: Measure | None = setting(
         None, flag="--measure", metavar="NAME", help="Rank the layers by local.snr, head.mse, ap.only_int8 … "
-        "[default: the best of the SNRs and AP sweeps that were taken; with --top local.snr]",
+        "[default: the best of the SNRs and AP sweeps that were taken; with --top the first, as a rule local.snr]",
     )  # fmt: skip
     top: int | None = setting(
         None, ge=0, le=100_000, flag="--top", excludes="--max-drop",

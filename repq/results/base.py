@@ -32,3 +32,8 @@ def measured_time(default: Any = ...) -> Any:
 
 
 Range = tuple[float, float]
+
+
+def gained(now: float, before: float) -> float:
+    """What an SNR in dB has gained: nothing where both are infinite, whose difference is no number."""
+    return now - before if now != before else 0.0

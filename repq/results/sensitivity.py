@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from repq.results.base import Range, Result, measured_time
+from repq.results.base import Range, Result, gained, measured_time
 
 
 class Similarity(Result):
@@ -113,7 +113,7 @@ class PlanReport(Result):
     @property
     def gain_db(self) -> float | None:
         """What the plan gains at the head; None: it was not chosen by that."""
-        return None if self.snr_db is None or self.snr_db_int8 is None else self.snr_db - self.snr_db_int8
+        return None if self.snr_db is None or self.snr_db_int8 is None else gained(self.snr_db, self.snr_db_int8)
 
     @property
     def adds_nothing(self) -> bool:

@@ -199,11 +199,16 @@ def _write_report(out: Path, sensitivity: Sensitivity, plan: PlanReport | None, 
 
 
 def _demand_measured(config: SensitivityConfig, plan: PlanConfig | None) -> None:
-    """Refuse to rank layers by what is not measured, before it is.
+    """Refuse to measure nothing, and to rank layers by what is not measured, before anything is.
 
     Raises:
         RecipeError: as above.
     """
+    if not (config.local or config.end_to_end or config.ap):
+        raise RecipeError(
+            "there is nothing to measure the layers by", found="local and end_to_end switched off, and no AP sweep",
+            fix="switch one of them on, or add --ap only_int8",
+        )  # fmt: skip
     if plan is None or plan.measure is None:
         return
     where, _, what = plan.measure.partition(".")

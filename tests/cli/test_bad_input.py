@@ -53,3 +53,9 @@ def test_a_measure_that_is_not_taken_is_refused_first(material: Material, folder
     message = refused(invoke(*material.line("sensitivity", measure=["ap.only_float"])))
     assert "ap.only_float" in message
     assert not (material.folder / "out").exists()
+
+
+def test_to_measure_nothing_is_refused_first(material: Material, folder: Path) -> None:
+    off = [word for name in ("local", "end_to_end") for word in ("--set", f"sensitivity.{name}=false")]
+    assert "nothing to measure" in refused(invoke(*material.line("sensitivity"), *off))
+    assert not (material.folder / "out").exists()

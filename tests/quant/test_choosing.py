@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from repq.errors import QuantizationError
 from repq.model import Detector
 from repq.quant import quantize, quantize_at_best, quantize_in_steps, scale_table
 from repq.quant.choosing import COSTLY_GAIN_DB, FREE_GAIN_DB, WITH_WEIGHTS
+from repq.quant.corrections import asked_for
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, CorrectionConfig, PtqConfig
 
@@ -67,3 +69,12 @@ def test_each_correction_that_was_asked_for_is_a_step(lite: Detector) -> None:
     assert all((one[layer].input.scale == other[layer].input.scale).all() for layer in one)
     with torch.no_grad():
         assert torch.equal(plain.model(images(1)), outcome.model(images(1)))
+
+
+def test_where_nothing_is_lost_nothing_is_corrected(lite: Detector) -> None:
+    """What acts on no layer leaves the float model's very outputs: an infinite SNR, of which no gain is a number."""
+    config = CONFIG.model_copy(update={"keep_float": ("*",)})
+    outcome = quantize_at_best(lite, [images()], [images(1, seed=5)], config)
+    assert outcome.trials[0].head_snr_db == math.inf
+    assert not any(math.isnan(trial.gain_db) for trial in outcome.trials if trial.gain_db is not None)
+    assert not asked_for(outcome.config.correct)

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from small_detectors import SIZE, images
 
 from repq.data import load_dataset, make_demo_set
+from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.quant import quantize, quantizing
 from repq.quant.corrections import CORRECTIONS, asked_for, by_layer
 from repq.quant.sensitivity import Journal, Measurement, collect, make_plan, measure_layers, snr_judge
 from repq.quant.sensitivity.planning import NEAR_DB
+from repq.quant.sensitivity.search import Assessment
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import LayerSensitivity, Sensitivity, Similarity
@@ -79,6 +81,27 @@ def test_nothing_stays_in_float_where_nothing_gains() -> None:
     measured, _ = toy(0)
     plan, report = make_plan(measured, PlanConfig(max_float=0.5), judge=lambda chosen: -float(len(chosen)))
     assert not plan.float_ and report.adds_nothing and report.gain_db == 0
+
+
+@pytest.mark.parametrize("taken", ["local", "head"])
+@pytest.mark.parametrize("config", [PlanConfig(max_float=0.5), PlanConfig(top=3), PlanConfig(max_drop=0.1)])
+def test_a_plan_is_made_of_whatever_was_measured(taken: str, config: PlanConfig) -> None:
+    measured, _ = toy(0)
+    missing = {name: None for name in ("local", "head") if name != taken}
+    measured = measured.model_copy(update={"layers": tuple(r.model_copy(update=missing) for r in measured.layers)})
+    _, report = make_plan(
+        measured, config, judge=lambda chosen: -float(len(chosen)), assess=lambda chosen: Assessment(0.0, 0.0)
+    )
+    assert report.measure == f"{taken}.snr" and len(report.float_layers) == (config.top or 0)
+    nothing = measured.model_copy(update={"layers": tuple(r.model_copy(update={taken: None}) for r in measured.layers)})
+    with pytest.raises(QuantizationError, match="no measure was taken"):
+        make_plan(nothing, config, judge=lambda chosen: 0.0, assess=lambda chosen: Assessment(0.0, 0.0))
+
+
+def test_what_a_plan_gains_is_a_number_where_all_is_in_float_anyway() -> None:
+    measured, noise = toy(0)
+    _, report = make_plan(measured, PlanConfig(max_float=0.5), judge=lambda chosen: math.inf, always_float=list(noise))
+    assert report.gain_db == 0 and report.adds_nothing
 
 
 def test_a_measure_that_is_named_alone_ranks() -> None:

@@ -12,10 +12,10 @@ from repq.quant.sensitivity.search import Assess, search
 from repq.recipe import Measure, PlanConfig
 from repq.results import PlanReport, Sensitivity
 
-DEFAULT_MEASURE: Measure = "local.snr"  # the best on the Lite models; benchmarks/compare_measures.py
 COMPARED: tuple[Measure, ...] = ("local.snr", "neck.snr", "head.snr", "ap.only_int8", "ap.only_float")
 """What a search chooses from; MSE and cosine similarity say nearly the same as SNR, MSE without looking at the scale
-of the tensor."""
+of the tensor. A number of layers is chosen by the first that was taken, the best on the Lite models
+(benchmarks/compare_measures.py)."""
 
 SHARE_MEASURES: tuple[Measure, ...] = ("head.snr", "neck.snr", "local.snr")
 """What layers are ranked by for plans of a share of the multiply-adds; the head's SNR tells which ranking is best."""
@@ -56,7 +56,7 @@ def make_plan(
         return _plan_of_share(sensitivity, config, config.max_float, judge, images, fixed)
     if config.max_drop is None:
         assert config.top is not None  # the settings hold one of the three
-        measure = config.measure or DEFAULT_MEASURE
+        measure = _measures(sensitivity, config)[0]
         kept = [*top_plan(sensitivity, measure, config.top).float_, *always_float]
         plan = QuantPlan.keeping_float(layers, kept)
         return plan, _report(sensitivity, plan, measure, fixed)
@@ -100,8 +100,7 @@ def _plan_of_share(
     """
     cost = _costs(sensitivity, None)
     allowed = share * sum(cost.values())
-    taken = measured(sensitivity.layers)
-    measures = (config.measure,) if config.measure else tuple(name for name in SHARE_MEASURES if name in taken) or taken
+    measures = _measures(sensitivity, config, SHARE_MEASURES)
     tried: dict[frozenset[LayerId], str] = {}
     for family in candidate_orders(sensitivity, measures, cost):
         for order in family:
@@ -112,7 +111,7 @@ def _plan_of_share(
     near = [chosen for chosen, snr in gaining.items() if snr >= max(gaining.values()) - NEAR_DB]
     best = min(near, key=lambda chosen: (len(chosen), -gaining[chosen]), default=frozenset())
     plan = QuantPlan.keeping_float(tuple(LayerId(row.layer) for row in sensitivity.layers), [*best, *fixed])
-    name = tried.get(best, DEFAULT_MEASURE)
+    name = tried.get(best, measures[0])
     report = _report(sensitivity, plan, name, fixed)
     return plan, report.model_copy(
         update={"images": images, "snr_db": gaining.get(best, whole), "snr_db_int8": whole, "max_float": share}
@@ -171,11 +170,14 @@ def _costs(sensitivity: Sensitivity, milliseconds: Mapping[LayerId, float] | Non
     return {LayerId(row.layer): max(milliseconds.get(LayerId(row.layer), 0.0), 0.0) for row in sensitivity.layers}
 
 
-def _measures(sensitivity: Sensitivity, config: PlanConfig) -> tuple[Measure, ...]:
+def _measures(
+    sensitivity: Sensitivity, config: PlanConfig, preferred: tuple[Measure, ...] = COMPARED
+) -> tuple[Measure, ...]:
+    """What to rank the layers by: as the settings say, else by those of ``preferred`` that were taken, or any."""
     if config.measure is not None:
         return (config.measure,)
     taken = measured(sensitivity.layers)
-    chosen = tuple(measure for measure in COMPARED if measure in taken) or taken
+    chosen = tuple(measure for measure in preferred if measure in taken) or taken
     if not chosen:
         raise QuantizationError("no measure was taken", fix="measure the layers first")
     return chosen
