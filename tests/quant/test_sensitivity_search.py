@@ -145,6 +145,22 @@ def test_no_plan_goes_beyond_the_cost_allowed(seed: int) -> None:
         assert not any(trial.fits for trial in found.trials)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_layer_that_alone_costs_too_much_keeps_no_other_from_being_tried(seed: int) -> None:
+    """It is most sensitive by every order, and what the cheap ones lose is more than the budget."""
+    rng = np.random.default_rng(seed)
+    layers = names(20)
+    drops = dict(zip(layers, (0.3, *rng.uniform(0.5, 1.5, 19)), strict=True))
+    cost = dict(zip(layers, (30.0, *rng.uniform(0.5, 1.5, 19)), strict=True))
+    given = [[order([layers[0], *(layers[i] for i in rng.permutation(range(1, 20)))], str(n))] for n in range(2)]
+    budget = sum(drops.values()) - sorted(drops.values())[1]
+    found = search(given, budget, additive(drops), cost, max_cost=0.1)
+    assert found.holds and found.float_ and layers[0] not in found.float_
+    assert sum(cost[layer] for layer in found.float_) <= 0.1 * sum(cost.values())
+    only = search([[order(layers)]], 0.0, additive(drops), dict.fromkeys(layers, 1.0), max_cost=0.01)
+    assert not only.holds and not only.float_  # none is cheap enough
+
+
 def test_an_order_for_the_cost_puts_cheap_layers_first() -> None:
     data = sensitivity([3.0, 3.0, 20.0], ap=[0.4, 0.3, 0.2]).model_copy(update={"ap_float": 0.9, "ap_int8": 0.1})
     cost = dict(zip(names(3), (100.0, 1.0, 1.0), strict=True))

@@ -70,13 +70,14 @@ def search(
         families: one or more orders each, all of the same layers; a layer that is in none of them stays as ``assess``
             has it.
         cost: what a layer costs in float, such as its multiply-adds; default: all the same.
-        max_cost: the share of the whole cost that float layers may have.
+        max_cost: the share of the whole cost that float layers may have; a layer that alone has more stays in INT8.
         give_back: how many layers are offered INT8 again at most.
     """
     hunt = _Hunt(families[0][0].layers, max_drop, assess, cost)
     given = families[0][0]
     if hunt.fits(given, (), "all_int8"):
         return Found((), given.name, True, hunt.trials)
+    families = [[hunt.affordable(order, max_cost) for order in family] for family in families]
 
     def best(orders: Sequence[Order]) -> Order:
         first, *others = orders
@@ -118,6 +119,10 @@ class _Hunt:
         self._known: dict[frozenset[LayerId], Assessment] = {frozenset(layers): Assessment(0.0, 0.0)}
         self._tried: list[tuple[Order, tuple[LayerId, ...]]] = []
         self._phases: list[Phase] = []
+
+    def affordable(self, order: Order, share: float) -> Order:
+        """The order without the layers that alone cost more than ``share`` of everything."""
+        return Order(order.name, tuple(layer for layer in order.layers if self._cost[layer] <= share))
 
     def prefix(self, order: Order, share: float) -> tuple[LayerId, ...]:
         """As many of the first layers as cost ``share`` of everything, all if that is 1."""
