@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from repq.engine import ENGINES
 from repq.engine.availability import guarded
 from repq.errors import EngineError, ToleranceError
+from repq.files import replacing, scratch_folder
 from repq.log import quiet
 from repq.recipe import (
     NOTHING_TO_LOSE,
@@ -245,16 +247,15 @@ def chosen_settings(config: PtqConfig, report: PtqReport) -> PtqConfig:
 
 def _keeping_better(job: PtqJob, than: Held, out: Path, max_drop: float) -> Held:
     """What comes of this job; it is in ``out`` if it `_loses_less`, which else is as it was."""
-    beside = out.with_name(f".{out.name}")
-    try:
-        found = job.judged(job.run(beside), beside, max_drop)
+    with scratch_folder() as folder:
+        made = folder / out.name
+        found = job.judged(job.run(made), made, max_drop)
         if found.drop is not None:
             job.context.log(f"loses {found.drop:.4f} AP in {found.where}")
         if _loses_less(found, than):
-            beside.replace(out)
-        return found
-    finally:
-        beside.unlink(missing_ok=True)
+            with replacing(out) as new:
+                shutil.copyfile(made, new)
+    return found
 
 
 def _loses_less(found: Held, than: Held) -> bool:

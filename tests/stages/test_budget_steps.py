@@ -71,12 +71,14 @@ def test_a_reduced_range_is_tried_where_sums_saturate_alone(
             quantize_within(cured, out, 0.005)
         assert out.read_text() == "full"
     asked.clear()
+    other = tmp_path / ".out"  # what lies beside is somebody else's: another file, or that of a run at the same time
+    other.write_text("another's")
     for aps, better in (((0.3, 0.35), True), ((0.3, 0.29), False)):
         with pytest.raises(LookupError):
             quantize_within(replace(cured, aps=aps), out, 0.005)
         wanted = better and saturates
         assert (out.read_text(), asked.pop().reduce_range) == (RANGES[wanted], wanted)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out", "out"] and other.read_text() == "another's"
     assert quantize_within(replace(cured, config=PtqConfig(auto=False)), out, 0.005).ap == 0.3
     assert quantize_within(replace(cured, aps=(0.399, 0.4)), out, 0.005).ap == 0.399
 
