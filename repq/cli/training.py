@@ -83,13 +83,15 @@ def prune_command(
 ) -> None:  # fmt: skip
     """Channels that are coupled go together: by additions, concatenations, shuffles and depthwise layers. What is
     written loads, evaluates, quantizes and exports like any fused model. With --epochs it learns on the train split to
-    answer as the whole model does; that needs no labels. The sweep of --scope sensitivity is shown in OUT.sweep.
+    answer as the whole model does; that needs no labels, and the same command goes on where it was stopped. The sweep
+    of --scope sensitivity is shown in OUT.sweep.
     """
     from repq.report.text import prune_table
     from repq.stages import prune_checkpoint, write_sweep
 
     context = shell.context(weights, imgsz, data, eval, val_split=split, graph=graph, device=device, seed=seed)
-    report = prune_checkpoint(weights, out, prune, context, evaluate=evaluate)
+    state = out.with_name(f"{out.name}.state")
+    report = prune_checkpoint(weights, out, prune, context, evaluate=evaluate, state=state)
     if any(group.sweep for group in report.groups):
         write_sweep(report, out.with_name(f"{out.name}.sweep"), data=str(data), imgsz=context.imgsz, log=shell.log)
     shell.finish({**report.values(), "out": str(out)}, lambda: prune_table(report))

@@ -32,12 +32,14 @@ def prune_checkpoint(
         out: .safetensors, or .onnx for a graph of size ``context.imgsz``.
         context: with images to rank channels by, to train on and to evaluate by; without any only weights are looked
             at.
-        state: file that lets a killed recovery continue.
+        state: file that lets a killed recovery continue, but where the target is a latency: what is measured again may
+            choose other channels. It is removed when ``out`` is written.
 
     Raises:
         CheckpointError: the weights are quantized.
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
+    state = None if config.latency is not None else state
     trained, log = context.open_float(weights), context.log
     train_set = val_set = None
     if context.data is not None:
@@ -49,6 +51,8 @@ def prune_checkpoint(
         device=context.device, seed=context.seed, state=state, progress=context.progress, log=log,
     )  # fmt: skip
     save_weights(out, smaller, context.imgsz)
+    if state is not None:
+        state.unlink(missing_ok=True)
     return report
 
 
@@ -73,10 +77,8 @@ def write_sweep(report: PruneReport, folder: Path, *, data: str, imgsz: tuple[in
 
 
 def _prune(job: Job) -> PruneReport:
-    config = job.section("prune", PruneConfig)
-    # A measured target may choose other channels the next time, which a recovery cannot go on with.
-    state = None if config.latency is not None else job.resume / "state"
-    report = prune_checkpoint(job.weights, job.payload / "pruned.safetensors", config, job.context, state=state)
+    out, config = job.payload / "pruned.safetensors", job.section("prune", PruneConfig)
+    report = prune_checkpoint(job.weights, out, config, job.context, state=job.resume / "state")
     job.log(f"  {report.macs_after / report.macs_before:.1%} of the multiply-adds are left")
     return report
 

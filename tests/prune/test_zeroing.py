@@ -21,7 +21,9 @@ from repq.model.detector import layers_of
 from repq.prune.zeroing import share_of_zeros, without_smallest
 from repq.recipe import DemoConfig, PruneConfig
 from repq.report.text import prune_table
+from repq.results import EpochRow
 from repq.stages import Context, prune_checkpoint
+from repq.train import epoch_line
 
 SIZE = (64, 64)
 
@@ -154,3 +156,25 @@ def test_a_stopped_recovery_goes_on_to_the_same_weights(whole: Path, data: Path,
     assert state.is_file() and not (tmp_path / "stopped.safetensors").exists()
     wanted, found = weights(tmp_path / "one.safetensors"), weights(tmp_path / "stopped.safetensors", state)
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert not state.exists()
+
+
+def test_a_stopped_command_goes_on(whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "small.safetensors"
+    words = ["prune", str(whole), "--data", str(data), "--imgsz", "64", "--scope", "layer", "--importance", "l2"]
+    words += ["--ratio", "0.2", "--epochs", "2", "--no-eval", "--set", "prune.images=4", "-o", str(out)]
+
+    def stopped(row: EpochRow, epochs: int) -> str:
+        if row.epoch == 2:
+            raise KeyboardInterrupt
+        return epoch_line(row, epochs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("repq.train.epoch_line", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            CliRunner().invoke(main, words)
+    assert not out.exists()
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0
+    assert "epoch 2/2" in result.stderr and "epoch 1/2" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
