@@ -101,7 +101,7 @@ def training_batches(
     def draw(item: tuple[int, tuple[int, int]]) -> tuple[Any, NDArray[np.float32]]:
         position, size = item
         rng = np.random.default_rng((seed, epoch, position))
-        plan = plan_sample(cache, order[position], size, _fitted(config, size[0] / imgsz[0]), rng, preprocessing)
+        plan = plan_sample(cache, order[position], size, _fitted(config, imgsz, size), rng, preprocessing)
         return making.prepare(plan), plan.objects
 
     items = [(position, size) for share, size in zip(computed, sizes, strict=True) for position in share]
@@ -124,9 +124,12 @@ def loading_threads(config: LoopConfig, device: str) -> int:
     return max(0, min(_MOST_THREADS, (os.cpu_count() or 1) - busy))
 
 
-def _fitted(config: LoopConfig, ratio: float) -> LoopConfig:
-    """The same room for images at another input size: border and inner size grow with it."""
-    old = config.letterbox
+def _fitted(config: LoopConfig, imgsz: tuple[int, int], size: tuple[int, int]) -> LoopConfig:
+    """The same room for images at another input size: border and inner size grow with the side that grows least.
+
+    Each side is rounded to strides by itself. What has room in ``imgsz`` has it in ``size``.
+    """
+    old, ratio = config.letterbox, min(size[0] / imgsz[0], size[1] / imgsz[1])
     if ratio == 1 or (not old.border and old.inner_size is None):
         return config
     inner_size = None if old.inner_size is None else max(1, int(old.inner_size * ratio))
