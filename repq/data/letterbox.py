@@ -54,8 +54,11 @@ class LetterboxTransform:
         return np.array([self.left, self.top, self.left, self.top], np.float64)
 
 
-def rooms(imgsz: tuple[int, int], config: LetterboxConfig) -> tuple[int, int]:
+def rooms(imgsz: tuple[int, int], config: LetterboxConfig, scale: float = 1.0) -> tuple[int, int]:
     """Height and width that an image may take of an input of ``imgsz``: less the borders, at most the inner size.
+
+    Args:
+        scale: 0..1, of both: a look at the image from further away.
 
     Raises:
         DataError: border and inner size leave no room in the input.
@@ -68,18 +71,23 @@ def rooms(imgsz: tuple[int, int], config: LetterboxConfig) -> tuple[int, int]:
             fix="make the border or the inner size smaller: inner_size + 2 * border may not exceed the input",
         )
     limit = config.inner_size or max(room_h, room_w)
-    return min(room_h, limit), min(room_w, limit)
+    return max(1, round(min(room_h, limit) * scale)), max(1, round(min(room_w, limit) * scale))
 
 
-def fit_ratio(width: float, height: float, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT) -> float:
+def fit_ratio(
+    width: float, height: float, imgsz: tuple[int, int], config: LetterboxConfig = DEFAULT, scale: float = 1.0
+) -> float:
     """By how much an image of this size is scaled to fit into an input of ``imgsz`` (height, width).
+
+    Args:
+        scale: as of `rooms`.
 
     Raises:
         DataError: border and inner size leave no room in the input.
     """
-    room_h, room_w = rooms(imgsz, config)
+    room_h, room_w = rooms(imgsz, config, scale)
     ratio = min(room_h / height, room_w / width)
-    return ratio if config.upscale else min(ratio, 1.0)
+    return ratio if config.upscale else min(ratio, scale)
 
 
 def letterbox_transform(
@@ -88,18 +96,19 @@ def letterbox_transform(
     imgsz: tuple[int, int],
     config: LetterboxConfig = DEFAULT,
     preprocessing: Preprocessing = USUAL,
+    scale: float = 1.0,
 ) -> LetterboxTransform:
-    """Return where an image of this size goes; ``imgsz`` is (height, width) of the input.
+    """Return where an image of this size goes; ``imgsz`` is (height, width) of the input, ``scale`` as of `rooms`.
 
     Raises:
         DataError: border and inner size leave no room in the input.
     """
-    ratio = fit_ratio(width, height, imgsz, config)
+    ratio = fit_ratio(width, height, imgsz, config, scale)
     # A float ratio such as 319.99999 must not lose a pixel, and a very long image keeps at least one.
     inner_w = max(1, int(width * ratio + 1e-6))
     inner_h = max(1, int(height * ratio + 1e-6))
     if preprocessing.stretch:
-        inner_h, inner_w = rooms(imgsz, config)
+        inner_h, inner_w = rooms(imgsz, config, scale)
     middle = preprocessing.placement == "centre"
     return LetterboxTransform(
         width=width,
@@ -116,14 +125,15 @@ def letterbox(
     imgsz: tuple[int, int],
     config: LetterboxConfig = DEFAULT,
     preprocessing: Preprocessing = USUAL,
+    scale: float = 1.0,
 ) -> tuple[NDArray[np.uint8], LetterboxTransform]:
-    """Scale an (h, w, 3) image into an input of ``imgsz`` (height, width), grey around it.
+    """Scale an (h, w, 3) image into an input of ``imgsz`` (height, width), grey around it; ``scale`` as of `rooms`.
 
     Raises:
         DataError: border and inner size leave no room in the input.
     """
     height, width = image.shape[:2]
-    transform = letterbox_transform(width, height, imgsz, config, preprocessing)
+    transform = letterbox_transform(width, height, imgsz, config, preprocessing, scale)
     inner_w, inner_h = round(width * transform.scale_x), round(height * transform.scale_y)
     if (inner_w, inner_h) != (width, height):
         averages = preprocessing.resize == "area" and inner_w < width and inner_h <= height

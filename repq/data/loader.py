@@ -78,6 +78,7 @@ def batches(
     letterbox_config: LetterboxConfig = DEFAULT,
     preprocessing: Preprocessing = USUAL,
     *,
+    scale: float = 1.0,
     workers: int = 2,
     kept: LetterboxedImages | None = None,
 ) -> Iterator[Batch]:
@@ -86,8 +87,9 @@ def batches(
     Args:
         imgsz: height and width of the network input in pixels.
         preprocessing: of the model that they are for.
+        scale: of the room that each has in the input, see `repq.data.letterbox.rooms`.
         workers: background threads; 0 loads in the caller's thread.
-        kept: images that need not be read again, of this size, letterbox and preprocessing; others are added.
+        kept: images that need not be read again, of this size, letterbox, preprocessing and scale; others are added.
 
     Raises:
         DataError: an image can no longer be read, or the letterbox does not fit.
@@ -99,7 +101,7 @@ def batches(
         if kept is not None and (found := kept.get(record.path)) is not None:
             return found
         image = read_image(record.path, bgr=preprocessing.bgr)
-        placed = letterbox(image, imgsz, letterbox_config, preprocessing)
+        placed = letterbox(image, imgsz, letterbox_config, preprocessing, scale)
         if kept is not None:
             kept.add(record.path, *placed)
         return placed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from repq.errors import RepqError
 from repq.evaluate.postprocess import suppress
-from repq.recipe import LetterboxConfig, TtaConfig
+from repq.recipe import TtaConfig
 
 A = TypeVar("A", bound=np.floating)
 Boxes = NDArray[np.float32]
@@ -24,19 +25,12 @@ class View:
     Attributes:
         size: height and width of the network's input.
         mirrored: left to right.
-        scale: of the image within the input.
+        scale: of the room that the image has in the input, see `repq.data.letterbox.rooms`.
     """
 
     size: tuple[int, int]
     mirrored: bool
     scale: float = 1.0
-
-    def letterbox(self, config: LetterboxConfig) -> LetterboxConfig:
-        """How images get into the input; a scale goes by the long side of the room that they usually have."""
-        if self.scale == 1:
-            return config
-        side = config.inner_size or max(self.size) - 2 * config.border
-        return config.model_copy(update={"inner_size": max(1, round(side * self.scale))})
 
 
 PLAIN = TtaConfig(flip=False)
@@ -71,11 +65,7 @@ def mirror_boxes(boxes: Boxes, width: int) -> Boxes:
 
 
 def merged(passes: Sequence[Boxes], config: TtaConfig, most: int) -> Boxes:
-    """The boxes (k, 6) of one image from those of every pass, best first, at most so many; one pass stays as it is.
-
-    Raises:
-        RepqError: weighted box fusion is asked for, and its library is not installed.
-    """
+    """The boxes (k, 6) of one image from those of every pass, best first, at most so many; one pass stays as it is."""
     if len(passes) == 1:
         return passes[0]
     together = np.concatenate(passes)
@@ -87,15 +77,23 @@ def merged(passes: Sequence[Boxes], config: TtaConfig, most: int) -> Boxes:
     return ordered[suppress(ordered, config.iou)[:most]]
 
 
-def _fused(passes: Sequence[Boxes], together: Boxes, iou: float) -> Boxes:
-    """Weighted box fusion (Solovyev et al., 1910.13302), which wants coordinates in 0..1."""
-    try:
-        from ensemble_boxes import weighted_boxes_fusion
-    except ImportError:
+def demand_library(config: TtaConfig) -> None:
+    """Refuse weighted box fusion where its library is not installed.
+
+    Raises:
+        RepqError: as above.
+    """
+    if config.merge == "wbf" and importlib.util.find_spec("ensemble_boxes") is None:
         raise RepqError(
             "weighted box fusion needs ensemble-boxes", found="it is not installed",
             fix="pip install 'repq[tta]', or --tta-merge nms",
-        ) from None  # fmt: skip
+        )  # fmt: skip
+
+
+def _fused(passes: Sequence[Boxes], together: Boxes, iou: float) -> Boxes:
+    """Weighted box fusion (Solovyev et al., 1910.13302), which wants coordinates in 0..1."""
+    from ensemble_boxes import weighted_boxes_fusion
+
     corners = together[:, :4].reshape(-1, 2)
     low = corners.min(0)
     size = np.maximum(corners.max(0) - low, 1e-6)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from repq.concurrency import concurrently, prefetch
 from repq.data import Batch, DetectionDataset, ImageRecord, batches, read_image
 from repq.errors import DataError
-from repq.evaluate.augmented import PLAIN, View, merged, mirror_boxes, mirror_images, views
+from repq.evaluate.augmented import PLAIN, View, demand_library, merged, mirror_boxes, mirror_images, views
 from repq.evaluate.postprocess import postprocess
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
@@ -84,31 +84,52 @@ def detect_all(
         RepqError: the library that merges is not installed.
     """
     tta = config.tta or PLAIN
-    found: list[list[NDArray[np.float32]]] = []
-    seconds: list[list[float]] = []
-    for view in views(imgsz, config.tta):
-        loaded = batches(dataset, view.size, config.batch, view.letterbox(config.letterbox), preprocessing)
-        of_view: list[NDArray[np.float32]] = []
-        times: list[float] = []
+    demand_library(tta)
+    looks = views(imgsz, config.tta)
 
-        def look(batch: Batch, view: View = view) -> tuple[list[NDArray[np.float32]], float]:
-            images = mirror_images(batch.images) if view.mirrored else batch.images
-            start = time.perf_counter()
-            output = np.asarray(predict(images))
-            took = time.perf_counter() - start
-            mirrored = view.size[1] if view.mirrored else None
-            return boxes_in_images(output, batch, dataset.names, config, layout, mirrored), took
+    def pass_of(view: View, part: DetectionDataset, progress: Progress) -> _Pass:
+        return _one_pass(predict, part, view, config, progress, label, layout, preprocessing, at_once)
 
-        looked = concurrently(look, loaded, at_once)
-        for boxes_of_batch, took in progress(looked, total=-(-len(dataset) // config.batch), label=label):
-            of_view.extend(boxes_of_batch)
-            times.append(took)
-        found.append(of_view)
-        seconds.append(times)
-    boxes = tuple(merged(passes, tta, config.max_detections) for passes in zip(*found, strict=True))
-    medians = [float(np.median(times)) for times in seconds if times]
-    cost = TtaCost(passes=len(found), time_ratio=sum(medians) / medians[0]) if config.tta and medians else None
+    passes = [pass_of(view, dataset, progress) for view in looks]
+    of_images = zip(*(one.boxes for one in passes), strict=True)
+    boxes = tuple(merged(found, tta, config.max_detections) for found in of_images)
+    cost = None
+    if config.tta is not None and len(dataset):
+        plain = passes[0]
+        if looks[0].size != imgsz:  # none of the passes tells how long a plain one takes
+            plain = pass_of(View(imgsz, False), dataset.subset(dataset.records[: 2 * at_once * config.batch]), silent)
+        cost = TtaCost(passes=len(passes), time_ratio=sum(one.seconds for one in passes) / plain.seconds)
     return Detections(_names(dataset.records), boxes, cost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one look at every image found: boxes per image, and the median of the seconds that a batch took."""
+
+    boxes: list[NDArray[np.float32]]
+    seconds: float
+
+
+def _one_pass(
+    predict: Predict, dataset: DetectionDataset, view: View, config: EvalConfig, progress: Progress, label: str,
+    layout: OutputLayout, preprocessing: Preprocessing, at_once: int,
+) -> _Pass:  # fmt: skip
+    def look(batch: Batch) -> tuple[list[NDArray[np.float32]], float]:
+        images = mirror_images(batch.images) if view.mirrored else batch.images
+        start = time.perf_counter()
+        output = np.asarray(predict(images))
+        took = time.perf_counter() - start
+        mirrored = view.size[1] if view.mirrored else None
+        return boxes_in_images(output, batch, dataset.names, config, layout, mirrored), took
+
+    loaded = batches(dataset, view.size, config.batch, config.letterbox, preprocessing, scale=view.scale)
+    looked = progress(concurrently(look, loaded, at_once), total=-(-len(dataset) // config.batch), label=label)
+    boxes: list[NDArray[np.float32]] = []
+    times: list[float] = []
+    for boxes_of_batch, took in looked:
+        boxes.extend(boxes_of_batch)
+        times.append(took)
+    return _Pass(boxes, float(np.median(times)) if times else 0.0)
 
 
 def detect_images(

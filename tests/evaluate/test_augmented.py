@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from repq.data import DetectionDataset, letterbox_transform, load_dataset, make_demo_set
+from repq.errors import RepqError
 from repq.evaluate import detect_all, views
 from repq.evaluate.augmented import View, merged, mirror_boxes, mirror_images
 from repq.model import build
+from repq.preprocessing import Preprocessing
 from repq.recipe import DemoConfig, EvalConfig, LetterboxConfig, TtaConfig
 
 HAS_WBF = all(importlib.util.find_spec(name) for name in ("ensemble_boxes", "numba"))
@@ -98,7 +103,7 @@ def test_images_scaled_within_the_input_leave_its_size_alone(dataset: DetectionD
     plain, small = views((96, 128), tta)
     assert (plain, small) == (View((96, 128), False), View((96, 128), False, 0.5))
     for width, height in ((50, 40), (64, 32)):
-        usual, scaled = (letterbox_transform(width, height, (96, 96), view.letterbox(LetterboxConfig()))
+        usual, scaled = (letterbox_transform(width, height, (96, 96), scale=view.scale)
                          for view in views((96, 96), tta))  # fmt: skip
         assert scaled.scale_x == pytest.approx(usual.scale_x / 2, abs=1 / width)
     shapes = set()
@@ -117,3 +122,48 @@ def test_the_plain_view_comes_first() -> None:
     found = views((96, 128), TtaConfig(scales=(0.5, 1.0, 1.0)))
     assert found[0] == View((96, 128), False) and len(found) == 4
     assert {view.size for view in found} == {(96, 128), (64, 64)}
+
+
+@given(
+    size=st.tuples(st.integers(64, 640), st.integers(64, 640)),
+    image=st.tuples(st.integers(64, 640), st.integers(64, 640)),
+    scale=st.floats(0.3, 1),
+    border=st.integers(0, 16),
+    inner=st.none() | st.integers(64, 320),
+    upscale=st.booleans(),
+    stretch=st.booleans(),
+)
+def test_a_scale_within_the_input_counts_whatever_the_shapes(
+    size: Any, image: Any, scale: float, border: int, inner: int | None, upscale: bool, stretch: bool
+) -> None:
+    config = LetterboxConfig(border=border, inner_size=inner, upscale=upscale)
+    assume(inner is None or inner <= max(size) - 2 * border)
+    usual, scaled = (letterbox_transform(*image, size, config, Preprocessing(stretch=stretch), factor)
+                     for factor in (1.0, scale))  # fmt: skip
+    for pixels, before, after in ((image[0], usual.scale_x, scaled.scale_x), (image[1], usual.scale_y, scaled.scale_y)):
+        # The room is rounded to whole pixels, and so is the image, which a long one feels on its short side.
+        slack = 1.5 if stretch else 2 + max(image) / min(image)
+        assert abs(after - scale * before) * pixels <= slack
+
+
+@pytest.mark.parametrize("scales", [(2.0,), (1.0, 2.0), (2.0, 0.5)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_time_is_told_in_plain_passes_whichever_are_made(
+    dataset: DetectionDataset, scales: tuple[float, ...], flip: bool
+) -> None:
+    def predict(images: Any) -> Any:
+        time.sleep(0.02 * images.shape[2] * images.shape[3] / 64**2)
+        return np.zeros((len(images), 1, 8), np.float32)
+
+    tta = TtaConfig(scales=scales, flip=flip)
+    cost = detect_all(predict, dataset, (64, 64), EvalConfig(batch=2, tta=tta)).tta
+    wanted = sum(scale**2 for scale in scales) * (2 if flip else 1)
+    assert cost is not None and cost.time_ratio == pytest.approx(wanted, rel=0.4)
+
+
+def test_what_cannot_be_merged_is_said_before_anything_is_looked_at(
+    dataset: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RepqError, match="ensemble-boxes"):
+        detect_all(pytest.fail, dataset, (64, 64), EvalConfig(tta=TtaConfig(merge="wbf")))
