@@ -28,13 +28,14 @@ def below(folder: Path, text: str) -> Path:
 
     ``~`` and environment variables are filled in. Backslashes separate folders if nothing has that name as it stands.
     """
-    path = _joined(folder, expanded(text))
+    path = joined(folder, expanded(text))
     if "\\" in text and not os.path.lexists(path):
-        return _joined(folder, expanded(text.replace("\\", "/")))
+        return joined(folder, expanded(text.replace("\\", "/")))
     return path
 
 
-def _joined(folder: Path, path: Path) -> Path:
+def joined(folder: Path, path: Path) -> Path:
+    """Join a path to a folder as the file system does, without ``..``; links keep their names."""
     if path.is_absolute():
         folder = Path(path.anchor)
     if ".." not in path.parts:

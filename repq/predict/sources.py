@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repq.api.images import read_rgb
 from repq.data import read_image
-from repq.data.image_files import find_images, name_below
+from repq.data.image_files import find_images, joined, name_below
 from repq.data.images import IMAGE_SUFFIXES
 from repq.errors import DataError
 from repq.log import Log, quiet
@@ -151,14 +151,16 @@ def _files(place: str, log: Log) -> list[Path]:
 
 
 def _of_images(paths: Sequence[Path], places: Sequence[str]) -> Source:
-    """Named by their path below the one folder that was given, or below the folder that they have in common."""
-    paths = list(dict.fromkeys(paths))
+    """Named by their path below the one folder that was given, or below the folder that they have in common.
+
+    A file that several places lead to is there once; one that is reached by a link counts as another.
+    """
     only = Path(places[0]) if len(places) == 1 else None
     if only is not None and only.is_dir():
         root = only
     else:
-        root = Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))  # noqa: PTH100 (links stay)
-        paths = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+        paths = list(dict.fromkeys(joined(Path.cwd(), path) for path in paths))
+        root = Path(os.path.commonpath([path.parent for path in paths]))
     frames = (Pending(name_below(path, root), partial(read_image, path)) for path in paths)
     return Source("", "images", frames, len(paths), paths=tuple(paths))
 

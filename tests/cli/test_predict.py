@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from repq.api.opening import load
 from repq.errors import RepqError
 from repq.predict.outputs import CocoFile, DrawnImages, DrawnVideo, Prediction, YoloFiles
+from repq.predict.sources import open_sources
 from repq.recipe import EvalConfig
 
 FRAMES = 7
@@ -160,6 +162,27 @@ def test_every_way_to_name_images(engine: Path, pictures: Path, folder: Path) ->
         assert {entry["image"] for entry in written(folder / "out")["images"]} == names
         assert files(folder / "out") == {"predictions.json"}
     assert run(engine, pictures, "-o", "out", "--frames", 2)["images"] == 2
+
+
+def test_an_image_that_several_places_lead_to_is_looked_at_once(pictures: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(pictures)
+    for places in (
+        ["below", pictures / "below", "below/../below", "a.png"],
+        ["a.png", pictures / "a.png", "below/c.jpg", "*/c.jpg"],
+    ):
+        (source,) = open_sources([str(place) for place in places])
+        assert sorted(frame.name for frame in source.frames) == ["a.png", "below/c.jpg"]
+        assert source.total == 2
+
+
+def test_a_path_out_of_a_linked_folder_leads_where_the_system_says(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "inner")
+    for folder, level in ((tmp_path, 10), (tmp_path / "far", 200)):
+        cv2.imwrite(str(folder / "a.png"), np.full((4, 4, 3), level, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    (source,) = open_sources(["near/../a.png"])
+    assert [int(frame.read().max()) for frame in source.frames] == [200]
 
 
 def test_a_video_becomes_a_video(engine: Path, video: Path, folder: Path) -> None:
