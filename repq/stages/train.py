@@ -58,7 +58,7 @@ def train_detector(
     from repq.data import class_places
     from repq.model import save_checkpoint
     from repq.reparam.repopt import extract_scales, has_scales, load_scales, save_scales
-    from repq.train import joined_processes, open_board, settings_for, train
+    from repq.train import doubtful_settings, joined_processes, open_board, settings_for, train
 
     imgsz, config = context.imgsz, with_precision(config, resolve_device(context.device))
     with joined_processes(context.device) as (processes, device):
@@ -72,6 +72,8 @@ def train_detector(
         train_set, val_set = splits_to_train_on(context.place, splits, start=start, log=log, progress=context.progress)
         model = _initial_model(config, initial, train_set.num_classes, context.seed, log)
         model.spec.check_size(*imgsz)
+        for note in doubtful_settings(model, config):
+            log(note)
         thresholds = model.spec.thresholds.changed(deploy.model_dump(), "the weights", log)
         model.spec = replace(model.spec, thresholds=thresholds)
 

@@ -7,7 +7,7 @@ from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.epochs import epoch_line, epochs_csv
 from repq.train.loader import image_weights
-from repq.train.loop import TrainOutcome, fine_tuned, settings_for, train
+from repq.train.loop import TrainOutcome, doubtful_settings, fine_tuned, settings_for, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
 from repq.train.trainer import Trainer
@@ -28,6 +28,7 @@ __all__ = [
     "Updater",
     "anchor_grid",
     "assign_task_aligned",
+    "doubtful_settings",
     "epoch_line",
     "epochs_csv",
     "fine_tuned",

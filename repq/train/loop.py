@@ -19,7 +19,7 @@ from repq.train.balance import with_class_weights
 from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
-from repq.train.objective import demand_trainable
+from repq.train.objective import demand_trainable, objective_of
 from repq.train.trainer import Trainer, handed_back, moved
 from repq.train.update import Updater
 
@@ -152,6 +152,19 @@ _STEPS = (
     "warmup_shape", "warmup_bias_learning_rate", "max_grad_norm", "ema_decay", "ema_ramp_steps", "scale", "hsv",
 )  # fmt: skip
 """What the steps of a training hang on."""
+
+
+def doubtful_settings(model: Detector, config: TrainConfig) -> tuple[str, ...]:
+    """What a user should know of settings that mean nothing to this model, or to a training of so few epochs."""
+    usual = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    unused = [name for name in objective_of(model, config).unused if getattr(config, name) != usual[name]]
+    notes = [f"{model.spec.name} has no use for {', '.join(unused)}"] if unused else []
+    all_of_them = f"as many as there are epochs ({config.epochs}) or more"
+    if config.flat_epochs >= config.epochs:
+        notes.append(f"flat_epochs is {all_of_them}: after the warm-up, the learning rate is at its least")
+    if config.mosaic_off_epochs >= config.epochs and (config.mosaic or config.mixup):
+        notes.append(f"mosaic_off_epochs is {all_of_them}: no image is made of several")
+    return tuple(notes)
 
 
 def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None = None) -> FineTuned:

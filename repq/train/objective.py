@@ -17,12 +17,15 @@ class Objective:
 
     Attributes:
         bins: of the distribution that a raw side of a box is; 0: it is none.
+        unused: names of settings of training that mean nothing to it.
     """
 
     bins = 0
+    unused: tuple[str, ...] = ()
 
     def __init__(self, model: Detector, config: TrainConfig) -> None:
         self.spec = model.spec
+        self._l1_from = 0.0 if config.l1_epochs is None else 1 - config.l1_epochs / config.epochs
 
     def loss(
         self,
@@ -45,6 +48,12 @@ class Objective:
             TrainingError: models of this family cannot be trained on labels.
         """
         raise _without_loss(self.spec)
+
+    def with_l1_at_the_end(self, sums: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """The parts of a loss, of which ``l1`` is 0 before the last ``l1_epochs``."""
+        if "l1" not in sums or progress >= self._l1_from - 1e-9:
+            return sums
+        return {**sums, "l1": sums["l1"].detach() * 0}
 
     def corners(self, distances: Tensor, seen: Tensor, grid: AnchorGrid) -> Tensor:
         """The boxes x1, y1, x2, y2 in pixels, (P, 4), of the raw ones (B, N, any) at P points; here they are raw.

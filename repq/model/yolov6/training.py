@@ -5,6 +5,8 @@ Only ``repq.train`` and what stands on it loads this module.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from repq.model.detector import Detector, TrainOutput
@@ -24,6 +26,7 @@ class DistanceObjective(Objective):
         self.options = LossOptions.from_config(config)
         self.reg_max = model.spec.reg_max if model.spec.use_dfl else 0
         self.bins = self.reg_max + 1 if self.reg_max else 0
+        self.unused = () if self.reg_max else ("dfl_weight",)
 
     def loss(
         self,
@@ -34,7 +37,7 @@ class DistanceObjective(Objective):
         warm_up: bool = False,
         progress: float = 0.0,
     ) -> DetectionLoss:
-        return detection_loss(
+        found = detection_loss(
             output.scores,
             output.distances,
             objects,
@@ -43,6 +46,7 @@ class DistanceObjective(Objective):
             options=self.options,
             warm_up=warm_up,
         )
+        return replace(found, sums=self.with_l1_at_the_end(found.sums, progress))
 
     def corners(self, distances: Tensor, seen: Tensor, grid: AnchorGrid) -> Tensor:
         points, strides = (values.expand(len(seen), -1, -1)[seen] for values in (grid.points, grid.strides))

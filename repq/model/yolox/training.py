@@ -25,10 +25,11 @@ class YoloxObjective(Objective):
     the cell's corner and logarithms of sizes, both in cells, in the last ``l1_epochs``.
     """
 
+    unused = ("class_loss", "dfl_weight", "atss_epochs")
+
     def __init__(self, model: Detector, config: TrainConfig) -> None:
         super().__init__(model, config)
         self.options = LossOptions.from_config(config)
-        self.l1_from = 0.0 if config.l1_epochs is None else 1 - config.l1_epochs / config.epochs
 
     def loss(
         self,
@@ -57,11 +58,9 @@ class YoloxObjective(Objective):
         }
         if options.l1 > 0:
             sums["l1"] = (raw[..., :4][positive] - written(wanted, grid, positive)).abs().sum() * options.l1
-            if progress < self.l1_from - 1e-9:
-                sums["l1"] = sums["l1"].detach() * 0
         if self.spec.one_to_one:
             sums["one_to_one"] = one_to_one_loss(raw[..., -1], scores.square(), boxes.detach(), objects, grid)
-        return DetectionLoss(sums, positive.sum().to(raw.dtype))
+        return DetectionLoss(self.with_l1_at_the_end(sums, progress), positive.sum().to(raw.dtype))
 
 
 QUALITY = 0.8  # share of the IoU in what decides which point is the one of an object
