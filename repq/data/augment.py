@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data.cache import ImageCache
-from repq.data.letterbox import USUAL, fit_ratio, letterbox_transform
+from repq.data.letterbox import USUAL, fit_ratio, letterbox_transform, rooms
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
 
@@ -134,11 +134,11 @@ def _compose(
     """One image, or a mosaic of it and three others, on grey."""
     if mosaic:
         indices = [index, *rng.integers(0, len(cache), 3).tolist()]
-        placements = mosaic_placements([cache.size(other) for other in indices], imgsz, config, rng)
+        placements = mosaic_placements([cache.size(other) for other in indices], imgsz, config, rng, preprocessing)
     else:
         indices, size = [index], cache.size(index)
         if config.affine == "all":
-            placements = [single_placement(size, imgsz, config, rng)]
+            placements = [single_placement(size, imgsz, config, rng, preprocessing)]
         else:
             placements = [plain_placement(size, imgsz, config, preprocessing)]
     return _placed(cache, indices, placements, imgsz, preprocessing.pad)
@@ -179,17 +179,35 @@ def plain_placement(
     return Placement(np.diag([place.scale_x, place.scale_y]), offset, (0, 0, imgsz[1], imgsz[0]))
 
 
+def fit_scales(
+    size: tuple[int, ...], imgsz: tuple[int, int], config: LoopConfig, preprocessing: Preprocessing
+) -> Matrix:
+    """By how much x and y of an image of ``size`` (height, width) are scaled to fit into the output: (2,)."""
+    if preprocessing.stretch:
+        height, width = rooms(imgsz, config.letterbox)
+        return np.array([width / size[1], height / size[0]])
+    return np.full(2, fit_ratio(size[1], size[0], imgsz, config.letterbox))
+
+
 def single_placement(
-    size: tuple[int, ...], imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
+    size: tuple[int, ...],
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing = USUAL,
 ) -> Placement:
     """Fit an image of ``size`` (height, width) into the output, then zoom, turn, shear and shift it at random."""
     view, centre = _draw_view(imgsz, config, rng)
-    linear = view * fit_ratio(size[1], size[0], imgsz, config.letterbox)
+    linear = view * fit_scales(size, imgsz, config, preprocessing)
     return Placement(linear, centre - linear @ _middle(size), (0, 0, imgsz[1], imgsz[0]))
 
 
 def mosaic_placements(
-    sizes: list[tuple[int, ...]], imgsz: tuple[int, int], config: LoopConfig, rng: np.random.Generator
+    sizes: list[tuple[int, ...]],
+    imgsz: tuple[int, int],
+    config: LoopConfig,
+    rng: np.random.Generator,
+    preprocessing: Preprocessing = USUAL,
 ) -> list[Placement]:
     """Lay four fitted images around a random point, the joint, of a canvas twice as large, and look at its middle.
 
@@ -203,7 +221,7 @@ def mosaic_placements(
     placements = []
     for quarter, size in enumerate(sizes):
         bottom, right = divmod(quarter, 2)
-        linear = view * fit_ratio(size[1], size[0], imgsz, config.letterbox)
+        linear = view * fit_scales(size, imgsz, config, preprocessing)
         corner = np.array([0 if right else size[1], 0 if bottom else size[0]], np.float64)
         columns = (cut_x, width) if right else (0, cut_x)
         rows = (cut_y, height) if bottom else (0, cut_y)

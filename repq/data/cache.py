@@ -18,13 +18,16 @@ from repq.printable import printable
 class ImageCache:
     """Decoded images of some records, shrunk to fit ``imgsz`` and never enlarged.
 
-    The first images that fit into ``max_bytes`` stay in memory, the others are decoded each time; what `image` returns
-    is the same either way. Threads may share a cache.
+    They keep their shape, or with ``stretch`` shrink on each side as far as that needs, for models that take images
+    stretched. The first images that fit into ``max_bytes`` stay in memory, the others are decoded each time; what
+    `image` returns is the same either way. Threads may share a cache.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], imgsz: tuple[int, int], max_bytes: int) -> None:
+    def __init__(
+        self, records: Sequence[ImageRecord], imgsz: tuple[int, int], max_bytes: int, *, stretch: bool = False
+    ) -> None:
         self.records = tuple(records)
-        self.imgsz = imgsz
+        self.imgsz, self.stretch = imgsz, stretch
         self._images: dict[int, NDArray[np.uint8]] = {}
         self._free = max_bytes
         self._lock = threading.Lock()
@@ -60,6 +63,8 @@ class ImageCache:
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of ``image(index)``, which is not decoded for it."""
         record = self.records[index]
+        if self.stretch:
+            return min(self.imgsz[0], record.height), min(self.imgsz[1], record.width)
         ratio = min(self.imgsz[0] / record.height, self.imgsz[1] / record.width)
         if ratio >= 1:
             return record.height, record.width

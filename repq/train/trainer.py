@@ -105,10 +105,10 @@ class Trainer:
         self.model, self.device = updater.model, updater.device
         self.stride = self.model.spec.strides[-1]
         largest = largest_size(job.imgsz, config, self.stride)
-        self.cache = ImageCache(job.train_set.records, largest, config.cache_mib << 20)
+        form = self.model.spec.preprocessing
+        self.cache = ImageCache(job.train_set.records, largest, config.cache_mib << 20, stretch=form.stretch)
         threads = loading_threads(config, self.device.type)
-        grey = self.model.spec.preprocessing.pad
-        self.renderer = renderer_of(config.loader, self.cache, grey, self.device, threads)
+        self.renderer = renderer_of(config.loader, self.cache, form.pad, self.device, threads)
 
         batches = steps_per_epoch(len(self.cache), config.batch)
         per_update = batches_per_update(config.batch, config.nominal_batch, batches * config.epochs)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq.data import ImageCache, ImageRecord
+from repq.data import ImageCache, ImageRecord, letterbox, letterbox_transform
 from repq.data.augment import (
     MIN_SIDE,
     Placement,
@@ -30,7 +30,7 @@ from repq.data.augment import (
     turn_over,
 )
 from repq.errors import DataError
-from repq.preprocessing import Preprocessing
+from repq.preprocessing import PRESETS, Preprocessing
 from repq.recipe import LetterboxConfig, TrainConfig
 
 QUIET = TrainConfig(hsv=(0, 0, 0), flip=0.5, translate=0.2, scale=0.5, mosaic=0.0)
@@ -145,6 +145,25 @@ def test_the_cache_keeps_to_its_bound(tmp_path: Path) -> None:
     for index in range(len(cache)):
         cache.image(index)
     assert len(cache._images) == 2
+
+
+@given(side=st.tuples(st.integers(1, 300), st.integers(1, 300)))
+def test_images_for_stretched_inputs_keep_what_the_input_has_room_for(side: tuple[int, int]) -> None:
+    record = ImageRecord("a.png", Path("a.png"), side[1], side[0])
+    cache = ImageCache([record], (96, 160), 0, stretch=True)
+    assert cache.size(0) == (min(96, side[0]), min(160, side[1]))
+
+
+def test_a_stretched_sample_is_what_evaluation_sees(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 400, 3), dtype=np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), 3)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    cache = ImageCache([ImageRecord("a.png", tmp_path / "a.png", 400, 48)], (96, 96), 1 << 20, stretch=True)
+    config = TrainConfig(mosaic=0, flip=0, hsv=(0, 0, 0), translate=0, scale=(1, 1))
+    form = Preprocessing(stretch=True)
+    drawn = draw_sample(cache, 0, (96, 96), config, np.random.default_rng(0), form).image
+    seen = letterbox(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (96, 96), config.letterbox, form)[0]
+    assert np.abs(drawn.astype(int) - seen).mean() < 1
 
 
 def test_a_plan_needs_no_image_and_its_sample_has_its_objects(tmp_path: Path) -> None:
@@ -266,3 +285,19 @@ def test_boxes_stay_inside_and_upright(a: float, b: float, c: float, d: float, s
             assert x2 <= right
             assert top <= y1 <= y2 - MIN_SIDE
             assert y2 <= bottom
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("mosaic", [False, True])
+@given(side=st.tuples(st.integers(20, 400), st.integers(20, 400)), seed=st.integers(0, 99))
+def test_images_have_the_shape_that_evaluation_gives_them(
+    preset: Any, mosaic: bool, side: tuple[int, int], seed: int
+) -> None:
+    config = TrainConfig(translate=0.3, scale=(1, 1))
+    rng = np.random.default_rng(seed)
+    place = letterbox_transform(side[1], side[0], (96, 160), config.letterbox, preset.preprocessing)
+    make = mosaic_placements if mosaic else single_placement
+    made = make([side] * 4 if mosaic else side, (96, 160), config, rng, preset.preprocessing)  # type: ignore[arg-type]
+    for placement in made if mosaic else [made]:
+        extent = placement.linear @ [side[1], side[0]]
+        np.testing.assert_allclose(extent, [place.scale_x * side[1], place.scale_y * side[0]], atol=1)  # whole pixels
