@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,38 @@ def test_two_runs_at_once_make_one_whole_artifact(tmp_path: Path) -> None:
     artifact = read_artifact(folder)
     assert artifact is not None
     assert sorted(artifact.manifest.files) == ["a", "b"]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new folder", "used folder"])
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_a_run_that_waits_for_one_that_fails_makes_the_artifact_itself(
+    tmp_path: Path, there: bool, waiting: int
+) -> None:
+    if there:
+        make(tmp_path, [], stage="build", seed=1)
+    begun, waits, made = threading.Event(), threading.Semaphore(0), list[Any]()
+
+    def stopped(folder: Path, resume: Path) -> None:
+        begun.set()
+        assert all(waits.acquire(timeout=30) for _ in range(waiting))
+        raise KeyboardInterrupt
+
+    def whole(folder: Path, resume: Path) -> None:
+        (folder / "result.txt").write_text("payload")
+
+    def run() -> None:
+        begun.wait(30)
+        identity = Identity("build", {})
+        made.append(RunFolder(tmp_path).make(identity, whole, on_wait=lambda message: waits.release()))
+
+    others = [threading.Thread(target=run) for _ in range(waiting)]
+    for other in others:
+        other.start()
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).make(Identity("build", {}), stopped)
+    for other in others:
+        other.join(30)
+    assert sorted(artifact.reused for artifact in made) == [False] + [True] * (waiting - 1)
 
 
 def test_hashes_do_not_depend_on_key_order() -> None:
