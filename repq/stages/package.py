@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from repq.api.opening import load
+from repq.files import write_text
 from repq.recipe import engine_title
 from repq.report.blocks import Block, Column, Columns, Facts, Text, number, table
 from repq.report.numbers import fraction, mebibytes, milliseconds
+from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, ExportedGraphs, PtqReport, Verdict
 from repq.stages.build import built
 from repq.stages.stage import Job, Stage
@@ -40,14 +42,29 @@ def _package(job: Job) -> None:
         graph = "int8_float16"
     onnx = load(artifacts["export"] / f"{graph}.onnx")
     model = onnx if name is None else load(engines[name])
-    card = model_card(job, verdict, name or f"{verdict.ship}-int8", timed, artifacts["eval"].result(Accuracies).models)
-    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card):
+    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card=""):
         job.log(f"  without samples, which cannot make boxes of its outputs: {reason}")
+    card = model_card(job, verdict, name, timed, artifacts["eval"].result(Accuracies).models)
+    write_text(job.payload / "README.md", card)  # last: it lists what is there
     job.log(f"  to ship: {name or onnx.label}")
 
 
+def why_shipped(verdict: Verdict, name: str | None) -> str:
+    """Why this is shipped, with what was measured of it and no more.
+
+    Args:
+        name: of the engine that is shipped, such as ``openvino-int8``; None: the graph alone, for an engine that this run
+            did not build.
+    """
+    found = " ".join(f"{line}." for line in sentences(verdict))
+    if name is None and verdict.ship is not None:
+        title = engine_title(verdict.ship)
+        return f"{title} was not built here: neither its AP nor its latency was measured. {found}"
+    return found if verdict.ship is not None else f"INT8 is not shipped. {found}"
+
+
 def model_card(
-    job: Job, verdict: Verdict, name: str, timed: Mapping[str, BenchRow], measured: Mapping[str, Accuracy]
+    job: Job, verdict: Verdict, name: str | None, timed: Mapping[str, BenchRow], measured: Mapping[str, Accuracy]
 ) -> str:
     """What is in the folder, what was measured of it and where, and what it must not be taken for."""
     from repq.report.markdown import render_markdown
@@ -67,13 +84,11 @@ def model_card(
         number("Median latency (ms)", latency, milliseconds),
         number("Size", lambda one: timed[one].size_bytes if one in timed else None, mebibytes),
     )
-    why = (
-        f"INT8 loses at most {verdict.max_drop:g} AP in it and is faster than FP32."
-        if verdict.ship is not None
-        else f"INT8 is not shipped: no engine keeps the loss within {verdict.max_drop:g} AP and is faster than FP32."
-    )
+    what = f"as {name}" if name else "as a graph, without an engine"
+    engine = name.rpartition("-")[0] if name else verdict.ship or ""
+    files = [row for row in _FILES if all((job.payload / file).exists() for file in row[0].split(", "))]
     blocks: list[Block] = [
-        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}, shipped as {name}. {why}"),
+        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}, shipped {what}. {why_shipped(verdict, name)}"),
         Facts([
             ("Input", f"{recipe.imgsz[0]}x{recipe.imgsz[1]} (height x width); model.json says how images become it"),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}, of the INT8 engines"),
@@ -90,15 +105,16 @@ def model_card(
         table(
             "Files",
             (Column("File", lambda row: row[0], code=True), Column("What", lambda row: row[1], wrap=True)),
-            _FILES,
+            files,
         ),
     ]  # fmt: skip
-    return f"# {recipe.name}: {engine_title(name.rpartition('-')[0])}\n\n" + render_markdown(blocks) + "\n"
+    return f"# {recipe.name}: {engine_title(engine)}\n\n" + render_markdown(blocks) + "\n"
 
 
 _FILES = (
     ("engine/", "the engine, as repq loads it; the file that the runtime reads is named in model.json"),
-    ("model.onnx", "the graph that it was built from"),
+    ("model.onnx", "the graph that the engine is built from"),
+    ("decode.onnx", "makes rows of box and scores of the model's outputs"),
     ("model.json", "input, letterbox, output, classes and thresholds"),
     ("detect.py", "from image files to boxes with numpy, OpenCV and the runtime: python detect.py IMAGE"),
     ("detect.cpp, model.hpp", "the same in C++ with OpenVINO; its head says how to build it"),

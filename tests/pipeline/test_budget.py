@@ -19,6 +19,7 @@ from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds,
 from repq.report.verdict import sentences
 from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport, PtqReport
 from repq.stages.budget import SHARES, demand_measured
+from repq.stages.package import shipped, why_shipped
 from repq.stages.verdict import judged, need_no_agreement
 
 ENVIRONMENT = capture_environment()
@@ -77,6 +78,21 @@ def test_what_is_to_be_shipped_holds_and_pays_and_else_there_is_a_next_step(foun
     agreeing = set(ENGINES) - set(need_no_agreement(recipe(target=target), verdict))
     losing = {name for name, (before, after, _) in found.items() if before - after > 0.005}
     assert agreeing == (losing & {target} if target in ENGINES else losing)
+
+
+@settings(deadline=None)
+@given(figures, st.sampled_from([None, *ENGINES, "tensorrt"]), st.sampled_from([0.0, 1.0]))
+def test_the_model_card_claims_what_was_measured(found: Figures, target: str | None, min_speedup: float) -> None:
+    accuracies, bench = measured(found)
+    verdict = judged(recipe(target=target, min_speedup=min_speedup), accuracies, bench, ())
+    name = shipped(verdict, accuracies.models, {row.model: row for row in bench.rows})
+    text = why_shipped(verdict, name)
+    for engine, (before, after, speedup) in found.items():
+        assert f"{engine_title(engine)}: AP {before:.4f} -> {after:.4f}" in text
+        assert f"{speedup:.2f} times as fast as FP32" in text
+    assert "faster" not in text
+    assert ("TensorRT was not built here: neither" in text) == (verdict.ship == "tensorrt") == (name is None)
+    assert text.startswith("INT8 is not shipped") == (verdict.ship is None)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.999))

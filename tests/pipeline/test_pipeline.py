@@ -98,6 +98,16 @@ def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -
     assert not (deploy / "engine" / "of a run before").exists()
 
 
+@pytest.mark.parametrize("target", [None, "tensorrt"])
+def test_the_model_card_lists_what_lies_beside_it(first: RunOutcome, work: Path, target: str | None) -> None:
+    made = make_artifacts(recipe(**({} if target is None else {"target": target})), work, "package", silent, quiet)
+    card = (made["package"] / "README.md").read_text()
+    listed = re.findall(r"^\| ([\w., ]+/?) \|", card.partition("**Files**")[2], re.MULTILINE)[1:]
+    there = {path.name for path in made["package"].folder.iterdir()} - {"manifest.json", "README.md"}
+    assert {name.rstrip("/") for row in listed for name in row.split(", ")} == there
+    assert ("engine" in there) == (target is None) == ("without an engine" not in card)
+
+
 def test_the_same_run_again_reuses_everything(first: RunOutcome, work: Path) -> None:
     assert remade(run_recipe(recipe(), work)) == []
 
