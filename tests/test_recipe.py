@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
@@ -24,6 +26,28 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     assert recipe.data.path == tmp_path / "data.yaml"
     assert recipe.weights == tmp_path.parent / "weights.pt"
     assert recipe.imgsz == (320, 320)
+
+
+@pytest.mark.parametrize(
+    "override", ["weights=here.pt", "train.distill.teacher=here.pt", "train={distill: {teacher: here.pt}}"]
+)
+def test_a_path_that_is_set_beside_the_recipe_is_relative_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    text = "name: a\ndata: {path: data.yaml}\n" + ("" if "weights" in override else "train: {rep_scales: own.pt}\n")
+    text = text if "train=" not in override else text.replace("train: {rep_scales: own.pt}\n", "train: {}\n")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    file = write(tmp_path / "recipes", text)
+    ablation = tmp_path / "recipes/ablation.yaml"
+    ablation.write_text(f"name: a\nbase: {json.dumps(yaml.safe_load(text))}\nvariants: {{one: {{}}}}\n")
+    for recipe in (load_recipe(file, [override]), load_ablation(ablation, [override])[1][0].recipe):
+        set_ = recipe.weights if recipe.train is None else recipe.train.distill.teacher
+        assert set_ == tmp_path / "work/here.pt"
+        assert recipe.data.path == tmp_path / "recipes/data.yaml"
+        if "train." in override:
+            assert recipe.train.rep_scales == tmp_path / "recipes/own.pt"
 
 
 def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply ``key.path=value`` overrides (values are YAML).
 
-    Paths inside the recipe are relative to the recipe's folder, those of a shipped one to the working folder;
-    environment variables and ``~`` are expanded.
+    Paths inside the recipe are relative to the recipe's folder, those of a shipped one and of overrides to the working
+    folder; environment variables and ``~`` are expanded.
 
     Args:
         path: a file, or the bare name of a recipe that repq ships, such as ``ptq``.
@@ -37,9 +37,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path, base = _found(path, SHIPPED)
     values = read_yaml(path, error=RecipeError)
-    for override in overrides:
-        set_value(values, override)
-    return parse_recipe(values, source=str(path), base=base)
+    given = [set_value(values, override) for override in overrides]
+    return parse_recipe(values, source=str(path), base=base, given=given)
 
 
 def _found(path: Path, shipped: Path) -> tuple[Path, Path]:
@@ -91,15 +90,14 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), seeds: Sequence[int
     for variant, changes in ablation.variants.items():
         for seed in ablation.seeds:
             recipe = merged(merged({"name": ablation.name, **ablation.base}, changes), {"seed": seed})
-            for override in overrides:
-                set_value(recipe, override)
+            given = [set_value(recipe, override) for override in overrides]
             source = f"variant {variant!r} of {path}"
-            trials.append(Trial(variant, seed, parse_recipe(recipe, source=source, base=base)))
+            trials.append(Trial(variant, seed, parse_recipe(recipe, source=source, base=base, given=given)))
     return ablation, trials
 
 
-def set_value(values: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in a nested mapping, in place; the value is YAML.
+def set_value(values: dict[str, Any], override: str) -> str:
+    """Set one ``a.b=value`` in a nested mapping, in place, and return ``a.b``; the value is YAML.
 
     Raises:
         RecipeError: the override has no ``=``, is no YAML, or walks through a value that is no mapping.
@@ -117,15 +115,20 @@ def set_value(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"the override {override[:200]!r} goes through {parent!r}, which is a plain value")
         node = child
     node[last] = parse_yaml(text, f"the override of {key[:200]}", error=RecipeError)
+    return key
 
 
-def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path) -> Recipe:
+def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path, given: Collection[str] = ()) -> Recipe:
     """Validate a mapping as a recipe; relative paths are taken from ``base``.
+
+    Args:
+        given: keys such as ``train.weights`` that were set beside the recipe: paths at and below them are taken from the
+            working folder.
 
     Raises:
         RecipeError: an unknown key (with the closest valid one) or an invalid value.
     """
-    return _resolve_paths(_validate(recipe_class(), values, f"{source} is no valid recipe"), base)
+    return _resolve_paths(_validate(recipe_class(), values, f"{source} is no valid recipe"), base, given)
 
 
 def parse_settings(model: type[C], values: Mapping[str, Any], *, what: str) -> C:
@@ -173,16 +176,17 @@ def _valid_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _resolve_paths(config: C, base: Path) -> C:
-    """The settings with whole paths, of files that are there or can be made."""
+def _resolve_paths(config: C, base: Path, given: Collection[str], prefix: str = "") -> C:
+    """The settings with whole paths, of files that are there or can be made; see `parse_recipe`."""
     updates: dict[str, Any] = {}
     for name in type(config).model_fields:
-        value = getattr(config, name)
+        value, key = getattr(config, name), f"{prefix}{name}"
+        own = Path.cwd() if key in given else base
         if isinstance(value, Path):
-            updates[name] = path = (base / expanded(str(value))).resolve()
+            updates[name] = path = (own / expanded(str(value))).resolve()
             demand_plain(path, f"of {name!r} in the recipe")
         elif isinstance(value, Config):
-            updates[name] = _resolve_paths(value, base)
+            updates[name] = _resolve_paths(value, own, given, f"{key}.")
     return config.model_copy(update=updates)
 
 
