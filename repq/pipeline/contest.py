@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from repq.api.sizes import own_size
 from repq.artifact import Artifact, Contents, RunFolder
 from repq.errors import EngineError, RepqError
 from repq.files import has_text, write_text
 from repq.identity import identify
 from repq.log import Log, quiet
 from repq.pipeline.runner import make_artifacts
+from repq.pipeline.whole_run import sized
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, as_overrides, load_recipe
 from repq.recipe.whole import Recipe
@@ -76,6 +76,7 @@ def compare(
         out: folder of ``compare.json``, the report and the artifacts.
         engines: names; ``all``: every engine that works here.
         recipe: what every engine's run has in common; scheme, scales and types are those of its target.
+        imgsz: in place of the recipe's own. Without any, the weights' own is taken.
         max_drop: AP that the one to ship may lose against torch in FP32. Default: the recipe's.
         max_ms: largest median latency of the one to ship at the smallest batch, in ms.
 
@@ -83,10 +84,10 @@ def compare(
         RepqError: the checkpoint, the data or the recipe cannot be used, or no engine works here.
     """
     out = Path(out)
-    size = imgsz if imgsz is not None else own_size(Path(weights))
-    given = as_overrides(weights=weights, data=data, imgsz=size, max_drop=max_drop, device=device, seed=seed)
+    given = as_overrides(weights=weights, data=data, imgsz=imgsz, max_drop=max_drop, device=device, seed=seed)
     load_one = functools.partial(load_recipe, Path(recipe))
-    common = load_one([*overrides, *given])
+    common = sized(load_one([*overrides, *given]), log)
+    given += as_overrides(imgsz=common.imgsz)
     usable, missing = _usable(engines)
     candidates: list[_Candidate] = []
     inputs: dict[str, str] = {}

@@ -9,7 +9,7 @@ from repq.api.sizes import size_for
 from repq.log import Log, quiet
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
-from repq.recipe import EngineName, as_overrides, load_recipe
+from repq.recipe import EngineName, Recipe, as_overrides, load_recipe
 
 
 def run(
@@ -49,8 +49,13 @@ def run(
         weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop, allow_qat=allow_qat, device=device,
         seed=seed,
     )  # fmt: skip
-    loaded = load_recipe(Path(recipe), [*overrides, *given])
-    if loaded.weights is not None and loaded.weights.exists():
-        asked_for = loaded.imgsz if "imgsz" in loaded.model_fields_set else None
-        loaded = loaded.model_copy(update={"imgsz": size_for(loaded.weights, asked_for, log)})
+    loaded = sized(load_recipe(Path(recipe), [*overrides, *given]), log)
     return run_recipe(loaded, Path(work or Path("runs") / loaded.name), progress=progress, log=log)
+
+
+def sized(recipe: Recipe, log: Log) -> Recipe:
+    """The recipe with an image size: without one of its own that of its weights; see `size_for`."""
+    if recipe.weights is None or not recipe.weights.exists():
+        return recipe
+    asked_for = recipe.imgsz if "imgsz" in recipe.model_fields_set else None
+    return recipe.model_copy(update={"imgsz": size_for(recipe.weights, asked_for, log)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from repq import build_model, load
+from repq.api.sizes import as_metadata
 from repq.cli import main
 from repq.data import load_dataset
-from repq.pipeline.contest import RESULT, chosen
+from repq.pipeline.contest import RESULT, chosen, compare
+from repq.pipeline.whole_run import run
+from repq.recipe import Recipe
 from repq.report.text import contest_table
 from repq.results import BatchTiming, Contender, Contest
 
@@ -149,3 +154,39 @@ def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path]) -> Non
         pytest.skip("every engine works here")
     result = CliRunner().invoke(main, [*compared[0], *absent])
     assert result.exit_code == 2 and "none of the engines works here" in result.output
+
+
+class _BeginsError(Exception):
+    """Carries the recipe with which the work would begin."""
+
+
+def _begin(recipe: Recipe, *_: object, **__: object) -> NoReturn:
+    raise _BeginsError(recipe)
+
+
+@pytest.mark.parametrize("own", [None, (64, 96)])
+@pytest.mark.parametrize("in_file", [None, 192])
+@pytest.mark.parametrize("override", [None, 224])
+@pytest.mark.parametrize("option", [None, 256])
+def test_runs_and_comparisons_take_the_size_that_was_asked_for_and_else_the_weights_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    own: tuple[int, int] | None, in_file: int | None, override: int | None, option: int | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("repq.pipeline.contest.make_artifacts", _begin)
+    monkeypatch.setattr("repq.pipeline.whole_run.run_recipe", _begin)
+    metadata = {} if own is None else as_metadata(own)
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata=metadata)
+    (tmp_path / "data.yaml").write_text("")
+    text = "name: a\nweights: w.safetensors\ndata: {path: data.yaml}\n"
+    (tmp_path / "recipe.yaml").write_text(text + ("" if in_file is None else f"imgsz: {in_file}\n"))
+    given = {
+        "recipe": tmp_path / "recipe.yaml", "imgsz": option,
+        "overrides": [] if override is None else [f"imgsz={override}"],
+    }  # fmt: skip
+    asked_for = option or override or in_file
+    expected = (asked_for, asked_for) if asked_for else own or (640, 640)
+    with pytest.raises(_BeginsError) as compared:
+        compare(tmp_path / "w.safetensors", tmp_path / "data.yaml", tmp_path / "out", **given)
+    with pytest.raises(_BeginsError) as ran:
+        run(**given)
+    assert compared.value.args[0].imgsz == ran.value.args[0].imgsz == expected
