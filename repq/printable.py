@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 import unicodedata
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -47,6 +48,11 @@ def printable(text: object, limit: int = 500) -> str:
 def printable_lines(text: str) -> str:
     """`printable` for a text whose line breaks are meant, without a limit."""
     return "\n".join(printable(line, max(len(line), 1)) for line in text.split("\n"))
+
+
+def command_line(*words: object) -> str:
+    """A command as one types it into a shell: words with blanks and the like in quotes."""
+    return shlex.join(map(str, words))
 
 
 def _shown(character: str) -> str:

@@ -53,7 +53,7 @@ ALIASES = {"val": "eval", "detect": "predict", "quantize": "ptq"}
 """Names that other tools have for the same."""
 
 EXAMPLES = (
-    ("repq run recipes/ptq.yaml --weights best.pt --data data.yaml --imgsz 640", "all of it, with a report"),
+    ("repq run ptq --weights best.pt --data data.yaml --imgsz 640", "all of it, with a report"),
     ("repq ptq best.pt --data data.yaml --imgsz 640 --target openvino -o int8.safetensors", ""),
     ("repq export int8.safetensors --imgsz 640 --target openvino -o int8.onnx", ""),
     ("repq config ptq", "every setting with its range, default and meaning"),

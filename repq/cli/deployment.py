@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from repq.cli.generated import Offer
 from repq.cli.options import OUT, Model, OwnSize, Target
 from repq.cli.shell import Shell
+from repq.printable import command_line
 from repq.recipe import BuildConfig, DeployConfig, EngineName, ExportConfig, GraphConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
 from repq.recipe.deployment import RuntimeName
@@ -38,7 +39,7 @@ def export_command(
     report = export_checkpoint(model, out, imgsz, export, deploy=deploy, graph=graph, maxima_from=maxima, log=shell.log)
     form = None if export.form is None else form_named(export.form)
     engine = form.runs_in if form is not None else target or default_engines()[0]
-    then = f"repq build {out} --engine {engine} -o {out.with_suffix('')}"
+    then = command_line("repq", "build", out, "--engine", engine, "-o", out.with_suffix(""))
     shell.finish({**report.values(), "out": str(out)}, lambda: export_text(report), next=then)
 
 

@@ -19,6 +19,7 @@ from repq.cli.options import (
     Weights,
 )
 from repq.cli.shell import Shell
+from repq.printable import command_line
 from repq.recipe import (
     Budget,
     DeployConfig,
@@ -29,6 +30,7 @@ from repq.recipe import (
     QatConfig,
     SensitivityConfig,
     ap_drop,
+    default_engines,
 )
 from repq.recipe.base import AnyPath, Count, setting
 from repq.recipe.data import Split
@@ -73,7 +75,7 @@ def sensitivity_command(
     then = "" if found.holds is False else with_plan(weights, out, data, context.imgsz, ptq)
     shell.finish(values, lambda: sensitivity_table(measured, found), next=then)
     if found.holds is False and found.drop is not None and found.max_drop is not None:
-        train = f"repq qat {weights} --plan {out / 'plan.yaml'} …"
+        train = command_line("repq", "qat", weights, "--plan", out / "plan.yaml") + " …"
         fix = f"allow more float (--min-int8 {plan.min_int8 / 2:g}), or train: {train}"
         demand_budget(found.drop, found.max_drop, "the best plan that was tried", fix)
 
@@ -105,18 +107,20 @@ def ptq_command(
         "out": str(out),
         **report.values(),
     }
-    size = "x".join(map(str, context.imgsz))
-    same = f"--data {data} --imgsz {size}"
+    graph_out, size = out.suffix == ".onnx", ("--imgsz", "x".join(map(str, context.imgsz)))
+    to_target = () if target is None else ("--target", target)
+    same = ("--data", data, *size)
     if not ptq.auto and plan is None:
-        chosen = f"repq ptq {weights} {same} {ptq.integer_options} -o {out} (no --plain, no --method)"
-        fix = f"let repq choose the corrections: {chosen}"
+        again = command_line("repq", "ptq", weights, *same, *ptq.integer_options, *to_target, "-o", out)
+        fix = f"let repq choose the corrections: {again} (no --plain, no --method)"
     else:
-        start = f"{weights} {same}" if out.suffix == ".onnx" else f"{out} {same} --teacher {weights}"
-        fix = f"repq qat {start} -o trained{out.suffix}"
-    if out.suffix == ".onnx":
-        then = f"repq build {out} --engine {target or 'openvino'} -o {out.with_suffix('.engine')}"
+        start = (weights, *same) if graph_out else (out, *same, "--teacher", weights)
+        fix = command_line("repq", "qat", *start, "-o", f"trained{out.suffix}")
+    if graph_out:
+        engine = target or default_engines()[0]
+        then = command_line("repq", "build", out, "--engine", engine, "-o", out.with_suffix(".engine"))
     else:
-        then = f"repq export {out} --imgsz {size} -o {out.with_suffix('.onnx')}"
+        then = command_line("repq", "export", out, *size, *to_target, "-o", out.with_suffix(".onnx"))
     then = then if held.within(budget.max_drop) and held.measurable else ""
     shell.finish(values, lambda: ptq_table(report, held.in_engine), next=then)
     demand_measured(budget, metric_of(report.accuracy_float))

@@ -18,6 +18,7 @@ from repq.cli.options import (
     Weights,
 )
 from repq.cli.shell import Shell
+from repq.printable import command_line
 from repq.recipe import DeployConfig, EvalConfig, FuseConfig, GraphConfig, PruneConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
 from repq.recipe.data import Split
@@ -46,8 +47,8 @@ def train_command(
 
     context = Context(imgsz, data, eval, device=device, seed=seed, progress=shell.progress, log=shell.log)
     report = train_detector(out, out / "state", train, context, deploy=deploy)
-    size = f"--imgsz {imgsz[0]}x{imgsz[1]}"
-    then = f"repq run recipes/ptq.yaml --weights {out / 'weights.safetensors'} --data {data} {size}"
+    size = f"{imgsz[0]}x{imgsz[1]}"
+    then = command_line("repq", "run", "ptq", "--weights", out / "weights.safetensors", "--data", data, "--imgsz", size)
     shell.finish({**report.values(), "out": str(out)}, lambda: train_table(report), next=then)
 
 

@@ -274,7 +274,7 @@ def _judge(
 ) -> tuple[tuple[Way, ...], WayName]:
     total = sum(row.macs for row in layers)
     kept = sum(row.macs for row in layers if row.layer in worst) / total
-    options = config.integer_options
+    options = " ".join(config.integer_options)
     evidence: dict[WayName, str] = {
         "ptq": "every layer in INT8" if not config.keep_float else "every layer in INT8 that is not kept in float",
         "corrected": _listed(corrections),

@@ -137,14 +137,14 @@ class PtqConfig(Config):
     )  # fmt: skip
 
     @property
-    def integer_options(self) -> str:
-        """What `repq ptq` and the like have to be told so that integers mean the same, as options."""
-        options = [f"--scheme {self.scheme}"]
-        if self.weight_granularity != "channel":
-            options.append(f"--weight-granularity {self.weight_granularity}")
-        if self.reduce_range:
-            options.append("--reduce-range")
-        return " ".join(options)
+    def integer_options(self) -> tuple[str, ...]:
+        """What `repq ptq` and the like have to be told so that integers mean the same, as words of a command."""
+        granularity = self.weight_granularity
+        return (
+            *("--scheme", self.scheme),
+            *(("--weight-granularity", granularity) if granularity != "channel" else ()),
+            *(("--reduce-range",) if self.reduce_range else ()),
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from repq.files import write_text
 from repq.layers import LayerId, QuantPlan, select
 from repq.log import Log
 from repq.machine.torch_device import resolve_device
+from repq.printable import command_line
 from repq.recipe import PlanConfig, PtqConfig, SensitivityConfig
 from repq.results import PlanReport, Sensitivity
 from repq.stages.context import Context
@@ -148,8 +149,10 @@ def measure_sensitivity(
 
 def with_plan(weights: Path, out: Path, data: Path, imgsz: tuple[int, int], ptq: PtqConfig) -> str:
     """The command that quantizes with the plan in ``out``."""
-    settings = f"--data {data} --imgsz {imgsz[0]}x{imgsz[1]} {ptq.integer_options}"
-    return f"repq ptq {weights} {settings} --plan {out / PLAN} -o int8.safetensors"
+    settings = ["--data", data, "--imgsz", f"{imgsz[0]}x{imgsz[1]}", *ptq.integer_options]
+    if ptq.share_scales != "none":
+        settings += ["--share-scales", ptq.share_scales]
+    return command_line("repq", "ptq", weights, *settings, "--plan", out / PLAN, "-o", "int8.safetensors")
 
 
 def _write_plan(
