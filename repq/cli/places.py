@@ -25,6 +25,7 @@ Writes = str | tuple[str, ...]
 ENDED = ("artifacts.yaml", "compare.json", "ablation.json")
 """What runs, comparisons and ablations write last."""
 _LOOKED_AT = 1 << 20
+_ENGINE = "engine.json"
 MANIFEST = re.compile(rb"# \d+ images of the split ")
 """How the manifest of a calibration set begins."""
 
@@ -61,7 +62,12 @@ def demand_places(options: list[Option], values: Config, log_file: Path | None =
         if isinstance(writes, str):
             _demand_file(name, path, writes)
         else:
-            _demand_folder(name, path, writes)
+            _demand_folder(name, path, writes, log_file)
+        if log_file is not None and _ENGINE in writes and path.resolve() in log_file.resolve().parents:
+            raise RepqError(
+                f"--log-file lies in the folder of {name}, which is written anew", found=printable(log_file),
+                fix="name another place for the log",
+            )  # fmt: skip
         for other, source in inputs:
             if _same(path, source):
                 raise RepqError(
@@ -116,11 +122,12 @@ def _is_own(path: Path) -> bool:
         return True
 
 
-def _demand_folder(name: str, path: Path, own: tuple[str, ...]) -> None:
+def _demand_folder(name: str, path: Path, own: tuple[str, ...], log_file: Path | None) -> None:
     if path.exists() and not path.is_dir():
         raise RepqError(f"{name} is a folder", found=f"the file {printable(path)}", fix="name another place")
-    own += tuple(_listed(path / "engine.json")) if "engine.json" in own else ()
-    there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    own += tuple(_listed(path / _ENGINE)) if _ENGINE in own else ()
+    others = path.iterdir() if path.is_dir() else ()
+    there = sorted(entry.name for entry in others if log_file is None or not _same(entry, log_file))
     foreign = [entry for entry in there if not entry.startswith(".") and not any(fnmatch(entry, one) for one in own)]
     if foreign:
         raise RepqError(

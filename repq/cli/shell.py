@@ -39,7 +39,10 @@ class Shell:
     ) -> None:  # fmt: skip
         self.as_json, self.everything, self.quiet, self.verbose = as_json, everything, quiet, verbose
         self._result: dict[str, Any] | None = None
-        self._log = None if log_file is None else log_file.open("a", encoding="utf-8")
+        self._log = None
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._log = log_file.open("a", encoding="utf-8")
 
     def log(self, line: str) -> None:
         line, moment = printable_lines(line), time.strftime("%Y-%m-%d %H:%M:%S")

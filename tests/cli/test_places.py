@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import os
 import resource
 import shutil
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from command_lines import Material, every_option, invoke, is_path, options, refused
+
+from repq.cli import COMMANDS
+from repq.cli.shell import Shell
 
 OUTPUTS = [(name, option) for name, option in every_option() if option.marks["writes"] is not None]
 PAIRS = [
@@ -230,3 +235,29 @@ def test_a_folder_without_the_right_to_write(command: str, option, material: Mat
     writes = option.marks["writes"]
     place = f"locked/out{writes.split('|')[0] if isinstance(writes, str) else ''}"
     assert "locked" in refused(invoke(*material.line(command, **{key(option): [place]})))
+
+
+IN_FOLDERS = [(name, option) for name, option in OUTPUTS if isinstance(option.marks["writes"], tuple)]
+
+
+@pytest.mark.parametrize(("command", "option"), IN_FOLDERS, ids=names)
+def test_a_log_file_in_the_folder_of_the_output_is_no_stranger_there(
+    command: str, option, material: Material, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command again goes on; where the folder is written anew, the log would be lost, and is refused."""
+    module = importlib.import_module(f"repq.cli.{COMMANDS[command][0]}")
+    real, begun = getattr(module, f"{command}_command"), list[str]()
+
+    @functools.wraps(real)
+    def begin(shell: Shell, **values: object) -> None:
+        shell.log("begun")
+        begun.append(command)
+
+    monkeypatch.setattr(module, f"{command}_command", begin)
+    line = [*material.line(command, **{key(option): folder / "new" / "out"}), "--log-file", folder / "new/out/log.txt"]
+    results = [invoke(*line), invoke(*line)]
+    if command == "build":
+        assert all("written anew" in refused(result) for result in results) and not (folder / "new").exists()
+    else:
+        assert [result.exit_code for result in results] == [0, 0], results[1].output
+        assert begun == [command] * 2 and (folder / "new/out/log.txt").read_text().count("begun") == 2
