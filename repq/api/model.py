@@ -321,7 +321,8 @@ class Model:
         """Compare the detections and the AP of other models with this one's; ``passed`` says whether they agree.
 
         Args:
-            others: what is compared. Default: a checkpoint, built for each of ``engines`` (default: those on the CPU).
+            others: what is compared. Default: a checkpoint, built for each of ``engines`` (default: those on the CPU),
+                which have no use beside others.
             settings: fields of `repq.CheckConfig`: ``images``, ``max_drop``, ``min_snr_db``.
 
         Raises:
@@ -329,6 +330,8 @@ class Model:
         """
         from repq.api.measuring import agreement
 
+        if others and engines is not None:
+            raise RepqError("engines have no effect beside other models", fix="give the models, or the engines")
         if not others and self.weights is None:
             raise RepqError(
                 f"{self.label} has nothing to be compared with",
@@ -438,7 +441,8 @@ class Model:
         """
         aim = _without_none({"top": top, "max_drop": max_drop})
         wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
-        given = (ptq or PtqConfig()).model_copy(update={"keep_float": tuple(keep_float)})
+        given = ptq or PtqConfig()
+        given = given.model_copy(update={"keep_float": (*given.keep_float, *keep_float)})
         _, report = self._measured(images, imgsz, given, config or SensitivityConfig(), wanted, journal, split)
         assert report is not None
         return report

@@ -10,6 +10,8 @@ from repq.api.fitting import splits_to_train_on
 from repq.api.model import Model, Size, settings_of
 from repq.api.opening import build_model, load, of_weights
 from repq.api.running import Options
+from repq.api.sizes import as_metadata
+from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
@@ -22,7 +24,7 @@ def train_model(
     data: str | Path | DetectionDataset,
     *,
     imgsz: Size = 640,
-    model: Model | str = "yolov6n_v2",
+    model: Model | str | None = None,
     teacher: Model | None = None,
     splits: tuple[str, str] = ("train", "val"),
     state: Path | None = None,
@@ -38,7 +40,8 @@ def train_model(
     Args:
         data: a data.yaml (YOLO) or a COCO .json with both ``splits``.
         imgsz: a number or (height, width) in pixels.
-        model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes.
+        model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes. Default: what the
+            settings say as ``weights`` or ``model``.
         teacher: a trained float model of any family and size, of the same classes by name, to imitate as
             ``distill`` says.
         state: file that lets a stopped training go on.
@@ -48,7 +51,7 @@ def train_model(
         A handle of the weights, not fused; ``report`` is a `repq.TrainReport`.
 
     Raises:
-        RepqError: the data, the model or the teacher are not usable.
+        RepqError: the data, the model or the teacher are not usable, or two models are given to start from.
         TrainingError: the loss is not finite.
     """
     from repq.api.quantizing import fused
@@ -58,21 +61,24 @@ def train_model(
     from repq.train import fine_tuned, settings_for, train
 
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    from_weights = not isinstance(model, str) or settings.get("weights") or (config is not None and config.weights)
-    named = settings if from_weights else {"model": model, **settings}
+    named = {"model": model, **settings} if isinstance(model, str) else settings
     chosen = settings_of(TrainConfig, config, named, "training")
+    start = model if isinstance(model, Model) else None
     if chosen.weights is not None:
-        model = load(chosen.weights)
-    if not isinstance(model, str):
-        chosen = settings_for(chosen, model.floats("be trained").model)
+        if start is not None:
+            fix = "give either model or weights"
+            raise RepqError("there are two models to start from", found=f"{start.label}, {chosen.weights}", fix=fix)
+        start = load(chosen.weights)
+    if start is not None:
+        chosen = settings_for(chosen, start.floats("be trained").model)
     if teacher is None and chosen.distill is not None:
         teacher = load(chosen.distill.teacher, engine="torch", imgsz=size)
-    start = None if isinstance(model, str) else model.names
-    train_set, val_set = splits_to_train_on(data, splits, start=start, log=log, progress=progress)
-    if isinstance(model, str):
-        detector = build_model(model, train_set.num_classes, seed=seed).floats("be trained").model
+    names = None if start is None else start.names
+    train_set, val_set = splits_to_train_on(data, splits, start=names, log=log, progress=progress)
+    if start is None:
+        detector = build_model(chosen.model, train_set.num_classes, seed=seed).floats("be trained").model
     else:
-        tuned = fine_tuned(model.floats("be trained").model, train_set.num_classes, chosen)
+        tuned = fine_tuned(start.floats("be trained").model, train_set.num_classes, chosen)
         for note in tuned.notes:
             log(note)
         detector = tuned.model
@@ -84,6 +90,6 @@ def train_model(
         teacher_classes=None if teacher is None else class_places(train_set.names, teacher.names, "the teacher"),
         progress=progress,
     )  # fmt: skip
-    trained = Weights(outcome.model, train_set.names)
+    trained = Weights(outcome.model, train_set.names, metadata=as_metadata(size))
     made = of_weights(outcome.model.spec.name, trained, Options(device=device, progress=progress, log=log))
-    return replace(made, usual=size, report=outcome.report)
+    return replace(made, report=outcome.report)

@@ -384,6 +384,47 @@ def test_fresh_models_and_training(forms: Forms) -> None:
     assert trained.names is not None and len(trained.names) == 3
 
 
+@pytest.mark.parametrize("way", ["name", "field", "config", "name over config", "weights of config"])
+def test_what_is_trained_is_the_model_that_was_named(forms: Forms, tmp_path: Path, way: str) -> None:
+    named, brief = "yolov6n_v2_hs", {"epochs": 1, "batch": 3, "workers": 0}
+    if way == "weights of config":
+        saved = repq.build_model(named, 3, names=NAMES).save(tmp_path / "start.safetensors")
+        given = {"config": repq.TrainConfig(weights=saved, **brief)}
+    elif way == "config":
+        given = {"config": repq.TrainConfig(model=named, **brief)}
+    elif way == "name over config":
+        given = {"config": repq.TrainConfig(model="yolov6n_v2", **brief), "model": named}
+    else:
+        given = {"model": named, **brief}
+    if way == "field":
+        given["config"] = repq.TrainConfig(epochs=1)
+    trained = repq.train_model(forms.data, imgsz=(SIZE, 2 * SIZE), **given)
+    assert trained.spec == named
+    assert (
+        repq.load(trained.save(tmp_path / "trained.safetensors")).size(None) == trained.size(None) == (SIZE, 2 * SIZE)
+    )
+
+
+def test_a_training_starts_from_one_model(forms: Forms, tmp_path: Path) -> None:
+    fresh = repq.build_model("yolov6n_v2", 3)
+    saved = fresh.save(tmp_path / "start.safetensors")
+    with pytest.raises(repq.RepqError, match="two models to start from"):
+        repq.train_model(forms.data, imgsz=SIZE, model=fresh, weights=saved, epochs=1)
+
+
+def test_what_stays_in_float_adds_up(forms: Forms) -> None:
+    one, other = forms.float_.layers[3], forms.float_.layers[7]
+    few = repq.SensitivityConfig(images=1, end_to_end=False)
+    ptq = repq.PtqConfig(auto=False, keep_float=(one,))
+    plan = forms.float_.plan(forms.images[:1], imgsz=SIZE, top=1, ptq=ptq, keep_float=[other], config=few)
+    assert {one, other} <= set(plan.float_layers)
+
+
+def test_engines_and_other_models_are_not_both_checked(forms: Forms) -> None:
+    with pytest.raises(repq.RepqError, match="no effect beside other models"):
+        forms.quantized.check(forms.data, forms.onnx, engines=["onnxruntime"], imgsz=SIZE)
+
+
 def test_importing_repq_is_cheap_and_lists_its_names() -> None:
     code = (
         "import sys, repq\n"
