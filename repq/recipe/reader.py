@@ -122,8 +122,8 @@ def parse_recipe(values: Mapping[str, Any], *, source: str, base: Path, given: C
     """Validate a mapping as a recipe; relative paths are taken from ``base``.
 
     Args:
-        given: keys such as ``train.weights`` that were set beside the recipe: paths at and below them are taken from the
-            working folder.
+        given: keys such as ``train.weights`` that were set beside the recipe: paths at and below them are taken from
+            the working folder.
 
     Raises:
         RecipeError: an unknown key (with the closest valid one) or an invalid value.

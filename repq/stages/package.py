@@ -53,8 +53,8 @@ def why_shipped(verdict: Verdict, name: str | None) -> str:
     """Why this is shipped, with what was measured of it and no more.
 
     Args:
-        name: of the engine that is shipped, such as ``openvino-int8``; None: the graph alone, for an engine that was not
-            built.
+        name: of the engine that is shipped, such as ``openvino-int8``; None: the graph alone, for an engine that was
+            not built.
     """
     found = " ".join(f"{line}." for line in sentences(verdict))
     if name is None and verdict.ship is not None:
