@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -259,6 +260,16 @@ def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:
         found=f"{images.shape}",
         fix="resize the images, or export and build for this size",
     )
+
+
+def names_before(name: str, added: re.Pattern[str]) -> Iterator[str]:
+    """A node's name, and what it was before each addition of a runtime to it, the last one first.
+
+    The first of them that is a layer's id tells the layer: the id itself may end like an addition.
+    """
+    yield name
+    while (shorter := added.sub("", name)) != name:
+        yield (name := shorter)
 
 
 def as_input(images: NDArray[Any], wanted: TensorInfo) -> NDArray[Any]:

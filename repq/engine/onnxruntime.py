@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, names_before
 from repq.errors import EngineError
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
@@ -60,7 +60,7 @@ _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
 # What ONNX Runtime adds to a node's name when it rewrites it, and what the lowering appends to a repeated one.
-_ADDED = re.compile(r"^fused |(_nchwc|_token_\d+|/\d+|/MatMulAddFusion)+$")
+_ADDED = re.compile(r"(_nchwc|_token_\d+|/\d+|/MatMulAddFusion)$")
 
 
 class OnnxRuntime(Runtime):
@@ -97,9 +97,9 @@ class OnnxRuntime(Runtime):
     def load(self, folder: Path, manifest: EngineManifest) -> OnnxRuntimeEngine:
         import onnx
 
-        return OnnxRuntimeEngine(
-            manifest.model_copy(update={"version": self.version()}), onnx.load(str(folder / _MODEL))
-        )
+        with refusing(f"{folder / _MODEL} is no ONNX model", "build it again", EngineError):
+            model = onnx.load(str(folder / _MODEL))
+        return OnnxRuntimeEngine(manifest.model_copy(update={"version": self.version()}), model)
 
     def availability(self) -> list[Availability]:
         if not installed("onnxruntime"):
@@ -162,7 +162,7 @@ class OnnxRuntimeEngine(Engine):
             return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
         open_session(self._data, self.manifest.threads, self._provider, optimized=optimized)
         graph = _graph_of(optimized)
-        layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph))
+        layers = executed_layers(graph, self.manifest.layers, result_names(self._model.graph, self.manifest.layers))
         return layers, conversions(graph.node), None if self._provider == "cpu" else self._placement()
 
     def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
@@ -178,7 +178,7 @@ class OnnxRuntimeEngine(Engine):
             for _ in range(runs + 1):
                 session.run(None, feed)
             events = _events(session)
-        owner = owners(graph, self.manifest.layers, result_names(self._model.graph))
+        owner = owners(graph, self.manifest.layers, result_names(self._model.graph, self.manifest.layers))
         times: dict[tuple[str, str], list[float]] = {}
         for event in events:
             if event["name"].endswith("_kernel_time"):
@@ -275,28 +275,35 @@ def layer_nodes(
     for node in graph.node:
         if node.op_type not in _INTEGER_KINDS | _FLOAT_KINDS:
             continue
-        name = _ADDED.sub("", node.name)
+        names = _names(node)
         weight = _constant_behind(node.input[_weight_input(node)], producers)
-        candidates = (node.name, name, weight.partition(".weight")[0] if ".weight" in weight else "", results.get(name))
+        by_weight = weight.partition(".weight")[0] if ".weight" in weight else ""
+        candidates = (*names, by_weight, *map(results.get, names))
         layer = next((c for c in candidates if c in wanted), None)
         if layer is not None:
             yield node, LayerId(layer), _precision(node, weight, initializers, producers)
 
 
-def result_names(graph: onnx.GraphProto) -> dict[str, LayerId]:
+def _names(node: onnx.NodeProto) -> tuple[str, ...]:
+    return *names_before(node.name, _ADDED), *names_before(node.name.removeprefix("fused "), _ADDED)
+
+
+def result_names(graph: onnx.GraphProto, layers: Iterable[LayerId]) -> dict[str, LayerId]:
     """Map every convolution's output, also that after operators that fuse into it, to the convolution's layer."""
+    wanted = frozenset(layers)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for tensor in node.input:
             readers.setdefault(tensor, []).append(node)
     names: dict[str, LayerId] = {}
     for node in graph.node:
-        if node.op_type in _FLOAT_CONVOLUTIONS | _INTEGER_CONVOLUTIONS:
+        layer = next((LayerId(name) for name in _names(node) if name in wanted), None)
+        if layer is not None and node.op_type in _FLOAT_CONVOLUTIONS | _INTEGER_CONVOLUTIONS:
             tensor = node.output[0]
-            names[tensor] = LayerId(_ADDED.sub("", node.name))
+            names[tensor] = layer
             while len(readers.get(tensor, [])) == 1 and readers[tensor][0].op_type in _ACTIVATIONS:
                 tensor = readers[tensor][0].output[0]
-                names.setdefault(tensor, LayerId(_ADDED.sub("", node.name)))
+                names.setdefault(tensor, layer)
     return names
 
 

@@ -10,7 +10,7 @@ import ctypes
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row, saturation_note
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, names_before
 from repq.engine.source import SUM
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
@@ -36,8 +36,9 @@ INSTALL = "pip install 'repq[openvino]'"
 
 _IR = "model.xml"
 # What OpenVINO appends to a node's name when it takes its bias or its scales off, and what `source` did.
-_ADDED = re.compile(rf"(/WithoutBiases|/Dequantization(Subtract|Multiply)|{SUM})+$")
+_ADDED = re.compile(rf"(/WithoutBiases|/Dequantization(Subtract|Multiply)|{SUM})$")
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_FLOATS = frozenset({"float32", "float16", "bfloat16"})
 _MOST_RUNS = 8
 """At once: each has activations of its own."""
 _LAYER_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
@@ -162,13 +163,19 @@ class OpenVinoEngine(Engine):
             self._requests.put(request)
 
     def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
-        """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time."""
+        """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time.
+
+        They give means over all runs from the first one on, which takes several times as long as those after it: it
+        is taken out again.
+        """
         check_images(images, self.manifest.input)
         compiled = self._compile({"PERF_COUNT": True})
         request = compiled.create_infer_request()
+        request.infer([as_input(images, self.manifest.input)], share_inputs=True)
+        first = executed_nodes(compiled)
         for _ in range(runs):
             request.infer([as_input(images, self.manifest.input)], share_inputs=True)
-        return node_times(executed_nodes(compiled), self.manifest.layers)
+        return node_times(executed_nodes(compiled), first, runs, self.manifest.layers)
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:
         import openvino
@@ -208,21 +215,26 @@ def executed_nodes(compiled: Any) -> list[dict[str, str]]:
     return [{key: note[key].astype(str) if key in note else "" for key in keys} for note in notes]
 
 
-def node_times(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId]) -> tuple[NodeTime, ...]:
-    """The times of the nodes that were run, each with the layer that it computes."""
-    listed = list(nodes)
-    found = _nodes_of_layers(listed)
-    owner = {id(found[layer]): layer for layer in layers if layer in found}
+def node_times(
+    nodes: Sequence[Mapping[str, str]], first: Sequence[Mapping[str, str]], runs: int, layers: Iterable[LayerId]
+) -> tuple[NodeTime, ...]:
+    """The times of the nodes that were run, each with the layer that it computes.
+
+    Args:
+        nodes: after a first run and ``runs`` others.
+        first: the same nodes after the first run.
+    """
+    owner = {id(node): layer for layer, node in _nodes_of_layers(nodes, layers).items()}
     return tuple(
         NodeTime(
             name=node["originalLayersNames"] or node["layerType"],
             kind=node["layerType"],
             layer=owner.get(id(node)),
-            ms=float(node["execTimeMcs"]) / 1e3,
+            ms=max(0.0, (runs + 1) * float(node["execTimeMcs"]) - float(before["execTimeMcs"])) / runs / 1e3,
             precision=_PRECISIONS.get(node["runtimePrecision"], node["runtimePrecision"]),
         )
-        for node in listed
-        if node["execTimeMcs"].isdecimal()
+        for node, before in zip(nodes, first, strict=True)
+        if node["execTimeMcs"].isdecimal() and before["execTimeMcs"].isdecimal()
     )
 
 
@@ -232,9 +244,10 @@ def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId
     A node lists the names of all that was fused into it; a convolution with a bias is there as ``ID/WithoutBiases``.
     A layer without a node of its own is ``unknown``.
     """
-    found = _nodes_of_layers(nodes)
+    wanted = tuple(layers)
+    found = _nodes_of_layers(nodes, wanted)
     rows = []
-    for layer in layers:
+    for layer in wanted:
         executed = found.get(layer)
         precision = (
             _PRECISIONS.get(executed["runtimePrecision"], executed["runtimePrecision"]) if executed else "unknown"
@@ -245,13 +258,24 @@ def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId
     return tuple(rows)
 
 
-def _nodes_of_layers(nodes: Iterable[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    found: dict[str, Mapping[str, str]] = {}
+def _nodes_of_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId]) -> dict[LayerId, Mapping[str, str]]:
+    wanted = frozenset(layers)
+    found: dict[LayerId, Mapping[str, str]] = {}
     for node in nodes:
         if node["layerType"] in _LAYER_TYPES:
-            for name in node["originalLayersNames"].split(","):
-                found.setdefault(_ADDED.sub("", name), node)
+            for name in _listed(node["originalLayersNames"], max((layer.count(",") for layer in wanted), default=0)):
+                layer = next((LayerId(known) for known in names_before(name, _ADDED) if known in wanted), None)
+                if layer is not None:
+                    found.setdefault(layer, node)
     return found
+
+
+def _listed(names: str, commas: int) -> Iterator[str]:
+    """The names of a list, of which each may hold so many commas, and the list does not say where one ends."""
+    parts = names.split(",")
+    for start in range(len(parts)):
+        for end in range(start + 1, min(start + commas + 1, len(parts)) + 1):
+            yield ",".join(parts[start:end])
 
 
 def conversions(nodes: Iterable[Mapping[str, str]]) -> dict[str, int]:
@@ -263,11 +287,10 @@ def _conversion(node: Mapping[str, str]) -> str | None:
     kind = node["layerType"]
     if kind in {*_LAYER_TYPES, "Const", "Input", "Output"}:
         return None
-    before = node["runtimePrecision"] in {"i8", "u8"}
-    after = node["outputPrecisions"].split(",")[0] in {"i8", "u8"}
-    if kind == "FakeQuantize" or (after and not before):
+    before, after = (_PRECISIONS.get(node[key].split(",")[0]) for key in ("runtimePrecision", "outputPrecisions"))
+    if kind == "FakeQuantize" or (after == "int8" and before in _FLOATS):
         return "quantize"
-    if before and not after:
+    if before == "int8" and after in _FLOATS:
         return "dequantize"
     return {"Reorder": "reorder", "Convert": "convert"}.get(kind)
 
