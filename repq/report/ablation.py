@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import date
 from functools import partial
@@ -49,8 +50,12 @@ def write_ablation_page(report: AblationReport, environment: Environment, folder
 
 
 def report_name(trial: TrialFigures) -> str:
-    """Of the report of one run, in the folder `REPORTS`."""
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', trial.variant).strip('-')}-seed-{trial.seed}.html"
+    """Of the report of one run, in the folder `REPORTS`: each variant has a name of its own."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", trial.variant).strip("-")
+    if not plain or plain != trial.variant:  # other names may come to the same
+        digest = hashlib.sha256(trial.variant.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        plain = f"{plain}-{digest}".removeprefix("-")
+    return f"{plain}-seed-{trial.seed}.html"
 
 
 def ablation_blocks(report: AblationReport) -> list[Block]:

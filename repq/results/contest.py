@@ -6,10 +6,10 @@ from pydantic import Field
 
 from repq.results.base import Result
 from repq.results.engines import Availability, ModelInfo
-from repq.results.timing import Timed
+from repq.results.timing import Measured, Timed
 
 
-class BatchTiming(Result):
+class BatchTiming(Measured):
     """Latency at one batch size, milliseconds for a whole batch. None: not measured, and ``reason`` says why.
 
     ``memory_bytes`` is the peak of the resident memory of a process that does nothing else.

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from repq.results.base import Range, Result
 from repq.results.engines import ModelInfo
 
 
-class Environment(Result):
+class Measured(Result):
+    """Figures of which each is a number, or None where it was not measured; never NaN or an infinity."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Environment(Measured):
     cpu: str
     cores: int
     cpu_features: tuple[str, ...]  # those that matter for INT8 and FP16: avx2, avx512_vnni, amx_int8 …
@@ -20,7 +28,7 @@ class Environment(Result):
     gpu: str | None = None
 
 
-class GpuReadings(Result):
+class GpuReadings(Measured):
     """What a GPU did while a model ran, as NVML says; None: it does not tell."""
 
     sm_clock_mhz: float  # median
@@ -33,7 +41,7 @@ class GpuReadings(Result):
     samples: int
 
 
-class BenchRow(ModelInfo):
+class BenchRow(ModelInfo, Measured):
     """Latency of one model at one setting; milliseconds for a whole batch. None: the clock did not move."""
 
     batch: int
@@ -50,7 +58,7 @@ class BenchRow(ModelInfo):
     gpu: GpuReadings | None = None  # during all models' turns at this setting
 
 
-class ServiceRow(ModelInfo):
+class ServiceRow(ModelInfo, Measured):
     """From JPEG files to boxes by one arrangement; milliseconds per image. None: the clock did not move."""
 
     loader: str  # what decodes: opencv, dali (cpu), dali (gpu)
@@ -69,7 +77,7 @@ class ServiceRow(ModelInfo):
     bottleneck_share: float | None  # of the four steps together
 
 
-class Timed(Result):
+class Timed(Measured):
     """Where times were taken, and what else that machine did.
 
     Attributes:

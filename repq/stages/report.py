@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -61,16 +62,26 @@ def read_bench(path: Path) -> BenchReport:
         return BenchReport.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {file}", found=error.strerror or str(error), fix=fix) from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is no timing of repq", found=str(error).splitlines()[0], fix=fix) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no timing of repq", found=str(error), fix=fix) from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        found = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
+        raise DataError(f"{file} is no timing of repq", found=found, fix=fix) from None
+
+
+def _absolute(path: Path) -> Path:
+    """A path with the name that was given, even for ``.``; what a link leads to has another one."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path has none that takes ".." out)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """What the tables call each file: its folder's name, or its own, numbered where two are alike."""
-    named = (path if path.is_dir() or path.stem != "bench" else path.resolve().parent for path in paths)
-    plain = [printable(path.name) for path in named]
-    counts = Counter(plain)
-    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(plain, 1)]
+    named = (path if path.is_dir() or path.stem != "bench" else path.parent for path in map(_absolute, paths))
+    names = [printable(path.name) or "/" for path in named]
+    while len(alike := {name for name, count in Counter(names).items() if count > 1}):
+        names = [f"{name} ({number})" if name in alike else name for number, name in enumerate(names, 1)]
+    return names
 
 
 def _draw(float_engine: Path, quantized_engine: Path, job: Job) -> Pictures:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repq.cli import main
 from repq.errors import RecipeError
 from repq.pipeline.ablation import range_figures
 from repq.recipe import load_ablation
-from repq.report.ablation import ablation_markdown
+from repq.report.ablation import ablation_markdown, report_name
 from repq.results import AblationReport, LayerQuantization, Shipped, TrialFigures
 
 TINY = {
@@ -185,3 +188,10 @@ def test_ranges_leave_out_what_stays_in_float() -> None:
     assert figures["largest |weight|"] == 2.0
     assert figures["weight SNR, median layer (dB)"] == 30.0
     assert range_figures([wide]) == {}
+
+
+@given(names=st.lists(st.text(max_size=6) | st.sampled_from(["a b", "a-b", "基线", "变体"]), min_size=2, unique=True))
+def test_every_run_has_a_report_of_its_own(names: list[str]) -> None:
+    files = [report_name(TrialFigures(variant=name, seed=seed, figures={})) for name in names for seed in (0, 1)]
+    assert len(set(files)) == len(files)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*\.html", file) for file in files)

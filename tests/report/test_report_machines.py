@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,31 @@ def test_the_command_line(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["report", str(tmp_path / wrong), "-o", str(tmp_path / "other")])
         assert result.exit_code == 2 and "bench.json" in result.stderr
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("place", ["rows", "service", "environment", "gpu"])
+def test_a_file_with_a_figure_that_is_none_is_refused(tmp_path: Path, place: str, value: str) -> None:
+    values = json.loads(bench(row(), service=(service("opencv"),)).model_dump_json())
+    (of,) = values[place] if place in ("rows", "service") else [values.get(place) or values["rows"][0]["gpu"]]
+    for name in [name for name, found in of.items() if type(found) is float]:
+        changed = json.dumps(values).replace(f'"{name}": {json.dumps(of[name])}', f'"{name}": {value}')
+        assert value in changed
+        (tmp_path / "bench.json").write_text(changed)
+        result = CliRunner().invoke(main, ["report", str(tmp_path), "-o", str(tmp_path / "out")])
+        assert (result.exit_code, name in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_file_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / name for name in ("x/a", "y/a", "x/a (2)", "here/below")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "bench.json").write_text(bench(row()).model_dump_json())
+    monkeypatch.chdir(folders[-1])
+    arguments = [*map(str, folders[:-1]), ".", "../below/bench.json"]
+    result = CliRunner().invoke(main, ["report", *arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.stderr
+    machines = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]["results"]["machines"]
+    assert len(machines) == len(arguments) and all(machines)
+    assert sum(name.startswith("below") for name in machines) == 2
