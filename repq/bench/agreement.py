@@ -31,14 +31,15 @@ class _Difference:
         difference = actual.astype(np.float64) - expected
         self.signal += float(np.square(expected, dtype=np.float64).sum())
         self.noise += float(np.square(difference).sum())
-        self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
+        self.max_abs = float(np.maximum(self.max_abs, np.abs(difference).max(initial=0.0)))  # NaN stays NaN
 
     @property
     def snr_db(self) -> float:
         """``10 log10(sum reference^2 / sum difference^2)``; infinite where they are equal."""
         if self.noise == 0:
             return float("inf")
-        return 10 * float(np.log10(self.signal / self.noise)) if self.signal else float("-inf")
+        ratio = self.signal / self.noise
+        return 10 * float(np.log10(ratio)) if ratio else float("-inf")
 
 
 @dataclass

@@ -26,7 +26,7 @@ from repq.machine.cpu import cpu_name, has_dot_products, is_x86
 from repq.machine.cuda import gpu_or_none
 from repq.onnx_file import refusing
 from repq.recipe import Provider
-from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
+from repq.results import UNKNOWN, Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     import onnx
@@ -158,7 +158,7 @@ class OnnxRuntimeEngine(Engine):
     def _executed(self, optimized: Path) -> tuple[tuple[LayerPrecision, ...], dict[str, int], str | None]:
         """Layers and conversions of the optimized graph, and for a GPU provider what its nodes really ran on."""
         if self._provider == "tensorrt":  # its nodes are engines of their own, which ONNX Runtime cannot write down
-            unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
+            unknown = tuple(LayerPrecision(layer=layer, precision=UNKNOWN) for layer in self.manifest.layers)
             return unknown, {}, f"{self._placement()}; what TensorRT runs inside is not told"
         open_session(self._data, self.manifest.threads, self._provider, optimized=optimized)
         graph = _graph_of(optimized)
@@ -427,7 +427,7 @@ def _precision(
     tensor = node.input[1]
     if tensor in producers and producers[tensor].op_type == "DequantizeLinear":
         weight = producers[tensor].input[1]  # the scale's type is the dequantized weight's
-    return _FLOAT_TYPES.get(initializers[weight].data_type, "unknown") if weight in initializers else "unknown"
+    return _FLOAT_TYPES.get(initializers[weight].data_type, UNKNOWN) if weight in initializers else UNKNOWN
 
 
 def _executed_row(layer: LayerId, executed: Sequence[tuple[str, str]]) -> LayerPrecision:
@@ -435,6 +435,6 @@ def _executed_row(layer: LayerId, executed: Sequence[tuple[str, str]]) -> LayerP
     kernels = sorted({kernel for _, kernel in executed})
     return LayerPrecision(
         layer=layer,
-        precision="+".join(precisions) if precisions else "unknown",
+        precision="+".join(precisions) if precisions else UNKNOWN,
         kernel="+".join(kernels) + (f" x{len(executed)}" if len(executed) > 1 else ""),
     )

@@ -27,7 +27,7 @@ from repq.engine.storage import folder_size
 from repq.errors import EngineError
 from repq.files import scratch_folder
 from repq.layers import LayerId
-from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
+from repq.results import UNKNOWN, Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -249,9 +249,7 @@ def executed_layers(nodes: Iterable[Mapping[str, str]], layers: Iterable[LayerId
     rows = []
     for layer in wanted:
         executed = found.get(layer)
-        precision = (
-            _PRECISIONS.get(executed["runtimePrecision"], executed["runtimePrecision"]) if executed else "unknown"
-        )
+        precision = _PRECISIONS.get(executed["runtimePrecision"], executed["runtimePrecision"]) if executed else UNKNOWN
         rows.append(
             LayerPrecision(layer=layer, precision=precision, kernel=executed["primitiveType"] if executed else "")
         )

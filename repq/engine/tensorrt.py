@@ -20,7 +20,7 @@ from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers
 from repq.engine.tensorrt_running import PlanRunner, open_plan
 from repq.errors import EngineError
 from repq.machine.cuda import find_gpu, gpu_or_none
-from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
+from repq.results import UNKNOWN, Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -147,7 +147,7 @@ class TensorRtEngine(Engine):
         else:
             kernels = self._kernels()
         layers = executed_layers(kernels, self.manifest.layers)
-        unknown = tuple(LayerPrecision(layer=layer, precision="unknown") for layer in self.manifest.layers)
+        unknown = tuple(LayerPrecision(layer=layer, precision=UNKNOWN) for layer in self.manifest.layers)
         return self.described(
             layers=layers or unknown, extra_nodes=conversions(kernels), note=note, size_bytes=len(self._plan)
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from repq.errors import EngineError
 from repq.layers import LayerId
-from repq.results import LayerPrecision, NodeTime
+from repq.results import UNKNOWN, LayerPrecision, NodeTime
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _REFORMAT = "Reformat"
@@ -160,7 +160,7 @@ def _row(layer: LayerId, kernels: Sequence[Kernel]) -> LayerPrecision:
     precisions = sorted({_precision(kernel) for kernel in computing})
     names = sorted({kernel.tactic or kernel.kind for kernel in computing})
     return LayerPrecision(
-        layer=layer, precision="+".join(precisions) if precisions else "unknown", kernel="+".join(names)
+        layer=layer, precision="+".join(precisions) if precisions else UNKNOWN, kernel="+".join(names)
     )
 
 
@@ -174,4 +174,4 @@ def _precision(kernel: Kernel) -> str:
     for part, name in (("i8i8", "int8"), ("f16f16", "float16"), ("tf32", "tf32"), ("f32f32", "float32")):
         if part in tactic:
             return name
-    return next((kind for kind in kernel.inputs if kind), None) or "unknown"
+    return next((kind for kind in kernel.inputs if kind), None) or UNKNOWN

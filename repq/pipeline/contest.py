@@ -217,7 +217,7 @@ def _built(made: Mapping[str, Artifact], setup: str) -> list[_Candidate]:
 
 def int8_share(about: EngineDescription, macs: Mapping[str, int]) -> float | None:
     """Share of the multiply-adds that an engine is known to run in INT8; None where it tells of no layer."""
-    if all(row.precision == "unknown" for row in about.layers):
+    if about.int8_layers is None:
         return None
     int8 = sum(macs.get(row.layer, 0) for row in about.layers if row.precision == "int8")
     return int8 / max(sum(macs.get(row.layer, 0) for row in about.layers), 1)

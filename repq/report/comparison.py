@@ -10,7 +10,7 @@ from repq.recipe import engine_title as engine_title
 from repq.report.blocks import Level
 from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
-from repq.results import Accuracy, BenchRow, EngineDescription, LayerPrecision, change_interval
+from repq.results import UNKNOWN, Accuracy, BenchRow, EngineDescription, LayerPrecision, change_interval
 
 NOT_INT8_BAD_SHARE = 0.25
 
@@ -46,8 +46,9 @@ class Comparison:
         max_drop: AP that INT8 may lose.
         float_engine: where the FP32 accuracy was measured: this engine, or torch where the engine has none.
         float_latency, int8_latency: rows of one and the same setting, inference only.
+        int8_layers: executed in INT8; None: there is no engine, or it does not tell of any layer.
         not_int8: layers that the plan has in INT8 and the engine executed otherwise.
-        unreported: layers that the plan has in INT8 and the engine's description does not list.
+        unreported: layers that the plan has in INT8 and of which the engine does not tell how it executed them.
     """
 
     engine: str
@@ -124,10 +125,9 @@ class Comparison:
     def precision_level(self) -> Level:
         if self.layers is None:
             return ""
-        strayed = len(self.not_int8) + len(self.unreported)
-        if strayed == 0:
+        if not self.not_int8 and not self.unreported:
             return "good"
-        return "bad" if strayed > NOT_INT8_BAD_SHARE * self.layers else "warn"
+        return "bad" if len(self.not_int8) > NOT_INT8_BAD_SHARE * self.layers else "warn"
 
     @property
     def level(self) -> Level:
@@ -196,7 +196,7 @@ def _compare(summary: ReportSummary, engine: str) -> Comparison:
         int8_latency=int8_row,
         float_size_bytes=float_engine.size_bytes if float_engine else float_row.size_bytes if float_row else None,
         int8_size_bytes=int8_engine.size_bytes if int8_engine else int8_row.size_bytes if int8_row else None,
-        int8_layers=int8_engine.precision_counts().get("int8", 0) if int8_engine else None,
+        int8_layers=int8_engine.int8_layers if int8_engine else None,
         layers=len(int8_engine.layers) if int8_engine else None,
         max_drop=summary.max_drop,
         not_int8=not_int8,
@@ -227,7 +227,7 @@ def _strayed(
     if description is None or ptq is None:
         return (), ()
     planned = {layer.layer for layer in ptq.layers if layer.precision == "int8"}
-    executed = {layer.layer for layer in description.layers}
-    strayed = (layer for layer in description.layers if layer.layer in planned and layer.precision != "int8")
-    unreported = (layer.layer for layer in ptq.layers if layer.layer in planned - executed)
+    told = {layer.layer for layer in description.layers if layer.precision != UNKNOWN}
+    strayed = (layer for layer in description.layers if layer.layer in planned & told and layer.precision != "int8")
+    unreported = (layer.layer for layer in ptq.layers if layer.layer in planned - told)
     return tuple(strayed), tuple(unreported)

@@ -9,7 +9,7 @@ from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, ReportSummary
-from repq.results import PtqReport
+from repq.results import UNKNOWN, PtqReport
 from repq.results.timing import Timed
 
 
@@ -85,7 +85,7 @@ def _baseline_findings(summary: ReportSummary) -> list[Finding]:
     """An FP32 baseline that the runtime did not run in FP32 makes a comparison unfair."""
     found = []
     for name, description in (summary.get(BUILD) or {}).items():
-        other = [layer for layer in description.layers if layer.precision != "float32"]
+        other = [layer for layer in description.layers if layer.precision not in ("float32", UNKNOWN)]
         if name.endswith("-float32") and other:
             precisions = " and ".join(sorted({layer.precision for layer in other}))
             text = f"the FP32 baseline ran {plural(len(other), 'layer')} in {precisions}"

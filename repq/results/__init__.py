@@ -19,6 +19,7 @@ from repq.results.accuracy import (
 from repq.results.base import Range, Result
 from repq.results.contest import BatchTiming, Choice, Contender, Contest
 from repq.results.engines import (
+    UNKNOWN,
     Agreement,
     Availability,
     BuiltEngines,
@@ -77,6 +78,7 @@ from repq.results.verdict import EngineVerdict, Verdict
 from repq.results.weights import LayerDescription, WeightsDescription
 
 __all__ = [
+    "UNKNOWN",
     "AblationReport",
     "Accuracies",
     "Accuracy",

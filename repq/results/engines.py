@@ -16,6 +16,10 @@ Variant = Literal["float32", "float16", "int8"]
 """What a model was built as. What its layers really ran in is in ``EngineDescription.layers``."""
 
 
+UNKNOWN = "unknown"
+"""In place of a layer's precision: the runtime does not tell it."""
+
+
 class ModelInfo(Result):
     """A model as one runtime runs it: what every row of measurements says of it. None: the runtime does not tell."""
 
@@ -66,6 +70,12 @@ class EngineDescription(Result):
         """Number of layers per precision."""
         return dict(Counter(layer.precision for layer in self.layers))
 
+    @property
+    def int8_layers(self) -> int | None:
+        """How many layers run in INT8; None where the runtime tells of no layer."""
+        counts = self.precision_counts()
+        return counts.get("int8", 0) if set(counts) - {UNKNOWN} else None
+
     def surprises(self) -> tuple[tuple[str, str, str], ...]:
         """Layers that run otherwise than expected: the layer, the precision expected and the one that runs."""
         expected = self.expected.layers if self.expected is not None else {}
@@ -73,7 +83,7 @@ class EngineDescription(Result):
         return tuple(
             (row.layer, expected[row.layer], row.precision)
             for row in self.layers
-            if row.precision != "unknown"
+            if row.precision != UNKNOWN
             and expected.get(row.layer, row.precision) not in (row.precision, same.get(row.precision))
         )
 
@@ -85,7 +95,7 @@ class BuiltEngines(Result):
 
 
 class Agreement(ModelInfo):
-    """One model against torch's fake quantization on the same images. SNR is 20 log10(|reference| / |difference|)."""
+    """One model against the reference on the same images. SNR is 20 log10(|reference| / |difference|)."""
 
     snr_db: dict[str, float]  # per output: boxes, scores; infinite where they are equal
     max_abs_error: dict[str, float]
@@ -110,7 +120,7 @@ class CheckReport(Result):
 
     def within(self, row: Agreement, *, by_ap: bool = True) -> bool:
         """Whether a model is within the bounds; without ``by_ap`` within that of the SNR."""
-        if self.min_snr_db is not None and min(row.snr_db.values()) < self.min_snr_db:
+        if self.min_snr_db is not None and not all(snr >= self.min_snr_db for snr in row.snr_db.values()):
             return False
         if not by_ap or (row.ap_gap is None and self.min_snr_db is not None):
             return True  # of the latter AP cannot tell, the outputs can

@@ -69,15 +69,19 @@ def demand_agreement(report: CheckReport, proven: Collection[str] = ()) -> None:
     if worst.ap_gap is None and report.min_snr_db is None:
         raise ToleranceError(
             "the engines cannot be compared by AP: the reference finds no object",
-            found=f"AP 0 in {report.reference.images} images; SNR {worst.snr_db}",
+            found=f"AP 0 in {report.reference.images} images; {_snrs(worst)}",
             fix="look at what it finds (repq predict), its preset and image size; or compare outputs: --min-snr 30",
         )
-    bound = "" if report.min_snr_db is None else f" or an SNR below {report.min_snr_db} dB"
+    bound = "" if report.min_snr_db is None else f", and an SNR of {report.min_snr_db:g} dB or more"
     raise ToleranceError(
         "the engines do not compute what the reference computes",
-        found=f"{worst.title}: AP gap {_gap(worst)}, SNR {worst.snr_db}; allowed: {report.max_drop}{bound}",
+        found=f"{worst.title}: AP gap {_gap(worst)}, {_snrs(worst)}; allowed: {report.max_drop:g}{bound}",
         fix="run `repq describe` on the engine and look for layers in another precision than planned",
     )
+
+
+def _snrs(row: Agreement) -> str:
+    return "SNR " + ", ".join(f"{snr:.1f} dB of {name}" for name, snr in row.snr_db.items())
 
 
 def _gap(row: Agreement) -> str:

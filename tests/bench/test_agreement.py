@@ -95,3 +95,30 @@ def test_an_snr_of_an_output_that_is_zero_is_an_error(silent: str, candidate: fl
     with pytest.raises(ToleranceError, match=f"zero in all images, in the reference: {silent}"):
         check_agreement(*given, CheckConfig(min_snr_db=30), EvalConfig(batch=2))
     assert check_agreement(*given, CheckConfig(max_drop=1), EvalConfig(batch=2)).images == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_no_number_never_agrees(value: float, tmp_path: Path) -> None:
+    dataset = load_dataset(make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=32)), "val")
+
+    def answering(first: float) -> Predict:
+        def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+            found = np.ones((len(images), 4, 5 + dataset.num_classes), np.float32)
+            found[:, 0, 0] = first
+            return found
+
+        return predict
+
+    model = ModelInfo(model="m", engine="onnxruntime", variant="int8", precision="int8", size_bytes=None)
+    config, evaluation = CheckConfig(min_snr_db=-1000, max_drop=1), EvalConfig(batch=2)
+    candidates = [(model, answering(value))]
+    found = check_agreement(answering(1.0), candidates, dataset, (32, 32), config, evaluation)
+    assert not np.isfinite(found.engines[0].max_abs_error["boxes"]) and not found.passed
+
+
+@given(snr=st.floats(-99, 99), name=st.sampled_from(["boxes", "scores"]))
+def test_the_message_has_figures_as_people_write_them(snr: float, name: str) -> None:
+    bad = row(0.5, 50.0).model_copy(update={"snr_db": {name: snr}})
+    with pytest.raises(ToleranceError) as caught:
+        demand_agreement(report(bad))
+    assert f"SNR {snr:.1f} dB of {name}" in str(caught.value) and "{" not in str(caught.value)

@@ -9,8 +9,9 @@ from repq.report import ReportSummary, headline
 from repq.report.comparison import Comparison, comparisons
 from repq.report.findings import findings
 from repq.report.sections import SECTIONS
+from repq.report.sections.overview import HEADLINE
 from repq.report.summary import BENCH, EVAL
-from repq.report.text import bench_table
+from repq.report.text import bench_table, render_text
 from repq.report.verdict import sentences
 from repq.results import Verdict
 
@@ -189,3 +190,18 @@ def test_headline_as_plain_values() -> None:
     assert row["engine"] == "openvino"
     assert row["latency_ms_int8"] == 35.9
     assert STRAYED in row["layers_not_int8"]
+
+
+@pytest.mark.parametrize("variant", ["int8", "float32"])
+def test_layers_of_which_nothing_is_known_are_not_said_to_have_strayed(variant: str) -> None:
+    """As of TensorRT without a GPU, or of TensorRT inside ONNX Runtime."""
+    built = make_engine("tensorrt", variant, 5_000_000)
+    rows = tuple(row.model_copy(update={"precision": "unknown"}) for row in built.layers)
+    summary = part(ptq=make_ptq(), build={f"tensorrt-{variant}": built.model_copy(update={"layers": rows})})
+    said = [finding.text for finding in findings(summary, comparisons(summary))]
+    assert not any("unknown" in text or "executed" in text for text in said)
+    for compared in comparisons(summary):
+        assert compared.int8_layers is None and not compared.not_int8
+        assert compared.engine != "tensorrt" or compared.precision_level == "warn"
+    shown = render_text(HEADLINE.blocks(summary))
+    assert "not all in INT8" not in shown and "0 of" not in shown

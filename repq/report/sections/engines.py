@@ -33,11 +33,12 @@ def _execution(summary: ReportSummary) -> list[Block]:
     return [*blocks, *([Text("\n".join(notes))] if notes else [])]
 
 
+_SIMULATION = "The reference is torch's fake quantization of the model that the engines were built from."
 EXECUTION = Section("execution", "Executed precision", _execution, (BUILD,), (PTQ,), short="Precision")
 AGREEMENT = Section(
     "agreement",
     "Simulation against engines",
-    lambda summary: check_blocks(summary[CHECK]) if summary[CHECK].engines else [],
+    lambda summary: [Text(_SIMULATION), *check_blocks(summary[CHECK])] if summary[CHECK].engines else [],
     needs=(CHECK,),
     short="Agreement",
 )
@@ -88,7 +89,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def check_blocks(check: CheckReport) -> list[Block]:
-    """Every engine against the simulation: SNR and largest error per output, and the AP gap."""
+    """Every model against the reference: SNR and largest error per output, and the AP gap."""
     outputs = dict.fromkeys(name for engine in check.engines for name in engine.snr_db)
     low = float("-inf") if check.min_snr_db is None else check.min_snr_db
 
@@ -106,14 +107,14 @@ def check_blocks(check: CheckReport) -> list[Block]:
         *map(snr, outputs),
         *(number(f"Max error, {name}", partial(_error, name), compact) for name in outputs),
         number("AP", lambda row: row.accuracy.defined(), fraction),
-        number("AP gap", "ap_gap", change, hint="engine minus simulation",
+        number("AP gap", "ap_gap", change, hint="model minus reference",
                level=lambda row: "" if row.ap_gap is None else "good" if abs(row.ap_gap) <= check.max_drop else "bad"),
         number("INT8 layers", "int8_layers", count, note=_untold),
         number("Float layers", "float_layers", count, note=_untold),
     ]  # fmt: skip
     demanded = f", SNR of at least {check.min_snr_db:.1f} dB" if check.min_snr_db is not None else ""
     lead = (
-        f"{'Passed' if check.passed else 'Failed'} on {plural(check.images, 'image')}: torch's fake quantization has "
+        f"{'Passed' if check.passed else 'Failed'} on {plural(check.images, 'image')}: the reference has "
         f"AP {fraction(check.reference.defined())}; allowed gap ±{compact(check.max_drop)} AP{demanded}."
     )
     blocks: list[Block] = [Text(lead), table("Agreement", columns, check.engines)]
@@ -153,7 +154,7 @@ def _against_lint(description: EngineDescription) -> list[str]:
         return []
     lines = [f"expected: {_counts(Counter(expected.layers.values()))}; {expected.extra_kernels} kernels that only "
              "convert scales"]  # fmt: skip
-    if {layer.precision for layer in description.layers} != {"unknown"}:
+    if description.int8_layers is not None:
         surprises = description.surprises()
         lines += [f"  {layer}: expected {wanted}, runs {found}" for layer, wanted, found in surprises]
         kernels = sum(description.extra_nodes.get(kind, 0) for kind in ("quantize", "dequantize", "requantize"))

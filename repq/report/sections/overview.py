@@ -206,7 +206,7 @@ def _verdict(comparison: Comparison) -> str:
         return "OK" if comparison.level else ""
     troubles = (
         (comparison.accuracy_level, "accuracy loss"),
-        (comparison.precision_level, "not all in INT8"),
+        (comparison.precision_level, "not all in INT8" if comparison.not_int8 else "precision not told"),
         (comparison.speed_level, "not faster"),
     )
     return ", ".join(words for level, words in troubles if level in ("warn", "bad"))
@@ -276,8 +276,8 @@ def _note(comparison: Comparison) -> str:
         parts.append(f"AP change on other images of the kind: {interval(comparison.ap_interval)} (95 %)")
     if comparison.int8_latency:
         parts.append(f"median latency: {_setting(comparison.int8_latency)}")
-    if comparison.layers is not None:
-        parts.append(f"{comparison.int8_layers} of {plural(comparison.layers, 'layer')} executed in INT8")
+    if comparison.int8_layers is not None:
+        parts.append(f"{comparison.int8_layers} of {plural(comparison.layers or 0, 'layer')} executed in INT8")
     if comparison.float_accuracy and comparison.float_engine != comparison.engine:
         parts.append(f"FP32 AP measured in {engine_title(comparison.float_engine)}")
     return "; ".join(parts)
