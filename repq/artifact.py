@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from repq.errors import RepqError
+from repq.errors import RepqError, reason
 from repq.identity import Identity, describe, hash_folder, hash_json
 from repq.results import Result
 
@@ -81,8 +81,7 @@ def read_result(path: Path, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RepqError(f"{path} holds no {kind.__name__}", found=found, fix="make it again") from None
+        raise RepqError(f"{path} holds no {kind.__name__}", found=reason(error), fix="make it again") from None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from repq.data import DetectionDataset, demand_objects
-from repq.errors import TrainingError
+from repq.errors import TrainingError, reason
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
 from repq.machine.torch_device import without_tf32
@@ -131,7 +131,7 @@ def left_alone(error: Exception, count: int) -> TrainingError:
         fix = "look for its own message, then run the same command again: it goes on from the last saved state"
     return TrainingError(
         f"another of the {count} processes of this command ended or does not answer",
-        found=str(error).splitlines()[0], fix=fix,
+        found=reason(error), fix=fix,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from repq.printable import printable_lines
+from repq.printable import printable, printable_lines
 
 
 class RepqError(Exception):
@@ -34,6 +34,12 @@ class RepqError(Exception):
         if self.fix:
             lines.append(f"fix: {self.fix}")
         super().__init__("\n".join(lines))
+
+
+def reason(problem: BaseException) -> str:
+    """What an exception says, in one line and without a file's path; its type's name where it says nothing."""
+    lines = (getattr(problem, "strerror", None) or str(problem)).strip().splitlines()
+    return printable(lines[0]) if lines else type(problem).__name__
 
 
 class CheckpointError(RepqError):

@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from repq import __version__
-from repq.errors import RepqError
+from repq.errors import RepqError, reason
 from repq.files import cache_folder
 from repq.spinning import VARIABLES
 
@@ -199,8 +199,7 @@ def hash_path(path: Path) -> str:
     try:
         return hash_json(hash_folder(path)) if path.is_dir() else hash_file(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RepqError(f"cannot read {path}", found=reason, fix="check the path") from None
+        raise RepqError(f"cannot read {path}", found=reason(error), fix="check the path") from None
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

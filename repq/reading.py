@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from repq.errors import RepqError
+from repq.errors import RepqError, reason
 from repq.printable import printable
 
 MIB = 1 << 20
@@ -103,11 +103,6 @@ def _demand_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
         raise _RefusedError(f"{kind} and no file")
-
-
-def reason(problem: Exception) -> str:
-    """What an exception says of the file, without its path."""
-    return printable(getattr(problem, "strerror", None) or str(problem) or type(problem).__name__)
 
 
 def expanded(text: str) -> Path:

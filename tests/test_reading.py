@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repq.errors import DataError, RepqError
+from repq.errors import DataError, RepqError, reason
 from repq.printable import printable
 from repq.reading import (
     decode,
@@ -53,6 +53,20 @@ def test_errors_hold_no_raw_control_characters() -> None:
     assert "\x1b" not in str(error) and "\u202e" not in str(error) and "\x07" not in str(error)
     assert str(error).splitlines()[-1] == "lines"
     assert "\\x1b[31mred" in error.what
+
+
+@given(st.sampled_from([OSError, RuntimeError, ValueError, AssertionError]), st.text(st.characters(codec=None)))
+def test_whatever_a_library_raises_is_told_in_one_line(kind: type[Exception], said: str) -> None:
+    """Also what says nothing, or nothing but blank lines."""
+    told = reason(kind(said))
+    assert told and told == printable(told) and "\n" not in told
+    assert told == kind.__name__ if not said.strip() else told == printable(said.strip().splitlines()[0])
+
+
+def test_what_the_system_says_of_a_file_is_told_without_its_path(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing") as caught:
+        (tmp_path / "missing").read_bytes()
+    assert reason(caught.value) == "No such file or directory"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from repq.errors import EngineError
+from repq.errors import EngineError, reason
 
 _RUNS = 3
 _PATIENCE_S = 600
@@ -68,4 +68,4 @@ if __name__ == "__main__":
     try:
         print(json.dumps(_run(Path(sys.argv[1]), *map(int, sys.argv[2:]))))
     except Exception as error:
-        sys.exit(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        sys.exit(reason(error))

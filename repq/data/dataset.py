@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.errors import DataError
+from repq.errors import DataError, reason
 from repq.identity import hash_files
-from repq.reading import reason
 
 
 def as_boxes(rows: Sequence[Sequence[float]] = ()) -> NDArray[np.float32]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repq.data.dataset import DetectionDataset, ImageRecord, image_hashes
-from repq.errors import DataError
+from repq.errors import DataError, reason
 from repq.log import Log
 from repq.printable import printable
-from repq.reading import reason
 
 
 def demand_objects(dataset: DetectionDataset, purpose: str = "AP cannot be measured") -> None:

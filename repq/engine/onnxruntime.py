@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, names_before
-from repq.errors import EngineError
+from repq.errors import EngineError, reason
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 from repq.machine.cpu import cpu_name, has_dot_products, is_x86
@@ -353,7 +353,7 @@ def open_session(
             data, options, providers=[NAMES[provider]], enable_fallback=0, disabled_optimizers=_CHANGES_WEIGHTS
         )
     except Exception as error:  # its exceptions share no public base class
-        raise EngineError("ONNX Runtime cannot run the model", found=str(error).strip().splitlines()[0]) from None
+        raise EngineError("ONNX Runtime cannot run the model", found=reason(error)) from None
     if session.get_providers()[0] != NAMES[provider]:
         raise EngineError(
             f"ONNX Runtime did not take {NAMES[provider]}",

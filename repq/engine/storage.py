@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from repq.engine.base import EngineManifest
-from repq.errors import EngineError
+from repq.errors import EngineError, reason
 from repq.files import replacing_folder
 from repq.identity import hash_file, hash_json
 from repq.reading import MIB, read_text
@@ -47,7 +47,7 @@ def write_engine(folder: Path, manifest: EngineManifest, write_payload: Callable
             )
             (new / MANIFEST).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise EngineError(f"cannot write {folder}", found=error.strerror or str(error), fix="check the path") from None
+        raise EngineError(f"cannot write {folder}", found=reason(error), fix="check the path") from None
 
 
 def read_engine(folder: Path) -> EngineManifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, helper, shape_inference, version_converter
 
-from repq.errors import GraphError
+from repq.errors import GraphError, reason
 from repq.recipe import ExportConfig
 
 FP16_SCALES = 19
@@ -49,7 +49,7 @@ def _converted(model: ModelProto, opset: int) -> ModelProto:
     except RuntimeError as error:
         raise GraphError(
             f"the graph cannot be converted from opset {opset_of(model)} to {opset}",
-            found=(str(error).splitlines() or [""])[0], fix=f"export the float model again, with opset {opset}",
+            found=reason(error), fix=f"export the float model again, with opset {opset}",
         ) from None  # fmt: skip
     if not converted.metadata_props:
         converted.metadata_props.MergeFrom(model.metadata_props)
@@ -77,7 +77,7 @@ def _inferred(model: ModelProto, what: str, fix: str) -> ModelProto:
     try:
         return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise GraphError(what, found=str(error).strip().splitlines()[0], fix=fix) from None
+        raise GraphError(what, found=reason(error), fix=fix) from None
 
 
 def _with_batch(model: ModelProto, batch: int | None) -> ModelProto:

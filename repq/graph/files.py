@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from repq.errors import GraphError
+from repq.errors import GraphError, reason
 from repq.files import replacing
 from repq.onnx_file import read_model
 
@@ -22,7 +22,7 @@ def save_onnx(path: Path, model: ModelProto) -> None:
         with replacing(path) as beside:
             beside.write_bytes(model.SerializeToString(deterministic=True))
     except OSError as error:
-        raise GraphError(f"cannot write {path}", found=error.strerror or str(error), fix="check the folder") from None
+        raise GraphError(f"cannot write {path}", found=reason(error), fix="check the folder") from None
 
 
 def load_onnx(path: Path, *, beside: bool = False) -> ModelProto:

@@ -68,7 +68,7 @@ def run_passes(
     """
     import onnx
 
-    from repq.errors import GraphError
+    from repq.errors import GraphError, reason
     from repq.graph.surgeon import export_graph, import_graph
 
     outcomes: dict[str, Outcome] = {}
@@ -83,8 +83,7 @@ def run_passes(
             try:
                 onnx.checker.check_model(model, full_check=True)
             except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-                first_line = str(error).strip().splitlines()[0]
-                raise GraphError(f"the pass {entry.name} leaves an invalid graph", found=first_line) from None
+                raise GraphError(f"the pass {entry.name} leaves an invalid graph", found=reason(error)) from None
         reports.append(PassReport(name=entry.name, title=entry.title, changed=outcome.changed, reasons=outcome.reasons))
     return model, outcomes, tuple(reports)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from repq.errors import EngineError
+from repq.errors import EngineError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +24,8 @@ def resolve_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise EngineError(f"torch cannot use the device {device!r}", found=first, fix="use --device cpu") from None
+        what = f"torch cannot use the device {device!r}"
+        raise EngineError(what, found=reason(error), fix="use --device cpu") from None
     without_tf32()
     return device
 

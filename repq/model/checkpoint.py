@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from repq.errors import CheckpointError, RepqError
+from repq.errors import CheckpointError, RepqError, reason
 from repq.files import in_utf8
 from repq.model.detector import Detector, outline
 from repq.model.families import read_spec, recover
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path | str, name: str | None = None) -> Checkpoint:
             head = file.read(9)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}", found=error.strerror or str(error), fix="check the path and its permissions"
+            f"cannot read {path}", found=reason(error), fix="check the path and its permissions"
         ) from None
     if head[8:] == b"{":
         return _load_safetensors(path, name)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from repq.errors import CheckpointError
+from repq.errors import CheckpointError, reason
 from repq.model.pickled import RefusedError, Storage, StoredTensor
 from repq.model.unpickle import read_stream
 
@@ -73,20 +73,20 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
                 found=_describe_head(head),
                 fix="give a .pt file that torch.save wrote, or a .safetensors file",
             )
-    except RefusedError as reason:
+    except RefusedError as refusal:
         raise CheckpointError(
             f"{path} was refused; nothing in it was run",
-            found=str(reason),
+            found=str(refusal),
             fix="if you trust its origin, save its weights there with torch.save(model.state_dict(), 'weights.pt') "
             "and give that file; otherwise delete it",
         ) from None
     except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path} is truncated or damaged", found=str(error) or type(error).__name__, fix="copy or download it again"
+            f"{path} is truncated or damaged", found=reason(error), fix="copy or download it again"
         ) from None
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}", found=error.strerror or str(error), fix="check the path and its permissions"
+            f"cannot read {path}", found=reason(error), fix="check the path and its permissions"
         ) from None
 
 

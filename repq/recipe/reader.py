@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from repq.errors import RecipeError
+from repq.errors import RecipeError, reason
 from repq.printable import printable
 from repq.reading import expanded, parse_yaml, read_yaml
 from repq.recipe.ablation import Ablation, merged
@@ -201,7 +201,6 @@ def demand_plain(path: Path, what: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"cannot read {printable(path)} {what}", found=reason, fix="check the path") from None
+        raise RecipeError(f"cannot read {printable(path)} {what}", found=reason(error), fix="check the path") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise RecipeError(f"{printable(path)} {what} is neither a file nor a folder", fix="check the path")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from repq.api.fitting import fitted
 from repq.api.images import open_data
 from repq.api.opening import load
-from repq.errors import DataError
+from repq.errors import DataError, reason
 from repq.printable import printable
 from repq.recipe import ReportConfig
 from repq.recipe.whole import stages
@@ -61,7 +61,7 @@ def read_bench(path: Path) -> BenchReport:
     try:
         return BenchReport.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"cannot read {file}", found=error.strerror or str(error), fix=fix) from None
+        raise DataError(f"cannot read {file}", found=reason(error), fix=fix) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is no timing of repq", found=str(error), fix=fix) from None
     except ValidationError as error:

@@ -27,7 +27,7 @@ from onnx import (
     version_converter,
 )  # fmt: skip
 
-from repq.errors import GraphError
+from repq.errors import GraphError, reason
 from repq.layers import CONVOLUTIONS
 from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
@@ -217,7 +217,7 @@ def _up_to_date(model: ModelProto, path: Path) -> tuple[ModelProto, list[str]]:
     except RuntimeError as error:
         raise GraphError(
             f"{path.name} has opset {opset}, which has no scales per channel",
-            found=str(error).splitlines()[0],
+            found=reason(error),
             fix=f"export it with opset {PER_CHANNEL} or later",
         ) from None
     if not converted.metadata_props:
