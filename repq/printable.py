@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import shlex
 import unicodedata
+from collections.abc import Sequence
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # letters of Persian and emoji are written with them; they join and move nothing
@@ -53,6 +54,12 @@ def printable_lines(text: str) -> str:
 def command_line(*words: object) -> str:
     """A command as one types it into a shell: words with blanks and the like in quotes."""
     return shlex.join(map(str, words))
+
+
+def first_names(names: Sequence[str], show: int = 3) -> str:
+    """The first few names, fit to be shown, and how many more there are."""
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return (", ".join(printable(name, 120) for name in names[:show]) or "none") + more
 
 
 def _shown(character: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repq.errors import DataError, RepqError, reason
-from repq.printable import printable
+from repq.printable import first_names, printable
 from repq.reading import (
     decode,
     expanded,
@@ -53,6 +53,13 @@ def test_errors_hold_no_raw_control_characters() -> None:
     assert "\x1b" not in str(error) and "\u202e" not in str(error) and "\x07" not in str(error)
     assert str(error).splitlines()[-1] == "lines"
     assert "\\x1b[31mred" in error.what
+
+
+@given(st.lists(st.text(st.characters(codec=None), min_size=1, max_size=8)), st.integers(1, 6))
+def test_of_many_names_the_first_are_told_and_how_many_there_are_more(names: list[str], show: int) -> None:
+    told = first_names(names, show)
+    listed, _, rest = told.partition(f" and {len(names) - show} more") if len(names) > show else (told, "", "")
+    assert listed == (", ".join(map(printable, names[:show])) or "none") and not rest
 
 
 @given(st.sampled_from([OSError, RuntimeError, ValueError, AssertionError]), st.text(st.characters(codec=None)))

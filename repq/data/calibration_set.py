@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repq.data.dataset import DetectionDataset, ImageRecord, image_hashes
-from repq.data.image_files import first_names
 from repq.errors import DataError
 from repq.files import replacing
-from repq.printable import printable
+from repq.printable import first_names, printable
 from repq.reading import lines, read_text
 from repq.recipe import CalibrationConfig
 

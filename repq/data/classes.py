@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from repq.data.dataset import DetectionDataset, ImageRecord
 from repq.errors import DataError
-from repq.printable import printable
+from repq.printable import first_names, printable
 
 MAX_CLASSES = 100_000  # the largest public data sets have some ten thousand
 
@@ -152,8 +152,5 @@ def _notes(own: Sequence[str], wanted: Sequence[str], additional: Sequence[str],
     return tuple(notes)
 
 
-def _listed(names: Sequence[str], show: int = 20) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(repr(name) for name in names[:show]) + more
+def _listed(names: Sequence[str]) -> str:
+    return first_names([repr(name) for name in names], 20)

@@ -14,9 +14,9 @@ import numpy as np
 
 from repq.data.classes import MAX_CLASSES, shown_name, unique_names
 from repq.data.dataset import LEAST, Annotation, Problems, as_boxes
-from repq.data.image_files import below, first_names
+from repq.data.image_files import below
 from repq.errors import DataError
-from repq.printable import printable
+from repq.printable import first_names, printable
 from repq.reading import number, read_json, whole
 
 _TRUE = (1, "1")

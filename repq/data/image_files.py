@@ -13,7 +13,7 @@ from pathlib import Path
 
 from repq.data.images import IMAGE_SUFFIXES
 from repq.errors import DataError
-from repq.printable import printable
+from repq.printable import first_names, printable
 from repq.reading import TEXT_LIMIT, expanded, lines, read_text
 
 _TOOLS_FOLDERS = ("@eaDir", "__MACOSX")  # thumbnails of a file server, and what a Mac puts into archives
@@ -100,12 +100,6 @@ class FoundImages:
 
 def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} {'entry' if len(names) == 1 else 'entries'}"
-
-
-def first_names(names: Sequence[str], show: int = 3) -> str:
-    """The first few names, fit to be shown, and how many more there are."""
-    more = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(printable(name, 120) for name in names[:show]) + more
 
 
 def find_images(sources: Sequence[Path], root: Path) -> FoundImages:

@@ -14,11 +14,11 @@ from repq.data import labels_cache
 from repq.data.coco import find_image, read_annotations, read_coco, size_problem
 from repq.data.data_yaml import SplitSource, read_source
 from repq.data.dataset import Annotation, DetectionDataset, ImageRecord, Problems
-from repq.data.image_files import find_images, first_names, label_paths, name_below, place
+from repq.data.image_files import find_images, label_paths, name_below, place
 from repq.data.images import decoder, image_size
 from repq.data.yolo import read_labels
 from repq.errors import DataError
-from repq.printable import printable
+from repq.printable import first_names, printable
 from repq.progress import Progress, silent
 
 Item = TypeVar("Item")

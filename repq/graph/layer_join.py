@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto
 from repq.errors import GraphError
 from repq.graph.surgeon import import_graph, is_constant, producer, title
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
+from repq.printable import first_names
 
 INTEGER_OPS = {"QLinearConv": 3, "ConvInteger": 1, "MatMulIntegerToFloat": 1}
 """The integer operators that ``lowering_onnxruntime`` writes for layers, with the slot of the weight."""
@@ -26,6 +27,7 @@ _SUFFIX = ".weight"
 _INTEGER_WEIGHT = re.compile(r"(?P<layer>.+?)(?:/\d+)?\.weight_integers")
 _WEIGHT_STEPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _FINE = ".fine"
+_LISTED = 20  # layers that an error names
 
 
 def fine_part(layer: LayerId) -> LayerId:
@@ -71,7 +73,7 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
     if nameless:
         raise GraphError(
             "some convolutions cannot be joined to a layer",
-            found=_listed(nameless),
+            found=first_names(nameless, _LISTED),
             fix="their weights must be initializers named <LayerId>.weight: export with `repq export`",
         )
     several = {layer: nodes for layer, nodes in found.items() if len(nodes) > 1}
@@ -79,7 +81,7 @@ def layers_of(graph: gs.Graph, layers: Iterable[LayerId] | None = None) -> dict[
     if shared:
         raise GraphError(
             "several layers share one weight initializer, so they cannot be told apart",
-            found=_listed(shared),
+            found=first_names(shared, _LISTED),
             fix="give each its own copy named <LayerId>.weight: `repq export` does",
         )
     joined = {layer: nodes[0] for layer, nodes in found.items() if layer not in several}
@@ -117,12 +119,7 @@ def _assert_same(expected: set[LayerId], found: set[LayerId]) -> None:
     if expected != found:
         raise GraphError(
             "the layers of the model and those of the graph differ",
-            found=f"only in the model: {_listed(sorted(expected - found))}; "
-            f"only in the graph: {_listed(sorted(found - expected))}",
+            found=f"only in the model: {first_names(sorted(expected - found), _LISTED)}; "
+            f"only in the graph: {first_names(sorted(found - expected), _LISTED)}",
             fix="export the graph from this very model",
         )
-
-
-def _listed(names: list[str] | list[LayerId], limit: int = 20) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "none") + rest

@@ -12,6 +12,7 @@ from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.memory import copied
 from repq.model.weighted import is_layer
+from repq.printable import first_names
 from repq.quant.convolution import QuantizedLayer, is_depthwise, is_quantized, set_quantizing, with_quantizers
 from repq.quant.quantizer import Quantizer
 from repq.recipe import PtqConfig
@@ -84,7 +85,7 @@ def apply_scales(model: nn.Module, table: ScaleTable) -> None:
     if missing or unknown:
         raise QuantizationError(
             "the scales and the model's quantized layers are not the same set",
-            found=f"layers without scales: {_some(missing)}; scales without a layer: {_some(unknown)}",
+            found=f"layers without scales: {_listed(missing)}; scales without a layer: {_listed(unknown)}",
             fix="use the scales with the model and plan that they were calibrated for",
         )
     for name, layer in layers.items():
@@ -122,7 +123,7 @@ def quantizing(model: nn.Module, layers: Iterable[LayerId]) -> Iterator[None]:
     present = quantized_layers(model)
     chosen = set(layers)
     if unknown := chosen - present.keys():
-        raise QuantizationError("not all of these layers hold quantizers", found=_some(unknown))
+        raise QuantizationError("not all of these layers hold quantizers", found=_listed(unknown))
     before = {name: layer.input_quantizer.enabled for name, layer in present.items()}
     try:
         for name, layer in present.items():
@@ -165,7 +166,5 @@ def _check_fit(name: LayerId, scales: LayerScales, layer: QuantizedLayer) -> Non
             )
 
 
-def _some(names: Iterable[str], limit: int = 8) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return (", ".join(ordered[:limit]) or "none") + more
+def _listed(names: Iterable[str]) -> str:
+    return first_names(sorted(names), 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repq.printable import first_names
 from repq.recipe import NOTHING_TO_LOSE
 from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
@@ -11,6 +12,8 @@ from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, ReportSummary
 from repq.results import UNKNOWN, PtqReport
 from repq.results.timing import Timed
+
+_SHOWN = 6  # names of layers and blocks in a sentence
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
@@ -51,13 +54,14 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
     if comparison.not_int8:
         precisions = " and ".join(sorted({layer.precision for layer in comparison.not_int8}))
         number = f"{count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')}"
-        layers = _first([layer.layer for layer in comparison.not_int8])
+        layers = first_names([layer.layer for layer in comparison.not_int8], _SHOWN)
         remedy = f"--target {comparison.engine} chooses a scheme that it runs; repq lint names what it does not."
         say(comparison.precision_level, f"{number} quantized but executed in {precisions}: {layers}", remedy)
     if comparison.unreported:
         number = plural(len(comparison.unreported), "quantized layer")
         say(
-            comparison.precision_level, f"the runtime does not say how it ran {number}: {_first(comparison.unreported)}"
+            comparison.precision_level,
+            f"the runtime does not say how it ran {number}: {first_names(comparison.unreported, _SHOWN)}",
         )
     if comparison.layers and comparison.int8_layers is not None and comparison.precision_level == "good":
         number = f"{comparison.int8_layers} of {plural(comparison.layers, 'layer')}"
@@ -131,7 +135,7 @@ def _fusion_findings(summary: ReportSummary) -> list[Finding]:
     error = f"relative error {compact(fusion.max_rel_error)}"
     bound = f"tolerance {compact(fusion.tolerance)}"
     if above or fusion.max_rel_error > fusion.tolerance:
-        where = f"; blocks: {_first(above)}" if above else ""
+        where = f"; blocks: {first_names(above, _SHOWN)}" if above else ""
         text = f"Fusing changes the model: {error}, {bound}{where}."
         return [Finding("bad", text, "repq fuse shows the error of every block.")]
     return [Finding("good", f"Fusing kept the model: {error} on {plural(fusion.images, 'image')}, {bound}.")]
@@ -146,11 +150,6 @@ def _noisiest(ptq: PtqReport | None) -> str:
     }
     worst = sorted(found, key=found.__getitem__)[:3]
     return "; noisiest: " + ", ".join(f"{layer} ({found[layer]:.0f} dB)" for layer in worst) if worst else ""
-
-
-def _first(names: Sequence[str], shown: int = 6) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def unproven(before: float | None) -> list[Block]:
