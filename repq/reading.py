@@ -171,13 +171,13 @@ def lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT, *, error: type[RepqError] = RepqError) -> Any:
+def read_json(path: Path, *, error: type[RepqError] = RepqError) -> Any:
     """Return the value of a JSON file.
 
     Raises:
         RepqError: of class ``error``: it cannot be read, is no JSON, is nested too deeply or has too long a number.
     """
-    text = read_text(path, limit, form="valid JSON", error=error)
+    text = read_text(path, JSON_LIMIT, form="valid JSON", error=error)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:

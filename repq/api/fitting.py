@@ -82,10 +82,8 @@ def splits_to_train_on(
     return train_set, val_set
 
 
-def look_for_overlap(
-    deciding: Sequence[ImageRecord], data: Path, val_split: str | None, log: Log, use: str = "settings are chosen on"
-) -> None:
-    """Say if images that something is learned from are in the split that accuracy is reported on, if there is one."""
+def look_for_overlap(deciding: Sequence[ImageRecord], data: Path, val_split: str | None, log: Log) -> None:
+    """Say if images that settings are chosen on are in the split that accuracy is reported on, if there is one."""
     from repq.data import listed_images, warn_of_overlap
 
     if val_split is None:
@@ -94,4 +92,4 @@ def look_for_overlap(
         evaluation = listed_images(data, val_split)
     except DataError:  # there is none, which is no harm here
         return
-    warn_of_overlap(deciding, evaluation, log, use)
+    warn_of_overlap(deciding, evaluation, log)

@@ -74,9 +74,7 @@ def _detections_of(
             preprocessing=model.preprocessing, at_once=model.running.runs_at_once,
         )  # fmt: skip
     service = service_of(model, imgsz, config)
-    return detect_images(
-        service.detect, dataset, config.batch, progress, label="evaluating", at_once=model.running.runs_at_once
-    )
+    return detect_images(service.detect, dataset, config.batch, progress, at_once=model.running.runs_at_once)
 
 
 def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:

@@ -133,8 +133,7 @@ def _one_pass(
 
 
 def detect_images(
-    detect: Detect, dataset: DetectionDataset, batch: int, progress: Progress = silent, *, label: str = "detecting",
-    at_once: int = 1,
+    detect: Detect, dataset: DetectionDataset, batch: int, progress: Progress = silent, *, at_once: int = 1
 ) -> Detections:  # fmt: skip
     """Find the objects in every image of a data set with a detector that takes the images as they are.
 
@@ -147,7 +146,7 @@ def detect_images(
     loaded = prefetch(lambda record: read_image(record.path), dataset.records, ahead=2 * batch)
     steps = -(-len(dataset) // batch)
     looked = concurrently(detect, (list(islice(loaded, batch)) for _ in range(steps)), at_once)
-    found = list(chain.from_iterable(progress(looked, total=steps, label=label)))
+    found = list(chain.from_iterable(progress(looked, total=steps, label="evaluating")))
     return Detections(_names(dataset.records), tuple(found))
 
 

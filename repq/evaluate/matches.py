@@ -32,6 +32,7 @@ _RECALL_POINTS = np.linspace(0, 1, 101)
 _MAX_DETECTIONS = 100
 
 RESAMPLED_IMAGES = 1000
+RESAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +182,7 @@ def resample_weights(images: int, resamples: int, seed: int) -> NDArray[np.float
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
 
 
-def resampled_accuracy(found: Detections, dataset: DetectionDataset, *, resamples: int = 200) -> Accuracy:
+def resampled_accuracy(found: Detections, dataset: DetectionDataset) -> Accuracy:
     """COCO metrics, and AP of resamples that depend on nothing but the number of images: models can be paired.
 
     More than `RESAMPLED_IMAGES` are not resampled: that takes longer than the metrics, and AP varies little there.
@@ -191,7 +192,7 @@ def resampled_accuracy(found: Detections, dataset: DetectionDataset, *, resample
     """
     if len(dataset) > RESAMPLED_IMAGES:
         return coco_accuracy(found, dataset)
-    sampled = Matcher(dataset).match(found).resampled_ap(resample_weights(len(dataset), resamples, seed=0))
+    sampled = Matcher(dataset).match(found).resampled_ap(resample_weights(len(dataset), RESAMPLES, seed=0))
     return coco_accuracy(found, dataset).model_copy(update={"resampled": tuple(np.round(sampled, 5).tolist())})
 
 

@@ -69,22 +69,19 @@ class ResidualAdd:
     readers: tuple[tuple[gs.Node, int], tuple[gs.Node, int]]
 
 
-def layer_groups(
-    model: ModelProto, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
-) -> tuple[tuple[LayerId, ...], ...]:
+def layer_groups(model: ModelProto, int8_layers: Collection[LayerId] | None = None) -> tuple[tuple[LayerId, ...], ...]:
     """The groups of two or more layers whose input scales must be equal, for calibration on one joint histogram.
 
     Args:
         model: a float graph or a Q/DQ graph.
         int8_layers: the layers whose inputs are (to be) quantized; None: all of a float graph. What a Q/DQ graph
             quantizes already counts as well. Others are left out.
-        residual_adds: whether the two inputs of a residual add belong to one group.
 
     Raises:
         GraphError: ``int8_layers`` is given and a layer's weight is no initializer ``<LayerId>.weight``.
     """
     graph = import_graph(model)
-    sets = joined_tensors(graph, int8_layers, residual_adds=residual_adds)
+    sets = joined_tensors(graph, int8_layers)
     members: dict[str, list[LayerId]] = defaultdict(list)
     for layer, node in layers_of(graph).items():
         if int8_layers is None or layer in int8_layers:
@@ -106,7 +103,11 @@ def residual_sums(graph: gs.Graph) -> list[ResidualAdd]:
 def joined_tensors(
     graph: gs.Graph, int8_layers: Collection[LayerId] | None = None, *, residual_adds: bool = True
 ) -> UnionFind:
-    """Tensors that must share a scale, as disjoint sets of names; for arguments and errors see ``layer_groups``."""
+    """Tensors that must share a scale, as disjoint sets of names; for arguments and errors see ``layer_groups``.
+
+    Args:
+        residual_adds: whether the two inputs of a residual add belong to one set.
+    """
     sets = UnionFind()
     wanted = _read_as_int8(graph, int8_layers)
     movers = [node for node in reversed(graph.nodes) if copies_values(node)]

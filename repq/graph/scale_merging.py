@@ -54,22 +54,21 @@ class MergeReport:
     after: QdqCount
 
 
-def merge_scales(model: ModelProto, *, residual_adds: bool = True) -> tuple[ModelProto, MergeReport]:
+def merge_scales(model: ModelProto) -> tuple[ModelProto, MergeReport]:
     """Return a Q/DQ graph in which every group has one scale, and a report. A second run changes nothing.
 
     Args:
         model: a Q/DQ graph, symmetric or asymmetric.
-        residual_adds: whether the two inputs of a residual add share a scale.
     """
     graph = import_graph(model)
-    groups = merge(graph, residual_adds=residual_adds)
+    groups = merge(graph)
     result = export_graph(graph) if propagate(graph) or groups else model
     return result, MergeReport(groups, count_qdq(model), count_qdq(result))
 
 
-def merge(graph: gs.Graph, *, residual_adds: bool = True) -> tuple[MergedGroup, ...]:
+def merge(graph: gs.Graph) -> tuple[MergedGroup, ...]:
     """Give every group one scale, in place, without moving any pair."""
-    return tuple(_merge(graph, nodes) for nodes in unequal_groups(graph, residual_adds))
+    return tuple(_merge(graph, nodes) for nodes in unequal_groups(graph))
 
 
 def unequal_groups(graph: gs.Graph, residual_adds: bool = True) -> list[dict[str, list[gs.Node]]]:

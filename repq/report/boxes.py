@@ -51,15 +51,15 @@ def compared(first: tuple[str, Boxes], second: tuple[str, Boxes]) -> tuple[Found
     return Found(*first, partner < 0, "lost"), Found(*second, new, "new")
 
 
-def match_boxes(first: Boxes, second: Boxes, iou: float = 0.5) -> NDArray[np.intp]:
-    """(k,): for each of the first boxes its partner of the same class among the second with at least this IoU, or -1.
+def match_boxes(first: Boxes, second: Boxes) -> NDArray[np.intp]:
+    """(k,): for each of the first boxes its partner of the same class among the second, at an IoU of 0.5, or -1.
 
     Each box is in one pair at most; the surest of the first choose first.
     """
     partner, free = np.full(len(first), -1, np.intp), np.ones(len(second), bool)
     for index in np.argsort(-first[:, 4], kind="stable"):
         overlaps = np.where(free & (second[:, 5] == first[index, 5]), _iou(first[index], second), 0.0)
-        if overlaps.size and overlaps.max() >= iou:
+        if overlaps.size and overlaps.max() >= 0.5:
             partner[index] = overlaps.argmax()
             free[partner[index]] = False
     return partner
@@ -155,11 +155,11 @@ def class_colour(index: int) -> Colour:
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
-def encode_jpeg(image: Image, quality: int = 85) -> bytes:
+def encode_jpeg(image: Image) -> bytes:
     """Compress a BGR image; see `encode`."""
     import cv2
 
-    return encode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return encode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def encode(image: Image, suffix: str, options: Sequence[int] = ()) -> bytes:

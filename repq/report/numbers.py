@@ -50,10 +50,10 @@ def percent(share: float) -> str:
 
 
 @_format
-def significant(value: float, digits: int = 3) -> str:
-    """At least ``digits`` significant digits, never an exponent: 2.08, 69.1, 1329."""
-    magnitude = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.999 counts as 10.0
-    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
+def significant(value: float) -> str:
+    """At least three significant digits, never an exponent: 2.08, 69.1, 1329."""
+    magnitude = int(f"{value:.2e}".partition("e")[2])  # after rounding: 9.999 counts as 10.0
+    return f"{value:.{max(0, 2 - magnitude)}f}"
 
 
 @_format

@@ -293,5 +293,5 @@ def _in_float(layers: Sequence[LayerQuantization]) -> list[int]:
     return [number for number, layer in enumerate(layers, start=1) if layer.precision == "float"]
 
 
-def _shortened(name: str, length: int = 18) -> str:
-    return literal(name if len(name) <= length else name[: length - 1] + "…")
+def _shortened(name: str) -> str:
+    return literal(name if len(name) <= 18 else name[:17] + "…")

@@ -129,7 +129,7 @@ def tried_plans(trials: Sequence[PlanTrial], plan: PlanReport) -> str:
             chosen = [trial for trial in trials if trial.step == step]
             if chosen:
                 _with_intervals(axes, [t.int8_share for t in chosen], [t.drop for t in chosen],
-                                [t.drop_interval for t in chosen], SERIES_A, marker, name)  # fmt: skip
+                                [t.drop_interval for t in chosen], marker, name)  # fmt: skip
         same = [t for t in trials if t.drop == plan.drop and t.float_layers == len(plan.float_layers)]
         if same:
             _circle(axes, same[0].int8_share, same[0].drop)
@@ -150,7 +150,7 @@ def latency_front(points: Sequence[FrontPoint], engine: str) -> str:
         axes.plot([p.latency_ms for p in efficient], [p.drop for p in efficient], color=INT8, linewidth=1.6,
                   label="Pareto front")  # fmt: skip
         _with_intervals(axes, [p.latency_ms for p in points], [p.drop for p in points],
-                        [p.drop_interval for p in points], SERIES_A, "o", "plans")  # fmt: skip
+                        [p.drop_interval for p in points], "o", "plans")  # fmt: skip
         for point in points:
             axes.plot(point.latency_ms_range, [point.drop, point.drop], color=SERIES_A, linewidth=1)
             axes.annotate(f"{point.float_layers}", (point.latency_ms, point.drop), (5, 5), textcoords="offset points")
@@ -175,10 +175,9 @@ def _with_intervals(
     x: Sequence[float],
     y: Sequence[float],
     intervals: Sequence[tuple[float, float]],
-    colour: str,
     marker: str,
     name: str,
 ) -> None:
     for place, (low, high) in zip(x, intervals, strict=True):
         axes.plot([place, place], [low, high], color=FAINT, linewidth=2.5, solid_capstyle="butt", zorder=1)
-    axes.plot(x, y, marker, color=colour, markersize=5, label=name, linestyle="none")
+    axes.plot(x, y, marker, color=SERIES_A, markersize=5, label=name, linestyle="none")

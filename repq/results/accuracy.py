@@ -43,8 +43,8 @@ class Accuracy(Result):
         return found if self.objects else None
 
 
-def change_interval(before: Accuracy, after: Accuracy, share: float = 0.95) -> tuple[float, float] | None:
-    """What the change of AP may be on other images of the kind: between these, in so many of a paired bootstrap.
+def change_interval(before: Accuracy, after: Accuracy) -> tuple[float, float] | None:
+    """What the change of AP may be on other images of the kind: between these, in 95 % of a paired bootstrap.
 
     None: the two were not resampled, or are of different images.
     """
@@ -52,7 +52,7 @@ def change_interval(before: Accuracy, after: Accuracy, share: float = 0.95) -> t
     if not pairs or (before.images, before.objects) != (after.images, after.objects):
         return None
     changes = sorted(second - first for first, second in pairs)
-    tail = round((1 - share) / 2 * (len(changes) - 1))
+    tail = round(0.025 * (len(changes) - 1))
     return changes[tail], changes[-1 - tail]
 
 

@@ -10,20 +10,14 @@ from repq.log import Log, quiet
 from repq.stages.stage import Job, Stage
 
 
-def draw_calibration_set(
-    data: Path, split: str, images: int, seed: int, out: Path, *, val_split: str | None = "val", log: Log = quiet
-) -> int:
-    """Write the manifest of a seeded draw of calibration images and return their number.
-
-    Args:
-        val_split: where accuracy is reported later, to warn of images that are in both.
-    """
+def draw_calibration_set(data: Path, split: str, images: int, seed: int, out: Path, *, log: Log = quiet) -> int:
+    """Write the manifest of a seeded draw of calibration images and return their number."""
     from repq.data import calibration_set, write_manifest
     from repq.recipe import CalibrationConfig
 
     dataset = open_data(data, split, log)
     records = calibration_set(dataset, CalibrationConfig(images=images, seed=seed))
-    look_for_overlap(records, data, val_split, log)
+    look_for_overlap(records, data, "val", log)
     write_manifest(out, records, dataset)
     return len(records)
 

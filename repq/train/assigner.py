@@ -133,7 +133,7 @@ def assign_task_aligned(
     class_scores = scores.transpose(1, 2).gather(1, class_index)
     allowed = points_inside(grid.points, objects.boxes).logical_and_(objects.valid.unsqueeze(-1))
     alignment = _power(overlaps, beta).mul_(_power(class_scores, alpha)).mul_(allowed)
-    best = alignment.topk(min(top, alignment.shape[-1]), dim=-1).indices
+    best = _top_indices(alignment, top)
 
     owner = owners(best, allowed.gather(-1, best), overlaps)
     overlap = with_owner(overlaps, owner)

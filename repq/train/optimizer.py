@@ -165,9 +165,9 @@ class MovingAverage(Generic[ModuleType]):
     are copied.
     """
 
-    def __init__(self, model: ModuleType, decay: float, ramp_steps: int, updates: int = 0) -> None:
+    def __init__(self, model: ModuleType, decay: float, ramp_steps: int) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay, self.ramp_steps, self.updates = decay, ramp_steps, updates
+        self.decay, self.ramp_steps, self.updates = decay, ramp_steps, 0
         self._pairs = _Pairs.of(model, self.model)
 
     @torch.no_grad()

@@ -19,10 +19,10 @@ class DPBlock(nn.Module):
     Both convolutions have a bias in training form too, as in the published weights.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 5, stride: int = 1, *, deploy: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, deploy: bool) -> None:
         super().__init__()
         self.deploy = deploy
-        self.conv_dw_1 = nn.Conv2d(in_channels, in_channels, kernel, stride, kernel // 2, groups=in_channels)
+        self.conv_dw_1 = nn.Conv2d(in_channels, in_channels, 5, stride, 2, groups=in_channels)
         self.conv_pw_1 = nn.Conv2d(in_channels, out_channels, 1)
         if not deploy:
             self.bn_1 = batch_norm(in_channels)

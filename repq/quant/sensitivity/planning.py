@@ -24,6 +24,8 @@ NEAR_DB = 1.0
 """Among plans whose SNR is so close to the best, the one with the fewest layers in float is taken: each has conversions
 around it, whatever its multiply-adds."""
 
+_POINTS = 5  # plans between the ends of a front, so that each costs about the same more than the one before
+
 
 def make_plan(
     sensitivity: Sensitivity,
@@ -138,13 +140,8 @@ def front_plans(
     report: PlanReport,
     milliseconds: Mapping[LayerId, float] | None,
     always_float: Sequence[LayerId] = (),
-    points: int = 5,
 ) -> tuple[frozenset[LayerId], ...]:
-    """Float sets from all layers in INT8 to all in float, along the order that the plan was found by, and the plan.
-
-    Args:
-        points: how many lie between the ends, so that each costs about the same more than the one before.
-    """
+    """Float sets from all layers in INT8 to all in float, along the order that the plan was found by, and the plan."""
     layers = tuple(LayerId(row.layer) for row in sensitivity.layers)
     cost = _costs(sensitivity, milliseconds)
     measure: Measure = report.measure.partition(" ")[0]  # type: ignore[assignment]
@@ -153,9 +150,9 @@ def front_plans(
     fixed, total = frozenset(always_float), sum(cost.values()) or 1.0
     chosen = {fixed, frozenset(layers), frozenset(map(LayerId, report.float_layers))}
     spent, kept, reached = 0.0, set(fixed), 0
-    steps = [0.5 ** (points - number) for number in range(points)]  # of the cost: close to INT8 they lie closer
+    steps = [0.5 ** (_POINTS - number) for number in range(_POINTS)]  # of the cost: close to INT8 they lie closer
     for layer in order.layers:
-        while reached < points and spent + cost[layer] > steps[reached] * total:
+        while reached < _POINTS and spent + cost[layer] > steps[reached] * total:
             chosen.add(frozenset(kept))
             reached += 1
         spent += cost[layer]

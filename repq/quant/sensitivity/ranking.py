@@ -116,14 +116,12 @@ def top_plan(sensitivity: Sensitivity, measure: Measure, count: int) -> QuantPla
     return QuantPlan.keeping_float(layers, ranking(sensitivity, measure)[:count])
 
 
-def rank_correlations(
-    rows: Sequence[LayerSensitivity], measures: Iterable[Measure] | None = None
-) -> dict[str, dict[str, float | None]]:
+def rank_correlations(rows: Sequence[LayerSensitivity]) -> dict[str, dict[str, float | None]]:
     """Spearman's correlation of what every two measures think of the layers: 1 is the same order, -1 the reverse.
 
     None stands where a measure gives all layers the same value.
     """
-    names = measured(rows) if measures is None else tuple(measures)
+    names = measured(rows)
     columns = {name: _harms(rows, name) for name in names}
     return {one: {other: spearman(columns[one], columns[other]) for other in names} for one in names}
 
