@@ -14,7 +14,7 @@ from repq.printable import printable
 from repq.reading import MIB, read_bytes
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 LIMIT = 4096 * MIB  # protobuf itself ends at 2 GiB
 
@@ -66,6 +66,17 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
     return model, content
 
 
+def given_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """The inputs that a caller gives; files of old opsets list stored tensors as inputs, too."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def metadata_of(model: ModelProto) -> dict[str, str]:
+    """What a file says of its model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 _OF_THE_IMAGE: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "scale_factor": lambda height, width: (1, 1),
     "im_shape": lambda height, width: (height, width),
@@ -84,8 +95,7 @@ def fix_inputs(model: ModelProto, imgsz: tuple[int, int] | None = None) -> list[
     import numpy as np
     from onnx import helper, numpy_helper
 
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = given_inputs(model)
     sides = [[axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inputs]
     images = [shape[2:] for shape in sides if len(shape) == 4]
     if len(inputs) < 2 or len(images) != 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
-from repq.onnx_file import fix_inputs, read_model, refusing
+from repq.onnx_file import fix_inputs, given_inputs, metadata_of, read_model, refusing
 
 if TYPE_CHECKING:
     import onnx
@@ -47,8 +47,7 @@ def read_source(path: Path) -> Source:
     model, data = read_model(path, beside=True, error=EngineError)
     with refusing(f"{path} is no valid ONNX model", "export it again", EngineError):
         fix_inputs(model)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [_tensor(value) for value in model.graph.input if value.name not in constants]
+    inputs = [_tensor(value) for value in given_inputs(model)]
     if len(inputs) != 1:
         raise EngineError(f"{path} needs exactly one input", found=", ".join(i.name for i in inputs) or "none")
     with refusing(f"{path} is no valid ONNX model", "write it with `repq export`", EngineError):
@@ -59,7 +58,7 @@ def read_source(path: Path) -> Source:
         sha256=hashlib.sha256(data).hexdigest(),
         input=inputs[0],
         outputs=tuple(_tensor(value) for value in model.graph.output),
-        metadata={item.key: item.value for item in model.metadata_props},
+        metadata=metadata_of(model),
         layers=layers,
         int8_layers=int8,
     )

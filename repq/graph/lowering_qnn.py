@@ -35,6 +35,7 @@ from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import activation_pairs
 from repq.graph.metadata import GraphMetadata, read_metadata
 from repq.graph.surgeon import array, element_type, export_graph, import_graph, is_constant, redirect, title
+from repq.onnx_file import metadata_of
 from repq.recipe import PreprocessConfig
 
 _LIMIT = 32768
@@ -164,5 +165,5 @@ def _quantized(plain: ModelProto, overrides: Overrides, kept: list[str], like: M
         quantize(plain, str(written), config)
         result = onnx.load(str(written))
     result.producer_name, result.producer_version = like.producer_name, like.producer_version
-    helper.set_model_props(result, {entry.key: entry.value for entry in like.metadata_props})
+    helper.set_model_props(result, metadata_of(like))
     return result

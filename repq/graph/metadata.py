@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 from repq.errors import GraphError
 from repq.layers import LayerId
 from repq.layout import OutputLayout
+from repq.onnx_file import metadata_of
 from repq.preprocessing import Preprocessing
 from repq.recipe import NmsConfig, PreprocessConfig
 from repq.thresholds import Thresholds
@@ -108,7 +109,7 @@ def read_metadata(model: ModelProto) -> GraphMetadata | None:
     Raises:
         GraphError: entries are missing or damaged.
     """
-    return parse_metadata({entry.key: entry.value for entry in model.metadata_props})
+    return parse_metadata(metadata_of(model))
 
 
 def parse_metadata(properties: Mapping[str, str]) -> GraphMetadata | None:

@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from repq.errors import GraphError
+from repq.onnx_file import metadata_of
 
 Graph, Node, Tensor = gs.Graph, gs.Node, gs.Tensor
 
@@ -57,7 +58,7 @@ def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
     graph.head.CopyFrom(model)
     for field in ("graph", "metadata_props"):
         graph.head.ClearField(field)
-    graph.properties = {entry.key: entry.value for entry in model.metadata_props}
+    graph.properties = metadata_of(model)
     _store_constants(graph)
     return graph
 

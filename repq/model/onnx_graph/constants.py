@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from repq.model.onnx_graph.operators import OPERATORS
 from repq.model.onnx_graph.program import bound, opset_of
+from repq.onnx_file import given_inputs
 
 
 class Constants:
@@ -63,7 +64,7 @@ def wiring(model: ModelProto) -> tuple[Counter[str], dict[str, NodeProto]]:
 
 def reached(model: ModelProto, past: Collection[str] = ()) -> set[str]:
     """The values that hang on the inputs; what the operators ``past`` give does not count."""
-    found = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    found = {value.name for value in given_inputs(model)}
     for node in model.graph.node:
         if node.op_type not in past and not found.isdisjoint(node.input):
             found.update(filter(None, node.output))

@@ -16,6 +16,7 @@ from repq.model.onnx_graph import GraphSpec
 from repq.model.onnx_graph.head import Split, split
 from repq.model.onnx_graph.program import Program, Step, trace
 from repq.model.onnx_graph.skeleton import layer_nodes, read_skeleton
+from repq.onnx_file import given_inputs
 
 _PROBED = 2
 """Images that a graph is traced with: enough to see how it treats several."""
@@ -151,8 +152,7 @@ def _joined(value: Tensor | list[Tensor]) -> Tensor:
 def program_of(skeleton: str, imgsz: tuple[int, int]) -> tuple[Program, Split]:
     """The steps of a skeleton for images of one size."""
     model = read_skeleton(skeleton)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    name = next(value.name for value in model.graph.input if value.name not in stored)
+    name = given_inputs(model)[0].name
     layers = {node.output[0]: layer for layer, node in layer_nodes(model).items()}
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -19,6 +19,7 @@ from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, LayerId
 from repq.model.onnx_graph.constants import Constants, reached, wiring
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import parameter_names
+from repq.onnx_file import given_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +168,7 @@ def _drop_unread(model: ModelProto) -> None:
         else:
             needed.update(node.input)
     stored = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    named = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in named]
+    inputs = given_inputs(model)
     kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in stored]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

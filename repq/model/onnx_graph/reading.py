@@ -33,7 +33,7 @@ from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
 from repq.model.onnx_graph.operators import TORCH_TYPES
 from repq.model.onnx_graph.program import opset_of, title, unknown_operators
-from repq.onnx_file import fix_inputs, read_model, refusing, set_apart
+from repq.onnx_file import fix_inputs, given_inputs, metadata_of, read_model, refusing, set_apart
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -88,8 +88,7 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
         notes += _fold_biases(model)
         notes += name_layers(model, path)
         notes += _check_shapes(model)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return GraphFile(model, name, size, metadata, tuple(notes))
+    return GraphFile(model, name, size, metadata_of(model), tuple(notes))
 
 
 def load(path: Path) -> ModelProto:
@@ -143,8 +142,7 @@ def _refusals(model: ModelProto) -> list[str]:
 
 
 def _image_input(model: ModelProto, path: Path, imgsz: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = given_inputs(model)
     shapes = [[max(d.dim_value, 0) or d.dim_param or "?" for d in v.type.tensor_type.shape.dim] for v in inputs]
     found = ", ".join(f"{value.name} {tuple(shape)}" for value, shape in zip(inputs, shapes, strict=True)) or "none"
     if len(inputs) != 1:
