@@ -100,7 +100,7 @@ def shipped_by(outcome: RunOutcome, recipe: Recipe, variant: str) -> dict[str, S
     artifacts = outcome.artifacts
     accuracies = artifacts["eval"].result(Accuracies).models
     bench = artifacts["bench"].result(BenchReport)
-    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
+    timed = bench.inferences
     model = load_weights(artifacts["fuse"] / "fused.safetensors").model
     macs = sum(layer.macs for layer in artifacts["ptq"].result(PtqReport).layers)
     areas = [height * width for height, width in (view.size for view in views(recipe.imgsz, recipe.eval.tta))]

@@ -213,7 +213,7 @@ def _headline(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, An
     bench, found = artifacts["bench"].result(BenchReport), artifacts["eval"].result(Accuracies)
     rows = []
     for name, accuracy in found.models.items():
-        timed = next(row for row in bench.rows if row.model == name and row.scope == "infer")
+        timed = bench.inferences[name]
         rows.append(
             {"model": name, "ap": accuracy.ap, "ap50": accuracy.ap50, "batch": timed.batch,
              "latency_ms_median": timed.latency_ms_median, "images_per_s": timed.images_per_s,

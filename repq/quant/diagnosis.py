@@ -35,7 +35,7 @@ from repq.quant.rows import channel_ratio, output_rows
 from repq.quant.similarity import ErrorSums, Outputs, head_snr_db, outputs_of, similarity
 from repq.quant.state import quantized_layers, quantizing, switched
 from repq.recipe import CorrectionConfig, PtqConfig, ap_drop, holds
-from repq.results import Diagnosis, LayerDiagnosis, Way, WayName
+from repq.results import Diagnosis, LayerDiagnosis, Way, WayName, noise
 
 TOO_LITTLE_DB = 10.0
 PARTIAL_SHARE = 0.1  # of the layers, the ones of most noise, stay in float in the partial trial
@@ -252,13 +252,9 @@ def _decibel(sums: ErrorSums) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _noise(row: LayerDiagnosis) -> float:
-    return sum(10 ** (-value / 10) for value in (row.weight_snr_db, row.activation_snr_db) if value is not None)
-
-
 def _worst(layers: Sequence[LayerDiagnosis]) -> set[LayerId]:
     count = max(1, round(PARTIAL_SHARE * len(layers)))
-    return {LayerId(row.layer) for row in sorted(layers, key=_noise, reverse=True)[:count]}
+    return {LayerId(row.layer) for row in sorted(layers, key=noise, reverse=True)[:count]}
 
 
 def _judge(

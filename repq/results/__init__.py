@@ -52,6 +52,7 @@ from repq.results.quantization import (
     PtqTrial,
     Way,
     WayName,
+    noise,
 )
 from repq.results.sensitivity import (
     FrontPoint,
@@ -155,5 +156,6 @@ __all__ = [
     "WeightsDescription",
     "change_interval",
     "metric_of",
+    "noise",
     "spread_of",
 ]

@@ -90,6 +90,11 @@ class LayerDiagnosis(Result):
     findings: tuple[str, ...] = ()
 
 
+def noise(row: LayerQuantization | LayerDiagnosis) -> float:
+    """Noise over signal of a layer's output, by its weight and its input."""
+    return sum(10 ** (-value / 10) for value in (row.weight_snr_db, row.activation_snr_db) if value is not None)
+
+
 class Way(Result):
     """A way to INT8 and what was measured of it; figures are None for ways that take training.
 

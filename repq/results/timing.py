@@ -98,6 +98,11 @@ class BenchReport(Timed):
     service: tuple[ServiceRow, ...] = ()
 
     @property
+    def inferences(self) -> dict[str, BenchRow]:
+        """By model, the first row of the network alone."""
+        return {row.model: row for row in reversed(self.rows) if row.scope == "infer"}
+
+    @property
     def processor(self) -> str:
         """What the models ran on, as far as the environment tells."""
         on_gpu = any(row.device_ms_median is not None or row.gpu is not None for row in self.rows)

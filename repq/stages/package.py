@@ -34,7 +34,7 @@ def _package(job: Job) -> None:
 
     artifacts, engines = job.artifacts, built(job)
     bench = artifacts["bench"].result(BenchReport)
-    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
+    timed = bench.inferences
     verdict = judged(job.recipe, artifacts["eval"].result(Accuracies), bench, ())
     name = shipped(verdict, engines, timed)
     graph = name.rpartition("-")[2] if name else "int8"

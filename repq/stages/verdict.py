@@ -39,7 +39,7 @@ def judged(
     Args:
         tried: what was tried to hold the budget, and what each loses.
     """
-    timed = {row.model: row for row in reversed(bench.rows) if row.scope == "infer"}
+    timed = bench.inferences
     rows = [_row(recipe, engine, *aps, timed) for engine, aps in drops(measured).items()]
     good = [row for row in rows if row.good and recipe.target in (None, row.engine)]
     ship = max(good, key=lambda row: row.speedup or 0.0).engine if good else None

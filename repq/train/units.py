@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repq.model.weighted import is_layer
+from repq.model.weighted import is_layer, other_axes
 
 _LEAST = 2.0**-20  # beside the largest of the tensor: switched-off channels keep a unit
 
@@ -61,8 +61,7 @@ def bias_unit(bias: Tensor) -> Tensor:
 
 
 def _size(weight: Tensor, axis: int) -> Tensor:
-    others = [i for i in range(weight.ndim) if i != axis]
-    return weight.square().mean(others, keepdim=True).sqrt()
+    return weight.square().mean(other_axes(weight.ndim, axis), keepdim=True).sqrt()
 
 
 def _power_of_two(size: Tensor) -> Tensor:

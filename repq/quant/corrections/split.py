@@ -21,6 +21,7 @@ import math
 import torch
 
 from repq.layers import LayerId
+from repq.model.weighted import other_axes
 from repq.quant.convolution import QuantizedLayer, quantized_weight, weight_scale_of
 from repq.quant.state import quantized_layers, set_fine_scale
 
@@ -44,7 +45,7 @@ def weight_snr_db(layer: QuantizedLayer) -> float:
     The whole tensor's ratio would hide a channel whose small weights are lost beside a large one elsewhere.
     """
     axis = 0 if layer.weight_axis is None else layer.weight_axis
-    others = tuple(i for i in range(layer.weight.ndim) if i != axis)
+    others = other_axes(layer.weight.ndim, axis)
     signal = layer.weight.double().square().sum(others)
     noise = (quantized_weight(layer) - layer.weight).double().square().sum(others)
     alive = (signal > 0) & (noise > 0)

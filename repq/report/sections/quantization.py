@@ -22,7 +22,17 @@ from repq.report.numbers import (
 )
 from repq.report.plots import layer_noise, layer_ranges
 from repq.report.summary import PTQ, ReportSummary, Section
-from repq.results import Diagnosis, LayerDiagnosis, LayerQuantization, PresetTrial, PtqReport, PtqTrial, Way, metric_of
+from repq.results import (
+    Diagnosis,
+    LayerDiagnosis,
+    LayerQuantization,
+    PresetTrial,
+    PtqReport,
+    PtqTrial,
+    Way,
+    metric_of,
+    noise,
+)
 
 _LOW_SNR_DB = 20.0
 ADVICE = {
@@ -139,12 +149,7 @@ def _layer_table(layers: Sequence[LayerQuantization]) -> Table:
         _snr("Input SNR, dB", "activation_snr_db"),
     )  # fmt: skip
     note = f"SNR under {_LOW_SNR_DB:.0f} dB is marked: such a layer is worth keeping in float or calibrating otherwise."
-    return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True, badness=_noise)
-
-
-def _noise(row: LayerQuantization | LayerDiagnosis) -> float:
-    """Noise over signal of a layer's output, by its weight and its input."""
-    return sum(10 ** (-value / 10) for value in (row.weight_snr_db, row.activation_snr_db) if value is not None)
+    return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True, badness=noise)
 
 
 def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
@@ -181,7 +186,7 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
         advice += ". The float model finds no object (AP 0): what that loses is not known"
     return [
         *_preset_blocks(diagnosis),
-        table(title, layers, diagnosis.layers, badness=_noise),
+        table(title, layers, diagnosis.layers, badness=noise),
         table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
         table(enough, ways, diagnosis.ways),
         Text(advice),
