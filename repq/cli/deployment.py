@@ -6,12 +6,11 @@ import sys
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import OUT, Model, OwnSize, Target
+from repq.cli.options import OUT, OWN_THREADS, Model, OwnSize, Runtime, Target
 from repq.cli.shell import Shell
 from repq.printable import command_line
 from repq.recipe import BuildConfig, DeployConfig, EngineName, ExportConfig, GraphConfig, default_engines
 from repq.recipe.base import AnyPath, Batch, ImageSize, Threads, setting
-from repq.recipe.deployment import RuntimeName
 
 EngineOut = Annotated[AnyPath, setting(flag="-o --out", writes=("engine.json",), help="Folder for the engine.")]
 
@@ -102,9 +101,7 @@ def build_command(
 
 def describe_command(
     shell: Shell, model: Model,
-    engine: Annotated[
-        RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
-    ] = None,
+    engine: Runtime = None,
     imgsz: Annotated[
         ImageSize | None,
         setting(flag="--imgsz", needs="MODEL checkpoint|onnx", help="640 or HEIGHTxWIDTH.  [default: the model's own]"),
@@ -112,7 +109,7 @@ def describe_command(
     threads: Annotated[
         Threads | None,
         setting(flag="--threads", needs="MODEL onnx|engine or --engine onnxruntime|openvino",
-                excludes="--engine tensorrt", help="CPU threads.  [default: the runtime's own]"),
+                excludes="--engine tensorrt", help=OWN_THREADS),
     ] = None,
 ) -> None:  # fmt: skip
     """Their ids and sizes, and the precision that the runtime uses."""

@@ -7,14 +7,25 @@ import sys
 from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
-from repq.cli.options import AnySeed, Data, Model, Models, OwnSize, ValSplit
+from repq.cli.options import (
+    OWN_THREADS,
+    WHERE,
+    AnySeed,
+    Data,
+    Model,
+    Models,
+    OwnSize,
+    RunDevice,
+    RunThreads,
+    Runtime,
+    ValSplit,
+)
 from repq.cli.shell import Shell
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig
 from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
 from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
 
-WHERE = "Where torch runs: auto, cpu, cuda, cuda:1 …"
 PROFILED = ("profile.json", "trace.json", "report.*", "*.svg")
 TIMED = ("bench.json", "report.*", "*.svg")
 
@@ -22,16 +33,12 @@ TIMED = ("bench.json", "report.*", "*.svg")
 def eval_command(
     shell: Shell, model: Model, data: Data, eval: EvalConfig, graph: GraphConfig, split: ValSplit = "val",
     imgsz: OwnSize = None,
-    engine: Annotated[
-        RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
-    ] = None,
+    engine: Runtime = None,
     threads: Annotated[
         Threads | None,
-        setting(flag="--threads", excludes="--engine tensorrt", help="CPU threads.  [default: the runtime's own]"),
+        setting(flag="--threads", excludes="--engine tensorrt", help=OWN_THREADS),
     ] = None,
-    device: Annotated[
-        Device, setting(flag="--device", needs=("MODEL checkpoint", "--engine torch|"), help=WHERE)
-    ] = "cpu",
+    device: RunDevice = "cpu",
 ) -> None:  # fmt: skip
     """The AP is that of pycocotools, over all classes and thresholds."""
     from repq.report.text import accuracy_table
@@ -130,18 +137,12 @@ def bench_command(
 def profile_command(
     shell: Shell, model: Model,
     out: Annotated[AnyPath, setting(flag="-o --out", writes=PROFILED, help="Folder for tables, plot and trace.json.")],
-    engine: Annotated[
-        RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
-    ] = None,
+    engine: Runtime = None,
     imgsz: OwnSize = None,
     batch: Annotated[Batch, setting(flag="--batch", help="Batch size.")] = 1,
-    threads: Annotated[
-        Threads | None, setting(flag="--threads", help="CPU threads.  [default: the runtime's own]")
-    ] = None,
+    threads: RunThreads = None,
     runs: Annotated[int, setting(flag="--runs", ge=1, le=10_000, help="Runs to take the mean of.")] = 20,
-    device: Annotated[
-        Device, setting(flag="--device", needs=("MODEL checkpoint", "--engine torch|"), help=WHERE)
-    ] = "cpu",
+    device: RunDevice = "cpu",
 ) -> None:  # fmt: skip
     """As the runtime itself tells it. trace.json opens in chrome://tracing and Perfetto."""
     from repq.api.opening import load

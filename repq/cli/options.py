@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from repq.recipe.base import AnyPath, Device, ImageSize, Seed, setting
+from repq.recipe.base import AnyPath, Device, ImageSize, Seed, Threads, setting
 from repq.recipe.data import Split
-from repq.recipe.deployment import EngineName
+from repq.recipe.deployment import EngineName, RuntimeName
 
 MODEL_FILE = "checkpoint, ONNX file or folder of a built engine"
 OUT = "Where the result is written."
@@ -22,7 +22,12 @@ MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YO
 ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
 OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")]
-TorchDevice = Annotated[Device, setting(flag="--device", help="Where torch runs: auto, cpu, cuda, cuda:1 …")]
+WHERE = "Where torch runs: auto, cpu, cuda, cuda:1 …"
+TorchDevice = Annotated[Device, setting(flag="--device", help=WHERE)]
+RunDevice = Annotated[Device, setting(flag="--device", needs=("MODEL checkpoint", "--engine torch|"), help=WHERE)]
+Runtime = Annotated[RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")]
+OWN_THREADS = "CPU threads.  [default: the runtime's own]"
+RunThreads = Annotated[Threads | None, setting(flag="--threads", help=OWN_THREADS)]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors|.onnx", help=OUT)]
 Target = Annotated[

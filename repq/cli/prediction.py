@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from repq.cli.options import MODEL_FILE, Model, OwnSize
+from repq.cli.options import MODEL_FILE, WHERE, Model, OwnSize, RunThreads, Runtime
 from repq.cli.shell import Shell
 from repq.recipe import PredictConfig
-from repq.recipe.base import AnyPath, Device, Threads, setting
-from repq.recipe.deployment import RuntimeName
+from repq.recipe.base import AnyPath, Device, setting
 
 
 def predict_command(
@@ -28,14 +27,10 @@ def predict_command(
                 help=f"Draw the boxes of a second {MODEL_FILE} beside them, with lost and new ones marked."),
     ] = None,
     imgsz: OwnSize = None,
-    engine: Annotated[
-        RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")
-    ] = None,
-    threads: Annotated[
-        Threads | None, setting(flag="--threads", help="CPU threads.  [default: the runtime's own]")
-    ] = None,
+    engine: Runtime = None,
+    threads: RunThreads = None,
     device: Annotated[
-        Device, setting(flag="--device", needs="MODEL checkpoint", help="Where torch runs: cpu, cuda, cuda:1 …")
+        Device, setting(flag="--device", needs="MODEL checkpoint", help=WHERE)
     ] = "cpu",
     force: Annotated[
         bool, setting(flag="--force", help="Write beside other files, over those of the same names.")
