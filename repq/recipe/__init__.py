@@ -7,7 +7,6 @@ from repq.recipe.ablation import Ablation, Effects
 from repq.recipe.base import Config, ImageSize
 from repq.recipe.budget import NOTHING_TO_LOSE, Budget, ap_drop, for_target, holds
 from repq.recipe.data import DataConfig, DemoConfig, EvalConfig, GraphConfig, LetterboxConfig, TtaConfig
-from repq.recipe.deploying import DeployConfig
 from repq.recipe.deployment import (
     BenchConfig,
     BuildConfig,
@@ -22,7 +21,7 @@ from repq.recipe.deployment import (
     default_engines,
     engine_title,
 )
-from repq.recipe.prediction import PredictConfig
+from repq.recipe.prediction import DeployConfig, PredictConfig
 from repq.recipe.quantization import (
     ApSweep,
     CalibrationConfig,
