@@ -194,7 +194,8 @@ def diagnose_command(
     """Looks at ranges and errors of every layer, tries what needs no training, and gives the evidence: plain PTQ,
     corrections, some layers in float, retraining with RepOptimizer, or QAT.
     """
-    from repq.report.diagnosis import ADVICE, diagnosis_table
+    from repq.report.sections.quantization import ADVICE
+    from repq.report.text import diagnosis_table
     from repq.stages import diagnose_checkpoint
 
     context = shell.context(weights, imgsz, data, eval, train_split=split, graph=graph, device=device)

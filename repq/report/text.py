@@ -37,6 +37,7 @@ from repq.results import (
     BenchReport,
     CheckReport,
     Contest,
+    Diagnosis,
     EngineDescription,
     Environment,
     Estimate,
@@ -205,6 +206,10 @@ def ptq_table(report: PtqReport, in_target: tuple[EngineName, float] | None = No
 
 def sensitivity_table(measured: Sensitivity, plan: PlanReport) -> str:
     return render_text(sensitivity.terminal_blocks(measured, plan))
+
+
+def diagnosis_table(diagnosis: Diagnosis) -> str:
+    return render_text(quantization.diagnosis_blocks(diagnosis))
 
 
 def fusion_table(report: FusionReport) -> str:

@@ -17,7 +17,8 @@ from repq.quant.ptq import quantize
 from repq.quant.sensitivity import local_errors
 from repq.quant.similarity import head_snr_db, outputs_of, similarity
 from repq.recipe import CalibrationConfig, PtqConfig
-from repq.report.diagnosis import ADVICE, diagnosis_table
+from repq.report.sections.quantization import ADVICE
+from repq.report.text import diagnosis_table
 from repq.results import Diagnosis
 
 CONFIG = PtqConfig(calibration=CalibrationConfig(method="max", bins=256))
