@@ -50,11 +50,7 @@ def concatenate(graph: gs.Graph) -> bool:
                 node.inputs[slot] = add_node(
                     graph, "QuantizeLinear", f"{name}/QuantizeLinear", inputs, f"{name}_quantized"
                 )
-        output = node.outputs[0]
-        integers = gs.Variable(f"{output.name}_quantized")
-        node.outputs = [integers]
-        title = f"{output.name}/DequantizeLinear"
-        graph.nodes.append(gs.Node("DequantizeLinear", title, {}, [integers, *parameters], [output]))
+        _dequantize_behind(graph, node, parameters)
     return bool(found)
 
 
@@ -62,13 +58,19 @@ def regroup(graph: gs.Graph) -> bool:
     """Dequantize behind the Reshape of a channel shuffle, not in front of it; return whether that changed anything."""
     found = [node for node in graph.nodes if _is_shuffle(graph, node)]
     for node in found:
-        parameters, output = list(_origin(node.inputs[0]).inputs[1:3]), node.outputs[0]
-        node.inputs[0] = _integers(graph, node.inputs[0], f"{output.name}.joined", parameters)
-        integers = gs.Variable(f"{output.name}_quantized")
-        node.outputs = [integers]
-        title = f"{output.name}/DequantizeLinear"
-        graph.nodes.append(gs.Node("DequantizeLinear", title, {}, [integers, *parameters], [output]))
+        parameters = list(_origin(node.inputs[0]).inputs[1:3])
+        node.inputs[0] = _integers(graph, node.inputs[0], f"{node.outputs[0].name}.joined", parameters)
+        _dequantize_behind(graph, node, parameters)
     return bool(found)
+
+
+def _dequantize_behind(graph: gs.Graph, node: gs.Node, parameters: list[gs.Tensor]) -> None:
+    """Let a node that reads integers give them, and dequantize what it gives."""
+    output = node.outputs[0]
+    integers = gs.Variable(f"{output.name}_quantized")
+    node.outputs = [integers]
+    title = f"{output.name}/DequantizeLinear"
+    graph.nodes.append(gs.Node("DequantizeLinear", title, {}, [integers, *parameters], [output]))
 
 
 def _is_shuffle(graph: gs.Graph, node: gs.Node) -> bool:

@@ -13,19 +13,23 @@ from repq.model.onnx_graph.operators.table import operator, same_device
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
+def _from_start(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """Indices along an axis of ``x``, on its device; negative ones count from the end."""
+    indices = same_device(x, indices)
+    return torch.where(indices < 0, indices + x.shape[axis], indices)
+
+
 @operator("Gather")
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis % x.ndim
-    indices = same_device(x, indices)
-    flat = torch.where(indices < 0, indices + x.shape[axis], indices).reshape(-1)
-    picked = x.index_select(axis, flat)
+    indices = _from_start(x, indices, axis)
+    picked = x.index_select(axis, indices.reshape(-1))
     return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements")
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    indices = same_device(x, indices)
-    return x.gather(axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
+    return x.gather(axis, _from_start(x, indices, axis).long())
 
 
 @operator("GatherND")
@@ -43,8 +47,7 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
 
 @operator("ScatterElements", "Scatter")
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
-    indices = same_device(x, indices)
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices).long()
+    indices = _from_start(x, indices, axis).long()
     if reduction == "none":
         return x.scatter(axis, indices, updates)
     return x.scatter_reduce(axis, indices, updates, _REDUCE[reduction])
