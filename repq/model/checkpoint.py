@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from repq.errors import CheckpointError, RepqError, reason
-from repq.files import in_utf8
 from repq.model.detector import Detector, outline
 from repq.model.families import read_spec, recover
 from repq.model.family import Recovery
 from repq.model.pickled import Node, StoredTensor
-from repq.model.tensorfile import write_tensors
+from repq.model.tensorfile import read_tensors, write_tensors
 from repq.model.torchfile import TorchFile, open_torch_file
 
 FORMAT_VERSION = "1"
@@ -127,10 +126,7 @@ def save_checkpoint(
 
 def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
     try:
-        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            # Copies: a tensor that lies as in the file may not be aligned, and kernels then sum in another order.
-            tensors = {entry: file.get_tensor(entry).clone() for entry in file.keys()}  # noqa: SIM118 (no mapping)
+        header, tensors = read_tensors(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file", found=str(error), fix="copy or write it again"

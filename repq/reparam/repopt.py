@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from repq.errors import CheckpointError
-from repq.files import in_utf8
 from repq.layers import LayerId
 from repq.model import BranchScales, Detector, Plain, Searched, search_and_target
 from repq.model.algebra import Affine, identity_affine, scaled, total
-from repq.model.tensorfile import write_tensors
+from repq.model.tensorfile import read_tensors, write_tensors
 
 FORMAT = "repq-branch-scales-1"
 _ENTRIES = {"scale_conv": "conv", "scale_1x1": "point", "scale_identity": "identity"}
@@ -159,13 +158,12 @@ def load_scales(path: Path) -> RepScales:
     """
     entries: dict[LayerId, dict[str, Tensor]] = {}
     try:
-        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"the format {header.get('format')!r}, not {FORMAT!r}")
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                layer, _, entry = key.rpartition(".")
-                entries.setdefault(LayerId(layer), {})[entry] = file.get_tensor(key)
+        header, tensors = read_tensors(path)
+        if header.get("format") != FORMAT:
+            raise ValueError(f"the format {header.get('format')!r}, not {FORMAT!r}")
+        for key, value in tensors.items():
+            layer, _, entry = key.rpartition(".")
+            entries.setdefault(LayerId(layer), {})[entry] = value
         blocks = {layer: _block(layer, found) for layer, found in entries.items()}
         broken = [f"{layer}: {block.problem}" for layer, block in blocks.items() if block.problem]
         if broken or not blocks:

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from repq.errors import TrainingError
-from repq.files import in_utf8
 from repq.identity import differences
-from repq.model.tensorfile import write_tensors
+from repq.model.tensorfile import read_tensors, write_tensors
 from repq.results import Accuracy, EpochRow, Result
 
 FORMAT = "repq-train-state-2"
@@ -106,20 +105,19 @@ def load_state(path: Path) -> tuple[Position, dict[str, dict[str, Tensor]]]:
     Raises:
         TrainingError: the file is damaged or of another kind.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
     try:
-        with in_utf8(path) as there, safe_open(there, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"the format {metadata.get('format')!r}, not {FORMAT!r}")
-            position = Position.model_validate_json(metadata["position"])
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                group, _, name = key.partition("/")
-                groups.setdefault(group, {})[name] = file.get_tensor(key)
+        metadata, tensors = read_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"the format {metadata.get('format')!r}, not {FORMAT!r}")
+        position = Position.model_validate_json(metadata["position"])
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError) as error:
         raise TrainingError(
             f"cannot resume from {path}", found=str(error), fix="remove the file to train from the start"
         ) from None
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
     return position, groups
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from repq.model.tensorfile import write_tensors
+from repq.model.tensorfile import read_tensors, write_tensors
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
@@ -22,3 +22,13 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     with safe_open(tmp_path / "one", framework="pt") as file:
         assert file.metadata() == metadata
+
+
+def test_what_is_read_is_what_was_written_and_lies_as_if_made_here(tmp_path: Path) -> None:
+    """One byte in front of the floats: in the file they are not aligned."""
+    tensors = {"a": torch.tensor([1], dtype=torch.int8), "b": torch.arange(6.0).reshape(2, 3), "c": torch.zeros(0)}
+    write_tensors(tmp_path / "file", tensors, {"text": "ä"})
+    metadata, found = read_tensors(tmp_path / "file")
+    assert metadata == {"text": "ä"} and found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in tensors.items())
+    assert found["b"].data_ptr() % 16 == 0
