@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,6 +233,22 @@ class Runtime(ABC):
     def build_command(self, manifest: EngineManifest, onnx: Path, folder: Path) -> str | None:
         """The command line of the runtime's own tool that builds the same engine, if there is one."""
         return None
+
+
+def library_version(module: str, title: str, install: str) -> str:
+    """Version of an installed library.
+
+    Args:
+        title: what messages call it.
+        install: the command that installs it.
+
+    Raises:
+        EngineError: it is not installed, or does not load.
+    """
+    try:
+        return str(importlib.import_module(module).__version__)
+    except (ImportError, OSError) as error:
+        raise EngineError(f"{title} cannot be used here", found=str(error), fix=install) from None
 
 
 def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:

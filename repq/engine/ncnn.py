@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
 from repq.engine.ncnn_building import BIN, INSTALL, PARAM, convert, pnnx_program, put, written_name
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, read, write
 from repq.errors import EngineError
@@ -35,11 +34,7 @@ class Ncnn(Runtime):
     settings: ClassVar[Mapping[str, Any]] = {"ptq": {"scheme": "symmetric"}, "export": {"float16": True}}
 
     def version(self) -> str:
-        try:
-            ncnn = importlib.import_module("ncnn")
-        except ImportError as error:
-            raise EngineError("NCNN is not installed here", found=str(error), fix=INSTALL) from None
-        return str(ncnn.__version__)
+        return library_version("ncnn", "NCNN", INSTALL)
 
     def build(self, source: Source, manifest: EngineManifest) -> NcnnEngine:
         """Convert the float graph, compare it with ONNX Runtime, and make INT8 layers of those that have scales."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, names_before
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version, names_before
 from repq.errors import EngineError, reason
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
@@ -67,11 +67,7 @@ class OnnxRuntime(Runtime):
     name, title, by_default, install = "onnxruntime", "ONNX Runtime", True, "comes with repq"
 
     def version(self) -> str:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError("ONNX Runtime is not installed here", found=str(error), fix=INSTALL) from None
-        return str(onnxruntime.__version__)
+        return library_version("onnxruntime", "ONNX Runtime", INSTALL)
 
     def build(self, source: Source, manifest: EngineManifest) -> OnnxRuntimeEngine:
         """Lower the model to integer operators and open a session."""

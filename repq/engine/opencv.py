@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
 from repq.engine.conversion import demand_equal, random_images, reference
 from repq.errors import EngineError
 from repq.results import Availability, EngineDescription, LayerPrecision
@@ -33,11 +33,7 @@ class OpenCv(Runtime):
     variants = ("float32",)
 
     def version(self) -> str:
-        try:
-            import cv2
-        except ImportError as error:
-            raise EngineError("OpenCV is not installed here", found=str(error), fix=INSTALL) from None
-        return str(cv2.__version__)
+        return library_version("cv2", "OpenCV", INSTALL)
 
     def build(self, source: Source, manifest: EngineManifest) -> OpenCvEngine:
         """Import the graph, and compare it with ONNX Runtime."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row, saturation_note
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, names_before
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version, names_before
 from repq.engine.source import SUM
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
@@ -48,11 +48,7 @@ class OpenVino(Runtime):
     name, title, by_default, install = "openvino", "OpenVINO", True, INSTALL
 
     def version(self) -> str:
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError("OpenVINO is not installed here", found=str(error), fix=INSTALL) from None
-        return str(openvino.__version__)
+        return library_version("openvino", "OpenVINO", INSTALL)
 
     def build(self, source: Source, manifest: EngineManifest) -> OpenVinoEngine:
         """Compile what `repq.graph.lowering_openvino` makes of the model; a float model is laid out likewise."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import GPU_FIX, installed, no_gpu, row
-from repq.engine.base import Engine, EngineManifest, Runtime, check_images
+from repq.engine.base import Engine, EngineManifest, Runtime, check_images, library_version
 from repq.engine.tensorrt_building import INSTALL, build_plan, profile_shapes, trtexec_line
 from repq.engine.tensorrt_inspection import Kernel, conversions, executed_layers, node_times, read_kernels
 from repq.engine.tensorrt_running import PlanRunner, open_plan
@@ -38,12 +38,8 @@ class TensorRt(Runtime):
     }
 
     def version(self) -> str:
-        try:
-            import polygraphy  # noqa: F401
-            import tensorrt
-        except (ImportError, OSError) as error:
-            raise EngineError("TensorRT cannot be used here", found=str(error), fix=INSTALL) from None
-        return str(tensorrt.__version__)
+        library_version("polygraphy", "TensorRT", INSTALL)
+        return library_version("tensorrt", "TensorRT", INSTALL)
 
     def build(self, source: Source, manifest: EngineManifest) -> TensorRtEngine:
         """Build a plan for this machine's GPU."""
