@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repq.errors import RepqError
 from repq.printable import printable
 from repq.reading import MIB, read_bytes
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 LIMIT = 4096 * MIB  # protobuf itself ends at 2 GiB
 
@@ -70,6 +70,22 @@ def given_inputs(model: ModelProto) -> list[ValueInfoProto]:
     """The inputs that a caller gives; files of old opsets list stored tensors as inputs, too."""
     stored = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in stored]
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name: texts as ``str``, several values as a list, tensors as arrays."""
+    return {attribute.name: _attribute_value(attribute) for attribute in node.attribute}
+
+
+def _attribute_value(attribute: AttributeProto) -> Any:
+    from onnx import AttributeProto, helper, numpy_helper
+
+    value = helper.get_attribute_value(attribute)
+    if attribute.type == AttributeProto.TENSOR:
+        return numpy_helper.to_array(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
 
 
 def metadata_of(model: ModelProto) -> dict[str, str]:

@@ -24,6 +24,7 @@ from repq.model.detector import convolutions_of
 from repq.model.onnx_graph.detector import GraphDetector
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import encode_skeleton, layer_nodes, read_skeleton
+from repq.onnx_file import attributes_of
 from repq.prune.channels import Channels, find_channels, labels_of
 
 Kept = NDArray[np.bool_]
@@ -267,7 +268,7 @@ def _shaped(
     lengths: Callable[[Tensor], tuple[int, ...]],
 ) -> dict[int, list[int]]:  # fmt: skip
     """New constant inputs, by slot, of a node that says shapes, when its input and outputs have fewer channels."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = attributes_of(node)
     if node.op_type in ("Reshape", "Expand") and 1 in constants and written[0] is not None:
         new, lead = lengths(written[0]), written[0].ndim - len(constants[1])
         return {1: [old if old in (0, -1) else size for old, size in zip(constants[1], new[lead:], strict=True)]}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from onnx import NodeProto, helper
+from onnx import NodeProto
 from torch import Tensor, nn
 
 from repq.layers import PRODUCTS
 from repq.model.onnx_graph.operators.products import transposed_pads
 from repq.model.onnx_graph.operators.windows import padded, window_pads
 from repq.model.weighted import Matrix
+from repq.onnx_file import attributes_of
 
 Pair = tuple[int, int]
 Run = Callable[[Tensor], Tensor]
@@ -70,11 +71,11 @@ def layer_calls(node: NodeProto, weight: tuple[int, ...], x: tuple[int, ...], *,
     """
     if node.op_type in PRODUCTS:
         return _product(node, weight, x, bias or node.op_type == "Gemm")
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values = attributes_of(node)
     kernel = _pair(weight[2:])
     stride, dilation = (_pair(values.get(name, (1, 1))) for name in ("strides", "dilations"))
-    groups, auto_pad = int(values.get("group", 1)), values.get("auto_pad", b"NOTSET").decode()
-    pads = list(values.get("pads", ()))
+    groups, auto_pad = int(values.get("group", 1)), values.get("auto_pad", "NOTSET")
+    pads = values.get("pads", ())
     if node.op_type == "Conv":
         edges = window_pads(x[2:], kernel, stride, dilation, pads, auto_pad)
         even = all(before == after for before, after in edges)
@@ -99,7 +100,7 @@ def _transposed(
 ) -> list[Call]:  # fmt: skip
     extra = _pair(values.get("output_padding", (0, 0)))
     begins, ends = transposed_pads(
-        x[2:], kernel, stride, dilation, pads, extra, list(values.get("output_shape", ())), auto_pad
+        x[2:], kernel, stride, dilation, pads, extra, values.get("output_shape", ()), auto_pad
     )
     channels = (weight[0], weight[1] * groups)
     if begins == ends:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
 
 from repq.errors import GraphError
@@ -19,7 +19,7 @@ from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, LayerId
 from repq.model.onnx_graph.constants import Constants, reached, wiring
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import parameter_names
-from repq.onnx_file import given_inputs
+from repq.onnx_file import attributes_of, given_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def _products(model: ModelProto) -> Iterator[_Layer]:
             own = bias is not None and bias.shape == weight.shape[1:]
             yield _Layer(node, weight, bias if own else None, add if own else None)
         else:
-            values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            values = attributes_of(node)
             width = weight.shape[0 if values.get("transB") else 1]
             summand = [name for name in node.input[2:] if name]
             bias = constants.value(summand[0]) if summand else np.zeros(width, np.float32)

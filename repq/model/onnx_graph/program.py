@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
 from repq.errors import RepqError
@@ -25,6 +25,7 @@ from repq.layers import LayerId
 from repq.model.onnx_graph.layers import Call, Form, LayerForm, MatrixForm, layer_calls
 from repq.model.onnx_graph.operators import OPERATORS, host_value
 from repq.model.onnx_graph.skeleton import bias_sums, is_hollow
+from repq.onnx_file import attributes_of
 
 Batching = Literal["whole", "each"]
 Values = list[Tensor]  # of one tensor, for each image
@@ -138,21 +139,12 @@ def bound(node: NodeProto, opset: int) -> Callable[..., Any]:
         ValueError: it does not take one of them.
     """
     entry = OPERATORS[node.op_type]
-    values = {attribute.name: _attribute_value(attribute) for attribute in node.attribute}
+    values = attributes_of(node)
     if unknown := values.keys() - entry.attributes:
         raise ValueError(f"attributes {', '.join(sorted(unknown))}")
     further = {"opset": opset, "outputs": len(node.output)}
     values |= {name: value for name, value in further.items() if name in entry.attributes}
     return partial(entry.run, **values) if values else entry.run
-
-
-def _attribute_value(attribute: AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    if attribute.type == AttributeProto.TENSOR:
-        return numpy_helper.to_array(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
 
 
 class _Tracer:

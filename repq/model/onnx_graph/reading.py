@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import (
     AttributeProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     ValueInfoProto,
     checker,
@@ -33,7 +31,7 @@ from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
 from repq.model.onnx_graph.operators import TORCH_TYPES
 from repq.model.onnx_graph.program import opset_of, title, unknown_operators
-from repq.onnx_file import fix_inputs, given_inputs, metadata_of, read_model, refusing, set_apart
+from repq.onnx_file import attributes_of, fix_inputs, given_inputs, metadata_of, read_model, refusing, set_apart
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -132,7 +130,7 @@ def _refusals(model: ModelProto) -> list[str]:
         found.append(f"tensors of types that torch does not have: {', '.join(listed)}")
     if model.graph.sparse_initializer:
         found.append(f"sparse weights ({len(model.graph.sparse_initializer)})")
-    if training := [title(node) for node in model.graph.node if _attribute(node, "training_mode", 0)
+    if training := [title(node) for node in model.graph.node if attributes_of(node).get("training_mode", 0)
                     and node.op_type == "BatchNormalization"]:  # fmt: skip
         found.append(f"batch normalizations that were exported for training: {', '.join(training)}")
     return found
@@ -243,10 +241,6 @@ def _to_float32(model: ModelProto) -> Iterator[str]:
         yield f"converted {' and '.join(sorted(kinds))} to float32"
 
 
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
-
-
 def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
     for node in model.graph.node:
@@ -293,10 +287,10 @@ def _fold_batch_norms(model: ModelProto) -> Iterator[str]:
         if weight is None or bias is None or any(value is None for value in norm):
             continue
         scale, shift, mean, variance = (np.asarray(value, np.float64) for value in norm)
-        groups = _attribute(conv, "group", 1)
+        groups = attributes_of(conv).get("group", 1)
         if conv.op_type == "ConvTranspose" and groups != 1:
             continue
-        epsilon = _attribute(node, "epsilon", 1e-5)
+        epsilon = attributes_of(node).get("epsilon", 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
         view = (1, -1) if conv.op_type == "ConvTranspose" else (-1, 1)
         stem = node.output[0]
