@@ -121,10 +121,10 @@ def table(
         numbered: whether the first column is the row's number, from 1.
         badness: what makes a row worth looking at; the terminal shows a long table's largest.
     """
-    chosen, objects = columns, list(rows)
-    cells = [[column.cell(row) for row in objects] for column in chosen]
-    kept = [n for n, column in enumerate(chosen) if not column.optional or any(c.text != ABSENT for c in cells[n])]
-    heads: list[Column[Any]] = [chosen[n] for n in kept]
+    objects = list(rows)
+    cells = [[column.cell(row) for row in objects] for column in columns]
+    kept = [n for n, column in enumerate(columns) if not column.optional or any(c.text != ABSENT for c in cells[n])]
+    heads: list[Column[Any]] = [columns[n] for n in kept]
     lines = [[cells[n][place] for n in kept] for place in range(len(objects))]
     if numbered:
         heads.insert(0, number("#", str, str, detail=True))
