@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from repq.engine import availability
+from repq.engine import ENGINES, availability
+from repq.errors import EngineError
 from repq.results import Availability
 
 
@@ -26,6 +27,18 @@ def test_a_missing_runtime_is_a_row(missing, monkeypatch):
     assert rows
     assert not any(row.usable for row in rows)
     assert all("pip install" in (row.fix or "") for row in rows)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("problem", [ImportError("no module"), OSError("libx.so: undefined symbol")], ids=repr)
+def test_a_library_that_does_not_load_is_an_error_of_its_engine(engine, problem, monkeypatch):
+    def fails(name):
+        raise problem
+
+    monkeypatch.setattr("importlib.import_module", fails)
+    with pytest.raises(EngineError, match=str(problem)) as caught:
+        engine.version()
+    assert engine.title.split()[0] in caught.value.what and "pip install" in (caught.value.fix or "")
 
 
 def test_a_broken_runtime_is_a_row(monkeypatch):
