@@ -10,7 +10,16 @@ from repq.recipe import engine_title as engine_title
 from repq.report.blocks import Level
 from repq.report.numbers import difference
 from repq.report.summary import BENCH, BUILD, EVAL, PTQ, QAT, Key, ReportSummary
-from repq.results import UNKNOWN, Accuracy, BenchRow, EngineDescription, LayerPrecision, change_interval
+from repq.results import (
+    UNKNOWN,
+    Accuracy,
+    BenchRow,
+    Contender,
+    EngineDescription,
+    LayerPrecision,
+    ModelInfo,
+    change_interval,
+)
 
 NOT_INT8_BAD_SHARE = 0.25
 
@@ -26,6 +35,11 @@ def built_title(name: str) -> str:
     """ENGINE-VARIANT in words: ``OpenVINO INT8``."""
     engine, variant = _parts(name)
     return f"{engine_title(engine)} {variant_title(variant)}"
+
+
+def row_title(row: ModelInfo | Contender) -> str:
+    """The engine and the variant of a model in words."""
+    return f"{engine_title(row.engine)} {variant_title(row.variant)}"
 
 
 def names_of(summary: ReportSummary, key: Key[dict[str, Any]]) -> list[tuple[str, str]]:

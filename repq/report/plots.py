@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from repq.report.comparison import engine_title, variant_title
+from repq.report.comparison import engine_title, row_title
 from repq.report.drawing import (
     BAD,
     FLOAT,
@@ -123,7 +123,7 @@ def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
         axes.plot(samples, [place - 0.4] * len(samples), "|", color=INK, markersize=3, alpha=0.5)
         end = max(row.latency_ms_median, row.latency_ms_p95)
         _at_the_end(axes, end, place, f"{significant(row.latency_ms_median)} ms")
-    names = [f"{engine_title(row.engine)} {variant_title(row.variant)}" for row in rows]
+    names = list(map(row_title, rows))
     if len(set(names)) < len(names):  # more than one model
         names = [f"{row.model} · {name}" for row, name in zip(rows, names, strict=True)]
     name_bars(axes, places, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Text, number, table
-from repq.report.comparison import engine_title, variant_title
+from repq.report.comparison import engine_title, row_title
 from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, fraction, mebibytes, percent, plural, significant
 from repq.report.plots import accuracy_over_latency
@@ -15,12 +15,8 @@ from repq.results import Availability, BatchTiming, Contender, Contest
 CONTEST = Key("compare", Contest)
 
 
-def _name(row: Contender) -> str:
-    return f"{engine_title(row.engine)} {variant_title(row.variant)}"
-
-
 _CONTENDERS: Columns[Contender] = (
-    Column("Engine", _name),
+    Column("Engine", row_title),
     number("AP", "ap", fraction),
     number("AP50", "ap50", fraction, wide=True),
     number("p50, ms", "first.p50_ms", significant, hint="median at the smallest batch"),
@@ -36,7 +32,7 @@ _CONTENDERS: Columns[Contender] = (
 )
 
 _BATCHES: Columns[tuple[Contender, BatchTiming]] = (
-    Column("Engine", lambda row: _name(row[0])),
+    Column("Engine", lambda row: row_title(row[0])),
     number("Batch", lambda row: row[1].batch, count),
     number("Images/s", lambda row: row[1].images_per_s, significant, note=lambda row: row[1].reason or ""),
     number("p50, ms", lambda row: row[1].p50_ms, significant),
@@ -68,7 +64,7 @@ def contest_blocks(found: Contest) -> list[Block]:
         rest = [Finding("warn", text) for text in others]
         blocks.append(Findings([Finding("bad" if found.choice.ship is None else "good", first), *rest]))
     timed = [row for row in found.contenders if row.first.p50_ms is not None]
-    points = [(_name(row), row.first.p50_ms or 0.0, row.ap, row.variant) for row in timed]
+    points = [(row_title(row), row.first.p50_ms or 0.0, row.ap, row.variant) for row in timed]
     alt = "AP over median latency, one point for each engine and precision"
     blocks.append(Figure("AP against latency", partial(accuracy_over_latency, points), alt, wide=True))
     blocks.append(table("Engines", _CONTENDERS, found.contenders))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from repq.report.blocks import Block, Column, Columns, Figure, Findings, Table, Text, number, table
-from repq.report.comparison import built_title, engine_title, variant_title
+from repq.report.comparison import built_title, engine_title, row_title
 from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, mebibytes, percent, plural, significant, times
 from repq.report.plots import latency_bars, step_bars
@@ -59,7 +59,7 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
 
 _SETTING: Columns[BenchRow] = (
     Column("Model", lambda row: None if row.model == f"{row.engine}-{row.variant}" else row.model, optional=True),
-    Column("Engine", lambda row: f"{engine_title(row.engine)} {variant_title(row.variant)}"),
+    Column("Engine", row_title),
     Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
            hint="end to end adds pre- and post-processing"),
     number("Batch", "batch", count),
