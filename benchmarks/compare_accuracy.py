@@ -32,13 +32,13 @@ from peers import NncfOnnxPeer, NncfPeer, QuantizeStaticPeer, modelopt_int8, sum
 from repq.api.model import Model
 from repq.api.opening import load
 from repq.api.quantizing import kept_float
-from repq.bench import capture_environment
 from repq.data import DetectionDataset, batches, calibration_set, load_dataset
 from repq.engine import Engine, build
 from repq.evaluate import Predict, evaluate
 from repq.export import export_float, export_quantized, save_onnx
 from repq.files import write_text
 from repq.layout import OutputLayout
+from repq.machine.environment import capture_environment
 from repq.model import Detector
 from repq.preprocessing import Preprocessing
 from repq.progress import on_terminal

@@ -16,11 +16,12 @@ from pathlib import Path
 import click
 from onnx import ModelProto
 
-from repq.bench import capture_environment, plan_engines
+from repq.bench import plan_engines
 from repq.data import DetectionDataset, batches, calibration_set, load_dataset
 from repq.evaluate import evaluate
 from repq.export import export_float
 from repq.layers import LayerId, QuantPlan
+from repq.machine.environment import capture_environment
 from repq.model import Detector, load_checkpoint
 from repq.progress import on_terminal
 from repq.quant import quantize, scale_table

@@ -32,7 +32,6 @@ from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import qtyping, quantizer
 from numpy.typing import NDArray
 
-from repq.bench import capture_environment
 from repq.data import load_dataset
 from repq.engine.conversion import demand_equal, random_images, reference
 from repq.engine.ncnn_building import without_integers
@@ -41,6 +40,7 @@ from repq.evaluate import evaluate
 from repq.graph import parse_metadata
 from repq.graph.integers import arriving_parameters, is_int8_layer
 from repq.graph.surgeon import array, export_graph, import_graph, producer
+from repq.machine.environment import capture_environment
 from repq.model.onnx_graph.opening import load_graph
 from repq.recipe import EvalConfig
 

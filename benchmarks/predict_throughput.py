@@ -23,9 +23,9 @@ import cv2
 
 from repq.api.opening import load
 from repq.api.service import finder_of
-from repq.bench import capture_environment
 from repq.data import read_image
 from repq.files import write_text
+from repq.machine.environment import capture_environment
 from repq.predict import open_sources, predict
 from repq.predict.outputs import as_file
 from repq.report.boxes import draw_boxes

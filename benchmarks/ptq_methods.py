@@ -23,11 +23,11 @@ from typing import Any
 import click
 import torch
 
-from repq.bench import capture_environment
 from repq.data import DetectionDataset, batches, calibration_set, load_dataset
 from repq.engine import build
 from repq.evaluate import evaluate
 from repq.export import export_float, export_quantized, save_onnx
+from repq.machine.environment import capture_environment
 from repq.model import Detector, load_checkpoint
 from repq.progress import on_terminal
 from repq.quant import QuantizedModel, quantize, quantize_at_best

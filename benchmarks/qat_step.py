@@ -32,9 +32,9 @@ from pathlib import Path
 import click
 import torch
 
-from repq.bench import capture_environment
 from repq.data import ImageCache, load_dataset, make_demo_set
 from repq.layers import QuantPlan
+from repq.machine.environment import capture_environment
 from repq.memory import keep_freed_memory
 from repq.model import Detector, build, layer_ids
 from repq.quant import calibrate, insert_quantizers

@@ -13,7 +13,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from repq.bench import capture_environment
+from repq.machine.environment import capture_environment
 from repq.pipeline.ablation import run_ablation
 from repq.recipe import load_ablation
 from repq.report.blocks import Column, number, table

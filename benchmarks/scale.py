@@ -216,7 +216,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 @click.option("--factor", "factors", type=click.Choice(list(FACTORS)), multiple=True, help="Default: all.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(factors: tuple[str, ...], out: Path) -> None:
-    from repq.bench import capture_environment
+    from repq.machine.environment import capture_environment
 
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -143,9 +143,9 @@ def runs_in_turns(recipe: Path, folder: Path, rounds: int) -> dict[str, list[flo
 def main(
     imgsz: int, batch: int, steps: int, rounds: int, held: int, recipe: Path | None, out: Path | None
 ) -> None:  # fmt: skip
-    from repq.bench import capture_environment
     from repq.data import make_demo_set
     from repq.files import write_text
+    from repq.machine.environment import capture_environment
     from repq.recipe import DemoConfig
 
     load = [round(value, 1) for value in os.getloadavg()]

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from repq.bench import capture_environment
 from repq.engine import build
+from repq.machine.environment import capture_environment
 from repq.recipe import BuildConfig
 
 

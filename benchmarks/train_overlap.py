@@ -18,9 +18,9 @@ import click
 import numpy as np
 import torch
 
-from repq.bench import capture_environment
 from repq.distributed import Processes, copy_from_first, wait_for_all
 from repq.files import write_text
+from repq.machine.environment import capture_environment
 from repq.memory import keep_freed_memory
 from repq.model import build
 from repq.recipe import TrainConfig

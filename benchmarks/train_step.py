@@ -20,9 +20,9 @@ import click
 import torch
 from torch.autograd.profiler_util import FunctionEventAvg
 
-from repq.bench import capture_environment
 from repq.data import ImageCache, load_dataset, make_demo_set
 from repq.files import write_text
+from repq.machine.environment import capture_environment
 from repq.machine.torch_device import without_tf32
 from repq.model import build
 from repq.recipe import DemoConfig, TrainConfig

@@ -38,7 +38,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repq.bench import capture_environment
 from repq.concurrency import prefetch
 from repq.data import (
     DetectionDataset,
@@ -51,6 +50,7 @@ from repq.data import (
 )
 from repq.data.augment import Placement, SamplePlan, adding_table, mirror, place_objects, recolour, shifting_table
 from repq.files import write_text
+from repq.machine.environment import capture_environment
 from repq.memory import keep_freed_memory
 from repq.model import build
 from repq.model.yolov6.blocks import PointConv

@@ -4,7 +4,7 @@ from repq.data.augment import Placement, SamplePlan, plan_sample, render, warp
 from repq.data.cache import ImageCache
 from repq.data.calibration_set import calibration_set, read_manifest, write_manifest
 from repq.data.classes import class_places, fit_classes, fit_splits
-from repq.data.dataset import DetectionDataset, ImageRecord, Problems, fingerprint, image_hashes, pixel_boxes
+from repq.data.dataset import DetectionDataset, ImageRecord, fingerprint, image_hashes, pixel_boxes
 from repq.data.demo import make_demo_set
 from repq.data.guards import demand_objects, overlap_note, warn_of_overlap
 from repq.data.images import decode_image, image_size, read_image
@@ -20,7 +20,6 @@ __all__ = [
     "LetterboxTransform",
     "LetterboxedImages",
     "Placement",
-    "Problems",
     "SamplePlan",
     "batches",
     "calibration_set",

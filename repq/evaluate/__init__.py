@@ -3,13 +3,11 @@
 from repq.evaluate.augmented import views
 from repq.evaluate.coco_metrics import coco_accuracy, evaluate
 from repq.evaluate.curves import detection_curves
-from repq.evaluate.detections import Detect, Detections, Predict, boxes_in_images, detect_all, detect_images
-from repq.evaluate.matches import ApDrop, Matcher, Matches, bootstrap_drop, resample_weights, resampled_accuracy
+from repq.evaluate.detections import Detections, Predict, boxes_in_images, detect_all, detect_images
+from repq.evaluate.matches import Matcher, Matches, bootstrap_drop, resample_weights, resampled_accuracy
 from repq.evaluate.postprocess import postprocess
 
 __all__ = [
-    "ApDrop",
-    "Detect",
     "Detections",
     "Matcher",
     "Matches",

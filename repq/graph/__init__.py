@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from repq.graph.extra_kernels import ExtraKernel, count_qdq
     from repq.graph.files import load_onnx, save_onnx
     from repq.graph.first_layers import bgr_input, uint8_input
-    from repq.graph.fp16 import Fp16Report, nodes_beyond_fp16, to_fp16
+    from repq.graph.fp16 import nodes_beyond_fp16, to_fp16
     from repq.graph.grouping import layer_groups
     from repq.graph.insertion import insert_qdq
     from repq.graph.integer_concat import concat_integers
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from repq.graph.metadata import GraphMetadata, parse_metadata, read_metadata, write_metadata
     from repq.graph.passes import PASSES, run_passes
     from repq.graph.propagation import propagate_qdq
-    from repq.graph.residuals import ResidualReport, quantize_residuals
-    from repq.graph.scale_merging import MergedGroup, MergeReport, merge_scales
+    from repq.graph.residuals import quantize_residuals
+    from repq.graph.scale_merging import merge_scales
     from repq.graph.suppression import nms_output
 
 _HOMES = {
@@ -34,18 +34,18 @@ _HOMES = {
     "extra_kernels": ("ExtraKernel", "count_qdq"),
     "files": ("load_onnx", "save_onnx"),
     "first_layers": ("bgr_input", "uint8_input"),
-    "fp16": ("Fp16Report", "nodes_beyond_fp16", "to_fp16"),
+    "fp16": ("nodes_beyond_fp16", "to_fp16"),
     "insertion": ("insert_qdq",),
     "layer_join": ("layer_nodes",),
     "letterbox": ("letterbox_input",),
     "linting": ("lint",),
     "lint_rules": ("RULES",),
-    "scale_merging": ("MergeReport", "MergedGroup", "merge_scales"),
+    "scale_merging": ("merge_scales",),
     "metadata": ("GraphMetadata", "parse_metadata", "read_metadata", "write_metadata"),
     "suppression": ("nms_output",),
     "passes": ("PASSES", "run_passes"),
     "propagation": ("propagate_qdq",),
-    "residuals": ("ResidualReport", "quantize_residuals"),
+    "residuals": ("quantize_residuals",),
     "grouping": ("layer_groups",),
     "maxima": ("tensor_maxima",),
 }

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from repq.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from repq.model.detector import Detector, TrainOutput, build, count_macs, counting_macs, layer_ids, outline
     from repq.model.families import FAMILIES, family_named, get_spec, model_names, read_spec, recover, search_and_target
-    from repq.model.family import Family, PublishedSpeed, Recovery, Spec
+    from repq.model.family import Family, Recovery, Spec
     from repq.model.onnx_graph.opening import load_graph
 
 _HOMES = {
@@ -18,7 +18,7 @@ _HOMES = {
     "detector": ("Detector", "TrainOutput", "build", "count_macs", "counting_macs", "layer_ids", "outline"),
     "families": ("FAMILIES", "family_named", "get_spec", "model_names", "read_spec", "recover", "search_and_target"),
     "onnx_graph.opening": ("load_graph",),
-    "family": ("Family", "PublishedSpeed", "Recovery", "Spec"),
+    "family": ("Family", "Recovery", "Spec"),
 }
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Fold",
     "Foldable",
     "Plain",
-    "PublishedSpeed",
     "Recovery",
     "Searched",
     "Spec",

@@ -44,7 +44,7 @@ def run_ablation(
     Raises:
         RepqError: a run failed in a way that the user can correct; what was complete before stays.
     """
-    from repq.bench import capture_environment
+    from repq.machine.environment import capture_environment
 
     measured = []
     for number, trial in enumerate(trials):

@@ -80,8 +80,8 @@ def write_bench(report: BenchReport, folder: Path) -> None:
 
 def diagnose_machine() -> tuple[Environment, list[Availability]]:
     """What this machine is and which runtimes work on it."""
-    from repq.bench import capture_environment
     from repq.engine import availability
+    from repq.machine.environment import capture_environment
 
     return capture_environment(), list(availability())
 

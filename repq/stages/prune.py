@@ -58,7 +58,7 @@ def prune_checkpoint(
 
 def write_sweep(report: PruneReport, folder: Path, *, data: str, imgsz: tuple[int, int], log: Log = quiet) -> None:
     """Write what the sweep found as ``report.html``, ``.md`` and ``.json``; without the libraries, say so."""
-    from repq.bench import capture_environment
+    from repq.machine.environment import capture_environment
     from repq.report import ReportSummary, render_report
 
     summary = ReportSummary(

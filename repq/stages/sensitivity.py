@@ -182,7 +182,7 @@ def _write_plan(
 
 def _write_report(out: Path, sensitivity: Sensitivity, plan: PlanReport | None, command: str, context: Context) -> None:
     """Write ``report.html``, ``.md`` and ``.json``, and each drawing as an SVG file; without the libraries, say so."""
-    from repq.bench import capture_environment
+    from repq.machine.environment import capture_environment
     from repq.report import ReportSummary, render_report
 
     summary = ReportSummary(

@@ -1,12 +1,11 @@
 """Training: assignment, losses, updates, and the loop over them."""
 
 from repq.distributed import Processes, joined_processes
-from repq.train.assigner import Assignment, Objects, assign_task_aligned, pad_objects
+from repq.train.assigner import Assignment, Objects, pad_objects
 from repq.train.board import Board, open_board
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.epochs import epoch_line, epochs_csv
-from repq.train.loader import image_weights
 from repq.train.loop import TrainOutcome, doubtful_settings, fine_tuned, settings_for, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
@@ -27,12 +26,10 @@ __all__ = [
     "Trainer",
     "Updater",
     "anchor_grid",
-    "assign_task_aligned",
     "doubtful_settings",
     "epoch_line",
     "epochs_csv",
     "fine_tuned",
-    "image_weights",
     "joined_processes",
     "objective_of",
     "open_board",

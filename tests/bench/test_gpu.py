@@ -7,8 +7,9 @@ import torch
 
 from repq.api.measuring import gpu_index
 from repq.api.running import Options, in_torch
-from repq.bench import DeviceWork, GpuWatch, device_ms
+from repq.bench import DeviceWork, device_ms
 from repq.errors import EngineError
+from repq.machine.gpu_readings import GpuWatch
 from repq.model import build
 from repq.quant import Weights
 

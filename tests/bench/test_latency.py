@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from repq.bench import Runner, TimedModel, bench, capture_environment
+from repq.bench import Runner, TimedModel, bench
 from repq.errors import RepqError
 from repq.machine.cpu import cpu_cores
+from repq.machine.environment import capture_environment
 from repq.machine.load import OtherLoad
 from repq.machine.turns import time_in_turns
 from repq.recipe import BenchConfig

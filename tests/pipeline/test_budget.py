@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq.bench import capture_environment
 from repq.engine.openvino import OpenVino
 from repq.errors import RecipeError, ToleranceError
+from repq.machine.environment import capture_environment
 from repq.pipeline.budget import Attempt, lost, ways
 from repq.pipeline.runner import run_recipe
 from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds, parse_recipe
