@@ -18,12 +18,18 @@ _LESS_MOVED = {"epochs": 10, "learning_rate": 2e-4}
 
 @dataclass(frozen=True)
 class Attempt:
-    """A recipe that was run up to its AP; ``drop`` is what INT8 loses, None where that cannot be measured."""
+    """A recipe that was run up to its AP.
+
+    Attributes:
+        drop: what INT8 loses; None where that cannot be measured.
+        made: False for a plan that keeps nothing: the rest is that of the best attempt before.
+    """
 
     name: str
     recipe: Recipe
     artifacts: Mapping[str, Artifact]
     drop: float | None
+    made: bool = True
 
     @property
     def loss(self) -> float:
@@ -36,8 +42,8 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
 
     That is, in this order: corrections; a reduced range of weights where an engine's sums saturate on this machine;
     plans (`repq.stages.budget.plans`); and training if it is allowed, from the plan that loses least. What a recipe
-    asks for by name it keeps; a plan in it is one that somebody asked for. The first plan chooses its settings, as in
-    `repq.stages.budget`, and larger ones have the same.
+    asks for by name it keeps; a plan in it is one that somebody asked for. The first plan that keeps a layer chooses
+    its settings, as in `repq.stages.budget`, and larger ones have the same.
 
     Args:
         done: what came of the recipes that were given so far; the caller adds to it. The reduced range stays if it
@@ -53,7 +59,8 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
     if recipe.plan is None:
         tried = list[Recipe]()
         for plan in plans():
-            ptq = _as_chosen(tried[0], done) if tried else recipe.ptq
+            planned = [attempt for attempt in done if attempt.recipe in tried and attempt.made]
+            ptq = _as_chosen(planned[0]) if planned else recipe.ptq
             changed = {"ptq": ptq, "sensitivity": recipe.sensitivity or RANKED_BY, "plan": plan}
             tried.append(recipe.model_copy(update=changed))
             yield _name(tried[-1], is_auto), tried[-1]
@@ -63,10 +70,9 @@ def ways(recipe: Recipe, done: Sequence[Attempt]) -> Iterator[tuple[str, Recipe]
         yield _name(recipe, is_auto), recipe
 
 
-def _as_chosen(recipe: Recipe, done: Sequence[Attempt]) -> PtqConfig:
-    """The settings that were chosen for a recipe if it left the choice; as they are where it was not run."""
-    made = next((attempt.artifacts.get("ptq") for attempt in done if attempt.recipe == recipe), None)
-    return recipe.ptq if made is None else chosen_settings(recipe.ptq, made.result(PtqReport))
+def _as_chosen(attempt: Attempt) -> PtqConfig:
+    """The settings that were chosen for an attempt, if its recipe left the choice."""
+    return chosen_settings(attempt.recipe.ptq, attempt.artifacts["ptq"].result(PtqReport))
 
 
 def _name(recipe: Recipe, is_auto: bool) -> str:

@@ -61,7 +61,7 @@ def run_recipe(
         artifacts = {} if changed.plan is None else make_artifacts(changed, work, "sensitivity", progress, log)
         if done and changed.qat is None and _keeps_nothing(artifacts):
             log(NOTHING_TO_KEEP)  # so it is what was best before
-            done.append(replace(min(done, key=lambda attempt: attempt.loss), name=name, recipe=changed))
+            done.append(replace(min(done, key=lambda attempt: attempt.loss), name=name, recipe=changed, made=False))
             continue
         artifacts = make_artifacts(changed, work, "eval", progress, log, artifacts)
         done.append(Attempt(name, changed, artifacts, lost(changed, artifacts["eval"].result(Accuracies))))

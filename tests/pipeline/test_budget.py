@@ -148,7 +148,7 @@ def tried(start: Recipe, *drops: float) -> tuple[list[str], list[Recipe]]:
     """Names and recipes of all ways, where they lose so much one after the other."""
     done: list[Attempt] = []
     for (name, found), drop in zip(ways(start, done), drops, strict=False):
-        done.append(Attempt(name, found, {}, drop))
+        done.append(Attempt(name, found, {}, drop, made=False))  # nothing chooses settings
     return [attempt.name for attempt in done], [attempt.recipe for attempt in done]
 
 
@@ -187,7 +187,10 @@ def test_what_is_left_is_tried_in_order_and_what_was_asked_for_stays(
     assert [one.qat is not None for one in recipes] == [False] * (len(recipes) - allow_qat) + [True] * allow_qat
 
 
-def test_larger_plans_have_the_settings_that_were_chosen_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("empty", range(len(SHARES)))
+def test_larger_plans_have_the_settings_that_were_chosen_for_the_first_that_keeps_a_layer(
+    empty: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(OpenVino, "saturation", lambda self: None)
     chosen = PtqConfig(scheme="asymmetric", correct={"rounding": "adaptive"}, calibration={"method": "entropy"})
     report = PtqReport(
@@ -197,11 +200,11 @@ def test_larger_plans_have_the_settings_that_were_chosen_for_the_first(monkeypat
     made: Any = SimpleNamespace(result=lambda kind: report)
     start, done = recipe(allow_qat=True), list[Attempt]()
     for name, found in ways(start, done):
-        done.append(Attempt(name, found, {"ptq": made}, 0.1))
-    whole, first, *larger = done
-    assert whole.recipe.ptq == first.recipe.ptq == start.ptq and start.ptq.auto
-    assert all(attempt.recipe.ptq == chosen for attempt in larger[: len(SHARES) - 1])
-    assert all(attempt.name.startswith("corrections") for attempt in done) and len(larger) == len(SHARES)
+        done.append(Attempt(name, found, {"ptq": made}, 0.1, made=not 1 <= len(done) <= empty))
+    plans = [attempt.recipe.ptq for attempt in done[1 : 1 + len(SHARES)]]
+    assert done[0].recipe.ptq == start.ptq and start.ptq.auto
+    assert plans == [start.ptq] * (empty + 1) + [chosen] * (len(SHARES) - empty - 1)
+    assert all(attempt.name.startswith("corrections") for attempt in done) and len(done) == len(SHARES) + 2
 
 
 @pytest.mark.parametrize("drops", [(0.1, 0.05, 0.07, 0.06, 0.0), (0.1, 0.07, 0.05, 0.06, 0.0)])
