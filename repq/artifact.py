@@ -128,39 +128,47 @@ class RunFolder:
         found = read_artifact(folder)
         if found is not None:
             return found
-        made = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RepqError(
-                f"cannot use {self.root} as run folder", found=str(error), fix="give a writable folder with --work"
-            ) from None
-        lock = folder.parent / f".{identity.key}.lock"
-        try:
-            with _locked(lock, on_wait):
-                found = read_artifact(folder)
-                return found if found is not None else _produce(folder, run, identity, contents)
-        except BaseException:
-            if made:  # by this run: what is empty goes again
-                lock.unlink(missing_ok=True)
-                for place in made:
-                    with suppress(OSError):
-                        place.rmdir()
-            raise
+        with _locked(folder.parent / f".{identity.key}.lock", self.root, on_wait):
+            found = read_artifact(folder)
+            return found if found is not None else _produce(folder, run, identity, contents)
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        on_wait(f"another run is making {path.parent.name}; waiting for it")
-        lock.acquire()
+def _locked(path: Path, root: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock. Folders that were made for it are removed again where the block fails and leaves them empty."""
+    lock, made = _acquired(path, root, on_wait)
     try:
         yield
+    except BaseException:
+        if made:  # while it is held: a run that waits then finds no folder, and makes it
+            with suppress(OSError):
+                path.unlink()
+            for place in made:
+                with suppress(OSError):
+                    place.rmdir()
+        raise
     finally:
         lock.release()
+
+
+def _acquired(path: Path, root: Path, on_wait: Callable[[str], None]) -> tuple[FileLock, list[Path]]:
+    """The lock, and the folders that had to be made for it, the innermost first."""
+    while True:
+        made = [place for place in path.parents if not place.exists()]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RepqError(
+                f"cannot use {root} as run folder", found=str(error), fix="give a writable folder with --work"
+            ) from None
+        lock = FileLock(path)
+        with suppress(FileNotFoundError):  # the run that made the folder has failed and removed it
+            try:
+                lock.acquire(timeout=0.1)
+            except Timeout:
+                on_wait(f"another run is making {path.parent.name}; waiting for it")
+                lock.acquire()
+            return lock, made
 
 
 def _produce(folder: Path, run: Callable[[Path, Path], None], identity: Identity, contents: Contents) -> Artifact:
