@@ -66,7 +66,6 @@ def pruned(
     Raises:
         RepqError: the target cannot be reached, or what ranks channels needs data or labels that are not there.
     """
-    from repq.data import class_places
     from repq.model import count_macs
     from repq.prune.zeroing import share_of_zeros, without_smallest
     from repq.quant.qat import train_quantized
@@ -74,6 +73,7 @@ def pruned(
 
     resolve_device(device)
     opened, recovery = fused(trained), config.recovery
+    teacher, classes = _teacher(opened, recovery, train_set, imgsz, log)
     config = _settled(config, opened.model, train_set)
     if config.unstructured is None:
         left = _narrowed(trained.model, opened.model, config, train_set, imgsz, progress, log)
@@ -93,13 +93,11 @@ def pruned(
     before, after = accuracy(opened.model, "whole"), accuracy(smaller, "pruned")
     recovered: Accuracy | None = None
     epochs: tuple[EpochRow, ...] = ()
-    if recovery.epochs and train_set is not None:
-        named = recovery.teacher
-        told = opened if named is None else fused(open_float(named, log, imgsz))
+    if recovery.epochs:
+        assert train_set is not None  # `_teacher` has looked
         outcome = train_quantized(
-            smaller, told.model, train_set, val_set or train_set, imgsz, recovery, device=device, seed=seed,
-            teacher_classes=class_places(opened.names or train_set.names, told.names, "the teacher"),
-            state_path=state, eval_config=eval_config, progress=progress,
+            smaller, teacher, train_set, val_set or train_set, imgsz, recovery, device=device, seed=seed,
+            teacher_classes=classes, state_path=state, eval_config=eval_config, progress=progress,
             after_epoch=lambda trainer: log(epoch_line(trainer.position.epochs[-1], recovery.epochs)),
         )  # fmt: skip
         smaller, epochs = outcome.model, outcome.epochs
@@ -123,6 +121,26 @@ def pruned(
         epochs=epochs,
     )
     return replace(opened, model=smaller), report
+
+
+def _teacher(
+    whole: Weights, config: RecoveryConfig, train_set: DetectionDataset | None, imgsz: tuple[int, int], log: Log
+) -> tuple[Detector, tuple[int, ...] | None]:
+    """What a recovery imitates, and where each class of the model is among its own; looked at before anything is done.
+
+    Raises:
+        RepqError: there are no images or labels to learn from, or another teacher does not fit.
+    """
+    from repq.data import class_places
+    from repq.quant.qat import demand_labels
+
+    if not config.epochs:
+        return whole.model, None
+    if train_set is None:
+        raise RepqError("a recovery learns from images", found="no --data", fix="give --data, or 0 epochs of recovery")
+    demand_labels(whole.model, train_set, config)
+    told = whole if config.teacher is None else fused(open_float(config.teacher, log, imgsz))
+    return told.model, class_places(whole.names or train_set.names, told.names, "the teacher")
 
 
 def _settled(config: PruneConfig, model: Detector, train_set: DetectionDataset | None) -> PruneConfig:

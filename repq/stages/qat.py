@@ -122,14 +122,12 @@ def _splits(
     """What is learned from, and what is evaluated on, if anything is.
 
     Raises:
-        DataError: they cannot be used, or lack labels that the settings need.
+        DataError: they cannot be used, or AP is to be measured on the way and cannot be.
     """
     from repq.data import demand_objects, warn_of_overlap
 
     train_set = with_sizes(context.train_set())
     val_set = context.labelled_val_set() if evaluate else None
-    if config.task_weight and not train_set.objects:
-        raise DataError("there are no labels to learn from", fix="give a labelled data set, or no --task-weight")
     if config.eval_interval is not None and val_set is None:
         raise DataError("AP cannot be measured on the way", found="no labels, or --no-eval",
                         fix="leave eval_interval away, or give a labelled data set")  # fmt: skip
@@ -162,18 +160,21 @@ def _start(
     """The quantized weights to train, the same in float, and the teacher.
 
     Raises:
+        DataError, TrainingError: labels count, but there are none, or the model has no loss on them.
         QuantizationError: another scheme than the checkpoint's is asked for.
         SelectorError: a selector matches no layer.
     """
     from repq.export import float_copy
     from repq.quant import load_weights
     from repq.quant.plan_file import read_plan
+    from repq.quant.qat import demand_labels
 
     listed = None if source.plan is None else read_plan(source.plan)
     imgsz, log = context.imgsz, context.log
     taught = None if config.teacher is None else context.open_float(config.teacher)
     opened = load_weights(source.weights, imgsz, context.graph)
     opened.model.spec.check_size(*imgsz)
+    demand_labels(opened.model, train_set, config)
     plain = replace(opened, model=float_copy(opened.model)) if opened.quantized else fused(opened)
     kept = source.ptq.keep_float
     if listed is not None:

@@ -61,8 +61,9 @@ def test_what_needs_labels_says_so(material: Material, images: Path, folder: Pat
     weights = material.files["WEIGHTS"]
     assert "no images" in refused(invoke("ptq", weights, "--data", "empty", "--imgsz", SIZE, "-o", "a.safetensors"))
     assert "label" in refused(invoke("eval", weights, "--data", images, "--imgsz", SIZE)).lower()
-    line = ("qat", weights, "--data", images, "--imgsz", SIZE, "-o", "a.safetensors", "--task-weight", 1)
-    assert "no labels to learn from" in refused(invoke(*line))
+    for command in (("qat",), ("prune", "--ratio", 0.2, "--epochs", 1)):
+        line = (*command, weights, "--data", images, "--imgsz", SIZE, "-o", "a.safetensors", "--task-weight", 1)
+        assert "no labels to learn from" in refused(invoke(*line))
     assert not Path("a.safetensors").exists()
 
 

@@ -354,6 +354,34 @@ def test_ranking_by_images_needs_them(tmp_path: Path) -> None:
         prune_checkpoint(path, tmp_path / "out.safetensors", PruneConfig(importance="taylor"), Context((64, 64)))
 
 
+@pytest.mark.parametrize(
+    ("recovery", "kind", "told"),
+    [
+        ({}, "none", "learns from images"),
+        ({"task_weight": 1}, "images", "no labels to learn from"),
+        ({"task_weight": 1}, "graph", "cannot learn from labels"),
+        ({"teacher": "none.safetensors"}, "labels", "none.safetensors"),
+        ({"teacher": "other.safetensors"}, "labels", "teacher does not know every class"),
+    ],
+)
+def test_a_recovery_that_cannot_be_is_refused_before_anything_is_done(
+    recovery: dict[str, Any], kind: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("repq.api.pruning._narrowed", lambda *_: pytest.fail("pruned already"))
+    data = make_demo_set(tmp_path / "demo", DemoConfig(train_images=2, val_images=2, size=64))
+    whole = tmp_path / ("whole.onnx" if kind == "graph" else "whole.safetensors")
+    if kind == "graph":
+        save_onnx(whole, export_float(fuse(made("yolov6n_v2").eval()), (64, 64)))
+    else:
+        save_checkpoint(whole, made("yolov6n_v2"), names=load_dataset(data, "val").names)
+    save_checkpoint(tmp_path / "other.safetensors", build("yolov6n_v2", 1, deploy=True), names=("something",))
+    given = {"none": None, "images": tmp_path / "demo/images/train"}.get(kind, data)
+    config = PruneConfig(ratio=0.2, recovery=RecoveryConfig(epochs=1, **recovery))
+    with pytest.raises(RepqError, match=told):
+        prune_checkpoint(whole, tmp_path / "out.onnx", config, data=given, imgsz=(64, 64))
+
+
 def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -12,7 +12,7 @@ import torch
 
 from repq.data import DetectionDataset
 from repq.distributed import copy_from_first, told_by_first
-from repq.errors import QuantizationError
+from repq.errors import DataError, QuantizationError, TrainingError
 from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, layer_ids
 from repq.progress import Progress, silent
@@ -26,6 +26,7 @@ from repq.scales import ScaleTable, TensorScale
 from repq.train import Board, joined_processes
 from repq.train.distill import Teacher, check_teacher
 from repq.train.job import check_images
+from repq.train.objective import has_loss
 from repq.train.trainer import Trainer, handed_back, moved
 
 
@@ -71,15 +72,33 @@ class QatJob:
 
         Raises:
             QuantizationError: no layer of the model quantizes.
-            TrainingError: there are no images, or they do not fit.
+            DataError: labels count, and there are none.
+            TrainingError: there are no images, or they do not fit; or labels count, and the model has no loss on them.
         """
         if not quantized_layers(self.model) and not isinstance(self.config, RecoveryConfig):
             raise QuantizationError(
                 "there is nothing to train for: no layer of the model quantizes",
                 fix="keep fewer layers in float, or give a model that `repq ptq` wrote",
             )
+        demand_labels(self.model, self.train_set, self.config)
         check_images(self.model.spec, self.train_set, self.imgsz, self.config.batch, processes)
         check_teacher(self.teacher.spec, self.model.spec, self.imgsz, self.config)
+
+
+def demand_labels(model: Detector, train_set: DetectionDataset, config: QatConfig) -> None:
+    """Check that a model can learn from labels, if they are to count.
+
+    Raises:
+        DataError: no image has a labelled object.
+        TrainingError: the model's family has no loss on labels.
+    """
+    if config.task_weight and not train_set.objects:
+        raise DataError("there are no labels to learn from", fix="give a labelled data set, or no --task-weight")
+    if config.task_weight and not has_loss(model):
+        raise TrainingError(
+            f"{model.spec.name} cannot learn from labels", found=f"the family {model.spec.family}, which has no loss",
+            fix="leave --task-weight away: it then learns from its teacher alone",
+        )  # fmt: skip
 
 
 def train_quantized(
