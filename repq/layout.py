@@ -84,11 +84,21 @@ class OutputLayout(JsonValue):
     one_per_object: bool = False
 
     def __post_init__(self) -> None:
-        """Check that raw boxes can be decoded, since layouts come from files.
+        """Check that there can be such columns, outputs and levels, since layouts come from files.
 
         Raises:
-            ValueError: they cannot.
+            ValueError: there cannot, or raw boxes cannot be decoded.
         """
+        outputs = (*(self.apart or ()), *(self.labelled or ()), self.counted or 0)
+        columns = (self.boxes, self.objectness or 0, self.scores, self.unused)
+        if min(*outputs, *columns, self.bins, self.rows_alone, self.first_label) < 0:
+            raise ValueError("numbers of outputs, columns or rows below 0")
+        if self.scores > self.columns_beside_scores:
+            raise ValueError(f"scores from column {self.scores} on, {self.columns_beside_scores} columns beside them")
+        if min(self.grid, default=1) < 1 or (self.ranked is not None and self.ranked < 1):
+            raise ValueError(f"strides {self.grid}, {self.ranked} classes")
+        if not all(0 < size < math.inf for level in self.anchors for size in level):
+            raise ValueError(f"anchors {self.anchors}")
         wanted = coding(self.coding)
         sizes = {len(level) for level in self.anchors}
         if (wanted.anchored or self.anchors) and self.grid and (
@@ -127,9 +137,22 @@ class OutputLayout(JsonValue):
         Args:
             outputs: arrays of numpy or torch, or tensors of a graph that is being made (`repq.graph.arrays`).
             imgsz: height and width of the network input.
+
+        Raises:
+            EngineError: the outputs are not those that this layout is of.
         """
         if self.plain:
             return outputs[0]
+        try:
+            return self._decode(outputs, imgsz)
+        except (IndexError, ValueError) as error:
+            raise EngineError(
+                "the model's outputs do not fit its layout",
+                found=f"outputs {', '.join(str(tuple(output.shape)) for output in outputs)}: {error}",
+                fix="export the model again, or say what it gives with --layout",
+            ) from error
+
+    def _decode(self, outputs: Sequence[Any], imgsz: tuple[int, int]) -> Any:
         rows = self._rows_of(outputs)
         if self.grid:
             cells, strides, *anchors = (like(values, rows) for values in self._cells(imgsz))

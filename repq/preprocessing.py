@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -41,8 +42,11 @@ class Preprocessing(JsonValue):
     pad: int = 114
 
     def __post_init__(self) -> None:
-        if not (self.divisor > 0 and min(self.std) > 0 and 0 <= self.pad <= 255):
-            raise ValueError(f"no preprocessing: divisor {self.divisor}, std {self.std}, pad {self.pad}")
+        numbers = (self.divisor, *self.mean, *self.std)
+        if not (all(map(math.isfinite, numbers)) and min(self.divisor, *self.std) > 0 and 0 <= self.pad <= 255):
+            raise ValueError(
+                f"no preprocessing: divisor {self.divisor}, mean {self.mean}, std {self.std}, pad {self.pad}"
+            )
 
     @property
     def bgr(self) -> bool:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from repq.box_codings import CODINGS
+from repq.data import letterbox_transform
+from repq.data.loader import Batch
 from repq.errors import RepqError
-from repq.layout import cells_of
+from repq.evaluate import boxes_in_images
+from repq.layout import OutputLayout, cells_of
 from repq.output_layouts import Outputs, form_of, recognize
-from repq.recipe import GraphConfig
+from repq.recipe import EvalConfig, GraphConfig
 
 IMGSZ, STRIDES, CLASSES = (64, 96), (8, 16, 32), 5
 
@@ -187,3 +196,55 @@ def test_outputs_of_any_shape_are_read_or_refused(shapes: list[list[int]], task:
     except RepqError:
         return
     assert classes > 0 and layout is not None
+
+
+number = st.integers(-2, 9)
+layouts_of_files = st.fixed_dictionaries(
+    {},
+    optional={
+        "box_form": st.sampled_from(["centre", "corners"]),
+        "boxes": number,
+        "objectness": st.none() | number,
+        "scores": number,
+        "unused": number,
+        "columns_first": st.booleans(),
+        "grid": st.lists(st.sampled_from([0, -8, 8, 16, 32, 64]), max_size=4),
+        "coding": st.sampled_from([entry.name for entry in CODINGS]),
+        "anchors": st.lists(st.lists(st.floats(-2, 50) | st.just(math.nan), max_size=6), max_size=3),
+        "bins": number,
+        "maps": st.booleans(),
+        "rows_alone": st.sampled_from([-3, 0, 8, 84]),
+        "apart": st.none() | st.tuples(number, number),
+        "scores_first": st.booleans(),
+        "activation": st.sampled_from(["none", "sigmoid", "softmax", "shares"]),
+        "normalized": st.booleans(),
+        "ranked": st.none() | number,
+        "labelled": st.none() | st.tuples(number, number, number),
+        "first_label": number,
+        "counted": st.none() | number,
+    },
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(layouts_of_files)
+def test_a_layout_from_a_file_is_refused_or_reads_outputs_or_refuses_them(values: dict[str, object]) -> None:
+    try:
+        layout = OutputLayout.from_json(json.dumps(values))
+    except ValueError:
+        return
+    rng, size = np.random.default_rng(0), (64, 64)
+    outputs = [rng.random((2, *shape), dtype=np.float32) for shape in ((84, 8), (84, 4), (84,))]
+    batch = Batch(np.zeros((2, 3, *size), np.float32), (letterbox_transform(*size, size),) * 2, (0, 1))
+    with suppress(RepqError):  # whatever else is raised would be a traceback
+        boxes_in_images(layout.decode(outputs, size), batch, ("a", "b", "c"), EvalConfig(), layout.decoded)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"boxes": -1}, {"objectness": -1}, {"scores": 6}, {"grid": [0]}, {"grid": [-8]}, {"ranked": 0}, {"counted": -1},
+     {"apart": [0, -1]}, {"rows_alone": -3}, {"grid": [8], "coding": "anchors", "anchors": [[math.nan, 1]]}],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        OutputLayout.from_json(json.dumps(values))

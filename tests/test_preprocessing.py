@@ -142,3 +142,10 @@ def test_bad_ones_are_refused() -> None:
     for broken in ('{"divisor": 0}', '{"std": [1, 0, 1]}', '{"pad": 300}', '{"colour": "rgb"}', "[]"):
         with pytest.raises(ValueError, match=r".+"):
             Preprocessing.from_json(broken)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("field", ["divisor", "mean", "std"])
+def test_numbers_that_are_none_make_no_preprocessing(field: str, number: float) -> None:
+    with pytest.raises(ValueError, match="no preprocessing"):
+        Preprocessing(**{field: number if field == "divisor" else (0.5, number, 0.5)})

@@ -181,6 +181,12 @@ def _names(records: Sequence[ImageRecord]) -> tuple[str, ...]:
 
 def _check_output(output: NDArray[np.floating], images: int, names: Sequence[str], layout: OutputLayout) -> None:
     width = layout.width(len(names))
+    if max(layout.boxes + 4, (layout.objectness or 0) + 1) > width:
+        raise DataError(
+            "the layout of the model's output names columns that it lacks",
+            found=f"a box from column {layout.boxes} on, an objectness at {layout.objectness}, and {width} columns",
+            fix="export the model again, or say what it gives with --layout",
+        )
     if output.ndim != 3 or output.shape[0] != images or layout.rows(output).shape[2] != width:
         fitting = f"({images}, {width}, N)" if layout.columns_first else f"({images}, N, {width})"
         raise DataError(
