@@ -86,6 +86,11 @@ class _Tally:
             if lost + new:
                 self.changed[found.name] = lost + new
 
+    def compared_with(self, other: str) -> Comparison:
+        """What a second model of this label finds otherwise."""
+        changed = dict(self.changed.most_common(_NAMED))
+        return Comparison(other=other, same=self.same, lost=self.lost, new=self.new, changed=changed)
+
 
 def predict(
     model: Model,
@@ -136,13 +141,10 @@ def predict(
         stack.callback(cv2.setNumThreads, threads)
         cv2.setNumThreads(1)  # what is beside the model has its own threads
         for source in sources:
-            drawn: Output | None = None
-            if config.draw:
-                still = source.kind == "images"
-                drawn = DrawnImages(folder / DRAWN) if still else DrawnVideo(folder / DRAWN / source.name, source.fps)
-            _work_through(source, job, [*outputs, *([drawn] if drawn else [])], tally, json_file, progress, log)
-            if drawn is not None:
-                drawn.close()
+            drawn = [_drawn_of(source, folder / DRAWN)] if config.draw else []
+            _work_through(source, job, [*outputs, *drawn], tally, json_file, progress, log)
+            for output in drawn:
+                output.close()
         for output in outputs:
             output.close()
         if not tally.images:
@@ -150,7 +152,6 @@ def predict(
                             fix="check the files; `repq predict` reads what OpenCV decodes")  # fmt: skip
         seconds = time.perf_counter() - started
         files = tuple(sorted(entry.name for entry in folder.iterdir()))
-    changed = dict(tally.changed.most_common(_NAMED))
     return PredictReport(
         model=model.label,
         engine=model.running.engine,
@@ -163,12 +164,15 @@ def predict(
         skipped_count=tally.skipped_count,
         skipped=tuple(tally.skipped),
         images_per_s=tally.images / seconds,
-        compared=None if other is None else Comparison(
-            other=other.label, same=tally.same, lost=tally.lost, new=tally.new, changed=changed
-        ),
+        compared=None if other is None else tally.compared_with(other.label),
         out=str(out),
         files=files,
-    )  # fmt: skip
+    )
+
+
+def _drawn_of(source: Source, folder: Path) -> Output:
+    """Where the images of a source are drawn with their boxes."""
+    return DrawnImages(folder) if source.kind == "images" else DrawnVideo(folder / source.name, source.fps)
 
 
 @dataclass(frozen=True, eq=False)
