@@ -11,16 +11,35 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from repq.graph.metadata import network_size
 from repq.graph.surgeon import Adder
+from repq.layout import OutputLayout
 
 Size = int | str
 """Length of an axis, or its name where it is free."""
 
 
-def shapes_are_known(graph: gs.Graph) -> bool:
-    """Whether every length of the inputs and the outputs is known, but those of first axes, of images."""
-    tensors = (*graph.inputs, *graph.outputs)
-    return all(tensor.shape and all(isinstance(size, int) for size in tensor.shape[1:]) for tensor in tensors)
+def decoded_outputs(graph: gs.Graph, add: Adder, layout: OutputLayout) -> GraphArray | None:
+    """The outputs of a graph as `OutputLayout.decode` makes one array of them, in float32.
+
+    None: a length is not known, but for those of first axes, of images.
+    """
+    imgsz = network_size(graph)
+    if imgsz is None or not all(_is_known(tensor) for tensor in graph.outputs):
+        return None
+    floats = [in_float(add, tensor) for tensor in graph.outputs]
+    given = [GraphArray(add, tensor, output.shape) for tensor, output in zip(floats, graph.outputs, strict=True)]
+    found: GraphArray = layout.decode(given, imgsz)
+    return found
+
+
+def _is_known(tensor: gs.Tensor) -> bool:
+    return bool(tensor.shape) and all(isinstance(size, int) for size in tensor.shape[1:])
+
+
+def in_float(add: Adder, tensor: gs.Tensor) -> gs.Tensor:
+    """The values of a tensor as float32."""
+    return tensor if tensor.dtype == np.float32 else add.node("Cast", tensor, to=TensorProto.FLOAT)
 
 
 class GraphArray:

@@ -158,7 +158,7 @@ def take_bytes(graph: gs.Graph) -> None:
         raise GraphError(
             f"the input {image.name!r} is no float32 tensor",
             found=TensorProto.DataType.Name(kind),
-            fix="start from a graph that takes float32 images; one of UINT8 has its normalization inside already",
+            fix="export without --fp16-io; a graph that takes bytes has its normalization inside already",
         )
     form = preprocessing_of(graph)
     folds = form.divisor != 1 and not form.shifts

@@ -81,6 +81,18 @@ def preprocessing_of(graph: gs.Graph) -> Preprocessing:
     return Preprocessing() if metadata is None else metadata.preprocessing
 
 
+def network_size(graph: gs.Graph) -> tuple[int, int] | None:
+    """Height and width of the network's input in an imported graph, whatever images the graph itself takes.
+
+    None: it does not tell, and its input is no (batch, 3, height, width) of one size.
+    """
+    metadata = parse_metadata(graph.properties)
+    if metadata is not None:
+        return metadata.imgsz
+    sides = list(graph.inputs[0].shape or ())[2:] if graph.inputs else []
+    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
+
+
 def _entries(metadata: GraphMetadata) -> dict[str, str]:
     entries = {
         "version": metadata.version,

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.errors import GraphError
-from repq.graph.arrays import GraphArray, shapes_are_known
+from repq.graph.arrays import decoded_outputs, in_float
 from repq.graph.metadata import parse_metadata, update_metadata
 from repq.graph.surgeon import Adder, export_graph, import_graph
 from repq.layout import OutputLayout
@@ -93,11 +93,10 @@ def _decoded(graph: gs.Graph, add: Adder, layout: OutputLayout) -> tuple[gs.Tens
     if layout.ranked is not None or any(node.op == "NonMaxSuppression" for node in graph.nodes):
         raise GraphError("the graph suppresses already", found="boxes that are final", fix="leave --nms away")
     if layout.plain:
-        return outputs[0], list(outputs[0].shape or ())
-    if not shapes_are_known(graph):
+        return in_float(add, outputs[0]), list(outputs[0].shape or ())
+    found = decoded_outputs(graph, add, layout)
+    if found is None:
         raise _no_detections(graph)
-    imgsz = tuple(graph.inputs[0].shape[2:])
-    found = layout.decode([GraphArray(add, output, output.shape) for output in outputs], imgsz)
     return found.tensor, found.shape
 
 

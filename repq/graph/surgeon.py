@@ -164,6 +164,10 @@ class Adder:
         self._prefix = prefix
         self._count = 0
 
+    @property
+    def opset(self) -> int:
+        return int(self._graph.opset)
+
     def node(
         self, kind: str, *inputs: gs.Tensor | None, output: gs.Tensor | None = None, **attributes: Any
     ) -> gs.Tensor:

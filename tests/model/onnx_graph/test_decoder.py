@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +30,7 @@ from onnx import ModelProto, TensorProto, helper
 from test_raw_layouts import RAW
 
 import repq
+from repq.api.exporting import write_onnx
 from repq.api.opening import load
 from repq.api.service import as_exported, service_of
 from repq.data import read_image
@@ -36,8 +38,9 @@ from repq.deploy import write_package
 from repq.export import load_onnx
 from repq.graph.decoding import decoder
 from repq.layout import OutputLayout
-from repq.model import load_graph
-from repq.recipe import GraphConfig, LetterboxConfig
+from repq.model import Checkpoint, load_graph
+from repq.quant import Weights
+from repq.recipe import ExportConfig, GraphConfig, LetterboxConfig
 
 KINDS: dict[str, tuple[Callable[[], ModelProto], GraphConfig]] = {
     "yolox-raw": (yolox_raw, GraphConfig()),
@@ -49,6 +52,8 @@ KINDS: dict[str, tuple[Callable[[], ModelProto], GraphConfig]] = {
     "labelled, not counted": (partial(labelled, False), GraphConfig()),
     **RAW,
 }
+FINAL = {"end2end", "labelled", "labelled, not counted"}
+"""Suppression is done already."""
 IMGSZ = (SIZE, SIZE)
 
 
@@ -72,6 +77,58 @@ def test_the_graph_beside_it_decodes_as_the_layout_does(kind: str, tmp_path: Pat
     (found,) = run(beside, *outputs)
     np.testing.assert_allclose(found, layout.decode(outputs, IMGSZ), rtol=1e-5, atol=1e-4)
     assert [given.name for given in beside.graph.input] == [output.name for output in model.graph.output]
+
+
+def exported(checkpoint: Checkpoint, folder: Path, **settings: Any) -> ModelProto:
+    weights = Weights(checkpoint.model, checkpoint.names, None)
+    write_onnx(weights, folder / "out.onnx", IMGSZ, ExportConfig.model_validate(settings))
+    return onnx.load(folder / "out.onnx")
+
+
+@pytest.mark.parametrize("source", [None, IMGSZ])
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - FINAL))
+def test_a_letterbox_inside_moves_no_boxes(kind: str, source: tuple[int, int] | None, tmp_path: Path) -> None:
+    """What boxes are relative to is the network's input, whatever the size of the images that the graph takes."""
+    make, config = KINDS[kind]
+    onnx.save(make(), tmp_path / "model.onnx")
+    opened = load_graph(tmp_path / "model.onnx", config=config)
+    inside = {"uint8": True, "letterbox": {}, "source": source}
+    plain, boxed = (
+        [exported(opened, tmp_path, preprocess=part, nms=nms) for nms in (None, {})]
+        for part in ({"uint8": True}, inside)
+    )
+    image = np.random.default_rng(0).integers(0, 256, (1, *IMGSZ, 3), np.uint8)
+    planes, layout = np.ascontiguousarray(image.transpose(0, 3, 1, 2)), opened.model.spec.layout
+    (wanted,), (found,) = run(plain[1], planes), run(boxed[1], image)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+    (wanted,), (found,) = (
+        run(decoder(model, layout), *run(model, pixels)) for model, pixels in ((plain[0], planes), (boxed[0], image))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_a_letterbox_inside_a_graph_of_an_old_opset(tmp_path: Path) -> None:
+    onnx.save(yolox_raw(), tmp_path / "model.onnx")
+    size = (SIZE // 2, SIZE // 4)
+    inside = {"uint8": True, "letterbox": {"upscale": True}, "source": size}
+    fixed, free = (
+        exported(load_graph(tmp_path / "model.onnx"), tmp_path, preprocess=inside | {"source": source})
+        for source in (size, None)
+    )
+    assert fixed.opset_import[0].version == 13
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    np.testing.assert_allclose(run(fixed, image)[0], run(free, image)[0], rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("make", [yolox_raw, yolov5, detr])
+def test_suppression_behind_outputs_in_fp16(make: Callable[[], ModelProto], tmp_path: Path) -> None:
+    onnx.save(make(), tmp_path / "model.onnx")
+    opened, image = load_graph(tmp_path / "model.onnx"), np.random.default_rng(0).random((1, 3, *IMGSZ), np.float32)
+    (wanted,) = run(exported(opened, tmp_path, nms={}), image)
+    half = exported(opened, tmp_path, nms={}, float16=True, float16_io=True)
+    (found,) = run(half, image.astype(np.float16))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(np.sort(found[..., 4]), np.sort(wanted[..., 4]), atol=2e-2)
 
 
 def test_class_numbers_may_be_integers() -> None:
