@@ -79,9 +79,11 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
 
     layers: list[LayerId] = []
     int8: list[LayerId] = []
-    nodes = import_graph(model).nodes
-    protos = {id(node): stored for stored, node in zip(model.graph.node, nodes, strict=True)}
-    for position, (stored, node) in enumerate(zip(model.graph.node, nodes, strict=True)):
+    nodes = {tuple(tensor.name for tensor in node.outputs): node for node in import_graph(model).nodes}
+    places = [(place, stored) for place, stored in enumerate(model.graph.node) if tuple(stored.output) in nodes]
+    protos = {id(nodes[tuple(stored.output)]): stored for _, stored in places}
+    for position, stored in places:
+        node = nodes[tuple(stored.output)]
         if (computed := integer_layer(node)) is not None:
             layers += [computed] if computed not in layers else []
             int8 += [computed] if computed not in int8 else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 from small_graphs import graph, normal, run
 
+from repq.engine.source import read_source
 from repq.estimate import estimate
 from repq.estimate.devices import DEVICES
 from repq.graph import lint, merge_scales, quantize_residuals, to_fp16
 from repq.graph.anchors import anchors_of
+from repq.graph.files import save_onnx
 from repq.graph.lowering_onnxruntime import lower as for_onnxruntime
 from repq.graph.lowering_openvino import lower as for_openvino
 from repq.graph.surgeon import export_graph, import_graph
@@ -72,6 +75,15 @@ def test_passes_see_no_difference(wanted: dict[str, Any], data: st.DataObject) -
     model = with_nodes(quantized_graph(LABEL), data.draw(st.just(set(names)) | st.sets(st.sampled_from(names))))
     for name, look in SEEN.items():
         assert look(model) == wanted[name], name
+
+
+def test_engines_find_the_same_layers(tmp_path: Path) -> None:
+    model = quantized_graph(LABEL)
+    for number, names in enumerate([set[str](), {tensor.name for tensor in model.graph.initializer}]):
+        save_onnx(tmp_path / f"{number}.onnx", with_nodes(model, names))
+    stored, in_nodes = (read_source(tmp_path / f"{number}.onnx") for number in (0, 1))
+    assert in_nodes.layers == stored.layers and in_nodes.int8_layers == stored.int8_layers
+    assert len(stored.int8_layers) == len(stored.layers) > 0
 
 
 @pytest.mark.parametrize(
