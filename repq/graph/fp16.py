@@ -186,8 +186,9 @@ def _check(graph: gs.Graph, keep_fp32: Collection[str]) -> None:
 def _round_scales(graph: gs.Graph) -> tuple[str, ...]:
     """Round all scales of Q and DQ to normal FP16 numbers, still typed FP32, and requantize weights; in place."""
     raised: dict[str, None] = {}
+    before = {node.inputs[1].name: array(node, 1) for node in quantizers(graph)}  # several nodes may share one
     for node in quantizers(graph):
-        scale = array(node, 1)
+        scale = before[node.inputs[1].name]
         if scale is None:
             continue
         rounded = np.asarray(np.clip(scale, SMALLEST_FP16_SCALE, LARGEST_FP16), np.float16).astype(np.float32)

@@ -195,3 +195,16 @@ def test_what_onnx_has_in_float32_alone_stays_float32(body: str) -> None:
     half, _ = to_fp16(model)
     x = np.array([[[0.25, 1]]], np.float32)
     np.testing.assert_allclose(run(half, x=x)[0], run(model, x=x)[0], rtol=1e-3)
+
+
+def test_weights_that_share_a_scale_are_all_requantized() -> None:
+    text = """g (float[1,2,4,4] x) => (float[1,2,4,4] y) {
+        d = DequantizeLinear(v, s, z)
+        a = Conv(x, d)
+        e = DequantizeLinear(w, s, z)
+        y = Conv(a, e)
+    }"""
+    integers = np.full((2, 2, 1, 1), 100, np.int8)
+    model = graph(text, v=integers, w=integers, s=np.float32(2e-5), z=np.int8(0))
+    x = np.full((1, 2, 4, 4), 1000, np.float32)
+    np.testing.assert_allclose(run(to_fp16(model)[0], x=x)[0], run(model, x=x)[0], rtol=0.05)
