@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -366,7 +365,9 @@ class Model:
         size = self.size(imgsz)
         built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
         rows = [(self.label, self), *built, *((model.label, model) for model in others)]
-        chosen = settings_of(BenchConfig, config or BenchConfig(threads=(os.cpu_count() or 1,)), settings, "bench")
+        from repq.machine.cpu import cpu_cores
+
+        chosen = settings_of(BenchConfig, config or BenchConfig(threads=(cpu_cores(),)), settings, "bench")
         decoded = list(map(read_rgb, images))
         return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)
 

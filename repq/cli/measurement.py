@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Literal
 
@@ -21,6 +20,7 @@ from repq.cli.options import (
     ValSplit,
 )
 from repq.cli.shell import Shell
+from repq.machine.cpu import cpu_cores
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig
 from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
 from repq.recipe.data import Split
@@ -78,7 +78,7 @@ def bench_command(
     bench: Annotated[
         BenchConfig,
         Offer(changes={
-            "threads": {"default": (os.cpu_count() or 1,), "help": "Repeat for several.  [default: all cores]"},
+            "threads": {"default": (cpu_cores(),), "help": "Repeat for several.  [default: all cores]"},
             "runs_per_round": {"default": 20},
         }),
     ],
@@ -118,8 +118,8 @@ def bench_command(
     if dataset is None and bench.end_to_end:
         shell.log("inference alone is timed; with --data also end to end, on its images")
     report = bench_models(
-        models, imgsz, bench, engines=engines, dataset=dataset, device=device, seed=seed, progress=shell.progress,
-        log=shell.log,
+        models, imgsz, bench, engines=engines, dataset=dataset, images=images, device=device, seed=seed,
+        progress=shell.progress,
     )  # fmt: skip
     if data is not None:
         rows_of_service = bench_service(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from repq.api.images import open_data
 from repq.api.measuring import timed
 from repq.api.opening import CHECKPOINT_SUFFIXES, load
-from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import Availability, BenchReport, Environment
@@ -31,12 +30,15 @@ def bench_models(
     *,
     engines: Sequence[Any] = (),
     dataset: DetectionDataset | None = None,
+    images: int = 64,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
-    log: Log = quiet,
 ) -> BenchReport:
     """Time models of any form side by side in one run, with pre- and post-processing on images of the data set.
+
+    Args:
+        images: of the data set, the first ones; no more of them are held in memory than `_IMAGES`.
 
     Raises:
         RepqError: a model cannot be opened, or does not take this size or batch.
@@ -49,8 +51,9 @@ def bench_models(
             label = path.name if engine is None else f"{path.name} ({engine})"
             model = load(path, engine=engine, imgsz=imgsz, device=device, half=half)
             opened.append((f"{label} FP16" if half else label, model))
-    images = [read_image(record.path) for record in dataset.records[:_IMAGES]] if dataset and config.end_to_end else []
-    return timed(opened, imgsz, config, images=images, seed=seed, progress=progress)
+    records = dataset.records[: min(images, _IMAGES)] if dataset and config.end_to_end else ()
+    read = [read_image(record.path) for record in records]
+    return timed(opened, imgsz, config, images=read, seed=seed, progress=progress)
 
 
 def _forms(path: Path, engines: Sequence[Any], device: str) -> list[tuple[Any, bool]]:
@@ -90,7 +93,7 @@ def _bench(job: Job) -> BenchReport:
     recipe, config = job.recipe, job.section("bench", BenchConfig)
     return bench_models(
         list(built(job).values()), recipe.imgsz, config, dataset=open_data(job.data, recipe.data.val),
-        seed=recipe.seed, progress=job.progress, log=job.log,
+        seed=recipe.seed, progress=job.progress,
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +155,32 @@ def test_a_graph_of_one_source_size_is_timed_beside_others(exported: Path, tmp_p
 
     fixed = saved(exported, tmp_path, WHOLE.model_copy(update={"source": (50, 60)}), NmsConfig())
     config = BenchConfig(batches=(2,), threads=(1,), rounds=1, runs_per_round=1, warmup=1, end_to_end=True)
-    rows = bench_models([exported, fixed], IMGSZ, config, dataset=data).rows
-    assert [(row.model, row.scope) for row in rows] == [
+    found = bench_models([exported, fixed], IMGSZ, config, dataset=data)
+    assert [(row.model, row.scope) for row in found.rows] == [
         (path.name, scope) for scope in ("infer", "end_to_end") for path in (exported, fixed)
     ]
+    assert found.images == 2
+    assert bench_models([exported], IMGSZ, config, dataset=data, images=1).images == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs cores to be bound to")
+def test_all_cores_are_those_that_the_process_may_use(exported: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    command = [
+        sys.executable,
+        "-m",
+        "repq",
+        "bench",
+        str(exported),
+        "--imgsz",
+        "64x96",
+        "--rounds=1",
+        "--runs=1",
+        "--json",
+    ]
+    ran = subprocess.run(command, capture_output=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+    found = json.loads(ran.stdout)
+    assert found["environment"]["cores"] == 1 and {row["threads"] for row in found["models"]} == {1}
 
 
 def test_from_files_to_boxes(exported: Path, tmp_path: Path) -> None:
