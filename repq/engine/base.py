@@ -142,7 +142,7 @@ class Engine(ABC):
         """
         raise EngineError(
             f"{self.name} does not tell repq how long each of its layers takes",
-            fix="weigh by the times of openvino, or by multiply-adds",
+            fix="take the times of another engine, such as openvino or onnxruntime",
         )
 
     def layer_times(self, images: NDArray[np.float32], runs: int) -> dict[LayerId, float]:

@@ -29,7 +29,7 @@ X86_NOTE = "NCNN is made for ARM: on x86 its times say little, and weights in FP
 
 
 class Ncnn(Runtime):
-    name, title = "ncnn", "NCNN"
+    name, title, install = "ncnn", "NCNN", INSTALL
     variants = ("float32", "float16", "int8")
     settings: ClassVar[Mapping[str, Any]] = {"ptq": {"scheme": "symmetric"}, "export": {"float16": True}}
 

@@ -105,19 +105,23 @@ class OnnxRuntime(Runtime):
         providers = onnxruntime.get_available_providers()
         usable = "CPUExecutionProvider" in providers
         detail = f"providers: {', '.join(providers)}; {int8_note()}"
-        rows = [row("onnxruntime", "cpu", usable, detail, None if usable else INSTALL)]
+        rows = [row("onnxruntime", "cpu", usable, detail, None if usable else INSTALL, self.version())]
         return rows + [_provider(provider, providers) for provider in NAMES if provider != "cpu"]
 
 
 def _provider(provider: Provider, present: list[str]) -> Availability:
     """ONNX Runtime on a GPU; whether the provider's own libraries load shows only when a session is opened."""
-    device = f"cuda ({provider})"
+    import onnxruntime
+
+    device, version = f"cuda ({provider})", str(onnxruntime.__version__)  # of whichever package it is in
     if NAMES[provider] not in present:
-        return row("onnxruntime", device, False, f"no {NAMES[provider]}", "pip install onnxruntime-gpu in its place")
+        return row(
+            "onnxruntime", device, False, f"no {NAMES[provider]}", "pip install onnxruntime-gpu in its place", version
+        )
     gpu = gpu_or_none()
     if gpu is None:
-        return row("onnxruntime", device, False, no_gpu(), GPU_FIX)
-    return row("onnxruntime", device, True, f"{NAMES[provider]} on {gpu}")
+        return row("onnxruntime", device, False, no_gpu(), GPU_FIX, version)
+    return row("onnxruntime", device, True, f"{NAMES[provider]} on {gpu}", version=version)
 
 
 class OnnxRuntimeEngine(Engine):

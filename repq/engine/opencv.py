@@ -29,7 +29,7 @@ _MODEL = "model.onnx"
 
 
 class OpenCv(Runtime):
-    name, title = "opencv", "OpenCV DNN"
+    name, title, install = "opencv", "OpenCV DNN", "comes with repq"
     variants = ("float32",)
 
     def version(self) -> str:

@@ -10,7 +10,10 @@ from importlib import metadata
 from repq.machine.cpu import cpu_cores, cpu_features, cpu_name
 from repq.results import Environment
 
-_LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "ncnn", "nncf", "opencv-python-headless")
+_LIBRARIES = (
+    "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "ncnn", "nncf",
+    "opencv-python", "opencv-python-headless",
+)  # fmt: skip
 
 
 def capture_environment() -> Environment:

@@ -1,6 +1,7 @@
 """The rows of ``repq doctor``."""
 
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -48,3 +49,19 @@ def test_a_broken_runtime_is_a_row(monkeypatch):
     [row] = [row for row in availability() if row.runtime == "openvino"]
     assert not row.usable
     assert "fails" in row.detail
+
+
+def test_onnxruntime_has_a_version_whatever_package_it_came_in(monkeypatch):
+    import onnxruntime
+
+    def nowhere(package):  # as onnxruntime, where onnxruntime-gpu is installed
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", nowhere)
+    rows = [row for row in availability() if row.runtime == "onnxruntime"]
+    assert rows and all(row.version == onnxruntime.__version__ for row in rows)
+
+
+def test_every_engine_says_what_had_to_be_installed():
+    for entry in ENGINES:
+        assert "pip install" in entry.install or "comes with repq" in entry.install, entry.name

@@ -132,3 +132,13 @@ def test_every_file_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     machines = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]["results"]["machines"]
     assert len(machines) == len(arguments) and all(machines)
     assert sum(name.startswith("below") for name in machines) == 2
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime-gpu"])
+def test_the_version_of_every_runtime_is_told_whatever_its_package(package: str, tmp_path: Path) -> None:
+    libraries = {package: "1.31.1", "opencv-python-headless": "5.0.0", "onnx": "1.23.2"}
+    rows = [row(engine=engine, model=engine) for engine in ("onnxruntime", "opencv")]
+    report = bench(*rows)
+    environment = report.environment.model_copy(update={"libraries": libraries})
+    text = text_of(tmp_path, ("one", report.model_copy(update={"environment": environment})))
+    assert line(text, "| one | ").endswith(f"| {package} 1.31.1, opencv-python-headless 5.0.0 |")

@@ -81,7 +81,8 @@ def _same(family: Family, speed: PublishedSpeed, timed: _Timed) -> bool:
 
 def _runtimes(bench: BenchReport) -> str | None:
     engines = {row.engine for row in bench.rows}
-    found = [f"{name} {version}" for name, version in sorted(bench.environment.libraries.items()) if name in engines]
+    libraries = sorted(bench.environment.libraries.items())
+    found = [f"{name} {version}" for name, version in libraries if name.partition("-")[0] in engines]
     return ", ".join(found) or None
 
 
