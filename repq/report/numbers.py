@@ -95,6 +95,11 @@ def count(value: float) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
+def release(version: str) -> str:
+    """A version without what a builder appended: 2026.4.1 of 2026.4.1-22982-e213a147257-releases/2026/4."""
+    return version.partition("-")[0]
+
+
 def difference(before: float | None, after: float | None) -> float | None:
     """What was gained; None where one of both was not measured."""
     return None if before is None or after is None else after - before

@@ -111,9 +111,7 @@ def _table(block: Table, width: int) -> str:
         shown = [place for place in shown if not block.columns[place].wide]
     texts = [(block.columns[place].title, *(row[place].text for row in rows)) for place in shown]
     fits = sum(max(map(cell_len, column)) + _BETWEEN for column in texts) <= width
-    drawn = RichTable(
-        title=escape(block.title) or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     least, wanted = [], []
     for place, text in zip(shown, texts, strict=True):
         column = block.columns[place]
@@ -131,7 +129,8 @@ def _table(block: Table, width: int) -> str:
     with StringIO() as buffer:
         Console(file=buffer, width=width, color_system=None).print(drawn)
         lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join([*lines, *(fill(line, width, break_on_hyphens=False) for line in note.splitlines())])
+    title = fill(block.title, width, break_on_hyphens=False).splitlines()  # the table may be narrower
+    return "\n".join([*title, *lines, *(fill(line, width, break_on_hyphens=False) for line in note.splitlines())])
 
 
 def _widths(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:

@@ -80,3 +80,11 @@ def test_sentences_have_room_beside_long_names(width: int) -> None:
 def test_letters_of_two_columns_break_no_line(name: str) -> None:
     shape = [Column("Class", lambda row: row[0]), Column("Boxes", lambda row: row[1], numeric=True)]
     assert f"{name}  " in render_text([table("Found", shape, [(name, "85")])], 80)
+
+
+def test_a_title_is_not_folded_into_a_narrow_table() -> None:
+    title = "ONNX Runtime 1.31.1 on an imaginary processor"
+    text = render_text([table(title, [Column("A", str)], ["b"])], 80)
+    assert text.splitlines()[0] == title
+    narrow = render_text([table(title, [Column("A", str)], ["b"])], 20).splitlines()
+    assert max(map(len, narrow)) <= 20 and " ".join(narrow[:3]) == title

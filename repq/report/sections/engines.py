@@ -9,7 +9,7 @@ from typing import Any
 
 from repq.report.blocks import Block, Column, Columns, LayerMap, LayerStrip, Level, Table, Text, number, table
 from repq.report.comparison import built_title, engine_title
-from repq.report.numbers import ABSENT, change, compact, count, decibels, fraction, mebibytes, plural
+from repq.report.numbers import ABSENT, change, compact, count, decibels, fraction, mebibytes, plural, release
 from repq.report.summary import BUILD, CHECK, PTQ, ReportSummary, Section
 from repq.results import Agreement, CheckReport, EngineDescription, LayerPrecision
 
@@ -45,7 +45,7 @@ AGREEMENT = Section(
 
 _ENGINE: Columns[tuple[str, EngineDescription]] = (
     Column("Engine", lambda item: built_title(item[0])),
-    Column("Version", lambda item: item[1].version),
+    Column("Version", lambda item: item[1].version, release, note=lambda item: item[1].version),
     Column("Device", lambda item: item[1].device),
     Column("Input", lambda item: f"{item[1].input_name} {' × '.join(map(str, item[1].input_shape))}"),
     Column("Outputs", lambda item: ", ".join(item[1].output_names), wrap=True),
@@ -139,7 +139,7 @@ def engine_blocks(description: EngineDescription) -> list[Block]:
         Column("Precision", "precision"),
         Column("Kernel", "kernel"),
     )
-    title = f"{engine_title(description.engine)} {description.version} on {description.device}"
+    title = f"{engine_title(description.engine)} {release(description.version)} on {description.device}"
     lines = [
         f"layers: {_counts(description.precision_counts())}; nodes beside them: {_counts(description.extra_nodes)}; "
         f"{mebibytes(description.size_bytes)}"

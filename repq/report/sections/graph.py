@@ -66,7 +66,7 @@ def _counts_table(graph: ExportReport, ptq: PtqReport | None) -> Table:
     groups = ptq.shared_groups if ptq is not None and own is not None else graph.merged_groups
     joint = ptq is not None and ptq.share_scales == "joint"
     how = "calibrated on joint histograms" if joint else "the largest of each group"
-    note = f"{plural(groups, 'group')} share one scale: {how}."
+    note = f"{plural(groups, 'group')} share one scale: {how}." if groups else "No tensors were given one scale."
     return table("Q, DQ and the kernels that they cost", columns, rows, note)
 
 

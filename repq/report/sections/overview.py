@@ -39,6 +39,7 @@ from repq.report.numbers import (
     milliseconds,
     percent,
     plural,
+    release,
     significant,
     times,
 )
@@ -105,7 +106,7 @@ def _measured(summary: ReportSummary) -> list[Block]:
         ]
     if built := summary.get(BUILD):
         versions = {row.engine: row.version for row in built.values()}
-        names = (f"{engine_title(engine)} {version}" for engine, version in versions.items())
+        names = (f"{engine_title(engine)} {release(version)}" for engine, version in versions.items())
         items.append(("Engines", ", ".join(names)))
     items += [("Machine", summary.environment.gpu or summary.environment.cpu), ("Date", summary.created)]
     return [Facts(items)]
