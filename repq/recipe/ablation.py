@@ -32,6 +32,12 @@ class Ablation(Config):
     )
 
     @model_validator(mode="after")
+    def _seeds_that_differ(self) -> Ablation:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is given twice: its figures would count twice, and make the spread smaller")
+        return self
+
+    @model_validator(mode="after")
     def _effects_of_variants(self) -> Ablation:
         named = () if self.effects is None else (self.effects.baseline, self.effects.together, *self.effects.int8)
         if missing := [name for name in named if name not in self.variants]:

@@ -91,6 +91,7 @@ def test_variants_change_the_base_and_overrides_change_both(tmp_path: Path) -> N
         ({"variants": {"odd": {"ptq": {"shceme": "symmetric"}}}, "effects": None}, "variant 'odd'(.|\n)*scheme"),
         ({"variants": {}}, "variants"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 2, 1]}, "a seed is given twice"),
         ({"effects": {"baseline": "symmetric", "together": "both"}}, "'both', which is none of the variants"),
         ({"varaints": {}}, "varaints: unknown key; the closest valid one is|closest valid key is 'variants'"),
         ({"base": {"ptq": {}}}, "data"),
