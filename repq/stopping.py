@@ -23,6 +23,11 @@ _received: list[int] = []
 _MOMENT = 0.02  # seconds
 
 
+def stopped() -> bool:
+    """Whether a signal has come inside `ending_on_signals`, so that whatever fails from then on may be its consequence."""
+    return bool(_received)
+
+
 def _loads_extension(frame: FrameType | None) -> bool:
     """Whether a compiled module is being loaded."""
     while frame is not None:
@@ -67,5 +72,6 @@ def ending_on_signals() -> Iterator[None]:
             print(f"stopped by {name}; the same command starts again, or goes on where it can", file=sys.stderr)
         raise SystemExit(128 + _received[0]) from None
     finally:
+        _received.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -16,7 +16,7 @@ import click
 
 from repq.errors import RepqError
 from repq.printable import SPELLED, printable, printable_lines
-from repq.stopping import ending_on_signals
+from repq.stopping import ending_on_signals, stopped
 
 FAULT, CLOSED_PIPE = 70, 128 + 13
 EXIT_CODES = {
@@ -46,6 +46,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 def run_framed(run: Callable[[], int], *, as_json: bool = False, verbose: bool = False) -> int:
     """Run a command and return its exit code; what a user can correct is a message, our own faults a traceback.
 
+    A failure after a signal is left to `ending_on_signals`.
+
     Args:
         as_json: what went wrong is a JSON object on standard output as well.
         verbose: what a user can correct has its traceback too.
@@ -62,6 +64,8 @@ def run_framed(run: Callable[[], int], *, as_json: bool = False, verbose: bool =
     except BrokenPipeError:
         return CLOSED_PIPE
     except Exception as error:
+        if stopped():  # an import or a library met the signal and made its own error of it
+            raise
         expected = explained(error)
         if expected is None:
             traceback.print_exc()

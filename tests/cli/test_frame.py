@@ -125,6 +125,30 @@ def test_a_signal_ends_with_one_line_and_leaves_nothing(
     assert [path for path in folder.rglob("*") if path.is_dir() or path.read_bytes() != probe] == [scratch]
 
 
+@pytest.mark.parametrize("wrapped", ["AttributeError('_dynamo')", "ImportError('x')", "RepqError('not here')"])
+def test_what_a_library_makes_of_a_signal_is_no_failure(wrapped: str) -> None:
+    """As torch's exporter does where its imports are cut off: the signal becomes an error like any other."""
+    program = (
+        "import os, signal, sys, time, click\n"
+        "from repq.cli.frame import Framed\n"
+        "from repq.errors import RepqError\n"
+        "@click.group(cls=Framed)\n"
+        "def main(): pass\n"
+        "@main.command()\n"
+        "def x():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "    except BaseException as error:\n"
+        f"        raise {wrapped} from error\n"
+        "main(['x'])\n"
+    )
+    process = start(code=program)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (143, "")
+    assert errors.splitlines() == [errors.strip()] and errors.startswith("stopped by SIGTERM")
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     process = start("config", "--json")
     assert process.stdout is not None and process.stderr is not None
