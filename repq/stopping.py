@@ -24,7 +24,7 @@ _MOMENT = 0.02  # seconds
 
 
 def stopped() -> bool:
-    """Whether a signal has come inside `ending_on_signals`, so that whatever fails from then on may be its consequence."""
+    """Whether a signal has come inside `ending_on_signals`: what fails from then on may be its consequence."""
     return bool(_received)
 
 

@@ -129,3 +129,9 @@ def test_a_damaged_entry_is_no_size() -> None:
     assert from_metadata(as_metadata(OWN)) == OWN
     for text in ("", "[1]", "[1, 2, 3]", "null", '["a", "b"]', "[-1, 4]", "[1e99, 4]", "{}"):
         assert from_metadata({"imgsz": text}) is None
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "nowhere.pt", "nowhere.safetensors", "nowhere"])
+def test_of_a_model_that_is_not_there_nothing_is_said_but_that(material: Material, folder: Path, name: str) -> None:
+    text = refused(invoke("eval", name, "--data", material.files["--data"]))
+    assert "there is no model" in text and "size" not in text

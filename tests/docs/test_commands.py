@@ -143,3 +143,27 @@ def test_the_notebook_is_kept_without_outputs() -> None:
         assert not cell["outputs"] and cell["execution_count"] is None
         compile("".join(cell["source"]), path.name, "exec")
     assert len(cells) >= 5
+
+
+def test_the_error_that_the_page_on_json_shows_is_that_of_a_missing_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/json.md").read_text(encoding="utf-8"), re.DOTALL)
+    result = invoke(["describe", "best.pt", "--json"])
+    assert result.exit_code == 2 and json.loads(result.stdout) == json.loads(shown)
+
+
+def test_both_tables_of_what_int8_gains_say_the_same() -> None:
+    def gains(page: str, heading: str) -> dict[tuple[str, str], set[str]]:
+        text = (
+            (ROOT / page).read_text(encoding="utf-8").partition(heading)[2].partition("\n\n|")[2].partition("\n\n")[0]
+        )
+        rows = [[cell.strip() for cell in line.split("|")[1:]] for line in text.splitlines()[2:]]
+        return {
+            (row[0], row[1].partition(",")[0]): set(re.findall(r"\d\.\d", " ".join(row[2:])))
+            for row in rows if row[1].partition(",")[0] in ("OpenVINO", "ONNX Runtime")
+        }  # fmt: skip
+
+    in_readme, in_docs = gains("README.md", "## Choosing"), gains("docs/models.md", "## Which way to go")
+    assert len(in_readme) == 4 and in_readme == in_docs
