@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,13 @@ def footprint(model: Path, imgsz: tuple[int, int], batch: int, threads: int) -> 
     Raises:
         EngineError: the process failed: the batch needs more memory than there is, or the model does not take it.
     """
-    command = [sys.executable, "-m", __name__, str(model), *map(str, (*imgsz, batch, threads))]
+    command = [sys.executable, "-P", "-m", __name__, str(model), *map(str, (*imgsz, batch, threads))]
+    # It finds modules where this process does: with -m alone also in the working folder, in whatever lies there.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise EngineError(f"no answer after {_PATIENCE_S} s") from None
     if ended.returncode != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -143,6 +144,18 @@ def test_a_batch_that_fails_has_a_reason(compared: tuple[list[str], Path]) -> No
     folder = next((compared[1] / "build").glob("*/onnxruntime-int8"))
     with pytest.raises(EngineError, match="images of shape"):
         footprint(folder, (65, 64), 1, 1)
+
+
+def test_memory_is_measured_without_what_lies_in_the_working_folder(
+    compared: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repq.api.footprint import footprint
+
+    for name in ("random", "json", "numpy", "cv2"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a file of the user is run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    assert footprint(compared[1].parent / "tiny.safetensors", (64, 64), 1, 1) > 0
 
 
 def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path]) -> None:
