@@ -181,6 +181,9 @@ class OpenVinoEngine(Engine):
             options["PERFORMANCE_HINT_NUM_REQUESTS"] = _MOST_RUNS
         if self.manifest.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.manifest.threads
+        # Its table of numpy's types is made at the first use. Two threads that make it at once wait for each other for
+        # ever: one holds the table and wants the interpreter, the other the reverse (OpenVINO 2026.4).
+        openvino.Type.f32.to_dtype()
         try:
             with _own_signal_stack():
                 return openvino.Core().compile_model(self._model, "CPU", options)

@@ -202,6 +202,39 @@ def test_runs_that_go_on_at_once_give_what_one_gives(name, graph, onnx_file):
         np.testing.assert_array_equal(output, engine.infer(images)["detections"])
 
 
+FIRST_RUNS = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from repq.engine import load
+
+engine = load(Path(sys.argv[1])).concurrent()
+images, start = np.zeros((1, 3, 32, 32), np.float32), threading.Barrier(2)
+
+
+def look():
+    start.wait()
+    engine.infer(images)
+
+
+sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+threads = [threading.Thread(target=look) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("name", FLOAT_ENGINES)
+def test_the_first_runs_of_a_process_may_go_on_at_once(name, onnx_file, tmp_path):
+    """In new processes: what waits for itself does so in two of three of them."""
+    build(name, onnx_file(detector())).save(tmp_path / "engine")
+    command = [sys.executable, "-c", FIRST_RUNS, str(tmp_path / "engine")]
+    for _ in range(3):
+        subprocess.run(command, check=True, timeout=120)
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_openvino_divides_the_cores_among_runs(onnx_file, tmp_path):
     engine = build("openvino", onnx_file(quantized()))

@@ -379,7 +379,7 @@ def test_a_recovery_that_cannot_be_is_refused_before_anything_is_done(
     given = {"none": None, "images": tmp_path / "demo/images/train"}.get(kind, data)
     config = PruneConfig(ratio=0.2, recovery=RecoveryConfig(epochs=1, **recovery))
     with pytest.raises(RepqError, match=told):
-        prune_checkpoint(whole, tmp_path / "out.onnx", config, data=given, imgsz=(64, 64))
+        prune_checkpoint(whole, tmp_path / "out.onnx", config, Context((64, 64), given))
 
 
 def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from repq.quant import quantize
 from repq.quant.bin_means import bin_means
 from repq.quant.similarity import head_snr_db, outputs_of
 from repq.recipe import DemoConfig, EvalConfig, PtqConfig
-from repq.stages import diagnose_checkpoint
+from repq.stages import Context, diagnose_checkpoint
 
 
 @given(st.integers(4, 33), st.floats(0.1, 8), st.sampled_from(["conv", "matrix"]), st.integers(0, 99))
@@ -93,8 +93,7 @@ def test_a_diagnosis_tries_what_ptq_would_do(float_: bool, tmp_path: Path) -> No
     path = saved(distributions(), tmp_path)
     (mean,) = bin_means(load_graph(path).model)
     config = PtqConfig(auto=False, float_bin_means=float_, calibration={"images": 4})  # type: ignore[arg-type]
-    found = diagnose_checkpoint(
-        path, config, data=data, imgsz=(SIZE, SIZE), eval_config=EvalConfig(batch=2), max_drop=0.01
-    )
+    context = Context((SIZE, SIZE), data, EvalConfig(batch=2))
+    found = diagnose_checkpoint(path, config, context, max_drop=0.01)
     (row,) = [row for row in found.layers if row.layer == mean]
     assert (row.activation_snr_db is None) is float_
