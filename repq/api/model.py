@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repq.api.images import Image, Images, as_dataset, open_data, read_rgb
 from repq.api.running import HERE, Options, Running
-from repq.errors import CheckpointError, DataError, EngineError, RepqError
+from repq.errors import CheckpointError, EngineError, RepqError
 from repq.files import replacing, scratch_folder
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
@@ -603,13 +603,12 @@ class Model:
         from repq.api.quantizing import fused, partly_float
         from repq.data import class_places, warn_of_overlap
         from repq.export import float_copy
-        from repq.quant.qat import train_quantized
+        from repq.quant.qat import demand_labels, train_quantized
 
         weights, size, options = self.checkpoint("be trained", imgsz), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
         with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
-            if chosen.task_weight and not train_set.objects:
-                raise DataError("there are no labels to learn from", fix="give a labelled data set, or task_weight=0")
+            demand_labels(weights.model, train_set, chosen)
             val_set = (
                 train_set if chosen.eval_interval is None else open_data(data, val_split, options.log, options.progress)
             )

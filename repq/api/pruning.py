@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,6 +15,7 @@ from repq.api.quantizing import fused, open_float
 from repq.api.running import Options
 from repq.errors import RepqError
 from repq.log import Log, quiet
+from repq.machine.cpu import cpu_cores
 from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig, RecoveryConfig
@@ -225,7 +225,7 @@ def _latency(
     from repq.bench.plans import time_graphs
     from repq.export import export_float
 
-    bench = BenchConfig(threads=(os.cpu_count() or 1,))
+    bench = BenchConfig(threads=(cpu_cores(),))
     whole = export_float(pruner.model, imgsz)
 
     def medians(*graphs: ModelProto) -> list[float]:

@@ -18,6 +18,7 @@ from repq.data.image_files import find_images, label_paths, name_below, place
 from repq.data.images import decoder, image_size
 from repq.data.yolo import read_labels
 from repq.errors import DataError
+from repq.machine.cpu import cpu_cores
 from repq.printable import first_names, printable
 from repq.progress import Progress, silent
 
@@ -216,6 +217,6 @@ def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[t
 def _each(function: Callable[[str], Item], names: Sequence[str]) -> Iterator[Item]:
     """What ``function`` gives for each name, in order, by threads of which each takes some names at a time."""
     parts = (names[start : start + _TOGETHER] for start in range(0, len(names), _TOGETHER))
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, cpu_cores())
     for found in prefetch(lambda part: list(map(function, part)), parts, workers=workers, ahead=2 * workers):
         yield from found

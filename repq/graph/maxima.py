@@ -8,7 +8,6 @@ ONNX Runtime computes it in float32, where nothing overflows that FP16 could not
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from repq.concurrency import concurrently
 from repq.errors import GraphError
 from repq.graph.integers import VIEWS
+from repq.machine.cpu import cpu_cores
 from repq.results import Range
 
 MOST_AT_ONCE = 8
@@ -80,7 +80,7 @@ def tensor_maxima(
         return signs * np.array([float(value) for value in session.run(list(watch.edges), {source.name: part})])
 
     largest = np.full(len(watch.edges), -np.inf)
-    for found in concurrently(edges, parts, min(threads or os.cpu_count() or 1, MOST_AT_ONCE)):
+    for found in concurrently(edges, parts, min(threads or cpu_cores(), MOST_AT_ONCE)):
         largest = np.maximum(largest, found)
     return watch.maxima(largest)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from repq.concurrency import prefetch
 from repq.data import ImageCache, ImageRecord, plan_sample
 from repq.distributed import ALONE, Processes
+from repq.machine.cpu import cpu_cores
 from repq.preprocessing import Preprocessing
 from repq.recipe import LoopConfig
 from repq.train.rendering import OpenCvRenderer, Renderer
@@ -121,7 +121,7 @@ def loading_threads(config: LoopConfig, device: str) -> int:
     if config.workers is not None:
         return config.workers
     busy = torch.get_num_threads() if device == "cpu" else 1
-    return max(0, min(_MOST_THREADS, (os.cpu_count() or 1) - busy))
+    return max(0, min(_MOST_THREADS, cpu_cores() - busy))
 
 
 def _fitted(config: LoopConfig, imgsz: tuple[int, int], size: tuple[int, int]) -> LoopConfig:

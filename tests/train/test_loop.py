@@ -236,7 +236,7 @@ def test_loading_takes_the_cores_that_torch_leaves(monkeypatch) -> None:
     assert loading_threads(QUICK, "cuda") == QUICK.workers, "what is asked for is done"
     torch.set_num_threads(2)
     for cores, on_cpu, on_cuda in ((2, 0, 1), (4, 2, 3), (64, 8, 8), (1, 0, 0)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("repq.train.loader.cpu_cores", lambda cores=cores: cores)
         assert (loading_threads(choice, "cpu"), loading_threads(choice, "cuda")) == (on_cpu, on_cuda)
     torch.set_num_threads(1)
 
