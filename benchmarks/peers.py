@@ -131,7 +131,7 @@ class OnnxRuntimePeer(Peer):
         with tempfile.TemporaryDirectory() as scratch:
             self._session(None, f"{scratch}/optimized.onnx")
             executed = onnx.load(f"{scratch}/optimized.onnx")
-        return executed_layers(executed.graph, ids, result_names(model.graph))
+        return executed_layers(executed.graph, ids, result_names(model.graph, ids))
 
     def size_bytes(self) -> int:
         return self._path.stat().st_size

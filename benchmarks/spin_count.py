@@ -53,12 +53,12 @@ def environment(way: str) -> Iterator[None]:
 
 def serve(folder: Path, imgsz: int, batch: int, steps: int, line: Connection) -> None:
     """Milliseconds of a step, for each time that it is asked for."""
-    from train_throughput import Arrangement, Job
+    from train_throughput import Arrangement, Job, Settings
 
     from repq.recipe import TrainConfig
 
     config = TrainConfig(batch=batch, mosaic=1.0)
-    own = Arrangement(Job("yolov6n_v2", folder, imgsz, config, 2, steps), plain=False, workers=None)
+    own = Arrangement(Job("yolov6n_v2", folder, imgsz, config, 2, steps), Settings())
     for _ in iter(line.recv, None):
         line.send(1000 * batch / own.images_per_s())
 
