@@ -8,6 +8,17 @@ from repq.results import Verdict
 
 def sentences(verdict: Verdict) -> list[str]:
     """Each engine, the worst first; what was tried; what to ship."""
+    lines = engine_sentences(verdict)
+    if len(verdict.ways) > 1:
+        tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
+        lines.append("tried: " + "; ".join(tried))
+    if verdict.ship is not None:
+        lines.append(f"to ship: {engine_title(verdict.ship)} INT8")
+    return lines
+
+
+def engine_sentences(verdict: Verdict) -> list[str]:
+    """Each engine, the worst first; and if that is so, that its speed is not to be trusted."""
     good = [engine_title(row.engine) for row in verdict.engines if row.good]
     lines = []
     for row in sorted(verdict.engines, key=lambda row: row.good):
@@ -23,9 +34,4 @@ def sentences(verdict: Verdict) -> list[str]:
         lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
     if verdict.crowded:
         lines.append("other processes computed while the engines were timed: the speeds are not to be trusted")
-    if len(verdict.ways) > 1:
-        tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
-        lines.append("tried: " + "; ".join(tried))
-    if verdict.ship is not None:
-        lines.append(f"to ship: {engine_title(verdict.ship)} INT8")
     return lines

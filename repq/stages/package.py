@@ -10,7 +10,7 @@ from repq.files import write_text
 from repq.recipe import engine_title
 from repq.report.blocks import Block, Column, Columns, Facts, Text, number, table
 from repq.report.numbers import fraction, mebibytes, milliseconds
-from repq.report.verdict import sentences
+from repq.report.verdict import engine_sentences
 from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, ExportedGraphs, PtqReport, Verdict
 from repq.stages.build import built
 from repq.stages.stage import Job, Stage
@@ -56,7 +56,7 @@ def why_shipped(verdict: Verdict, name: str | None) -> str:
         name: of the engine that is shipped, such as ``openvino-int8``; None: the graph alone, for an engine that was
             not built.
     """
-    found = " ".join(f"{line}." for line in sentences(verdict))
+    found = " ".join(f"{line.replace('->', '→')}." for line in engine_sentences(verdict))
     if name is None and verdict.ship is not None:
         title = engine_title(verdict.ship)
         return f"{title} was not built here: neither its AP nor its latency was measured. {found}"

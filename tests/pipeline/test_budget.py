@@ -88,7 +88,7 @@ def test_the_model_card_claims_what_was_measured(found: Figures, target: str | N
     name = shipped(verdict, accuracies.models, {row.model: row for row in bench.rows})
     text = why_shipped(verdict, name)
     for engine, (before, after, speedup) in found.items():
-        assert f"{engine_title(engine)}: AP {before:.4f} -> {after:.4f}" in text
+        assert f"{engine_title(engine)}: AP {before:.4f} → {after:.4f}" in text
         assert f"{speedup:.2f} times as fast as FP32" in text
     assert "faster" not in text
     assert ("TensorRT was not built here: neither" in text) == (verdict.ship == "tensorrt") == (name is None)
