@@ -20,6 +20,7 @@ from repq.errors import CheckpointError, EngineError, RepqError
 from repq.files import replacing, scratch_folder
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
+from repq.machine.cpu import cpu_cores
 from repq.preprocessing import Preprocessing
 from repq.recipe import (
     BenchConfig,
@@ -365,8 +366,6 @@ class Model:
         size = self.size(imgsz)
         built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
         rows = [(self.label, self), *built, *((model.label, model) for model in others)]
-        from repq.machine.cpu import cpu_cores
-
         chosen = settings_of(BenchConfig, config or BenchConfig(threads=(cpu_cores(),)), settings, "bench")
         decoded = list(map(read_rgb, images))
         return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)

@@ -107,7 +107,7 @@ def ptq_command(
         "out": str(out),
         **report.values(),
     }
-    graph_out, size = out.suffix == ".onnx", ("--imgsz", "x".join(map(str, context.imgsz)))
+    graph_out, size = out.suffix == ".onnx", ("--imgsz", f"{context.imgsz[0]}x{context.imgsz[1]}")
     to_target = () if target is None else ("--target", target)
     same = ("--data", data, *size)
     if not ptq.auto and plan is None:

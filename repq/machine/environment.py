@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
+from itertools import chain
 
+from repq.identity import LIBRARIES
 from repq.machine.cpu import cpu_cores, cpu_features, cpu_name
 from repq.results import Environment
 
-_LIBRARIES = (
-    "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "ncnn", "nncf",
-    "opencv-python", "opencv-python-headless",
-)  # fmt: skip
+_SHOWN = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "ncnn", "opencv")
+"""Of `repq.identity.LIBRARIES`, those that measurements say; NNCF, which no result depends on, comes beside them."""
 
 
 def capture_environment() -> Environment:
@@ -47,11 +48,9 @@ def _memory_bytes() -> int:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in _LIBRARIES:
-        try:
+    for name in (*chain.from_iterable(LIBRARIES[library] for library in _SHOWN), "nncf"):
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

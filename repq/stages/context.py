@@ -45,8 +45,8 @@ class Context:
     log: Log = quiet
 
     @property
-    def place(self) -> Path:
-        """The data, for what cannot do without it."""
+    def data_path(self) -> Path:
+        """``data``, where there must be some."""
         assert self.data is not None
         return self.data
 
@@ -56,16 +56,16 @@ class Context:
         Raises:
             DataError: it cannot be used.
         """
-        return open_data(self.place, self.train_split, self.log, self.progress)
+        return open_data(self.data_path, self.train_split, self.log, self.progress)
 
     def val_set(self) -> DetectionDataset:
         """The split to report on, as `train_set`."""
-        return open_data(self.place, self.val_split, self.log, self.progress)
+        return open_data(self.data_path, self.val_split, self.log, self.progress)
 
     def labelled_val_set(self) -> DetectionDataset | None:
         """The split to report on; None, which is said, where there are images alone."""
-        if is_unlabelled(self.place):
-            self.log(f"{printable(self.place)} has no labels: AP is not measured")
+        if is_unlabelled(self.data_path):
+            self.log(f"{printable(self.data_path)} has no labels: AP is not measured")
             return None
         return self.val_set()
 

@@ -50,7 +50,7 @@ def diagnose_checkpoint(weights: Path, config: PtqConfig, context: Context, *, m
     model = start.model
     if len(records) < 2:
         raise DataError("a diagnosis needs images to judge on", found=f"{len(records)} image", fix="give at least two")
-    look_for_overlap(records, context.place, context.val_split, context.log)
+    look_for_overlap(records, context.data_path, context.val_split, context.log)
     config = config.model_copy(update={"keep_float": kept_float(model, config, context.log)})
     shown = len(records) - max(1, len(records) // 3)
     images = calibration_images(model, imgsz, config, eval_config, progress)

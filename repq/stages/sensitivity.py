@@ -66,7 +66,7 @@ class MeasuredLayers:
             write_text(self.out / SENSITIVITY, self.sensitivity.model_dump_json(indent=1))
             if config is not None and report is not None:
                 _write_plan(self.out, self.job, self.sensitivity, config, report, context.log)
-            command = with_plan(self.weights, self.out, context.place, context.imgsz, self.ptq)
+            command = with_plan(self.weights, self.out, context.data_path, context.imgsz, self.ptq)
             _write_report(self.out, self.sensitivity, report, command, context)
         return report
 
@@ -99,7 +99,7 @@ def measured_layers(
         dataset = context.train_set()
         start = context.open_float(weights)
         dataset = fitted(dataset, start.names, weights.name, log)
-        look_for_overlap(dataset.records, context.place, context.val_split, log)
+        look_for_overlap(dataset.records, context.data_path, context.val_split, log)
         job, notes = measurement(
             start, dataset, config, ptq, context.imgsz, context.eval_config, plan=plan, device=context.device,
             progress=progress, log=log,

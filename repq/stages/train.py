@@ -69,7 +69,9 @@ def train_detector(
         teacher = fused(open_float(config.distill.teacher, log, imgsz)) if config.distill else None
         start = initial.names if initial else None
         splits = context.train_split, context.val_split
-        train_set, val_set = splits_to_train_on(context.place, splits, start=start, log=log, progress=context.progress)
+        train_set, val_set = splits_to_train_on(
+            context.data_path, splits, start=start, log=log, progress=context.progress
+        )
         model = _initial_model(config, initial, train_set.num_classes, context.seed, log)
         model.spec.check_size(*imgsz)
         for note in doubtful_settings(model, config):
