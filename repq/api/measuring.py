@@ -66,8 +66,9 @@ def _detections_of(
     demand_objects(dataset)
     if config.tta is not None:
         demand_plain(model)
+        fix = "--tta-inside puts the image smaller into this size; --tta-scale 1 looks at no other"
         for view in views(imgsz, config.tta):
-            demand_size(model, view.size)
+            demand_size(model, view.size, "a pass of test-time augmentation at ", fix)
     if model.plain:
         return detect_all(
             model.infer, dataset, imgsz, config, progress, label="evaluating", layout=model.layout,
@@ -107,15 +108,20 @@ def demand_plain(model: Model) -> None:
         )
 
 
-def demand_size(model: Model, imgsz: tuple[int, int]) -> None:
+def demand_size(
+    model: Model,
+    imgsz: tuple[int, int],
+    asked: str = "--imgsz ",
+    fix: str = "give the model's own size, or export it again for this one",
+) -> None:
     """Refuse another size than the one that the model is fixed to, or one that its levels do not divide."""
     if model.weights is not None:
         model.weights.model.spec.check_size(*imgsz)
     if model.imgsz is not None and model.imgsz != imgsz:
         raise RepqError(
             f"{model.label} takes images of {model.imgsz[0]}x{model.imgsz[1]}",
-            found=f"--imgsz {imgsz[0]}x{imgsz[1]}",
-            fix="give the model's own size, or export it again for this one",
+            found=f"{asked}{imgsz[0]}x{imgsz[1]}",
+            fix=fix,
         )
 
 

@@ -75,6 +75,10 @@ def test_a_contradiction_is_said_with_both_values(weights: Path, material: Mater
     run("export", weights, "-o", "own.onnx")
     message = refused(invoke("eval", "own.onnx", "--data", material.files["--data"], "--imgsz", "32x64"))
     assert "64x96" in message and "32x64" in message
+    augmented = ("eval", "own.onnx", "--data", material.files["--data"], "--tta")
+    message = refused(invoke(*augmented, "--tta-scale", 0.5))  # a size that was not typed
+    assert "test-time augmentation" in message and "--tta-inside" in message and "--imgsz" not in message
+    assert run(*augmented, "--tta-scale", 0.5, "--tta-inside")["images"] == 2
 
 
 def test_other_thresholds_are_taken_and_said_with_both_values(weights: Path, folder: Path) -> None:
