@@ -24,7 +24,7 @@ What makes it exact, with ``q(x) = clip(round(x / s) + z, 0, 255)``:
 QLinearConv sums integers where float convolution rounds each sum, and its bias is an integer multiple of the product of
 input and weight scale; so an output may differ from the Q/DQ graph by one quantization step where a value lies on the
 edge. ConvTranspose has no integer kernel; one whose kernel is its stride s, as in upsampling, becomes a 1x1 convolution
-to ``O s s`` channels and DepthToSpace.
+to ``O s s`` channels whose values are put in their places in NHWC, as the kernel has them: whole rows of bytes move.
 
 A convolution that somebody reads in float (a prediction layer, an addition, SiLU) stays a float convolution, with its
 dequantized weight stored, unless it is among ``integer_sums``: then ConvInteger sums integers, and DequantizeLinear
@@ -38,8 +38,8 @@ writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from repq.graph.integer_concat import restore_pairs
+from repq.graph.integer_shapes import widened
 from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
 from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
@@ -60,6 +61,9 @@ _BIAS_LIMIT = float(2**31 - 2**8)
 
 _SIGNED, _UNSIGNED = np.array(0, np.int8), np.array(128, np.uint8)
 """Zero points of weights."""
+
+_BLOCK_ROWS = (0, 1, 3, 2, 4)
+"""From (N, H, W, rows of a block, rest) to (N, H, rows of a block, W, rest)."""
 
 OF_SUMS = "/sums/"
 """Between the name of a convolution of ``integer_sums`` and that of a node which makes floats of its sums."""
@@ -341,11 +345,52 @@ class _Lowering:
         if source is None or (conv.node.op == "ConvTranspose" and block is None):
             return None
         integers, name = self._quantized(conv.node.inputs[0], source), self._unique(title(conv.node))
+        size = self._size(conv.node.inputs[0])
         if block is not None:
             integers = self._add_conv(name, _unfolded(conv), integers, source, params, {})
-            layout = {"blocksize": block, "mode": "CRD"}
+            return self._spread(integers, name, block, conv.weight.shape[1], size)
+        wide = widened(conv.weight, conv.node.attrs, size[1])
+        if wide is None:
+            return self._add_conv(name, conv, integers, source, params, conv.node.attrs)
+        integers = self._in_nhwc(integers, f"{name}/together", [0, 0, -1, wide.weight.shape[1]])
+        layer = replace(
+            conv, weight=wide.weight, scale=np.tile(conv.scale, wide.outputs), bias=np.tile(conv.bias, wide.outputs)
+        )
+        integers = self._add_conv(name, layer, integers, source, params, wide.attributes)
+        return self._in_nhwc(integers, f"{name}/apart", [0, 0, -1, len(conv.weight)])
+
+    def _size(self, tensor: gs.Tensor) -> tuple[int | None, int | None]:
+        """Height and width of a tensor (N, C, H, W), or of what it is the dequantized value of; None: not known."""
+        pair = self._pairs.get(tensor.name)
+        shapes = [
+            known.shape for known in (tensor, *([] if pair is None else [pair.source])) if known.shape is not None
+        ]
+        known = next((shape for shape in shapes if len(shape) == 4), (None, None))
+        height, width = (side if isinstance(side, int) else None for side in known[-2:])
+        return height, width
+
+    def _in_nhwc(self, integers: gs.Tensor, name: str, *shapes: list[int], perm: Sequence[int] = ()) -> gs.Tensor:
+        """A tensor (N, C, H, W) in other shapes of NHWC, with a Transpose between two of them, and back."""
+        found = self._append("Transpose", f"{name}/nhwc", [integers], {"perm": [0, 2, 3, 1]})
+        for number, shape in enumerate(shapes):
+            if number:
+                found = self._append("Transpose", f"{name}/rows", [found], {"perm": list(perm)})
+            wanted = self._constant("shape_" + "_".join(map(str, shape)), np.array(shape, np.int64))
+            found = self._append("Reshape", f"{name}/shape", [found, wanted])
+        return self._append("Transpose", f"{name}/nchw", [found], {"perm": [0, 3, 1, 2]})
+
+    def _spread(
+        self, integers: gs.Tensor, name: str, block: int, channels: int, size: tuple[int | None, int | None]
+    ) -> gs.Tensor:
+        """A tensor (N, block block channels, H, W) as (N, channels, block H, block W)."""
+        if block == 1:
+            return integers
+        height, width = size
+        if height is None or width is None:
+            layout = {"blocksize": block, "mode": "DCR"}
             return self._append("DepthToSpace", f"{name}/DepthToSpace", [integers], layout)
-        return self._add_conv(name, conv, integers, source, params, conv.node.attrs)
+        whole = [0, block * height, block * width, channels]
+        return self._in_nhwc(integers, f"{name}/blocks", [0, 0, 0, block, block * channels], whole, perm=_BLOCK_ROWS)
 
     def _add_conv(
         self,
@@ -494,10 +539,11 @@ def _block_size(conv: _IntegerLayer) -> int | None:
 
 
 def _unfolded(conv: _IntegerLayer) -> _IntegerLayer:
-    """Such a ConvTranspose (C, O, s, s) as the convolution (O s s, C, 1, 1) that DepthToSpace (CRD) puts in place."""
+    """Such a ConvTranspose (C, O, s, s) as a convolution (s s O, C, 1, 1): a block's rows, columns and channels."""
     inputs, outputs, height, width = conv.weight.shape
-    weight = conv.weight.transpose(1, 2, 3, 0).reshape(outputs * height * width, inputs, 1, 1)
-    return _IntegerLayer(conv.node, weight, conv.scale.repeat(height * width), conv.bias.repeat(height * width))
+    weight = conv.weight.transpose(2, 3, 1, 0).reshape(height * width * outputs, inputs, 1, 1)
+    places = height * width
+    return replace(conv, weight=weight, scale=np.tile(conv.scale, places), bias=np.tile(conv.bias, places))
 
 
 def _room_for_bias(conv: _IntegerLayer, input_scale: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

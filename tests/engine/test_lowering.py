@@ -177,6 +177,54 @@ def one_convolution(weight: np.ndarray, group: int) -> onnx.ModelProto:
     return model
 
 
+def plane_convolution(shape: tuple[int, ...], strides: list[int], pads: list[int], height: object, width: object,
+                      seed: int, batch: int = 2) -> onnx.ModelProto:  # fmt: skip
+    """`one_convolution` with a bias, over batches of other sizes; a name as height or width leaves it free."""
+    rng = np.random.default_rng(seed)
+    model = one_convolution(rng.integers(-127, 128, shape, np.int8), 1)
+    [conv] = [node for node in model.graph.node if node.op_type == "Conv"]
+    conv.attribute.extend([onnx.helper.make_attribute("strides", strides), onnx.helper.make_attribute("pads", pads)])
+    conv.input.append("bias")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(0, 1, shape[0]).astype(np.float32), "bias"))
+    for value, dims in (
+        (model.graph.input[0], [batch, shape[1], height, width]),
+        (model.graph.output[0], list("nchw")),
+    ):
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, 1, dims))
+    return model
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    channels=st.integers(1, 5), kernel=st.tuples(st.integers(1, 4), st.integers(1, 6)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 4)), pads=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    width=st.sampled_from([8, 10, 12, 16, 20]), same=st.booleans(), every_cpu=st.booleans(), free=st.booleans(),
+    seed=st.integers(0, 100),
+)  # fmt: skip
+def test_neighbours_of_few_channels_are_convolved_at_once_with_equal_sums(
+    channels, kernel, strides, pads, width, same, every_cpu, free, seed
+):
+    """Free height and batch or not; where the width is free, nothing is known to divide it."""
+    shape = (5, channels, *kernel)
+    pads = [min(pad, size - 1) for pad, size in zip(pads, (*kernel, *kernel), strict=True)]
+    if same and kernel[1] >= strides[1]:  # as many outputs as strides
+        pads[1] = min(pads[1], kernel[1] - strides[1])
+        pads[3] = kernel[1] - strides[1] - pads[1]
+    known, unknown = (
+        plane_convolution(shape, list(strides), pads, "h" if free else 7, last, seed, "n" if free else 2)
+        for last in (width, "w")
+    )
+    images = np.random.default_rng(seed).uniform(-1, 2, (2, channels, 7, width)).astype(np.float32)
+    wide, plain = (lowering_onnxruntime.lower(model, every_cpu=every_cpu) for model in (known, unknown))
+    onnx.checker.check_model(wide, full_check=True)
+    np.testing.assert_array_equal(engine_run(wide, images), engine_run(plain, images))
+    divides = width % 4 == 0 and 4 % strides[1] == 0
+    kept = (width + pads[1] + pads[3] - kernel[1]) // strides[1] + 1 == width // strides[1]
+    reshaped = any(node.op_type == "Reshape" for node in wide.graph.node)
+    assert reshaped == (channels < 4 and kernel != (1, 1) and divides and kept)
+    assert all(node.op_type != "Reshape" for node in plain.graph.node)
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_the_engine_computes_the_onnxruntime_form_exactly(asymmetric):
     """Integer sums do not saturate, and the weights of layers that stay float stay float."""
@@ -253,13 +301,13 @@ def test_two_convolutions_of_one_weight_are_refused():
 @settings(deadline=None, max_examples=10)
 @given(
     stride=st.integers(1, 3), kernel=st.integers(1, 3), pad=st.integers(0, 1), every_cpu=st.booleans(),
-    seed=st.integers(0, 100),
+    free=st.booleans(), seed=st.integers(0, 100),
 )  # fmt: skip
-def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, every_cpu, seed):
+def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, every_cpu, free, seed):
     """In INT8 where its kernel is its stride, and equal to a step of the output's scale; else float, and equal."""
     rng = np.random.default_rng(seed)
     before = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 19]>
-        g (float[1,4,5,6] images) => (float[1,2,h,w] y) {{
+        g (float[1,4,5,{"w" if free else 6}] images) => (float[1,2,h,v] y) {{
             q = QuantizeLinear(images, s, z)
             d = DequantizeLinear(q, s, z)
             k = DequantizeLinear<axis=1>(up_weight, ws, wz)
@@ -279,7 +327,7 @@ def test_onnxruntime_form_of_a_transposed_convolution(stride, kernel, pad, every
     lowered = lowering_onnxruntime.lower(before, every_cpu=every_cpu)
     found = engine_run(lowered, images)
     kinds = {node.op_type for node in lowered.graph.node}
-    assert ("DepthToSpace" in kinds) == (stride == kernel and pad == 0)
+    assert ("QLinearConv" in kinds) == (stride == kernel and pad == 0)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.0201)
 
 
