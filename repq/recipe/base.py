@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from operator import getitem
 from pathlib import Path
 from types import UnionType
@@ -146,7 +147,7 @@ def _as_size(value: Any) -> Any:
         if len(sizes) > 2 or None in sizes:
             raise ValueError(f"{value[:40]!r} is no image size; write 640 or 480x640 (height x width)")
         return sizes[0], sizes[-1]
-    return (value, value) if isinstance(value, int) else value
+    return (value, value) if isinstance(value, Real) else value
 
 
 def _as_path(path: Path) -> Path:
