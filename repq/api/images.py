@@ -94,7 +94,7 @@ def as_dataset(
     if isinstance(images, DetectionDataset):
         yield images
         return
-    place = Path(images) if isinstance(images, (str, Path)) else None
+    place = _place(images)
     if place is not None and place.suffix in _DATA_SUFFIXES:
         yield open_data(place, split, log)
     elif place is not None and is_unlabelled(place):
@@ -109,8 +109,15 @@ def as_dataset(
 
 def is_unlabelled(data: Images) -> bool:
     """Whether it is a folder or list file (.txt) of images."""
-    place = Path(data) if isinstance(data, (str, Path)) else None
+    place = _place(data)
     return place is not None and (place.is_dir() or place.suffix == ".txt")
+
+
+def _place(images: Images) -> Path | None:
+    """The path that is given; None: images themselves are."""
+    if isinstance(images, str) and not images:
+        raise DataError("a path is empty", fix="give a file or folder; the working folder is '.'")
+    return Path(images) if isinstance(images, (str, Path)) else None
 
 
 def _unlabelled(place: Path, split: str, names: tuple[str, ...] = ()) -> DetectionDataset:

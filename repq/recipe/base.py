@@ -150,6 +150,12 @@ def _as_size(value: Any) -> Any:
     return (value, value) if isinstance(value, Real) else value
 
 
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("a path is empty, such as that of a variable without a value; the working folder is '.'")
+    return value
+
+
 def _as_path(path: Path) -> Path:
     name = os.fsencode(path)  # a ValueError for characters that no name can have
     if b"\0" in name:
@@ -178,7 +184,7 @@ Decibels = Annotated[float, Field(ge=-1000, le=1000)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_size)]
 """Height and width in pixels; a single integer means a square; ``480x640`` is read as well."""
-AnyPath = Annotated[Path, AfterValidator(_as_path)]
+AnyPath = Annotated[Path, BeforeValidator(_named), AfterValidator(_as_path)]
 Device = Annotated[str, Field(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$"), AfterValidator(_chosen_device)]
 """Where torch runs: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` is ``cuda`` where torch finds a GPU, else ``cpu``."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
