@@ -75,6 +75,8 @@ def _spelled(option: Option, given: Mapping[str, Any]) -> str:
 def _readable(condition: str) -> str:
     name, _, wanted = condition.partition(" ")
     values = " or ".join(value for value in wanted.split("|") if value)
+    if wanted and not values:
+        return f"leaving out {name}"
     return f"{name} {values}".strip() if name.startswith("-") else f"a {name} of the kind {values}"
 
 

@@ -81,8 +81,9 @@ C = TypeVar("C", bound=Config)
 
 Conditions = str | tuple[str, ...]
 """What an option needs, or excludes, on a command line: ``--fp16`` (given), ``--method percentile`` (has this value),
-``--engine torch|`` (has it, or is not given), ``MODEL onnx|engine`` (an argument is of one of these kinds).
-Alternatives are joined by `` or ``; of several needs in a tuple each has to hold. See `repq.cli.relations`."""
+``--engine torch|`` (has it, or is not given), ``--top |`` (is not given), ``MODEL onnx|engine`` (an argument is of one
+of these kinds; arguments that the command does not have do not count). Alternatives are joined by `` or ``; of several
+needs in a tuple each has to hold. See `repq.cli.relations`."""
 
 
 def setting(

@@ -180,6 +180,10 @@ def test_an_option_without_what_it_needs(command: str, option, need: str, materi
             (folder / file).touch()
         models = [wrong[kind]] * (2 if "alone" in need else 1)
         line = material.line(command, **{argument: models})
+    elif need.endswith(" |"):  # an option is not to be there
+        name = need.split()[-2]
+        other = next(one for one in options(command) if one.name == name)
+        line = [*material.line(command), *given(material, command, other)]
     elif "torch|" in need:
         line = [*material.line(command), "--engine", "onnxruntime"]
     elif need.startswith("--engine"):
