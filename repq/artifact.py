@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatch
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from repq.errors import RepqError, reason
-from repq.identity import Identity, describe, hash_folder, hash_json
+from repq.files import replacing
+from repq.identity import Identity, describe, hash_file, hash_folder, hash_json
 from repq.results import Result
 
 MANIFEST = "manifest.json"
@@ -203,12 +205,54 @@ def _produce(folder: Path, run: Callable[[Path, Path], None], identity: Identity
 
 
 def read_artifact(folder: Path) -> Artifact | None:
-    """Read a complete, intact artifact; None if it is absent or a file of it is missing or altered."""
+    """Read a complete, intact artifact; None if it is absent, another one, or a file of it is missing or altered."""
+    manifest = _read_manifest(folder)
+    if manifest is None or (manifest.stage, manifest.key) != (folder.parent.name, folder.name):
+        return None
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         files = hash_folder(folder)
-    except (OSError, ValidationError):
+    except OSError:
         return None
     if {name: digest for name, digest in files.items() if name != MANIFEST} != manifest.files:
         return None
     return Artifact(folder, manifest, reused=True)
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def publish(artifact: Artifact, target: Path) -> list[Path]:
+    """Copy the files of an artifact into a folder, in place of those that others of its stage left there.
+
+    What is there already is not written again, so that a complete run may lie on a read-only disk. What is of no
+    artifact, or was edited, stays; under another name, ``NAME.before``, where its own is needed.
+
+    Returns:
+        What got another name.
+    """
+    manifests = map(_read_manifest, artifact.folder.parent.iterdir())
+    known = {entry for manifest in manifests if manifest for entry in manifest.files.items()}
+    wanted, kept = artifact.manifest.files, list[Path]()
+    for name in sorted({name for name, _ in known}):
+        file = target / name
+        digest = hash_file(file) if file.is_file() else None
+        if digest == wanted.get(name):
+            continue
+        if digest is not None and name in wanted and (name, digest) not in known:
+            kept.append(_free(file.with_name(f"{file.name}.before")))
+            file.replace(kept[-1])
+        if name in wanted:
+            with replacing(file) as beside:
+                shutil.copyfile(artifact / name, beside)
+        elif (name, digest) in known:
+            file.unlink(missing_ok=True)
+    return kept
+
+
+def _free(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())

@@ -47,8 +47,11 @@ def replacing_folder(folder: Path, *, keep_others: bool = False) -> Iterator[Pat
         keep_others: files of the old folder stay, unless the new one has them too.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be made or written to, or it would take the place of the working folder.
     """
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    if not keep_others and folder.exists() and Path.cwd().is_relative_to(folder.resolve()):
+        raise OSError(errno.EBUSY, "the working folder cannot be replaced: name another one", os.fspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
     old = new.with_suffix(".old.part")

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from repq import __version__
 from repq.errors import RepqError, reason
 from repq.files import cache_folder
+from repq.onnx_file import hash_model
 from repq.spinning import VARIABLES
 
 KEY_LENGTH = 12
@@ -191,13 +192,15 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder.
+    """SHA-256 of a file, with those in which an ONNX file keeps weights, or of all files of a folder.
 
     Raises:
         RepqError: it cannot be read.
     """
     try:
-        return hash_json(hash_folder(path)) if path.is_dir() else hash_file(path)
+        if path.is_dir():
+            return hash_json(hash_folder(path))
+        return hash_model(path) if path.suffix == ".onnx" else hash_file(path)
     except (OSError, ValueError) as error:
         raise RepqError(f"cannot read {path}", found=reason(error), fix="check the path") from None
 
@@ -211,10 +214,7 @@ def hash_folder(folder: Path) -> dict[str, str]:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(paths: list[Path]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
@@ -9,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.errors import RepqError
+from repq.errors import EngineError, RepqError, reason
 from repq.printable import printable
 from repq.reading import MIB, read_bytes
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 LIMIT = 4096 * MIB  # protobuf itself ends at 2 GiB
 
 
-def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[ModelProto, bytes]:
-    """Read and check an ONNX file; return the model with all its weights, and the file's bytes.
+def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[ModelProto, str]:
+    """Read and check an ONNX file; return the model with all its weights, and its hash (`hash_model`).
 
     Every tensor in it can be turned into an array, and every input and output is a tensor of a known type. Nodes come
     behind what they read, which some exporters leave to the runtime, and no two have one name.
@@ -32,7 +34,7 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
         RepqError: of class ``error``: the file cannot be read, is no ONNX model, invalid, or has weights elsewhere.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     content = read_bytes(path, LIMIT, error=error)
     fix = "export it again, for example with `repq export`"
@@ -43,15 +45,17 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
         raise error(f"{printable(path)} is no valid ONNX model", found=f"no graph with {missing}", fix=fix)
     if any(isinstance(text, bytes) for entry in model.metadata_props for text in (entry.key, entry.value)):
         raise error(f"{printable(path)} is no valid ONNX model", found="metadata that is no text in UTF-8", fix=fix)
-    outside = [tensor.name for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
+    outside = _outside(model)
     if outside and not beside:
         raise error(
             f"{printable(path)} keeps weights in other files",
-            found=f"{len(outside)} tensors, such as {outside[0]}",
+            found=f"{len(outside)} tensors, such as {outside[0].name}",
             fix="save it in one file: onnx.save(onnx.load(path), path)",
         )
     with refusing(f"{path} is no valid ONNX model", f"{fix}; weights in other files must lie beside it", error):
+        places = _places(path, outside)  # which loading takes out of the model, and refuses where they are elsewhere
         onnx.load_external_data_for_model(model, str(path.parent))
+        digest = _hash_with(content, places)
         set_apart(model.graph)
         if problem := _put_in_order(model.graph):
             raise error(f"{printable(path)} is no valid ONNX model", found=problem, fix=fix)
@@ -63,7 +67,70 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
                 raise error(f"{printable(path)} takes or gives more than tensors", found=f"{value.name}: {kind}",
                             fix="export the detector alone, with tensors as inputs and outputs")  # fmt: skip
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    return model, content
+    return model, digest
+
+
+def companions(path: Path) -> list[Path]:
+    """The files beside an ONNX file in which it keeps weights; none where it is no ONNX file."""
+    return _companions(path, path.read_bytes())
+
+
+def hash_model(path: Path) -> str:
+    """SHA-256 of an ONNX file, together with that of the files in which it keeps weights.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    content = path.read_bytes()
+    return _hash_with(content, _companions(path, content))
+
+
+def unchanged(path: Path, sha256: str) -> Path:
+    """The path of an ONNX file that was opened, which must still hold what it held then (`hash_model`).
+
+    Raises:
+        EngineError: it cannot be read, or holds something else.
+    """
+    try:
+        found = hash_model(path)
+    except OSError as problem:
+        raise EngineError(f"cannot read {printable(path)}", found=reason(problem), fix="check the path") from None
+    if found != sha256:
+        raise EngineError(f"{printable(path)} is not what it was when it was opened", found="other content",
+                          fix="open it again, and write other models to files of their own")  # fmt: skip
+    return path
+
+
+def _companions(path: Path, content: bytes) -> list[Path]:
+    from onnx import ModelProto
+
+    if b"location" not in content:  # what an entry on weights in another file begins with
+        return []
+    try:
+        return _places(path, _outside(ModelProto.FromString(content)))
+    except Exception:  # protobuf has a dozen: whoever loads it says what is wrong
+        return []
+
+
+def _outside(model: ModelProto) -> list[TensorProto]:
+    """The tensors whose values lie in other files."""
+    from onnx import TensorProto
+
+    return [tensor for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
+
+
+def _places(path: Path, outside: list[TensorProto]) -> list[Path]:
+    names = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    places = (path.parent / name for name in sorted(names))
+    return [place for place in places if os.path.isfile(place)]  # noqa: PTH113 (Path's raises on a name too long)
+
+
+def _hash_with(content: bytes, beside: list[Path]) -> str:
+    digest = hashlib.sha256(content)
+    for path in beside:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def given_inputs(model: ModelProto) -> list[ValueInfoProto]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def test_what_follows_depends_on_the_payload_not_on_the_settings(tmp_path: Path)
     assert one.manifest.content == other.manifest.content != different.manifest.content
 
 
-@pytest.mark.parametrize("damage", ["alter", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["alter", "remove", "manifest", "another"])
 def test_a_damaged_artifact_is_made_again(tmp_path: Path, damage: str) -> None:
     calls: list[str] = []
     artifact = make(tmp_path, calls)
@@ -66,6 +67,10 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path, damage: str) -> None:
         (artifact / "result.txt").write_text("altered")
     elif damage == "remove":
         (artifact / "result.txt").unlink()
+    elif damage == "another":
+        other = make(tmp_path, [], seed=1, text="another")
+        shutil.rmtree(artifact.folder)
+        shutil.copytree(other.folder, artifact.folder)
     else:
         (artifact / "manifest.json").write_text("{")
     assert read_artifact(artifact.folder) is None

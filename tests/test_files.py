@@ -123,3 +123,14 @@ def test_a_text_that_is_there_already_is_not_written_again(tmp_path: Path) -> No
     assert (path.stat().st_ino, path.stat().st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
     write_text(path, "a\nb")
     assert path.read_text() == "a\nb"
+
+
+@pytest.mark.parametrize("place", [".", "..", "../..", "../../a"])
+def test_a_folder_is_named_in_any_way(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    with pytest.raises(OSError, match="working folder"), replacing_folder(Path(place)):
+        pass
+    with replacing_folder(Path(place), keep_others=True) as new:
+        (new / "file").write_text("x")
+    assert (Path(place) / "file").read_text() == "x" and not list(tmp_path.rglob("*.part"))

@@ -210,3 +210,42 @@ def test_every_stage_names_results_that_read_back() -> None:
             assert issubclass(kind, BaseModel)
     names = list(itertools.chain.from_iterable(stage.sections for stage in stages()))
     assert len(names) == len(set(names))
+
+
+def test_the_files_in_which_a_graph_keeps_weights_count(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = [TensorProto.FLOAT, [4]]
+    values = [helper.make_tensor_value_info(name, *shape) for name in ("x", "y")]
+    weights = [numpy_helper.from_array(np.arange(4, dtype=np.float32) + number, f"w{number}") for number in range(2)]
+    nodes = [helper.make_node("Add", ["x", "w0"], ["z"]), helper.make_node("Add", ["z", "w1"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], weights))
+    path, beside = tmp_path / "m.onnx", tmp_path / "m.bin"
+    onnx.save(model, path, save_as_external_data=True, location=beside.name, size_threshold=0)
+    before = describe(path)
+    (tmp_path / "other").write_text("not of the model")
+    assert describe(path) == before
+    for place in range(beside.stat().st_size):
+        content = bytearray(beside.read_bytes())
+        content[place] ^= 1
+        beside.write_bytes(content)
+        assert describe(path) != before
+        content[place] ^= 1
+        beside.write_bytes(content)
+    assert describe(path) == before
+    beside.unlink()
+    assert describe(path) != before  # whoever opens it says what is missing
+    path.write_bytes(b"location of nothing")
+    assert len(describe(path)["sha256"]) == 64
+
+
+@pytest.mark.parametrize("location", ["/dev/zero", "../m.onnx", "x" * 5000, "a\0b", ""])
+def test_a_graph_that_names_other_places_is_hashed_without_them(tmp_path: Path, location: str) -> None:
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [tensor])).SerializeToString())
+    assert len(describe(path)["sha256"]) == 64

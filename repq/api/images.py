@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +59,13 @@ def read_rgb(image: Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image)
 
 
+def listed_images(images: Any) -> list[Any]:
+    """Images as a list: one that is given alone, or each of several, whatever holds them."""
+    if isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable):
+        return [images]
+    return list(images)
+
+
 @contextmanager
 def as_dataset(
     images: Images,
@@ -87,7 +94,7 @@ def as_dataset(
     if isinstance(images, DetectionDataset):
         yield images
         return
-    place = Path(images) if isinstance(images, (str, Path)) else None
+    place = _place(images)
     if place is not None and place.suffix in _DATA_SUFFIXES:
         yield open_data(place, split, log)
     elif place is not None and is_unlabelled(place):
@@ -95,16 +102,22 @@ def as_dataset(
         drawn = calibration_set(whole, CalibrationConfig(images=min(limit, len(whole)), seed=seed))
         yield whole.subset(_measured(drawn, str(place)))
     else:
-        listed: Sequence[Any] = [images] if place is not None or isinstance(images, np.ndarray) else list(images)  # type: ignore[arg-type]
         with scratch_folder() as folder:
-            records = [_as_record(image, number, folder) for number, image in enumerate(listed)]
+            records = [_as_record(image, number, folder) for number, image in enumerate(listed_images(images))]
             yield DetectionDataset(folder, split, names, tuple(_measured(records, "the list")))
 
 
 def is_unlabelled(data: Images) -> bool:
     """Whether it is a folder or list file (.txt) of images."""
-    place = Path(data) if isinstance(data, (str, Path)) else None
+    place = _place(data)
     return place is not None and (place.is_dir() or place.suffix == ".txt")
+
+
+def _place(images: Images) -> Path | None:
+    """The path that is given; None: images themselves are."""
+    if isinstance(images, str) and not images:
+        raise DataError("a path is empty", fix="give a file or folder; the working folder is '.'")
+    return Path(images) if isinstance(images, (str, Path)) else None
 
 
 def _unlabelled(place: Path, split: str, names: tuple[str, ...] = ()) -> DetectionDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from repq.api.images import Image, Images, as_dataset, open_data, read_rgb
+from repq.api.arguments import Size, arguments, several
+from repq.api.images import Image, Images, as_dataset, listed_images, open_data, read_rgb
 from repq.api.running import HERE, Options, Running
 from repq.errors import CheckpointError, EngineError, RepqError
 from repq.files import replacing, scratch_folder
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Config)
 Kind = Literal["checkpoint", "onnx", "engine"]
-Size = int | tuple[int, int]
 Boxes = NDArray[np.float32]
 
 
@@ -99,7 +99,8 @@ class Model:
         notes: what was dropped, chosen or converted on the way in.
         weights: of a checkpoint: the torch model (``weights.model``) and what belongs to it.
         engine: of an engine: what runs it.
-        path: the file or folder, where there is one.
+        path: the file or folder, where there is one; absolute.
+        sha256: of the content of an ONNX file when it was opened.
         start: starts it; see ``running``.
         graph: what was said of an ONNX file that it does not say itself.
         unclear: why nobody knows what the outputs mean.
@@ -128,11 +129,21 @@ class Model:
     weights: Weights | None = None
     engine: Engine | None = None
     path: Path | None = None
+    sha256: str = ""
     graph: GraphConfig = GraphConfig()
     unclear: RepqError | None = None
     said: tuple[int, int] | None = None
     usual: tuple[int, int] = (640, 640)
     report: Any = None
+
+    def __post_init__(self) -> None:
+        found = f"a model of the kind {self.kind!r}"
+        if self.options.engine is not None and self.kind != "onnx":
+            raise EngineError(f"{self.label} runs in no other engine", found=found,
+                              fix="an ONNX file does; build(ENGINE) makes an engine")  # fmt: skip
+        if self.options.half and self.kind != "checkpoint":
+            raise EngineError(f"{self.label} has its own precision: half has no effect", found=found,
+                              fix="export in FP16 (float16=True), or leave half out")  # fmt: skip
 
     def __repr__(self) -> str:
         what = [self.kind, *([self.spec] if self.spec else []), "quantized" if self.quantized else "float"]
@@ -193,7 +204,11 @@ class Model:
     def on(self, **options: Any) -> Model:
         """The same model with other options, such as ``device="cuda"``, ``threads=4`` or ``log=print``.
 
-        See `repq.load` for ``engine``, ``device``, ``threads``, ``half``, ``progress`` and ``log``.
+        See `repq.load` for ``engine`` (of an ONNX file), ``device``, ``threads``, ``half`` (of a checkpoint),
+        ``progress`` and ``log``.
+
+        Raises:
+            EngineError: an option would have no effect on a model of this kind.
         """
         return replace(self, options=replace(self.options, **options))
 
@@ -248,13 +263,14 @@ class Model:
         """
         from repq.api.service import finder_of, thresholds_of
 
-        alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
-        listed: Sequence[Any] = [images] if alone else images  # type: ignore[assignment]
+        alone = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Iterable)
+        listed = listed_images(images)
         asked = {"confidence": conf, "iou": iou, "max_detections": max_detections}
         finder = finder_of(self, self.size(imgsz), thresholds_of(self, asked))
+        step = arguments("detection", batch=batch).batch
         found: list[Boxes] = []
-        for begin in range(0, len(listed), max(1, batch)):
-            found += finder.detect([read_rgb(image) for image in listed[begin : begin + max(1, batch)]])
+        for begin in range(0, len(listed), step):
+            found += finder.detect([read_rgb(image) for image in listed[begin : begin + step]])
         return found[0] if alone else found
 
     def predict(
@@ -275,16 +291,15 @@ class Model:
             One `repq.api.detected.Detected` an image: ``name``, ``image``, ``boxes``, ``names``, and ``drawn()``.
 
         Raises:
-            DataError: nothing is there, or a video, camera or stream cannot be opened.
+            DataError: nothing is there, an array is no RGB image, or a video, camera or stream cannot be opened.
             RepqError: another size, or other settings, than the graph has inside.
         """
         from repq.recipe.base import resolve
 
         detected, open_images = resolve("repq.predict:detected"), resolve("repq.predict:open_images")  # they use this
         chosen = settings_of(PredictConfig, config, settings, "predict")
-        listed: Sequence[Any] = [source] if isinstance(source, (str, Path, np.ndarray)) else source
         found: Iterator[Detected] = detected(
-            self, open_images(listed, self.options.log), chosen, imgsz, self.options.log
+            self, open_images(listed_images(source), self.options.log), chosen, imgsz, self.options.log
         )
         return found
 
@@ -338,9 +353,10 @@ class Model:
                 fix="check the checkpoint that it was exported from, or name other models",
             )
         size, config = self.size(imgsz), settings_of(CheckConfig, None, settings, "check")
-        candidates = others or tuple(
-            self.build(engine, imgsz=size, batch=None) for engine in (default_engines() if engines is None else engines)
-        )
+        wanted = default_engines() if engines is None else several(engines)
+        if not others and not wanted:
+            raise RepqError("there is nothing to compare with", found="no engine", fix="name one, or leave engines out")
+        candidates = others or tuple(self.build(engine, imgsz=size, batch=None) for engine in wanted)
         dataset = open_data(data, split, self.options.log, self.options.progress)
         return agreement(
             self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
@@ -349,14 +365,15 @@ class Model:
 
     def bench(
         self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
-        config: BenchConfig | None = None, images: Sequence[Image] = (), seed: int = 0, **settings: Any,
+        config: BenchConfig | None = None, images: Image | Sequence[Image] = (), seed: int = 0, **settings: Any,
     ) -> BenchReport:  # fmt: skip
         """Time this model, itself built for each of ``engines``, and ``others``, side by side in one run.
 
         Args:
             config, settings: a `repq.BenchConfig`, or its fields: ``batches``, ``threads`` (default: all CPUs),
                 ``warmup``, ``rounds``, ``runs_per_round``, ``end_to_end``.
-            images: files or RGB arrays for the times with pre- and post-processing; without any there are none.
+            images: a file or RGB array, or a list of these, for the times with pre- and post-processing; without any
+                there are none.
 
         Raises:
             RepqError: a model does not take this size or batch, or two have one label.
@@ -364,10 +381,12 @@ class Model:
         from repq.api.measuring import timed
 
         size = self.size(imgsz)
-        built = [(f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in engines]
+        built = [
+            (f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in several(engines)
+        ]
         rows = [(self.label, self), *built, *((model.label, model) for model in others)]
         chosen = settings_of(BenchConfig, config or BenchConfig(threads=(cpu_cores(),)), settings, "bench")
-        decoded = list(map(read_rgb, images))
+        decoded = list(map(read_rgb, listed_images(images)))
         return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)
 
     def describe(self, *, imgsz: Size | None = None) -> WeightsDescription | EngineDescription:
@@ -403,7 +422,8 @@ class Model:
 
     def sensitivity(
         self, images: Images, *, imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
-        journal: Path | None = None, count: int = 16, config: SensitivityConfig | None = None, **settings: Any,
+        journal: str | Path | None = None, count: int | None = None, config: SensitivityConfig | None = None,
+        **settings: Any,
     ) -> Sensitivity:  # fmt: skip
         """Measure what quantizing each layer costs, on images to decide on (never those that AP is reported on).
 
@@ -411,20 +431,20 @@ class Model:
             images: see `quantize`; ``ap`` needs labels.
             ptq: how layers are quantized for it. Default: as `quantize` does.
             journal: folder of what was measured; a stopped measurement goes on from it.
-            count: images that tensors are compared on.
-            config, settings: a `repq.SensitivityConfig` in place of ``count``, or its fields: ``ap``, ``ap_images`` …
+            count: images that tensors are compared on, 16 if nothing says how many.
+            config, settings: a `repq.SensitivityConfig`, or its fields: ``ap``, ``ap_images`` …
 
         Raises:
             RepqError: it is no float checkpoint, or there are no images.
         """
-        start = config or SensitivityConfig(images=count)
-        chosen = settings_of(SensitivityConfig, start, settings, "sensitivity")
+        settings |= _without_none({"images": count})
+        chosen = settings_of(SensitivityConfig, config, settings, "sensitivity")
         return self._measured(images, imgsz, ptq or PtqConfig(), chosen, None, journal, split)[0]
 
     def plan(
         self, images: Images, *, top: int | None = None, max_drop: float | None = None,
         keep_float: Sequence[str] = (), imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
-        journal: Path | None = None, config: SensitivityConfig | None = None, **settings: Any,
+        journal: str | Path | None = None, config: SensitivityConfig | None = None, **settings: Any,
     ) -> PlanReport:  # fmt: skip
         """Choose layers to stay in float, for ``quantize(…, plan=…)``.
 
@@ -442,14 +462,14 @@ class Model:
         aim = _without_none({"top": top, "max_drop": max_drop})
         wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
         given = ptq or PtqConfig()
-        given = given.model_copy(update={"keep_float": (*given.keep_float, *keep_float)})
+        given = given.model_copy(update={"keep_float": (*given.keep_float, *several(keep_float))})
         _, report = self._measured(images, imgsz, given, config or SensitivityConfig(), wanted, journal, split)
         assert report is not None
         return report
 
     def _measured(
         self, images: Images, imgsz: Size | None, ptq: PtqConfig, config: SensitivityConfig,
-        plan: PlanConfig | None, journal: Path | None, split: str,
+        plan: PlanConfig | None, journal: str | Path | None, split: str,
     ) -> tuple[Sensitivity, PlanReport | None]:  # fmt: skip
         from repq.api.fitting import fitted
         from repq.api.planning import gathered, measurement, plan_for
@@ -465,7 +485,7 @@ class Model:
                 weights, dataset, config, ptq, size, EvalConfig(), plan=plan, device=options.device,
                 progress=options.progress, log=options.log,
             )  # fmt: skip
-            known = Journal(journal, job.key)
+            known = Journal(None if journal is None else Path(journal), job.key)
             measure_layers(job, known, progress=options.progress)
             found = gathered(job, known, notes)
             if plan is None:
@@ -476,22 +496,28 @@ class Model:
     # --- making ------------------------------------------------------------------------------------------------------
 
     def fuse(
-        self, images: Images | None = None, *, imgsz: Size | None = None, tolerance: float = 1e-3, count: int = 8
-    ) -> Model:
+        self, images: Images | None = None, *, imgsz: Size | None = None, tolerance: float | None = None,
+        count: int | None = None,
+    ) -> Model:  # fmt: skip
         """Fold the branches of every block into one convolution.
 
         Args:
-            images: proves it on at most ``count`` of them; ``report`` is then a `repq.FusionReport`.
-            tolerance: bound of the relative error of every block and of the whole model.
+            images: proves it on at most ``count`` of them, 8 if nothing is said; ``report`` is then a
+                `repq.FusionReport`.
+            tolerance: bound of the relative error of every block and of the whole model in that proof, 0.001 if
+                nothing is said.
 
         Raises:
-            RepqError: it is no float checkpoint.
+            RepqError: it is no float checkpoint, or there is no proof for ``tolerance`` and ``count``.
             ToleranceError: the proof failed.
         """
         from repq.api.quantizing import fused
 
         weights, device = self.floats("be fused"), self.options.device
+        asked = _without_none({"tolerance": tolerance, "images": count})
         if images is None:
+            if asked:
+                raise RepqError("tolerance and count have no effect without images", fix="give images to prove it on")
             return self._with(fused(weights, device))
         import torch
 
@@ -500,25 +526,26 @@ class Model:
         from repq.recipe import FuseConfig
         from repq.reparam import fuse_with_proof
 
-        config = settings_of(FuseConfig, None, {"tolerance": tolerance, "images": count}, "fusion")
-        size = self.size(imgsz)
-        with as_dataset(images, limit=count) as dataset:
-            form = weights.model.spec.preprocessing
-            shown = next(iter(batches(dataset.records[:count], size, count, preprocessing=form))).images
+        config, size = settings_of(FuseConfig, None, asked, "fusion"), self.size(imgsz)
+        with as_dataset(images, limit=config.images) as dataset:
+            form, records = weights.model.spec.preprocessing, dataset.records[: config.images]
+            shown = next(iter(batches(records, size, config.images, preprocessing=form))).images
         trained = copy.deepcopy(weights.model).to(resolve_device(device))
         model, report = fuse_with_proof(trained, torch.from_numpy(shown).to(device), config.tolerance)
         return self._with(replace(weights, model=model), size, report)
 
     def quantize(
-        self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] = "symmetric",
+        self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] | None = None,
         method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
         plan: str | Path | QuantPlan | PlanReport | None = None,
-        share_scales: Literal["none", "largest", "joint"] = "none",
-        weight_granularity: Literal["channel", "tensor"] = "channel", reduce_range: bool = False,
-        correct: Any = None, limit: int = 128, batch: int = 16, seed: int = 0, percentile: float | None = None,
-        split: str = "train", config: PtqConfig | None = None,
+        share_scales: Literal["none", "largest", "joint"] | None = None,
+        weight_granularity: Literal["channel", "tensor"] | None = None, reduce_range: bool | None = None,
+        correct: Any = None, limit: int | None = None, batch: int | None = None, seed: int | None = None,
+        percentile: float | None = None, split: str = "train", config: PtqConfig | None = None,
     ) -> Model:  # fmt: skip
         """Quantize after training, to INT8. A checkpoint that is not fused is fused on the way.
+
+        What is not given is as ``config`` says, else the first that is named here.
 
         Args:
             images: what activation ranges are measured on: a folder, a list file (.txt), a list of paths or of RGB
@@ -530,14 +557,16 @@ class Model:
             plan: of `plan`, or a plan.yaml: its float layers stay in float too.
             auto: choose the method and all corrections by what they gain on ``images``; slower. By default it does
                 so unless ``method``, ``percentile`` or ``correct`` is given.
-            share_scales: one scale for tensors that meet in a Concat or an addition: ``largest`` or ``joint``.
-            weight_granularity: scales of a weight: one per output channel, or one for the ``tensor``.
+            share_scales: ``none``, or one scale for tensors that meet in a Concat or an addition: ``largest`` or
+                ``joint``.
+            weight_granularity: scales of a weight: one per output ``channel``, or one for the ``tensor``.
             reduce_range: keep OpenVINO's sums from saturating on x86 CPUs without INT8 dot products.
             correct: corrections, as a mapping or `repq.CorrectionConfig`: ``{"outputs": "mean"}``.
-            limit, seed: how many images of a folder or data set are drawn, and the draw; a list is taken whole.
-            batch: images in memory at once.
+            limit, seed: how many images of a folder or data set are drawn (128), and the draw (0); a list is taken
+                whole.
+            batch: images in memory at once (16).
             split: of a data set.
-            config: all of ``scheme`` to ``seed`` in one, in their place.
+            config: a `repq.PtqConfig`; what is given beside it goes before it, and ``keep_float`` adds to it.
 
         Returns:
             A handle that simulates INT8 in torch; ``report`` says what was seen and chosen, layer by layer.
@@ -550,15 +579,21 @@ class Model:
 
         options, size = self.options, self.size(imgsz)
         weights = fused(self.floats("be quantized", imgsz), options.device)
-        if config is None:
-            named = {"method": method, "percentile": percentile}
-            calibration = {"images": limit, "batch": batch, "seed": seed, **_without_none(named)}
-            values = {
-                "scheme": scheme, "keep_float": tuple(keep_float), "share_scales": share_scales,
-                "weight_granularity": weight_granularity, "reduce_range": reduce_range, "calibration": calibration,
-                **_without_none({"auto": auto, "correct": correct}),
-            }  # fmt: skip
-            config = settings_of(PtqConfig, None, values, "quantization")
+        drawing = {"method": method, "percentile": percentile, "images": limit, "batch": batch, "seed": seed}
+        named = {"scheme": scheme, "share_scales": share_scales, "weight_granularity": weight_granularity,
+                 "reduce_range": reduce_range, "auto": auto, "correct": correct}  # fmt: skip
+        start = config or PtqConfig()
+        own = {} if config is None else _given(config)
+        if not (method is percentile is correct is None):
+            if auto:
+                raise RepqError("auto chooses the method and the corrections itself",
+                                fix="leave auto out, or method, percentile and correct")  # fmt: skip
+            own.pop("auto", None)
+        values = {
+            **own, **_without_none(named), "keep_float": (*start.keep_float, *several(keep_float)),
+            "calibration": {**_given(start.calibration), **_without_none(drawing)},
+        }  # fmt: skip
+        config = settings_of(PtqConfig, None, values, "quantization")
         if plan is not None:
             kept = (*config.keep_float, *planned(plan, weights.model))
             config = config.model_copy(update={"keep_float": kept})
@@ -573,8 +608,9 @@ class Model:
         return self._with(made.weights, size, made.outcome)
 
     def qat(
-        self, data: Images, *, imgsz: Size | None = None, epochs: int = 30, teacher: Model | str | Path | None = None,
-        keep_float: Sequence[str] = (), split: str = "train", val_split: str = "val", state: Path | None = None,
+        self, data: Images, *, imgsz: Size | None = None, epochs: int | None = None,
+        teacher: Model | str | Path | None = None, keep_float: Sequence[str] = (), split: str = "train",
+        val_split: str = "val", state: str | Path | None = None,
         seed: int = 0, config: QatConfig | None = None, **settings: Any,
     ) -> Model:  # fmt: skip
         """Train a quantized checkpoint to answer in INT8 as its teacher does in float.
@@ -584,11 +620,12 @@ class Model:
 
         Args:
             data: as ``images`` of `quantize`; all images are trained on.
+            epochs: 30 if nothing says how many.
             teacher: a float checkpoint or ONNX file of any detector. Default: the float weights of this one.
             keep_float: further layers that stay in float.
             val_split: of a data set, where ``eval_interval`` asks for AP on the way.
             state: file that lets a stopped training go on.
-            config, settings: a `repq.QatConfig` in place of ``epochs``, or its fields: ``batch``, ``learning_rate`` …
+            config, settings: a `repq.QatConfig`, or its fields: ``batch``, ``learning_rate`` …
 
         Returns:
             A handle of the trained weights; ``report`` has the losses of each epoch.
@@ -602,10 +639,12 @@ class Model:
         from repq.api.quantizing import fused, partly_float
         from repq.data import class_places, warn_of_overlap
         from repq.export import float_copy
+        from repq.machine.torch_device import resolve_device
         from repq.quant.qat import demand_labels, train_quantized
 
         weights, size, options = self.checkpoint("be trained", imgsz), self.size(imgsz), self.options
-        chosen = settings_of(QatConfig, config, settings if config else {"epochs": epochs, **settings}, "QAT")
+        chosen = settings_of(QatConfig, config, {**settings, **_without_none({"epochs": epochs})}, "QAT")
+        seed, device = arguments("QAT", seed=seed).seed, resolve_device(options.device)
         with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
             demand_labels(weights.model, train_set, chosen)
             val_set = (
@@ -618,7 +657,7 @@ class Model:
             if chosen.eval_interval is not None:
                 warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
-            start = partly_float(quantized.checkpoint("be trained"), keep_float)
+            start = partly_float(quantized.checkpoint("be trained"), several(keep_float))
             classes = None
             if (named := teacher or chosen.teacher) is not None:
                 other = named if isinstance(named, Model) else load(named, engine="torch", imgsz=size)
@@ -628,8 +667,8 @@ class Model:
                 imitated = float_copy(start.model) if weights.quantized else fused(weights).model
             outcome = train_quantized(
                 start.model, imitated, train_set, val_set, size, chosen, groups=start.groups, teacher_classes=classes,
-                device=options.device, seed=seed, state_path=state, eval_config=EvalConfig(batch=chosen.batch),
-                progress=options.progress,
+                device=device, seed=seed, state_path=None if state is None else Path(state),
+                eval_config=EvalConfig(batch=chosen.batch), progress=options.progress,
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 
@@ -655,7 +694,7 @@ class Model:
         from repq.api.pruning import pruned
 
         weights, size, options = self.floats("be pruned", imgsz), self.size(imgsz), self.options
-        chosen = settings_of(PruneConfig, config, settings, "pruning")
+        chosen, seed = settings_of(PruneConfig, config, settings, "pruning"), arguments("pruning", seed=seed).seed
         with ExitStack() as stack:
             train_set = None
             if data is not None:
@@ -692,9 +731,11 @@ class Model:
 
         weights, out, size = self.checkpoint("be exported", imgsz), suffixed(path, ".onnx"), self.size(imgsz)
         chosen = settings_of(ExportConfig, config, settings, "export")
+        if self.kind == "onnx" and self.path is not None and out.exists() and out.samefile(self.path):
+            raise RepqError(f"{out} is the file that is exported from", fix="write to another place, so that it stays")
         known = None if maxima is None else maxima.checkpoint("give maxima").maxima
         report = write_onnx(weights, out, size, chosen, known)
-        return replace(open_onnx(out, replace(self.options, engine=None)), report=report)
+        return replace(open_onnx(out, replace(self.options, engine=None, half=False)), report=report)
 
     def build(
         self, engine: EngineName, *, imgsz: Size | None = None, threads: int | None = None,
@@ -719,6 +760,11 @@ class Model:
 
         if self.kind == "engine":
             raise EngineError(f"{self.label} is an engine already", fix="build from the ONNX file or the checkpoint")
+        if self.kind == "onnx" and self.batch and batch not in (None, 1, self.batch):
+            found = f"{self.batch} in the file, {batch} asked for"
+            raise EngineError(
+                f"{self.label} has its own batch size", found=found, fix="leave batch out, or export again"
+            )
         self.size(imgsz)
         if self.weights is not None:
             from repq.export import has_own_graph
@@ -727,18 +773,17 @@ class Model:
                 asked: dict[str, Any] = {} if has_own_graph(self.weights.model) else {"batch": batch}
                 onnx = self.export(folder / f"{Path(self.label).stem}.onnx", imgsz=imgsz, **asked)
                 return onnx.build(engine, threads=threads, out=out, config=config, **settings)
-        assert self.path is not None
         chosen = settings_of(BuildConfig, config, {"threads": threads or self.options.threads, **settings}, "building")
-        built = build_graph(engine, self.path, chosen)
+        built = build_graph(engine, self.file(), chosen)
         place = None if out is None else Path(out)
         if place is not None:
             built.save(place)
-        options = replace(self.options, engine=None, threads=chosen.threads)
+        options = replace(self.options, engine=None, threads=chosen.threads, half=False)
         made = replace(of_engine(place.name if place else self.label, built, options), path=place)
         return replace(made, report=made.running.description)
 
     def save(self, path: str | Path) -> Path:
-        """Write the model: a checkpoint as .safetensors, an ONNX file as a copy, an engine as a folder.
+        """Write the model: a checkpoint as .safetensors, an ONNX file as a copy in one file, an engine as a folder.
 
         Raises:
             RepqError: the file cannot be written, or has another suffix than its kind.
@@ -750,11 +795,16 @@ class Model:
         elif self.engine is not None:
             self.engine.save(out := Path(path))
         else:
-            assert self.path is not None
-            out = suffixed(path, ".onnx")
+            from repq.graph import load_onnx, save_onnx
+            from repq.onnx_file import companions
+
+            file, out = self.file(), suffixed(path, ".onnx")
+            if companions(file):
+                save_onnx(out, load_onnx(file, beside=True))
+                return out
             try:
                 with replacing(out) as beside:
-                    shutil.copyfile(self.path, beside)
+                    shutil.copyfile(file, beside)
             except OSError as error:
                 raise RepqError(f"cannot write {out}", found=str(error), fix="check both paths") from None
         return out
@@ -765,10 +815,10 @@ class Model:
         """The size that a step works at; see the class.
 
         Raises:
-            RepqError: it contradicts the model's own, or the network's levels do not divide it.
+            RepqError: it is none, it contradicts the model's own, or the network's levels do not divide it.
         """
-        wanted = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-        if self.imgsz is not None and wanted is not None and tuple(wanted) != self.imgsz:
+        wanted = arguments(self.label, imgsz=imgsz).imgsz
+        if self.imgsz is not None and wanted is not None and wanted != self.imgsz:
             raise RepqError(
                 f"{self.label} takes images of {self.imgsz[0]}x{self.imgsz[1]}", found=f"imgsz {wanted[0]}x{wanted[1]}",
                 fix="leave imgsz out, or export it again for this size",
@@ -777,6 +827,17 @@ class Model:
         if self.weights is not None:
             self.weights.model.spec.check_size(height, width)
         return height, width
+
+    def file(self) -> Path:
+        """The ONNX file of the handle, which is read anew where it is built, copied or taken apart.
+
+        Raises:
+            EngineError: it is gone, or is no longer what it was when it was opened: this would be another model.
+        """
+        from repq.onnx_file import unchanged
+
+        assert self.path is not None
+        return unchanged(self.path, self.sha256)
 
     def checkpoint(self, step: str, imgsz: Size | None = None) -> Weights:
         """The weights of a checkpoint, or of an ONNX file for images of this size.
@@ -787,8 +848,7 @@ class Model:
         if self.weights is None and self.kind == "onnx" and not self.quantized:
             from repq.quant import load_weights
 
-            assert self.path is not None
-            return load_weights(self.path, self.size(imgsz), self.graph)
+            return load_weights(self.file(), self.size(imgsz), self.graph)
         if self.weights is None:
             raise CheckpointError(
                 f"{self.label} cannot {step}", found=f"a model of the kind {self.kind!r}",
@@ -840,6 +900,11 @@ def suffixed(path: str | Path, suffix: str) -> Path:
     return path
 
 
+def _given(config: Config) -> dict[str, Any]:
+    """The fields that were set."""
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -850,6 +915,4 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
     Raises:
         RecipeError: an unknown field (with the closest valid one) or an invalid value.
     """
-    given = {} if config is None else {name: getattr(config, name) for name in config.model_fields_set}
-    values = {**given, **changes}
-    return parse_settings(kind, values, what=what)
+    return parse_settings(kind, {**({} if config is None else _given(config)), **changes}, what=what)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repq.api.model import Kind, Model, Size
+from repq.api.arguments import Size, arguments
+from repq.api.model import Kind, Model
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
 from repq.api.sizes import FALLBACK, as_metadata, from_metadata
 from repq.errors import EngineError, GraphError, RepqError
@@ -67,7 +69,8 @@ def load(
     from repq.quant import load_weights
 
     path, options = Path(path), Options(None, device, threads, half, progress, log)
-    if not path.exists():
+    size = arguments(path.name, imgsz=imgsz).imgsz
+    if not os.path.exists(path):  # noqa: PTH110 (Path's raises on a name too long)
         raise RepqError(f"there is no model at {path}", fix="give a checkpoint, an ONNX file or an engine's folder")
     if path.is_dir():
         from repq.engine import load as load_engine
@@ -75,8 +78,7 @@ def load(
         built = load_engine(path, threads=threads)
         if engine not in (None, built.name):
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
-        return replace(of_engine(path.name, built, options), path=path)
-    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+        return replace(of_engine(path.name, built, options), path=path.absolute())
     if path.suffix == ".onnx":
         if engine != "torch":
             return open_onnx(path, replace(options, engine=engine), graph, size)
@@ -90,9 +92,9 @@ def load(
     opened = of_weights(path.name, load_weights(path, graph=graph), options, path)
     if engine in (None, "torch"):
         return opened
-    if imgsz is None:
+    if size is None:
         raise RepqError(f"running {path.name} in {engine} needs an input size", fix="give --imgsz")
-    return opened.build(engine, imgsz=imgsz, batch=None)
+    return opened.build(engine, imgsz=size, batch=None)
 
 
 def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path | None = None) -> Model:
@@ -125,17 +127,22 @@ def build_model(name: str, num_classes: int = 80, *, names: Sequence[str] | None
     """A detector with fresh weights, such as ``yolov6n``.
 
     Raises:
-        RepqError: the name is unknown; the message names the closest ones.
+        RepqError: the name is unknown; the message names the closest ones. Or the names are not those of so many
+            different classes.
     """
-    import torch
-
+    from repq.machine.torch_random import seeded
     from repq.model import build
     from repq.quant import Weights
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(name, num_classes).eval()
-    return of_weights(model.spec.name, Weights(model, None if names is None else tuple(names)))
+    asked = arguments(name, num_classes=num_classes, names=names, seed=seed)
+    if asked.names is not None and len(set(asked.names)) != asked.num_classes:
+        raise RepqError(
+            f"a model of {asked.num_classes} classes needs as many different names", found=", ".join(asked.names),
+            fix="name each class once",
+        )  # fmt: skip
+    with seeded(asked.seed):
+        model = build(name, asked.num_classes).eval()
+    return of_weights(model.spec.name, Weights(model, asked.names))
 
 
 def save_weights(path: Path, weights: Weights, imgsz: tuple[int, int] | None = None) -> None:
@@ -189,19 +196,23 @@ def open_onnx(
         imgsz: height and width, for a graph of any size.
     """
     from repq.engine.source import read_source
+    from repq.onnx_file import unchanged
 
-    source = read_source(path)
+    source, path = read_source(path), path.absolute()
     config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
     usual = _engines_for(source)[0]
 
     def started(options: Options, layout: OutputLayout = OutputLayout()) -> Running:
         from repq.engine import build
 
-        return in_engine(build(options.engine or usual, path, config), options, layout)
+        file = unchanged(path, source.sha256)
+        return in_engine(build(options.engine or usual, file, config), options, layout)
 
     own = "repq.spec" in source.metadata
     said = from_metadata(source.metadata)
-    opened = _of_graph("onnx", path.name, source, started, options, path=path, graph=graph, said=said)
+    opened = _of_graph(
+        "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph, said=said
+    )
     if own and graph == GraphConfig():
         return opened
     if own:

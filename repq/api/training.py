@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repq.api.arguments import Size, arguments
 from repq.api.fitting import splits_to_train_on
-from repq.api.model import Model, Size, settings_of
+from repq.api.model import Model, settings_of
 from repq.api.opening import build_model, load, of_weights
 from repq.api.running import Options
 from repq.api.sizes import as_metadata
@@ -27,7 +28,7 @@ def train_model(
     model: Model | str | None = None,
     teacher: Model | None = None,
     splits: tuple[str, str] = ("train", "val"),
-    state: Path | None = None,
+    state: str | Path | None = None,
     device: str = "cpu",
     seed: int = 0,
     config: TrainConfig | None = None,
@@ -56,11 +57,13 @@ def train_model(
     """
     from repq.api.quantizing import fused
     from repq.data import class_places
+    from repq.machine.torch_device import resolve_device
     from repq.quant import Weights
     from repq.reparam.repopt import load_scales
     from repq.train import fine_tuned, settings_for, train
 
-    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    asked, device = arguments("training", imgsz=imgsz, seed=seed), resolve_device(device)
+    size, seed = asked.imgsz or (640, 640), asked.seed
     named = {"model": model, **settings} if isinstance(model, str) else settings
     chosen = settings_of(TrainConfig, config, named, "training")
     start = model if isinstance(model, Model) else None
@@ -83,7 +86,8 @@ def train_model(
             log(note)
         detector = tuned.model
     outcome = train(
-        detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
+        detector, train_set, val_set, size, chosen, device=device, seed=seed,
+        state_path=None if state is None else Path(state),
         eval_config=EvalConfig(batch=chosen.batch),
         scales=load_scales(chosen.rep_scales) if chosen.rep_scales else None,
         teacher=None if teacher is None else fused(teacher.floats("be a teacher")).model,

@@ -11,6 +11,7 @@ from repq.cli.options import (
     WHERE,
     AnySeed,
     Data,
+    DataSplit,
     Model,
     Models,
     OwnSize,
@@ -23,7 +24,6 @@ from repq.cli.shell import Shell
 from repq.machine.cpu import cpu_cores
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig
 from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
-from repq.recipe.data import Split
 from repq.recipe.deployment import RuntimeName
 
 PROFILED = ("profile.json", "trace.json", "report.*", "*.svg")
@@ -91,7 +91,7 @@ def bench_command(
         AnyPath | None,
         setting(flag="--data", excludes="--infer-only", help="data.yaml, COCO .json, or folder of images."),
     ] = None,
-    split: Annotated[Split, setting(flag="--split", needs="--data", help="Split of the data set.")] = "val",
+    split: DataSplit = "val",
     images: Annotated[Count, setting(flag="--images", needs="--data", help="How many of --data.")] = 64,
     loaders: Annotated[
         tuple[Literal["opencv", "dali"], ...],

@@ -19,7 +19,10 @@ AnyData = Annotated[
     AnyPath, setting(flag="--data", help="data.yaml (YOLO) or COCO .json; without AP also a folder or list of images.")
 ]
 MaybeData = Annotated[AnyPath | None, setting(flag="--data", help="data.yaml (YOLO) or a COCO .json.")]
-ValSplit = Annotated[Split, setting(flag="--split", help="Split of the data set.")]
+ValSplit = Annotated[Split, setting(flag="--split", excludes="--no-eval", help="Split of the data set.")]
+DataSplit = Annotated[
+    Split, setting(flag="--split", needs="--data", excludes="--no-eval", help="Split of the data set.")
+]
 Imgsz = Annotated[ImageSize, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.")]
 OwnSize = Annotated[ImageSize | None, setting(flag="--imgsz", help="640 or HEIGHTxWIDTH.  [default: the model's own]")]
 WHERE = "Where torch runs: auto, cpu, cuda, cuda:1 …"

@@ -125,6 +125,11 @@ def _is_own(path: Path) -> bool:
 def _demand_folder(name: str, path: Path, own: tuple[str, ...], log_file: Path | None) -> None:
     if path.exists() and not path.is_dir():
         raise RepqError(f"{name} is a folder", found=f"the file {printable(path)}", fix="name another place")
+    if _ENGINE in own and path.exists() and Path.cwd().is_relative_to(path.resolve()):
+        raise RepqError(
+            f"{name} is the working folder, or one around it, which would be written anew", found=printable(path),
+            fix="name a new folder",
+        )  # fmt: skip
     own += tuple(_listed(path / _ENGINE)) if _ENGINE in own else ()
     others = path.iterdir() if path.is_dir() else ()
     there = sorted(entry.name for entry in others if log_file is None or not _same(entry, log_file))

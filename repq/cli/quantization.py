@@ -41,6 +41,7 @@ TrainSplit = Annotated[Split, setting(flag="--split", help="Split to look at and
 PlanFile = Annotated[
     AnyPath | None, setting(flag="--plan", help="plan.yaml of `repq sensitivity`: its layers stay in float.")
 ]
+EvaluatedBudget = Annotated[Budget, Offer("max_drop", others=False, changes={"max_drop": {"excludes": "--no-eval"}})]
 SensitivityOut = Annotated[
     AnyPath, setting(flag="-o --out", writes=MEASURED, help="Folder for the measures, the plan and the report.")
 ]
@@ -82,7 +83,7 @@ def sensitivity_command(
 
 def ptq_command(
     shell: Shell, weights: Weights, out: CheckpointOut, data: AnyData, ptq: PtqConfig,
-    eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
+    eval: Annotated[EvalConfig, Offer("batch")], budget: EvaluatedBudget,
     graph: GraphConfig, deploy: DeployConfig, split: ValSplit = "val", imgsz: OwnSize = None, plan: PlanFile = None,
     target: Target = None, device: TorchDevice = "cpu", evaluate: Evaluated = True,
 ) -> None:  # fmt: skip
@@ -143,7 +144,7 @@ def qat_command(
                      "calibration.images": {**_FLOAT, "help": "Calibration images for float WEIGHTS."}},
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("batch")], budget: Annotated[Budget, Offer("max_drop", others=False)],
+    eval: Annotated[EvalConfig, Offer("batch")], budget: EvaluatedBudget,
     graph: GraphConfig, split: ValSplit = "val", imgsz: OwnSize = None,
     scheme: Annotated[
         Literal["symmetric", "asymmetric"] | None,

@@ -28,8 +28,9 @@ def demand_relations(options: list[Option], given: Mapping[str, Any], *, as_json
             continue
         shown = _spelled(option, given)
         for need in several(option.marks["needs"]):
-            if not any(_holds(one, by_name, given) for one in need.split(" or ")):
-                raise click.UsageError(f"{shown} has no effect without {_readable(need)}")
+            named = [one for one in need.split(" or ") if one.partition(" ")[0] in by_name]
+            if not any(_holds(one, by_name, given) for one in named):
+                raise click.UsageError(f"{shown} has no effect without {' or '.join(map(_readable, named))}")
         for other in _excluded(option, options) if given[option.name] is not False else ():
             if (other == "--json" and as_json) or (other != "--json" and _holds(other, by_name, given)):
                 raise click.UsageError(f"{shown} has no effect beside {_readable(other)}: give one of them")
@@ -72,12 +73,11 @@ def _spelled(option: Option, given: Mapping[str, Any]) -> str:
 
 
 def _readable(condition: str) -> str:
-    words = []
-    for one in condition.split(" or "):
-        name, _, wanted = one.partition(" ")
-        values = " or ".join(value for value in wanted.split("|") if value)
-        words.append(f"{name} {values}".strip() if name.startswith("-") else f"a {name} of the kind {values}")
-    return " or ".join(words)
+    name, _, wanted = condition.partition(" ")
+    values = " or ".join(value for value in wanted.split("|") if value)
+    if wanted and not values:
+        return f"leaving out {name}"
+    return f"{name} {values}".strip() if name.startswith("-") else f"a {name} of the kind {values}"
 
 
 def kinds_of(value: Any) -> set[str]:

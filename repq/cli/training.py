@@ -10,18 +10,17 @@ from repq.cli.options import (
     AnySeed,
     CheckpointOut,
     Data,
+    DataSplit,
     Imgsz,
     MaybeData,
     OwnSize,
     TorchDevice,
-    ValSplit,
     Weights,
 )
 from repq.cli.shell import Shell
 from repq.printable import command_line
 from repq.recipe import DeployConfig, EvalConfig, FuseConfig, GraphConfig, PruneConfig, TrainConfig
 from repq.recipe.base import AnyPath, Seed, setting
-from repq.recipe.data import Split
 
 TRAINED = ("weights.safetensors", "last.safetensors", "results.csv", "train.json", "scales.safetensors", "*.svg",
            "state*", "board")  # fmt: skip
@@ -54,7 +53,7 @@ def train_command(
 
 def fuse_command(
     shell: Shell, weights: Weights, out: CheckpointOut, fuse: FuseConfig, data: MaybeData = None,
-    split: Annotated[Split, setting(flag="--split", needs="--data", help="Split of the data set.")] = "val",
+    split: DataSplit = "val",
     imgsz: OwnSize = None, device: TorchDevice = "cpu",
     seed: Annotated[Seed, setting(flag="--seed", excludes="--data", help="Seed of the drawn images.")] = 0,
 ) -> None:  # fmt: skip
@@ -76,7 +75,7 @@ def prune_command(
             "unstructured", "recovery.epochs", "recovery.task_weight",
         ),
     ],
-    eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: ValSplit = "val",
+    eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: DataSplit = "val",
     imgsz: OwnSize = None, device: TorchDevice = "cpu", seed: AnySeed = 0,
     evaluate: Annotated[
         bool, setting(flag="--eval/--no-eval", needs="--data", help="Measure AP before and after.")

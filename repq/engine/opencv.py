@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,13 +67,13 @@ class OpenCv(Runtime):
 
 
 class OpenCvEngine(Engine):
-    """One network."""
+    """One network, which runs for one thread at a time: it holds the images that it works on."""
 
     def __init__(self, manifest: EngineManifest, data: bytes) -> None:
         import cv2
 
         super().__init__(manifest)
-        self._data = data
+        self._data, self._turn = data, Lock()
         try:
             self._net = cv2.dnn.readNetFromONNX(np.frombuffer(data, np.uint8))
         except cv2.error as error:
@@ -83,8 +84,8 @@ class OpenCvEngine(Engine):
 
         check_images(images, self.manifest.input)
         names = [output.name for output in self.manifest.outputs]
-        self._net.setInput(as_input(images, self.manifest.input), self.manifest.input.name)
-        with _threads(self.manifest.threads):
+        with self._turn, _threads(self.manifest.threads):
+            self._net.setInput(as_input(images, self.manifest.input), self.manifest.input.name)
             try:
                 found = self._net.forward(names)
             except cv2.error as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ def read_source(path: Path) -> Source:
     Raises:
         EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
     """
-    model, data = read_model(path, beside=True, error=EngineError)
+    model, sha256 = read_model(path, beside=True, error=EngineError)
     with refusing(f"{path} is no valid ONNX model", "export it again", EngineError):
         fix_inputs(model)
     inputs = [_tensor(value) for value in given_inputs(model)]
@@ -55,7 +54,7 @@ def read_source(path: Path) -> Source:
     return Source(
         model=model,
         name=path.name,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         input=inputs[0],
         outputs=tuple(_tensor(value) for value in model.graph.output),
         metadata=metadata_of(model),

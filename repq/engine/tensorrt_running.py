@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class PlanRunner:
     def __init__(self, engine: Any, images: TensorInfo, outputs: tuple[TensorInfo, ...]) -> None:
         from polygraphy import cuda
 
+        self._turn = Lock()
         self._engine = engine  # the context does not keep it alive
         self._context = engine.create_execution_context()
         if self._context is None:
@@ -63,7 +65,14 @@ class PlanRunner:
         weakref.finalize(self, _free, (*self._device.values(), self._stream))
 
     def __call__(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Run images (B, C, H, W) that fit the profile; outputs come back as new float32 arrays."""
+        """Run images (B, C, H, W) that fit the profile; outputs come back as new float32 arrays.
+
+        Threads take turns: the buffers are those of one run.
+        """
+        with self._turn:
+            return self._run(images)
+
+    def _run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         if images.shape != self._shape:
             self._set_shape(images.shape)
         staged = self._staged(self._input)

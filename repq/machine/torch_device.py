@@ -22,7 +22,7 @@ def resolve_device(device: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # a device without values, such as meta, gives none back
     except (RuntimeError, AssertionError) as error:
         what = f"torch cannot use the device {device!r}"
         raise EngineError(what, found=reason(error), fix="use --device cpu") from None

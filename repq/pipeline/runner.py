@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repq.artifact import Artifact, RunFolder
-from repq.errors import RecipeError, ToleranceError
-from repq.files import replacing, write_text
-from repq.identity import counts, describe
+from repq.artifact import Artifact, RunFolder, publish, read_artifact
+from repq.errors import RecipeError, RepqError, ToleranceError
+from repq.files import write_text
+from repq.identity import Identity, counts, describe, differences
 from repq.log import Log, quiet
 from repq.pipeline.budget import Attempt, lost, ways
 from repq.progress import Progress, silent
@@ -76,7 +76,7 @@ def run_recipe(
     artifacts = make_artifacts(recipe, work, "", progress, log, artifacts)
     if as_it_is:
         return RunOutcome(artifacts, artifacts["report"] / "report.html", _headline(recipe, artifacts), verdict)
-    report = _publish(work, recipe, artifacts)
+    report = _publish(work, recipe, artifacts, log)
     # Last, so that the report of a run that fails its check is there to show why.
     demand_agreement(artifacts["check"].result(CheckReport), need_no_agreement(recipe, verdict))
     if verdict.next is not None:
@@ -107,9 +107,10 @@ def make_artifacts(
             continue
         log(f"{stage.name} …")
         started = time.monotonic()
+        identity = stage.identity(recipe, artifacts, split)
         artifacts[stage.name] = artifact = folder.make(
-            stage.identity(recipe, artifacts, split),
-            functools.partial(_run, stage, recipe, dict(artifacts), progress, log),
+            identity,
+            functools.partial(_run, stage, identity, recipe, dict(artifacts), progress, log),
             contents=stage.contents,
             on_wait=log,
         )
@@ -133,10 +134,23 @@ def splits_of(recipe: Recipe) -> Callable[[str], Any]:
 
 
 def _run(
-    stage: Stage, recipe: Recipe, artifacts: Mapping[str, Artifact], progress: Progress, log: Log, payload: Path,
-    resume: Path,
+    stage: Stage, identity: Identity, recipe: Recipe, artifacts: Mapping[str, Artifact], progress: Progress, log: Log,
+    payload: Path, resume: Path,
 ) -> None:  # fmt: skip
-    result = stage.run(Job(stage.seen(recipe), stage.open_to(artifacts), payload, resume, progress, log))
+    """Let a stage do its work.
+
+    Raises:
+        RepqError: what it reads is not what it was before, so that nobody knows of which of both the result is.
+    """
+    read = stage.open_to(artifacts)
+    result = stage.run(Job(stage.seen(recipe), read, payload, resume, progress, log))
+    now = stage.identity(recipe, artifacts, splits_of(recipe))
+    changed = differences(identity.values(), now.values())
+    changed += [f"the artifact {artifact.folder}" for artifact in read.values() if not read_artifact(artifact.folder)]
+    if changed:
+        raise RepqError(
+            f"what {stage.name} reads changed while it ran", found=", ".join(changed), fix="run the same command again"
+        )
     if result is not None:
         write_text(payload / f"{stage.name}.json", result.model_dump_json(indent=1))
 
@@ -182,30 +196,16 @@ def _paths(value: Any, name: str) -> list[tuple[str, Path]]:
     ]
 
 
-def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Path:
+def _publish(work: Path, recipe: Recipe, artifacts: Mapping[str, Artifact], log: Log) -> Path:
     """Copy what stages publish into the run folder, and list the artifacts that belong to it."""
     for stage in stages():
-        if stage.publish is None or stage.name not in artifacts:
-            continue
-        artifact, target = artifacts[stage.name], work / stage.publish
-        for name in artifact.manifest.files:
-            _copy_if_new(artifact / name, target / name)
-        if stage.publish != ".":  # files of a run before, of another engine
-            for file in sorted(target.rglob("*"), reverse=True):
-                if file.is_file() and file.relative_to(target).as_posix() not in artifact.manifest.files:
-                    file.unlink()
+        if stage.publish is not None and stage.name in artifacts:
+            for kept in publish(artifacts[stage.name], work / stage.publish):
+                log(f"a file was in the way that no run had left so: it is {kept} now")
     lines = [f"{name}: {artifact.folder.relative_to(work)}" for name, artifact in artifacts.items()]
     text = "\n".join([f"# artifacts of the run {recipe.name}", *lines, ""])
     write_text(work / "artifacts.yaml", text)
     return work / "report.html"
-
-
-def _copy_if_new(source: Path, target: Path) -> None:
-    """Copy a file unless the target holds the same: a complete run on a read-only disk can still be read."""
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        with replacing(target) as beside:
-            beside.write_bytes(content)
 
 
 def _headline(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

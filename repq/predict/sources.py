@@ -92,14 +92,15 @@ def open_images(images: Sequence[str | Path | Image], log: Log = quiet) -> tuple
     """Open places, and arrays among them, in order.
 
     Raises:
-        DataError: as `open_sources`; an array that is no RGB image is left out where it is its turn.
+        DataError: as `open_sources`; or an array is no RGB image.
     """
     sources: list[Source] = []
     for number, image in enumerate(images):
         if isinstance(image, (str, Path)):
             sources += open_sources([str(image)], log)
         else:
-            sources.append(Source("", "images", iter([Pending(str(number), partial(read_rgb, image))]), 1))
+            decoded = Pending(str(number), partial(np.asarray, read_rgb(image)))
+            sources.append(Source("", "images", iter([decoded]), 1))
     return tuple(sources)
 
 

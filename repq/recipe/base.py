@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from operator import getitem
 from pathlib import Path
 from types import UnionType
@@ -80,8 +81,9 @@ C = TypeVar("C", bound=Config)
 
 Conditions = str | tuple[str, ...]
 """What an option needs, or excludes, on a command line: ``--fp16`` (given), ``--method percentile`` (has this value),
-``--engine torch|`` (has it, or is not given), ``MODEL onnx|engine`` (an argument is of one of these kinds).
-Alternatives are joined by `` or ``; of several needs in a tuple each has to hold. See `repq.cli.relations`."""
+``--engine torch|`` (has it, or is not given), ``--top |`` (is not given), ``MODEL onnx|engine`` (an argument is of one
+of these kinds; arguments that the command does not have do not count). Alternatives are joined by `` or ``; of several
+needs in a tuple each has to hold. See `repq.cli.relations`."""
 
 
 def setting(
@@ -146,7 +148,13 @@ def _as_size(value: Any) -> Any:
         if len(sizes) > 2 or None in sizes:
             raise ValueError(f"{value[:40]!r} is no image size; write 640 or 480x640 (height x width)")
         return sizes[0], sizes[-1]
-    return (value, value) if isinstance(value, int) else value
+    return (value, value) if isinstance(value, Real) else value
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("a path is empty, such as that of a variable without a value; the working folder is '.'")
+    return value
 
 
 def _as_path(path: Path) -> Path:
@@ -177,7 +185,7 @@ Decibels = Annotated[float, Field(ge=-1000, le=1000)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_size)]
 """Height and width in pixels; a single integer means a square; ``480x640`` is read as well."""
-AnyPath = Annotated[Path, AfterValidator(_as_path)]
+AnyPath = Annotated[Path, BeforeValidator(_named), AfterValidator(_as_path)]
 Device = Annotated[str, Field(pattern=r"^[a-z]{1,16}(:[0-9]{1,3})?$"), AfterValidator(_chosen_device)]
 """Where torch runs: ``cpu``, ``cuda``, ``cuda:1`` …; ``auto`` is ``cuda`` where torch finds a GPU, else ``cpu``."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]

@@ -244,6 +244,9 @@ class RecoveryConfig(QatConfig):
     epochs: Annotated[int, Field(ge=0, le=100_000)] = setting(
         0, flag="--epochs", needs="--data", help="Passes over the train split after pruning; 0: none."
     )
+    task_weight: Factor = setting(
+        0.0, flag="--task-weight", needs="--epochs", help="Weight of the labels; 0 needs none."
+    )
     scales: Literal["learned", "frozen"] = setting("frozen", help="Without effect.")
     feature_weight: Factor = setting(0.0, help="Weight of the channel-wise imitation of the neck's maps.")
 
@@ -330,7 +333,10 @@ class SensitivityConfig(Config):
     ap: tuple[ApSweep, ...] = setting(
         (), flag="--ap", help="AP sweeps (slow): only one layer in INT8, only one in float; repeat for both."
     )
-    ap_images: Count | None = setting(None, flag="--ap-images", help="Images for AP.  [default: the whole split]")
+    ap_images: Count | None = setting(
+        None, flag="--ap-images", needs=("--ap or --top |", "--ap or --max-float |"),
+        help="Images for AP.  [default: the whole split]",
+    )  # fmt: skip
     batch: Batch = setting(8, help="Images in memory with all activations of the model.")
     group: Count = setting(16, help="Layers that share a recorded forward pass; a killed sweep loses at most so many.")
 
@@ -351,7 +357,7 @@ class PlanConfig(Config):
     )  # fmt: skip
     max_drop: Share | None = max_drop("Keep the fewest in float that hold this AP budget on train images.")
     max_float: Share | None = setting(
-        None, flag="--max-float", excludes=("--top", "--max-drop", "--min-int8", "--latency"),
+        None, flag="--max-float", excludes=("--top", "--max-drop", "--min-int8", "--latency", "--measure"),
         help="Keep in float what raises the SNR of boxes and scores most, at most this share of the multiply-adds; "
         "needs no labels.",
     )  # fmt: skip

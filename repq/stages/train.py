@@ -148,14 +148,13 @@ def _draw(report: TrainReport, out: Path, log: Log) -> None:
 
 
 def _initial_model(config: TrainConfig, initial: Weights | None, num_classes: int, seed: int, log: Log) -> Detector:
-    import torch
-
+    from repq.machine.torch_random import seeded
     from repq.model import build
     from repq.train import fine_tuned
 
     if initial is None:
-        torch.manual_seed(seed)
-        return build(config.model, num_classes)
+        with seeded(seed):
+            return build(config.model, num_classes)
     result = fine_tuned(initial.model, num_classes, config)
     for note in result.notes:
         log(note)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from repq.errors import TrainingError
+from repq.machine.torch_random import seeded
 from repq.model import Detector, Spec, TrainOutput
 from repq.recipe import ImitationConfig, LoopConfig
 from repq.train.boxes import AnchorGrid, grid_of
@@ -189,8 +190,7 @@ class Teacher:
                 found=f"{[tuple(maps.shape[2:]) for maps in taught]}, {[tuple(maps.shape[2:]) for maps in own]}",
                 fix="set feature_weight and projector_weight to 0",
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             made = {
                 str(mine): projector(own[mine].shape[1], taught[theirs].shape[1])
                 for mine, theirs in pairs

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -457,3 +461,276 @@ def test_all_images_of_a_folder_are_trained_on(forms: Forms, as_list: bool) -> N
     images = sorted(folder.iterdir()) if as_list else folder
     trained = forms.quantized.qat(images, imgsz=SIZE, epochs=1, batch=2, workers=0)
     assert trained.report.images == len(list(folder.iterdir()))
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+NO_SIZES: tuple[Any, ...] = (
+    (64,),
+    (64, 64, 64),
+    0,
+    -64,
+    10**9,
+    True,
+    64.5,
+    (64, "a"),
+    [64],
+    (None, 64),
+    b"64",
+    float("nan"),
+)
+OUTSIDE: dict[str, tuple[object, ...]] = {
+    "seed": (-1, 2**70, 1.5, "x", True, float("nan")),
+    "batch": (0, -1, 2.5, "x", None, True, 10**9),
+    "num_classes": (0, -1, 1.5, 10**9, True, "x"),
+    "device": ("nonsense", "", "meta", "cuda:99"),
+}
+
+
+@pytest.mark.parametrize(
+    "size", [np.int64(SIZE), [SIZE, SIZE], np.array([SIZE, SIZE]), float(SIZE), (np.int32(SIZE), SIZE)]
+)
+def test_a_size_is_a_number_of_any_kind_or_two(forms: Forms, size: Any) -> None:
+    for model in (forms.float_, forms.onnx, forms.engine):
+        assert model.size(size) == (SIZE, SIZE) and all(type(side) is int for side in model.size(size))
+
+
+@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+def test_what_is_no_size_is_refused_by_every_step(forms: Forms, tmp_path: Path, size: Any) -> None:
+    for model in (forms.float_, forms.onnx, forms.engine):
+        with pytest.raises(repq.RepqError):
+            model.detect(picture(8, 8), imgsz=size)
+    for step in (
+        lambda: forms.float_.export(tmp_path / "x.onnx", imgsz=size),
+        lambda: repq.load(forms.root / "float.safetensors", engine="onnxruntime", imgsz=size),
+        lambda: repq.load(forms.root / "float.onnx", imgsz=size),
+        lambda: repq.train_model(forms.data, imgsz=size),
+    ):
+        with pytest.raises(repq.RepqError):
+            step()
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, few in OUTSIDE.items() for value in few], ids=repr)
+def test_plain_arguments_have_limits(forms: Forms, name: str, value: Any) -> None:
+    image, few = picture(8, 8), {"epochs": 1, "batch": 2, "workers": 0}
+    steps = {
+        "seed": (
+            lambda: repq.build_model("yolov6n_v2", 3, seed=value),
+            lambda: repq.train_model(forms.data, imgsz=SIZE, seed=value, **few),
+            lambda: forms.quantized.qat(forms.images[:2], seed=value, **few),
+            lambda: forms.float_.prune(seed=value),
+            lambda: forms.float_.quantize([image], imgsz=SIZE, seed=value),
+        ),
+        "batch": (lambda: forms.float_.detect([image], imgsz=SIZE, batch=value),),
+        "num_classes": (lambda: repq.build_model("yolov6n_v2", value),),
+        "device": (
+            lambda: repq.load(forms.root / "float.safetensors", device=value).detect(image, imgsz=SIZE),
+            lambda: repq.train_model(forms.data, imgsz=SIZE, device=value, **few),
+            lambda: forms.quantized.on(device=value).qat(forms.images[:2], **few),
+        ),
+    }
+    for step in steps[name]:
+        with pytest.raises(repq.RepqError):
+            step()
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b"), ("a", "a", "b"), "abc", ("a", "b", "c", "d"), (1, 2, 3)])
+def test_a_name_for_every_class(names: Any) -> None:
+    with pytest.raises(repq.RepqError):
+        repq.build_model("yolov6n_v2", 3, names=names)
+
+
+def test_one_name_may_stand_for_a_list_of_one(forms: Forms) -> None:
+    image = forms.images[0]
+    options = {"imgsz": SIZE, "auto": False}
+    one, listed = (forms.float_.quantize(image, keep_float=kept, **options) for kept in ("neck.*", ["neck.*"]))
+    assert one.weights.plan == listed.weights.plan and one.weights.plan.float_  # type: ignore[union-attr]
+    assert forms.onnx.check(forms.data, forms.engine, max_drop=1.0).passed
+    short = {"threads": (1,), "rounds": 1, "runs_per_round": 1, "warmup": 0}
+    assert len(forms.onnx.bench(engines="onnxruntime", images=image, **short).rows) == 4
+
+
+def test_a_check_of_nothing_is_an_error(forms: Forms) -> None:
+    with pytest.raises(repq.RepqError, match="nothing to compare"):
+        forms.quantized.check(forms.data, engines=[])
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32), None, 7, [None],
+     torch.zeros(8, 8, 3, dtype=torch.uint8), b"123", np.zeros((2, 8, 8, 3), np.uint8), np.zeros((0, 8, 3), np.uint8)],
+    ids=lambda image: f"{type(image).__name__} {getattr(image, 'shape', '')}",
+)  # fmt: skip
+def test_no_step_leaves_out_what_is_no_image(forms: Forms, image: Any, several: bool) -> None:
+    given_ = [forms.images[0], image] if several else image
+    steps: list[Callable[[Any], Any]] = [
+        forms.onnx.detect, lambda images: list(forms.onnx.predict(images)),
+        lambda images: forms.float_.quantize(images, imgsz=SIZE), lambda images: forms.onnx.bench(images=images),
+    ]  # fmt: skip
+    for step in steps:
+        with pytest.raises(DataError):
+            step(given_)
+
+
+def test_images_in_whatever_holds_them(forms: Forms) -> None:
+    paths = forms.images[:3]
+    expected = forms.onnx.detect(paths)
+    for images in (iter(paths), (path for path in paths), dict.fromkeys(paths), map(str, paths), tuple(paths)):
+        assert all(map(same, forms.onnx.detect(images), expected))  # type: ignore[call-overload]
+
+
+def test_what_is_given_beside_a_whole_config_counts(forms: Forms) -> None:
+    images = forms.images[:3]
+    config = repq.PtqConfig(calibration={"method": "max", "images": 3}, keep_float=("detect.*",))
+    both = forms.float_.quantize(
+        forms.data, imgsz=SIZE, config=config, scheme="asymmetric", weight_granularity="tensor", limit=2,
+        keep_float=["neck.*"], method="percentile", percentile=99.0,
+    )  # fmt: skip
+    made = both.weights.config  # type: ignore[union-attr]
+    assert (made.scheme, made.weight_granularity, both.report.images) == ("asymmetric", "tensor", 2)
+    assert (made.calibration.method, made.calibration.percentile) == ("percentile", 99.0)
+    assert {"detect", "neck"} <= {layer.partition(".")[0] for layer in both.weights.plan.float_}  # type: ignore[union-attr]
+    chosen = forms.float_.quantize(images, imgsz=SIZE, config=repq.PtqConfig(), method="max")
+    assert chosen.weights.config.calibration.method == "max"  # type: ignore[union-attr]
+    few = repq.QatConfig(epochs=1, batch=3, workers=0)
+    assert len(forms.quantized.qat(images, config=few, epochs=2).report.epochs) == 2
+    measured = forms.float_.sensitivity(
+        images, imgsz=SIZE, ptq=config, count=1, config=repq.SensitivityConfig(images=2, end_to_end=False)
+    )
+    assert len(measured.images) == 1
+
+
+def test_options_without_effect_are_errors(forms: Forms, tmp_path: Path) -> None:
+    float_, onnx, engine = forms.float_, forms.onnx, forms.engine
+    for step in (
+        lambda: float_.on(engine="onnxruntime"),
+        lambda: engine.on(engine="openvino"),
+        lambda: onnx.on(half=True),
+        lambda: repq.load(forms.root / "float.onnx", half=True),
+        lambda: repq.load(forms.root / "engine", half=True),
+        lambda: float_.fuse(tolerance=1e-9),
+        lambda: float_.fuse(count=2),
+        lambda: float_.quantize(forms.images[:1], imgsz=SIZE, auto=True, method="max"),
+        lambda: float_.export(tmp_path / "one.onnx", imgsz=SIZE).build("onnxruntime", batch=4),
+    ):
+        with pytest.raises(repq.RepqError):
+            step()
+
+
+# --- files that change meanwhile -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_file(forms: Forms, tmp_path: Path) -> repq.Model:
+    """A handle of an ONNX file that nothing else uses."""
+    return repq.load(forms.onnx.save(tmp_path / "own.onnx"))
+
+
+@pytest.mark.parametrize("step", ["detect", "evaluate", "build", "save", "quantize", "on"])
+@pytest.mark.parametrize("happens", ["replaced", "written over", "deleted", "unchanged", "touched"])
+def test_a_handle_is_the_file_that_was_opened(
+    forms: Forms, own_file: repq.Model, tmp_path: Path, step: str, happens: str
+) -> None:
+    path, image = own_file.path, picture(40, 50)
+    assert path is not None
+    other = bytearray(path.read_bytes())
+    other[len(other) // 2] ^= 1
+    if happens == "replaced":
+        (tmp_path / "new").write_bytes(other)
+        (tmp_path / "new").replace(path)
+    elif happens == "written over":
+        path.write_bytes(other)
+    elif happens == "deleted":
+        path.unlink()
+    elif happens == "touched":
+        os.utime(path, ns=(1, 1))
+    steps = {
+        "detect": lambda: own_file.detect(image),
+        "evaluate": lambda: own_file.evaluate(forms.data),
+        "build": lambda: own_file.build("onnxruntime"),
+        "save": lambda: own_file.save(tmp_path / "copy.onnx"),
+        "quantize": lambda: own_file.quantize(forms.images[:1], auto=False),
+        "on": lambda: own_file.on(threads=1).infer(np.zeros((1, 3, SIZE, SIZE), np.float32)),
+    }
+    if happens in ("unchanged", "touched"):
+        steps[step]()
+    else:
+        with pytest.raises(repq.RepqError, match=r"own\.onnx"):
+            steps[step]()
+
+
+def test_handles_stay_what_they_are_wherever_the_process_goes(
+    forms: Forms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(40, 50)
+    expected, places = forms.onnx.detect(image), (tmp_path / "here", tmp_path / "there")
+    for place in places:
+        place.mkdir()
+    forms.onnx.save(places[0] / "m.onnx")
+    forms.engine.save(places[0] / "engine")
+    repq.build_model("yolov6n_v2", 3).export(places[1] / "m.onnx", imgsz=SIZE)
+    monkeypatch.chdir(places[0])
+    opened = repq.load("m.onnx"), repq.load("engine")
+    monkeypatch.chdir(places[1])
+    for model in opened:
+        assert same(model.detect(image), expected)
+    assert same(opened[0].build("onnxruntime").detect(image), expected)
+
+
+def test_nothing_is_exported_over_its_own_source(own_file: repq.Model, tmp_path: Path) -> None:
+    assert own_file.path is not None
+    before = own_file.path.read_bytes()
+    (tmp_path / "link.onnx").symlink_to(own_file.path)
+    for path in (own_file.path, tmp_path / "link.onnx"):
+        with pytest.raises(repq.RepqError, match="exported from"):
+            own_file.export(path)
+    assert own_file.path.read_bytes() == before
+
+
+def test_weights_in_other_files_belong_to_the_model(forms: Forms, tmp_path: Path) -> None:
+    import onnx
+
+    assert forms.onnx.path is not None
+    parts = tmp_path / "parts.onnx"
+    onnx.save(onnx.load(forms.onnx.path), parts, save_as_external_data=True, location="parts.bin", size_threshold=0)
+    image, model = picture(40, 50), repq.load(parts)
+    expected = forms.onnx.detect(image)
+    (tmp_path / "alone").mkdir()
+    whole = repq.load(model.save(tmp_path / "alone/whole.onnx"))
+    assert same(whole.detect(image), expected)
+    content = bytearray((tmp_path / "parts.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "parts.bin").write_bytes(content)
+    with pytest.raises(EngineError, match="opened"):
+        model.detect(image)
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino", "ncnn", "opencv"])
+def test_threads_share_a_handle(forms: Forms, tmp_path: Path, engine: str) -> None:
+    model = forms.float_.on()
+    if engine != "torch":
+        try:
+            model = model.build(engine, imgsz=SIZE)
+        except EngineError as error:
+            pytest.skip(str(error))
+    images = [picture(40 + 8 * number, 50, number) for number in range(4)]
+    expected = [model.detect(image, imgsz=SIZE) for image in images]
+    with ThreadPoolExecutor(len(images)) as pool:
+        found = pool.map(lambda image: [model.detect(image, imgsz=SIZE) for _ in range(6)], images)
+        for boxes, wanted in zip(found, expected, strict=True):
+            assert all(same(one, wanted) for one in boxes)
+
+
+def test_fresh_weights_depend_on_the_seed_alone(forms: Forms) -> None:
+    def weights(seed: int) -> bytes:
+        model = repq.build_model("yolov6n_v2", 3, seed=seed).weights.model  # type: ignore[union-attr]
+        return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+    expected, before = [weights(seed) for seed in range(3)], torch.random.get_rng_state()
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(weights, [0, 1, 2] * 4)) == expected * 4
+    assert torch.equal(torch.random.get_rng_state(), before)

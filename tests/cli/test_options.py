@@ -168,9 +168,10 @@ def test_all_conditions_name_options_of_the_command() -> None:
 @pytest.mark.parametrize(("command", "option", "need"), CONDITIONS, ids=names)
 def test_an_option_without_what_it_needs(command: str, option, need: str, material: Material, folder: Path) -> None:
     line = material.line(command)
-    argument = need.partition(" ")[0]
+    own = {name for other in options(command) for name in other.names}
+    argument, _, kinds = next(one.partition(" ") for one in need.split(" or ") if one.partition(" ")[0] in own)
     if not argument.startswith("-"):  # a model of another kind
-        wanted = set(need.partition(" ")[2].split(" or ")[0].split("|"))
+        wanted = set(kinds.split("|"))
         wrong = {"onnx": "model.onnx", "engine": "an engine", "float": "float.pt"}
         also = {"onnx": "float", "float": "checkpoint"}  # such a file may be one of these as well
         kind = next(one for one in wrong if wanted.isdisjoint({one, also.get(one)}))
@@ -179,6 +180,10 @@ def test_an_option_without_what_it_needs(command: str, option, need: str, materi
             (folder / file).touch()
         models = [wrong[kind]] * (2 if "alone" in need else 1)
         line = material.line(command, **{argument: models})
+    elif need.endswith(" |"):  # an option is not to be there
+        name = need.split()[-2]
+        other = next(one for one in options(command) if one.name == name)
+        line = [*material.line(command), *given(material, command, other)]
     elif "torch|" in need:
         line = [*material.line(command), "--engine", "onnxruntime"]
     elif need.startswith("--engine"):

@@ -261,3 +261,35 @@ def test_a_log_file_in_the_folder_of_the_output_is_no_stranger_there(
     else:
         assert [result.exit_code for result in results] == [0, 0], results[1].output
         assert begun == [command] * 2 and (folder / "new/out/log.txt").read_text().count("begun") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(name, option) for name, option in every_option() if is_path(option)], ids=names
+)
+def test_no_path_is_empty(command: str, option, material: Material, folder: Path) -> None:
+    """A shell gives that for a variable without a value; Python takes it for the working folder."""
+    assert "empty" in refused(invoke(*material.line(command, **{key(option): [""]})))
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("place", [".", "..", "./", "../work"])
+def test_the_working_folder_is_not_replaced(
+    place: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    before = work.stat().st_ino
+    refused(invoke(*material.line("build", out=[place])))
+    assert work.stat().st_ino == before and not list(work.iterdir()) and list(tmp_path.iterdir()) == [work]
+
+
+def test_what_was_found_can_lie_in_the_working_folder(material: Material, folder: Path) -> None:
+    line = material.line("predict", out=["."])
+    assert invoke(*line).exit_code == 0
+    before = (folder / "predictions.json").read_bytes()
+    refused(invoke(*line))  # predictions are replaced as a whole folder, which this one cannot be
+    assert (folder / "predictions.json").read_bytes() == before
+    (folder / "mine").write_text("x")
+    assert invoke(*line, "--force").exit_code == 0
+    assert (folder / "mine").exists()

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from repq.errors import RepqError
+from repq.log import quiet
 from repq.pipeline import RunOutcome, run_recipe
-from repq.pipeline.runner import splits_of
+from repq.pipeline.runner import make_artifacts, splits_of
+from repq.progress import silent
 from repq.recipe import Recipe, parse_recipe
 from repq.recipe.whole import stages
+from repq.results import FusionReport, Result
 from repq.stages import Stage
+from repq.stages.stage import Job
 
 RUN = {
     "name": "tiny",
@@ -74,10 +79,14 @@ def outcome(inputs: Inputs) -> RunOutcome:
     return run_recipe(inputs.recipe, inputs.folder / "run")
 
 
-def flip(path: Path) -> None:
+def change(path: Path) -> None:
+    """Another object, a remark, or another byte."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+    if path.suffix in (".txt", ".yaml") and not data.startswith(b"# "):  # as manifests do
+        data += b"0 0.5 0.5 0.25 0.125\n" if path.suffix == ".txt" else b"# a remark\n"
+    else:
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def first(folder: Path, pattern: str) -> Path:
@@ -103,11 +112,7 @@ def test_a_byte_changes_what_reads_it_and_nothing_else(
     assert before == {stage: artifact.manifest.key for stage, artifact in outcome.artifacts.items()}
     path = find(inputs)
     content = path.read_bytes()
-    if path.suffix in (".txt", ".yaml") and path != inputs.manifest:
-        changed = content + (b"0 0.5 0.5 0.25 0.125\n" if path.suffix == ".txt" else b"# a remark\n")
-        path.write_bytes(changed)
-    else:
-        flip(path)
+    change(path)
     try:
         after = inputs.identities(outcome)
     finally:
@@ -133,3 +138,35 @@ def test_a_stage_gets_no_artifact_that_its_identity_lacks(inputs: Inputs, outcom
         other = replace(artifact, manifest=artifact.manifest.model_copy(update={"contents": contents}))
         changed = stage.identity(inputs.recipe, {**outcome.artifacts, name: other}, splits_of(inputs.recipe))
         assert (changed.key != whole.key) == (name in got)
+
+
+def test_what_changes_while_a_stage_runs_is_an_error(
+    inputs: Inputs, outcome: RunOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No artifact is kept of which nobody knows whether it is of the files before or after the change."""
+    fused = outcome.artifacts["fuse"] / "fused.safetensors"
+    cases = {
+        "fuse": [inputs.weights, inputs.data, first(inputs.folder / "demo/labels/val", "*.txt")],
+        "ptq": [inputs.manifest, fused, first(inputs.folder / "demo/images/train", "*.*")],
+    }
+    meddled: list[Path] = []
+
+    def meddling(stage: Stage) -> Stage:
+        def run(job: Job) -> Result:
+            for path in meddled:
+                change(path)
+            return FusionReport.model_construct()  # what it would have measured is not looked at
+
+        return replace(stage, run=run) if stage.name in cases else stage
+
+    monkeypatch.setattr("repq.stages.STAGES", tuple(map(meddling, stages())))
+    for name, paths in cases.items():
+        made = {other: outcome.artifacts[other] for other in ("fuse", "sensitivity") if name == "ptq"}
+        for path in paths:
+            content, meddled[:] = path.read_bytes(), [path]
+            try:
+                with pytest.raises(RepqError, match=f"what {name} reads changed"):
+                    make_artifacts(inputs.recipe, tmp_path, name, silent, quiet, made)
+            finally:
+                path.write_bytes(content)
+            assert not [path for path in tmp_path.glob(f"{name}/*") if not path.name.startswith(".")]

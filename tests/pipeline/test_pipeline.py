@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,36 @@ def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -
     assert about["precision"] in (first.verdict.ship and "int8", "float32")
     card = (deploy / "README.md").read_text()
     assert "AP50" in card and "GPL-3.0" in card and first.artifacts["bench"].result(BenchReport).environment.cpu in card
-    (deploy / "engine" / "of a run before").write_text("x")
+
+
+def test_only_files_of_runs_are_replaced_or_removed(first: RunOutcome, work: Path) -> None:
+    deploy, package, own = work / "deploy", first.artifacts["package"], {"notes.txt", "engine/mine.txt"}
+    before = package.folder.with_name("of a run before")
+    before.mkdir()
+    digests = {"engine/old.xml": sha256(b"x").hexdigest(), "README.md": sha256(b"before").hexdigest()}
+    manifest = package.manifest.model_copy(update={"files": digests})
+    (before / "manifest.json").write_text(manifest.model_dump_json())
+    (deploy / "engine/old.xml").write_text("x")
+    (deploy / "README.md").write_text("before")
+    for name in own:
+        (deploy / name).write_text("mine")
     run_recipe(recipe(), work)
-    assert not (deploy / "engine" / "of a run before").exists()
+    assert not (deploy / "engine/old.xml").exists()
+    card = (package / "README.md").read_text()
+    assert (deploy / "README.md").read_text() == card and not (deploy / "README.md.before").exists()
+    said: list[str] = []
+    for edited in ("mine", "mine too"):
+        (deploy / "README.md").write_text(edited)
+        (work / "report.md").write_text(edited)
+        run_recipe(recipe(), work, log=said.append)
+    for name, place in (("README.md", deploy), ("report.md", work)):
+        assert [(place / f"{name}.before{end}").read_text() for end in ("", "-2")] == ["mine", "mine too"]
+        assert any(f"{name}.before" in line for line in said)
+    assert (deploy / "README.md").read_text() == card
+    assert all((deploy / name).read_text() == "mine" for name in own)
+    shutil.rmtree(before)
+    for path in [deploy / name for name in own]:
+        path.unlink()
 
 
 @pytest.mark.parametrize("target", [None, "tensorrt"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repq.errors import RepqError
 from repq.layers import LayerId
+from repq.machine.torch_random import seeded
 from repq.model.detector import Detector
 from repq.model.onnx_graph import GraphSpec
 from repq.model.onnx_graph.head import Split, split
@@ -154,7 +155,6 @@ def program_of(skeleton: str, imgsz: tuple[int, int]) -> tuple[Program, Split]:
     model = read_skeleton(skeleton)
     name = given_inputs(model)[0].name
     layers = {node.output[0]: layer for layer, node in layer_nodes(model).items()}
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.device("cpu"), seeded(0):
         program = trace(model, {name: [torch.rand(1, 3, *imgsz) for _ in range(_PROBED)]}, layers)
     return program, split(program, imgsz)
