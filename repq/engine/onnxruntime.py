@@ -31,6 +31,7 @@ from repq.engine.base import (
 from repq.errors import EngineError, reason
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
+from repq.log import without_warnings
 from repq.machine.cpu import cpu_name, has_dot_products, is_x86
 from repq.machine.cuda import gpu_or_none
 from repq.onnx_file import refusing
@@ -265,7 +266,7 @@ def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, without_warnings():
         path = scratch / _MODEL
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
         return onnx.load(str(path))
