@@ -92,7 +92,7 @@ def _for_onnxruntime(model: ModelProto) -> ModelProto:
     return lower(model, every_cpu=True)
 
 
-def _slow_layers(model: ModelProto) -> tuple[str, ...]:
+def _remarks(model: ModelProto) -> tuple[str, ...]:
     from repq.graph.lowering_onnxruntime import with_unsigned_weights
 
     slow, floats = with_unsigned_weights(model), [node for node in model.graph.node if node.op_type in CONVOLUTIONS]
@@ -100,9 +100,7 @@ def _slow_layers(model: ModelProto) -> tuple[str, ...]:
         f"layers with UINT8 weights, exact on every CPU, but two to three times as slow: {len(slow)}; without them: "
         "--for onnxruntime-vnni (for CPUs with INT8 dot products) or `repq ptq --reduce-range`"
     )
-    needed = (
-        f"layers that run in float, as before SiLU: {len(floats)}; --for onnxruntime-vnni has all but grouped in INT8"
-    )
+    needed = f"layers in float, as before SiLU: {len(floats)}; --for onnxruntime-vnni has all but grouped ones in INT8"
     return *([remark] if slow else []), *([needed] if floats else [])
 
 
@@ -139,7 +137,7 @@ FORMS: list[Form] = [
         "onnxruntime",
         _for_onnxruntime,
         portable=False,
-        remarks=_slow_layers,
+        remarks=_remarks,
     ),
     Form(
         "onnxruntime-vnni",
