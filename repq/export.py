@@ -7,10 +7,7 @@ named ``<LayerId>``.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_changes
 
 import onnx
@@ -30,6 +27,7 @@ from repq.graph.propagation import propagate_qdq
 from repq.graph.surgeon import export_graph, import_graph
 from repq.identity import identify
 from repq.layers import LayerId
+from repq.log import without_warnings
 from repq.model import Detector, Spec, build, family_named, layer_ids
 from repq.preprocessing import Preprocessing
 from repq.quant import scale_table
@@ -184,7 +182,7 @@ def _torch_export(model: nn.Module, imgsz: tuple[int, int], config: ExportConfig
     # torch.export takes a batch of 1 for a constant, so a dynamic axis is shown with 2
     images = torch.zeros(config.batch or 2, 3, *imgsz)
     dynamic = ({0: torch.export.Dim("batch", min=1)},) if config.batch is None else None
-    with _silent():
+    with without_warnings():
         program = torch.onnx.export(
             model,
             (images,),
@@ -198,19 +196,6 @@ def _torch_export(model: nn.Module, imgsz: tuple[int, int], config: ExportConfig
     assert program is not None, "the dynamo exporter returns a program"
     result: ModelProto = program.model_proto
     return result
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporter's notes about optional packages and its own deprecations from the user."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _clean(model: ModelProto, name: str) -> ModelProto:

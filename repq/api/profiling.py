@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import time
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from repq.api.model import Model
 
 WARMUP = 3
+_LAYER = "layer "
 
 
 def profiled(
@@ -57,17 +59,17 @@ def profiled(
 
 
 def _in_torch(model: Model, images: Any, runs: int) -> tuple[NodeTime, ...]:
-    """By torch's profiler: every layer with all that it calls, and the operators outside of layers by their kind."""
+    """By torch's profiler: every layer with all that it calls, and the operators outside of layers."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
     assert model.weights is not None
-    network, known = model.weights.model, set(model.layers)
+    network = model.weights.model
     open_: list[Any] = []
 
     def enter(name: str) -> Any:
         def hook(*_: Any) -> None:
-            open_.append(record_function(f"layer {name}"))
+            open_.append(record_function(f"{_LAYER}{name}"))
             open_[-1].__enter__()
 
         return hook
@@ -76,9 +78,9 @@ def _in_torch(model: Model, images: Any, runs: int) -> tuple[NodeTime, ...]:
         open_.pop().__exit__(None, None, None)
 
     handles: list[Any] = []
-    for name, module in network.named_modules():
-        if name in known:
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    for place, layer in _places(dict(network.named_modules()), model.layers).items():
+        module = network.get_submodule(place)
+        handles += [module.register_forward_pre_hook(enter(layer)), module.register_forward_hook(leave)]
     on_gpu = torch.cuda.is_available() and model.options.device.startswith("cuda")
     try:
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
@@ -87,19 +89,41 @@ def _in_torch(model: Model, images: Any, runs: int) -> tuple[NodeTime, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    rows: dict[tuple[str, str | None], float] = {}
-    for event in found.events():
-        if event.cpu_parent is not None and not event.name.startswith("layer "):
-            continue
-        inside = event.name.startswith("layer ")
-        key = (event.name.removeprefix("layer "), event.name.removeprefix("layer ")) if inside else (event.name, None)
-        spent = event.device_time_total if on_gpu else event.cpu_time_total
-        rows[key] = rows.get(key, 0.0) + spent / 1e3 / runs
+    outer = [event for event in found.events() if event.cpu_parent is None or event.name.startswith(_LAYER)]
+    outer.sort(key=lambda event: event.time_range.start)
+    spent = [(event.device_time_total if on_gpu else event.cpu_time_total) / 1e3 for event in outer]
     dtype = model.running.precision
     return tuple(
-        NodeTime(name=name, kind="layer" if layer else name, layer=layer, ms=ms, precision=dtype if layer else "")
-        for (name, layer), ms in rows.items()
-    )
+        NodeTime(
+            name=name.removeprefix(_LAYER), kind="layer" if name.startswith(_LAYER) else name, ms=ms,
+            layer=name.removeprefix(_LAYER) if name.startswith(_LAYER) else None,
+            precision=dtype if name.startswith(_LAYER) else "",
+        )
+        for name, ms in _mean_run([event.name for event in outer], spent, runs)
+    )  # fmt: skip
+
+
+def _places(modules: Collection[str], layers: Iterable[str]) -> dict[str, str]:
+    """Layers by the module that computes them: in an unfused model the block of which fusing makes the layer."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        place = layer
+        while place not in modules:
+            place = place.rpartition(".")[0]  # "" is the whole model
+        found.setdefault(place, []).append(layer)
+    inside = {place for place in found for other in found if other.startswith(f"{place}.")}
+    return {place: own[0] for place, own in found.items() if place and len(own) == 1 and place not in inside}
+
+
+def _mean_run(names: Sequence[str], spent: Sequence[float], runs: int) -> list[tuple[str, float]]:
+    """The mean of runs that follow each other; by name where they do not do the same in the same order."""
+    length = len(names) // runs
+    if list(names) == list(names[:length]) * runs:
+        return [(names[place], sum(spent[place::length]) / runs) for place in range(length)]
+    found: dict[str, float] = {}
+    for name, ms in zip(names, spent, strict=True):
+        found[name] = found.get(name, 0.0) + ms / runs
+    return list(found.items())
 
 
 def nsight_lines(arguments: list[str], out: Path) -> tuple[str, ...]:

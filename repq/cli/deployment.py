@@ -108,7 +108,7 @@ def describe_command(
     ] = None,
     threads: Annotated[
         Threads | None,
-        setting(flag="--threads", needs="MODEL onnx|engine or --engine onnxruntime|openvino",
+        setting(flag="--threads", needs="MODEL onnx|engine on the CPU or --engine onnxruntime|openvino",
                 excludes="--engine tensorrt", help=OWN_THREADS),
     ] = None,
 ) -> None:  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from repq.cli.generated import Offer
 from repq.cli.options import (
-    OWN_THREADS,
     WHERE,
     AnySeed,
     Data,
@@ -23,7 +22,7 @@ from repq.cli.options import (
 from repq.cli.shell import Shell
 from repq.machine.cpu import cpu_cores
 from repq.recipe import BenchConfig, CheckConfig, EngineName, EvalConfig, GraphConfig
-from repq.recipe.base import AnyPath, Batch, Count, Device, Threads, setting
+from repq.recipe.base import AnyPath, Batch, Count, Device, setting
 from repq.recipe.deployment import RuntimeName
 
 PROFILED = ("profile.json", "trace.json", "report.*", "*.svg")
@@ -34,10 +33,7 @@ def eval_command(
     shell: Shell, model: Model, data: Data, eval: EvalConfig, graph: GraphConfig, split: ValSplit = "val",
     imgsz: OwnSize = None,
     engine: Runtime = None,
-    threads: Annotated[
-        Threads | None,
-        setting(flag="--threads", excludes="--engine tensorrt", help=OWN_THREADS),
-    ] = None,
+    threads: RunThreads = None,
     device: RunDevice = "cpu",
 ) -> None:  # fmt: skip
     """The AP is that of pycocotools, over all classes and thresholds."""

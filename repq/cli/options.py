@@ -30,7 +30,10 @@ TorchDevice = Annotated[Device, setting(flag="--device", help=WHERE)]
 RunDevice = Annotated[Device, setting(flag="--device", needs=("MODEL checkpoint", "--engine torch|"), help=WHERE)]
 Runtime = Annotated[RuntimeName | None, setting(flag="--engine", help="Runtime.  [default: what fits the file]")]
 OWN_THREADS = "CPU threads.  [default: the runtime's own]"
-RunThreads = Annotated[Threads | None, setting(flag="--threads", help=OWN_THREADS)]
+ON_CPU = "MODEL checkpoint|onnx|engine on the CPU"
+RunThreads = Annotated[
+    Threads | None, setting(flag="--threads", needs=ON_CPU, excludes="--engine tensorrt", help=OWN_THREADS)
+]
 AnySeed = Annotated[Seed, setting(flag="--seed", help="Seed of everything that is random.")]
 CheckpointOut = Annotated[AnyPath, setting(flag="-o --out", writes=".safetensors|.onnx", help=OUT)]
 Target = Annotated[

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from repq.cli.options import MODEL_FILE, WHERE, Model, OwnSize, RunThreads, Runtime
+from repq.cli.options import MODEL_FILE, ON_CPU, OWN_THREADS, WHERE, Model, OwnSize, Runtime
 from repq.cli.shell import Shell
 from repq.recipe import PredictConfig
-from repq.recipe.base import AnyPath, Device, setting
+from repq.recipe.base import AnyPath, Device, Threads, setting
 
 
 def predict_command(
@@ -28,7 +28,10 @@ def predict_command(
     ] = None,
     imgsz: OwnSize = None,
     engine: Runtime = None,
-    threads: RunThreads = None,
+    threads: Annotated[
+        Threads | None,
+        setting(flag="--threads", needs=f"{ON_CPU} or --compare", excludes="--engine tensorrt", help=OWN_THREADS),
+    ] = None,
     device: Annotated[
         Device, setting(flag="--device", needs="MODEL checkpoint", help=WHERE)
     ] = "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from repq.files import in_utf8
 
 if TYPE_CHECKING:
     from repq.cli.generated import Option
+
+_ON_CPU = "engine on the CPU"
 
 
 def demand_relations(options: list[Option], given: Mapping[str, Any], *, as_json: bool = False) -> None:
@@ -81,8 +84,8 @@ def _readable(condition: str) -> str:
 
 
 def kinds_of(value: Any) -> set[str]:
-    """What models are, by path: ``checkpoint`` (``float``, ``quantized`` where it can be read), ``onnx``, ``engine``;
-    ``alone`` where only one is given.
+    """What models are, by path: ``checkpoint`` (``float``, ``quantized`` where it can be read), ``onnx``, ``engine``
+    (``engine on the CPU`` unless it is one of a GPU's); ``alone`` where only one is given.
     """
     paths = value if isinstance(value, tuple) else () if value is None else (value,)
     found = {kind for path in paths for kind in _kinds(path)}
@@ -93,14 +96,25 @@ def _kinds(path: Path) -> set[str]:
     with suppress(OSError, ValueError):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            return {"engine"}
+            return {"engine"} if _on_gpu(path) else {"engine", _ON_CPU}
         if path.suffix == ".onnx":
             return {"onnx", "float"}  # a quantized one is refused where it cannot be used
         if path.suffix != ".safetensors":
             return {"checkpoint", "float"}
         if stat.S_ISREG(mode):
             return {"checkpoint", *_scheme_of(path)}
-    return {"checkpoint", "float", "quantized", "onnx", "engine"}  # the command will say what is wrong with it
+    return {"checkpoint", "float", "quantized", "onnx", "engine", _ON_CPU}  # the command will say what is wrong with it
+
+
+def _on_gpu(folder: Path) -> bool:
+    """Whether a folder is an engine of a runtime that runs on a GPU; the command will say if it is none."""
+    from repq.engine import ENGINES
+    from repq.engine.storage import MANIFEST
+
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        name = json.loads((folder / MANIFEST).read_bytes())["manifest"]["engine"]
+        return any(entry.on_gpu for entry in ENGINES if entry.name == name)
+    return False
 
 
 def _scheme_of(path: Path) -> set[str]:

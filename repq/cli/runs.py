@@ -102,14 +102,14 @@ def compare_command(
     that are not here are listed with the reason. What is in the folder is reused; a killed comparison goes on.
     """
     from repq.pipeline.contest import compare
-    from repq.report.text import contest_table
+    from repq.report.text import contest_choice, contest_table
 
     found = compare(
         weights, data, out, engines=engines, recipe=recipe, imgsz=imgsz, max_drop=max_drop, max_ms=max_ms,
         device=device, seed=seed, overrides=overrides, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     assert found.choice is not None
-    reasons = "\n".join(found.choice.reasons)
-    shell.finish({**found.values(), "out": str(out)}, lambda: reasons if best else contest_table(found))
+    shell.finish({**found.values(), "out": str(out)}, lambda: (contest_choice if best else contest_table)(found))
     if best and found.choice.ship is None:
+        reasons = "\n".join(found.choice.reasons)
         raise ToleranceError("no engine is good enough to ship", found=reasons, fix="a larger --max-drop or --max-ms")

@@ -107,8 +107,8 @@ def _demand_readable(source: Source, name: EngineName) -> None:
     form = form_of(source.metadata)
     if form is not None and not form.portable and form.target != name:
         raise EngineError(
-            f"{source.name} is written for {form.name} alone",
-            fix=f"build it with --engine {form.name}, or export it without --for",
+            f"{source.name} is written --for {form.name} alone",
+            fix=f"build it with --engine {form.runs_in}, or export it without --for",
         )
 
 

@@ -279,6 +279,15 @@ def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:
     )
 
 
+def cannot_run(manifest: EngineManifest, images: NDArray[Any], found: str) -> EngineError:
+    """What an engine raises where its runtime gives up on images that it takes: mostly, memory does not suffice."""
+    count = "one image" if len(images) == 1 else f"{len(images)} images"
+    return EngineError(
+        f"{manifest.source} cannot be run in {manifest.engine} on {count}", found=found,
+        fix="try one image at a time (--batch 1); if that fails too, try another engine or export it again",
+    )  # fmt: skip
+
+
 def names_before(name: str, added: re.Pattern[str]) -> Iterator[str]:
     """A node's name, and what it was before each addition of a runtime to it, the last one first.
 

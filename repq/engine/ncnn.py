@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from repq.engine.availability import installed, int8_note, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
 from repq.engine.ncnn_building import BIN, INSTALL, PARAM, convert, pnnx_program, put, written_name
-from repq.engine.ncnn_files import CONVOLUTIONS, Layer, read, write
+from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, read, write
 from repq.errors import EngineError
 from repq.files import scratch_folder
-from repq.machine.cpu import is_x86
-from repq.results import Availability, EngineDescription, LayerPrecision
+from repq.machine.cpu import cpu_features, is_x86
+from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
     from repq.engine.source import Source
@@ -41,8 +42,7 @@ class Ncnn(Runtime):
         return NcnnEngine(manifest, convert(source))
 
     def load(self, folder: Path, manifest: EngineManifest) -> NcnnEngine:
-        here = manifest.model_copy(update={"version": self.version()})
-        return NcnnEngine(here, read((folder / PARAM).read_text(encoding="utf-8"), (folder / BIN).read_bytes()))
+        return NcnnEngine(manifest.model_copy(update={"version": self.version()}), read_network(folder))
 
     def availability(self) -> list[Availability]:
         if missing := [name for name in ("ncnn", "pnnx") if not installed(name)]:
@@ -58,9 +58,7 @@ class NcnnEngine(Engine):
     def __init__(self, manifest: EngineManifest, layers: Sequence[Layer]) -> None:
         super().__init__(manifest)
         self._layers = layers
-        with scratch_folder() as scratch:
-            put(layers, scratch)
-            self._net = open_network(scratch, manifest.threads)
+        self._net = open_network(layers, manifest.threads)
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         wanted = self.manifest.input
@@ -72,6 +70,23 @@ class NcnnEngine(Engine):
             values = np.stack(parts)
             found[output.name] = values.reshape(len(rows), *shape) if len(shape) == len(output.shape) - 1 else values
         return found
+
+    def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
+        """By asking for the result of each layer in turn, of a second network that keeps them all."""
+        check_images(images, self.manifest.input)
+        net = open_network(self._layers, self.manifest.threads, keep_values=True)
+        images = as_input(images, self.manifest.input).astype(np.float32, copy=False)
+        layer_times(net, self._layers, images)  # to warm up
+        ms = np.mean([layer_times(net, self._layers, images) for _ in range(runs)], axis=0)
+        ids = {written_name(layer): layer for layer in self.manifest.layers}
+        return tuple(
+            NodeTime(
+                name=layer.name, kind=layer.kind, ms=float(spent),
+                layer=(found := ids.get(layer.name) if layer.kind in CONVOLUTIONS else None),
+                precision=_precision(layer) if found else "",
+            )
+            for layer, spent in zip(self._layers, ms, strict=True)
+        )  # fmt: skip
 
     def write(self, folder: Path) -> None:
         put(self._layers, folder)
@@ -86,8 +101,16 @@ class NcnnEngine(Engine):
         )  # fmt: skip
 
 
-def open_network(folder: Path, threads: int | None) -> Any:
-    """Load both files of a folder.
+def read_network(folder: Path) -> tuple[Layer, ...]:
+    """Read both files of a folder."""
+    return read((folder / PARAM).read_text(encoding="utf-8"), (folder / BIN).read_bytes())
+
+
+def open_network(layers: Sequence[Layer], threads: int | None, *, keep_values: bool = False) -> Any:
+    """A network that is ready to run.
+
+    Args:
+        keep_values: of every layer, so that each can be asked for.
 
     Raises:
         EngineError: NCNN does not know a layer, or cannot read the weights.
@@ -96,10 +119,15 @@ def open_network(folder: Path, threads: int | None) -> Any:
 
     net = ncnn.Net()
     net.opt.use_fp16_arithmetic = False  # boxes lose digits in it from 512 pixels on
+    # Else Arm processors with FP16 keep the values of an FP32 network in it, and x86 the weights of its products.
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = has_float16(layers)
+    net.opt.lightmode = not keep_values
     if threads is not None:
         net.opt.num_threads = threads
-    if net.load_param(str(folder / PARAM)) or net.load_model(str(folder / BIN)):
-        raise EngineError("NCNN cannot load the network", fix="see what it printed above, or use another engine")
+    with scratch_folder() as scratch:
+        put(layers, scratch)
+        if net.load_param(str(scratch / PARAM)) or net.load_model(str(scratch / BIN)):
+            raise EngineError("NCNN cannot load the network", fix="see what it printed above, or use another engine")
     return net
 
 
@@ -109,11 +137,7 @@ def run(net: Any, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     Raises:
         EngineError: NCNN gives up, for example because memory does not suffice.
     """
-    import ncnn
-
-    extractor = net.create_extractor()
-    # A Mat of an array does not own its values; a clone does.
-    failed = extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)).clone())
+    extractor, failed = _given(net, image)
     outputs = []
     for index in range(len(net.output_names())):
         code, values = extractor.extract(f"out{index}")
@@ -124,9 +148,30 @@ def run(net: Any, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return outputs
 
 
+def layer_times(net: Any, layers: Sequence[Layer], images: NDArray[np.float32]) -> list[float]:
+    """Milliseconds of each layer, of all images together; ``net`` keeps the values of every layer."""
+    found = [0.0] * len(layers)
+    for image in images:
+        extractor, _ = _given(net, image)
+        for place, layer in enumerate(layers):
+            start = time.perf_counter()
+            extractor.extract(layer.outputs[0], 1)  # as it lies in memory: another form would cost time
+            found[place] += 1e3 * (time.perf_counter() - start)
+    return found
+
+
+def _given(net: Any, image: NDArray[np.float32]) -> tuple[Any, int]:
+    """What runs the network on one image as far as it is asked for, and NCNN's error code."""
+    import ncnn
+
+    extractor = net.create_extractor()
+    # A Mat of an array does not own its values; a clone does.
+    return extractor, extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)).clone())
+
+
 def trial(folder: str) -> None:
     """Run the network in a folder on ``images.npy`` beside it and write ``outputs.npz`` into it."""
-    outputs = run(open_network(Path(folder), 1), np.load(Path(folder).parent / "images.npy")[0])
+    outputs = run(open_network(read_network(Path(folder)), 1), np.load(Path(folder).parent / "images.npy")[0])
     np.savez(Path(folder) / "outputs.npz", *outputs)
 
 
@@ -135,8 +180,14 @@ def _arm_note(before: str = "") -> str:
 
 
 def _executed(name: str, layer: Layer) -> LayerPrecision:
-    precision = layer.weights[0].dtype.name
-    return LayerPrecision(layer=name, precision=precision, kernel=layer.kind + ", requantized" * layer.requantized)
+    kernel = layer.kind + ", requantized" * layer.requantized + ", weights in FP16" * has_float16([layer])
+    return LayerPrecision(layer=name, precision=_precision(layer), kernel=kernel)
+
+
+def _precision(layer: Layer) -> str:
+    """What a convolution computes with: FP16 weights become FP32 where the processor has no such arithmetic."""
+    stored = layer.weights[0].dtype.name
+    return "float32" if stored == "float16" and "arm_fp16" not in cpu_features() else stored
 
 
 def _conversions(layers: Sequence[Layer]) -> dict[str, int]:

@@ -182,6 +182,11 @@ def write(layers: Sequence[Layer]) -> tuple[str, bytes]:
     return "\n".join(lines) + "\n", bytes(data)
 
 
+def has_float16(layers: Sequence[Layer]) -> bool:
+    """Whether any kernel is stored in FP16."""
+    return any(layer.kind in _KERNELS and layer.weights[0].dtype == np.float16 for layer in layers)
+
+
 def in_float16(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The same network with float kernels as FP16.
 

@@ -18,10 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import GPU_FIX, installed, int8_note, no_gpu, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version, names_before
+from repq.engine.base import (
+    Engine,
+    EngineManifest,
+    Runtime,
+    as_input,
+    cannot_run,
+    check_images,
+    library_version,
+    names_before,
+)
 from repq.errors import EngineError, reason
 from repq.files import scratch_folder
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
+from repq.log import without_warnings
 from repq.machine.cpu import cpu_name, has_dot_products, is_x86
 from repq.machine.cuda import gpu_or_none
 from repq.onnx_file import refusing
@@ -61,6 +71,7 @@ _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
 # What ONNX Runtime adds to a node's name when it rewrites it, and what the lowering appends to a repeated one.
 _ADDED = re.compile(r"(_nchwc|_token_\d+|/\d+|/MatMulAddFusion)$")
+_ADDED_BEFORE = re.compile(r"^(fused |InsertedPrecisionFreeCast_)")
 
 
 class OnnxRuntime(Runtime):
@@ -138,11 +149,11 @@ class OnnxRuntimeEngine(Engine):
 
     def infer(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         check_images(images, self.manifest.input)
-        what = f"{self.manifest.source} cannot be run in onnxruntime on {len(images)} images"
-        fix = "try one image at a time (--batch 1); if that fails too, export it again"
         feed = {self.manifest.input.name: as_input(images, self.manifest.input)}
-        with refusing(what, fix, EngineError):
+        try:
             results = self._session.run(self._outputs, feed)
+        except Exception as error:  # its exceptions share no public base class
+            raise cannot_run(self.manifest, images, reason(error)) from None
         return {name: np.asarray(value, np.float32) for name, value in zip(self._outputs, results, strict=True)}
 
     def write(self, folder: Path) -> None:
@@ -255,7 +266,7 @@ def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, without_warnings():
         path = scratch / _MODEL
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
         return onnx.load(str(path))
@@ -285,7 +296,7 @@ def layer_nodes(
 
 
 def _names(node: onnx.NodeProto) -> tuple[str, ...]:
-    return *names_before(node.name, _ADDED), *names_before(node.name.removeprefix("fused "), _ADDED)
+    return *names_before(node.name, _ADDED), *names_before(_ADDED_BEFORE.sub("", node.name), _ADDED)
 
 
 def result_names(graph: onnx.GraphProto, layers: Iterable[LayerId]) -> dict[str, LayerId]:
@@ -424,9 +435,11 @@ def _precision(
 ) -> str:
     if node.op_type in _INTEGER_KINDS:
         return "int8"
-    tensor = node.input[1]
-    if tensor in producers and producers[tensor].op_type == "DequantizeLinear":
-        weight = producers[tensor].input[1]  # the scale's type is the dequantized weight's
+    before = producers.get(node.input[1])
+    if before is not None and before.op_type == "Cast":
+        return next((_FLOAT_TYPES.get(entry.i, UNKNOWN) for entry in before.attribute if entry.name == "to"), UNKNOWN)
+    if before is not None and before.op_type == "DequantizeLinear":
+        weight = before.input[1]  # the scale's type is the dequantized weight's
     return _FLOAT_TYPES.get(initializers[weight].data_type, UNKNOWN) if weight in initializers else UNKNOWN
 
 

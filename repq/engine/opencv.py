@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, row
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
+from repq.engine.base import Engine, EngineManifest, Runtime, as_input, cannot_run, check_images, library_version
 from repq.engine.conversion import demand_equal, random_images, reference
 from repq.errors import EngineError
 from repq.results import Availability, EngineDescription, LayerPrecision
 
 if TYPE_CHECKING:
+    import onnx
+
     from repq.engine.source import Source
 
 INSTALL = "pip install opencv-python-headless"
+FLOAT16 = 10  # onnx.TensorProto.FLOAT16
 _MODEL = "model.onnx"
 
 
@@ -38,10 +41,9 @@ class OpenCv(Runtime):
 
     def build(self, source: Source, manifest: EngineManifest) -> OpenCvEngine:
         """Import the graph, and compare it with ONNX Runtime."""
-        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in source.model.graph.node):
-            raise EngineError(
-                "OpenCV computes convolutions with Q/DQ in FP32", fix="give the float graph, or use another engine"
-            )
+        if other := _other_types(source.model.graph):
+            fix = "give the FP32 graph, or use another engine"
+            raise EngineError("OpenCV computes in FP32 alone", found=f"a graph {other}", fix=fix)
         wanted = source.input
         if (
             wanted.dtype != "float32"
@@ -66,6 +68,14 @@ class OpenCv(Runtime):
         return [row("opencv", "cpu", True, "FP32 only", version=self.version())]
 
 
+def _other_types(graph: onnx.GraphProto) -> str | None:
+    """What of a graph OpenCV would compute in FP32 all the same."""
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        return "with Q/DQ"
+    float16 = any(tensor.data_type == FLOAT16 for tensor in graph.initializer)
+    return "in FP16" if float16 else None
+
+
 class OpenCvEngine(Engine):
     """One network, which runs for one thread at a time: it holds the images that it works on."""
 
@@ -85,13 +95,11 @@ class OpenCvEngine(Engine):
         check_images(images, self.manifest.input)
         names = [output.name for output in self.manifest.outputs]
         with self._turn, _threads(self.manifest.threads):
-            self._net.setInput(as_input(images, self.manifest.input), self.manifest.input.name)
             try:
+                self._net.setInput(as_input(images, self.manifest.input), self.manifest.input.name)
                 found = self._net.forward(names)
             except cv2.error as error:
-                raise EngineError(
-                    "OpenCV cannot run the graph", found=_reason(error), fix="use another engine"
-                ) from None
+                raise cannot_run(self.manifest, images, _reason(error)) from None
         return {name: np.array(values, np.float32) for name, values in zip(names, found, strict=True)}
 
     def write(self, folder: Path) -> None:

@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row, saturation_note
-from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version, names_before
+from repq.engine.base import (
+    Engine,
+    EngineManifest,
+    Runtime,
+    as_input,
+    cannot_run,
+    check_images,
+    library_version,
+    names_before,
+)
 from repq.engine.source import SUM
 from repq.engine.storage import folder_size
 from repq.errors import EngineError
@@ -151,12 +160,28 @@ class OpenVinoEngine(Engine):
         check_images(images, self.manifest.input)
         request = self._requests.get()
         try:
-            results = request.infer([as_input(images, self.manifest.input)], share_inputs=True)
+            try:
+                results = request.infer([as_input(images, self.manifest.input)], share_inputs=True)
+            except RuntimeError as error:
+                raise cannot_run(self.manifest, images, _reason(error)) from None
             names = (output.name for output in self.manifest.outputs)
             # The runtime reuses its output buffers in the next run, so each result is a copy.
-            return {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
+            found = {name: np.array(values, np.float32) for name, values in zip(names, results.values(), strict=True)}
         finally:
             self._requests.put(request)
+        self._demand_whole(images, found)
+        return found
+
+    def _demand_whole(self, images: NDArray[Any], found: Mapping[str, NDArray[np.float32]]) -> None:
+        """Refuse the results of an earlier batch: where memory for another size is short, OpenVINO may leave them.
+
+        Seen with 2026.4, of graphs with a free batch axis, without any error.
+        """
+        batch = self.manifest.input.shape[0]
+        for output in self.manifest.outputs:
+            given = len(found[output.name]) if output.shape and output.shape[0] == batch else len(images)
+            if given != len(images):
+                raise cannot_run(self.manifest, images, f"results of {given}, as where memory does not suffice")
 
     def profile(self, images: NDArray[Any], runs: int) -> tuple[NodeTime, ...]:
         """By OpenVINO's own counters, of a copy that is compiled for it: counting itself costs time.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from repq.layers import CONVOLUTIONS
 from repq.recipe import EngineName
 from repq.results import PassReport
 
@@ -91,15 +92,16 @@ def _for_onnxruntime(model: ModelProto) -> ModelProto:
     return lower(model, every_cpu=True)
 
 
-def _slow_layers(model: ModelProto) -> tuple[str, ...]:
+def _remarks(model: ModelProto) -> tuple[str, ...]:
     from repq.graph.lowering_onnxruntime import with_unsigned_weights
 
-    slow = with_unsigned_weights(model)
+    slow, floats = with_unsigned_weights(model), [node for node in model.graph.node if node.op_type in CONVOLUTIONS]
     remark = (
         f"layers with UINT8 weights, exact on every CPU, but two to three times as slow: {len(slow)}; without them: "
         "--for onnxruntime-vnni (for CPUs with INT8 dot products) or `repq ptq --reduce-range`"
     )
-    return (remark,) if slow else ()
+    needed = f"layers in float, as before SiLU: {len(floats)}; --for onnxruntime-vnni has all but grouped ones in INT8"
+    return *([remark] if slow else []), *([needed] if floats else [])
 
 
 def _for_onnxruntime_with_dot_products(model: ModelProto) -> ModelProto:
@@ -135,7 +137,7 @@ FORMS: list[Form] = [
         "onnxruntime",
         _for_onnxruntime,
         portable=False,
-        remarks=_slow_layers,
+        remarks=_remarks,
     ),
     Form(
         "onnxruntime-vnni",

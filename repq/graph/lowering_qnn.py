@@ -35,6 +35,7 @@ from repq.graph.integer_concat import restore_pairs
 from repq.graph.integers import activation_pairs
 from repq.graph.metadata import GraphMetadata, read_metadata
 from repq.graph.surgeon import array, element_type, export_graph, import_graph, is_constant, redirect, title
+from repq.log import without_warnings
 from repq.onnx_file import metadata_of
 from repq.recipe import PreprocessConfig
 
@@ -48,7 +49,7 @@ def lower(model: ModelProto) -> ModelProto:
     """Return a symmetric Q/DQ ``model`` with all its tensors in UINT16 and its weights in INT8 (see above).
 
     Raises:
-        GraphError: it is not quantized, does not know its ranges, or holds the work of a service.
+        GraphError: it is not quantized, has a free axis, does not know its ranges, or holds the work of a service.
     """
     metadata = read_metadata(model)
     if metadata is None or metadata.precision != "int8" or not metadata.maxima:
@@ -60,6 +61,12 @@ def lower(model: ModelProto) -> ModelProto:
     if metadata.nms is not None or metadata.preprocess != PreprocessConfig():
         raise GraphError("QNN runs the network alone", fix="export without --nms and preprocessing inside")
     graph = import_graph(model, shapes=True)
+    if any(isinstance(size, str) for size in graph.inputs[0].shape):
+        raise GraphError(
+            "QNN takes graphs of one size",
+            found=f"the input {tuple(graph.inputs[0].shape)}",
+            fix="export with --batch 1",
+        )
     restore_pairs(graph)
     overrides = _float_weights(graph) | _ranges(graph, metadata)
     _drop_pairs(graph)
@@ -105,7 +112,10 @@ def _ranges(graph: gs.Graph, metadata: GraphMetadata) -> Overrides:
             continue
         largest = bounds.get(tensor.name, metadata.maxima.get(anchors.get(tensor.name, "")))
         if largest is None:
-            raise GraphError("the range of a tensor is not known", found=tensor.name, fix="quantize the model again")
+            raise GraphError(
+                "the range of a tensor is not known at this size", found=tensor.name,
+                fix="export for the size at which the model was quantized, or quantize it again at this one",
+            )  # fmt: skip
         scale = np.float32((_ROOM * largest or 1.0) / (_LIMIT - 1))  # one that is always zero: as if its maximum were 1
         overrides[tensor.name] = [{"scale": np.asarray(scale), "zero_point": np.array(_LIMIT, np.uint16)}]
     return overrides
@@ -152,17 +162,18 @@ def _quantized(plain: ModelProto, overrides: Overrides, kept: list[str], like: M
 
     with scratch_folder() as scratch:
         written = scratch / "qnn.onnx"
-        config = get_qnn_qdq_config(
-            plain,
-            OneImage(),
-            activation_type=QuantType.QUInt16,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            init_overrides={name: rows for name, rows in overrides.items() if name in known},
-            keep_removable_activations=True,
-            nodes_to_exclude=kept,
-        )
-        quantize(plain, str(written), config)
+        with without_warnings():
+            config = get_qnn_qdq_config(
+                plain,
+                OneImage(),
+                activation_type=QuantType.QUInt16,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                init_overrides={name: rows for name, rows in overrides.items() if name in known},
+                keep_removable_activations=True,
+                nodes_to_exclude=kept,
+            )
+            quantize(plain, str(written), config)
         result = onnx.load(str(written))
     result.producer_name, result.producer_version = like.producer_name, like.producer_version
     helper.set_model_props(result, metadata_of(like))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repq.artifact import Artifact, Contents, RunFolder
-from repq.errors import EngineError, RepqError
+from repq.errors import EngineError, RecipeError, RepqError
 from repq.files import has_text, write_text
 from repq.identity import identify
 from repq.log import Log, quiet
@@ -88,6 +88,11 @@ def compare(
     load_one = functools.partial(load_recipe, Path(recipe))
     common = sized(load_one([*overrides, *given]), log)
     given += as_overrides(imgsz=common.imgsz)
+    if len(common.bench.threads) > 1:
+        raise RecipeError(
+            "a comparison has one number of threads", found=f"bench.threads = {list(common.bench.threads)}",
+            fix="give one, such as --set bench.threads=[4]; `repq bench` times several",
+        )  # fmt: skip
     usable, missing = _usable(engines)
     candidates: list[_Candidate] = []
     inputs: dict[str, str] = {}
@@ -234,7 +239,7 @@ def _measure(
 
     config: BenchConfig = recipe.bench
     imgsz, threads, environment = recipe.imgsz, config.threads[0], capture_environment()
-    models = {row.name: load(row.path, threads=threads) for row in candidates}
+    models = {row.name: load(row.path, threads=threads, device=recipe.device) for row in candidates}
     timings: dict[str, list[BatchTiming]] = {row.name: [] for row in candidates}
     reports: list[BenchReport] = []
     for batch in sorted(config.batches):
@@ -278,11 +283,17 @@ def _dataset(recipe: Recipe) -> Any:
 
 
 def _timing(samples: Sequence[float], batch: int, memory: int) -> BatchTiming:
-    p50, p95, p99 = (float(value) for value in np.percentile(samples, (50, 95, 99)))
+    p50 = float(np.median(samples))
     return BatchTiming(
-        batch=batch, mean_ms=float(np.mean(samples)), std_ms=float(np.std(samples)), p50_ms=p50, p95_ms=p95,
-        p99_ms=p99, images_per_s=1e3 * batch / p50 if p50 > 0 else None, runs=len(samples), memory_bytes=memory,
+        batch=batch, mean_ms=float(np.mean(samples)), std_ms=float(np.std(samples)), p50_ms=p50,
+        p95_ms=_percentile(samples, 95), p99_ms=_percentile(samples, 99),
+        images_per_s=1e3 * batch / p50 if p50 > 0 else None, runs=len(samples), memory_bytes=memory,
     )  # fmt: skip
+
+
+def _percentile(samples: Sequence[float], percent: int) -> float | None:
+    """None of so few runs that on average not one lies above it: it would be the slowest run by another name."""
+    return float(np.percentile(samples, percent)) if len(samples) * (100 - percent) >= 100 else None
 
 
 def _write(found: Contest, recipe: Recipe, out: Path) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 
 from repq.recipe import EngineName
 from repq.report.blocks import Block, Cards, Cell, Facts, Findings, Table, Text
+from repq.report.findings import disturbed
 from repq.report.sections import (
     accuracy,
     contest,
@@ -169,6 +170,12 @@ def bench_table(report: BenchReport) -> str:
 
 def contest_table(report: Contest) -> str:
     return render_text(_verdict_last(contest.contest_blocks(report)))
+
+
+def contest_choice(report: Contest) -> str:
+    """Which one to ship and why, with what speaks against the times."""
+    assert report.choice is not None
+    return "\n".join([*(note.text for note in disturbed(report)), *report.choice.reasons])
 
 
 def profile_table(report: ProfileReport) -> str:

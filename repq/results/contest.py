@@ -12,7 +12,8 @@ from repq.results.timing import Measured, Timed
 class BatchTiming(Measured):
     """Latency at one batch size, milliseconds for a whole batch. None: not measured, and ``reason`` says why.
 
-    ``memory_bytes`` is the peak of the resident memory of a process that does nothing else.
+    The 95th percentile is that of 20 ``runs`` or more, the 99th that of 100: fewer have none. ``memory_bytes`` is the
+    peak of the resident memory of a process that does nothing else.
     """
 
     batch: int

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from repq import build_model
-from repq.api.profiling import chrome_trace, nsight_lines, profiled
+from repq.api.profiling import _mean_run, chrome_trace, nsight_lines, profiled
 from repq.cli import main
 from repq.engine import ENGINES, availability
 from repq.results import ProfileReport
 
 SIZE = (64, 64)
 MODEL = build_model("yolov6n_v2", 3)
-ON_CPU = [entry.name for entry in ENGINES if not entry.on_gpu and entry.by_default]
+ON_CPU = [entry.name for entry in ENGINES if not entry.on_gpu and entry.name != "opencv"]  # which does not tell
 
 
-@pytest.mark.parametrize("engine", ["torch", *ON_CPU])
-def test_layers_of_the_profile_are_the_models(engine: str) -> None:
+@pytest.mark.parametrize(("engine", "fused"), [("torch", True), *((name, False) for name in ("torch", *ON_CPU))])
+def test_layers_of_the_profile_are_the_models(engine: str, fused: bool) -> None:
     if engine not in {row.runtime for row in availability() if row.usable}:
         pytest.skip(f"{engine} is not here")
-    model = MODEL.fuse() if engine == "torch" else MODEL
-    report = profiled(model, SIZE, engine=engine, runs=2)
+    report = profiled(MODEL.fuse() if fused else MODEL, SIZE, engine=engine, runs=2)
     named = {node.layer for node in report.nodes} - {None}
     assert named <= set(MODEL.layers)
     assert len(named) >= 0.9 * len(MODEL.layers)  # a runtime may take a layer and its neighbour as one
@@ -34,6 +35,27 @@ def test_layers_of_the_profile_are_the_models(engine: str) -> None:
     events = [event for event in chrome_trace(report)["traceEvents"] if event["ph"] == "X"]
     assert sum(event["dur"] for event in events) == pytest.approx(1e3 * report.nodes_ms)
     assert all(before["ts"] <= after["ts"] for before, after in pairwise(events))
+
+
+def test_torch_tells_every_operator_in_the_order_of_execution() -> None:
+    report = profiled(MODEL.fuse(), SIZE, runs=3)
+    pools = [place for place, node in enumerate(report.nodes) if "pool" in node.name]
+    layers = {node.layer: place for place, node in enumerate(report.nodes) if node.layer}
+    assert len(pools) == 3  # those of SPPF, each a node of its own, between its two convolutions
+    assert layers["backbone.ERBlock_5.2.sppf.cv1.block.conv"] < min(pools)
+    assert max(pools) < layers["backbone.ERBlock_5.2.sppf.cv2.block.conv"]
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=5), st.integers(1, 4), st.booleans(), st.randoms())
+def test_the_mean_run_takes_as_long_as_the_runs_on_average(names, runs: int, shuffled: bool, random) -> None:
+    every = names * runs
+    if shuffled:
+        random.shuffle(every)
+    spent = [random.random() for _ in every]
+    found = _mean_run(every, spent, runs)
+    assert sum(ms for _, ms in found) == pytest.approx(sum(spent) / runs)
+    if not shuffled:
+        assert [name for name, _ in found] == names
 
 
 @pytest.mark.parametrize("batch", [1, 2])

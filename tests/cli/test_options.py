@@ -176,6 +176,7 @@ def test_an_option_without_what_it_needs(command: str, option, need: str, materi
         also = {"onnx": "float", "float": "checkpoint"}  # such a file may be one of these as well
         kind = next(one for one in wrong if wanted.isdisjoint({one, also.get(one)}))
         (folder / "an engine").mkdir()
+        (folder / "an engine/engine.json").write_text('{"manifest": {"engine": "tensorrt"}}')
         for file in ("model.onnx", "float.pt"):
             (folder / file).touch()
         models = [wrong[kind]] * (2 if "alone" in need else 1)

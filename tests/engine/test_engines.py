@@ -393,9 +393,40 @@ def test_an_fp16_graph_takes_and_gives_float32(name, onnx_file):
     assert snr_db(reference(detector(), IMAGES), found) > 40
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("layers", [(), LAYERS[:2]])
+def test_layers_of_an_fp16_graph_are_in_the_type_that_the_cpu_multiplies(name, layers, onnx_file):
+    half, _ = to_fp16(quantized(layers) if layers else detector())
+    found = {row.layer: row.precision for row in build(name, onnx_file(half)).describe().layers}
+    float_ = {precision for layer, precision in found.items() if layer not in layers}
+    assert float_ == {"float16" if name == "ncnn" and "arm_fp16" in cpu.cpu_features() else "float32"}
+    # of Q/DQ with FP16 scales ONNX Runtime makes no integer layers
+    in_int8 = {"float32" if name == "onnxruntime" else "int8"} if layers else set()
+    assert {found[layer] for layer in layers} == in_int8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of this process's memory")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "opencv"])  # NCNN takes one image at a time
+def test_memory_that_does_not_suffice_for_a_batch_is_an_error(name, onnx_file):
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np; from repq.engine import build\n"
+        "from repq.errors import EngineError; from repq.recipe import BuildConfig\n"
+        "engine = build(sys.argv[1], Path(sys.argv[2]), BuildConfig(threads=1))\n"
+        "images = np.zeros((65536, 3, 32, 32), np.float32); engine.infer(images[:1])\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "limit = pages * resource.getpagesize() + (16 << 20); resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try: engine.infer(images)\n"
+        "except EngineError as error: print(f'{error.what} | {error.fix}')\n"
+    )
+    command = [sys.executable, "-c", code, name, str(onnx_file(detector(batch=None)))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert f"cannot be run in {name} on 65536 images" in ran.stdout and "--batch 1" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_profile_has_every_layer_in_the_precision_that_runs(name, onnx_file):
-    engine = build(name, onnx_file(quantized(asymmetric=True)), BuildConfig(threads=1))
+    engine = build(name, onnx_file(quantized(asymmetric=name != "ncnn")), BuildConfig(threads=1))
     rows = engine.profile(IMAGES, 3)
     running = {row.layer: row.precision for row in engine.describe().layers if row.precision != "unknown"}
     found = {}

@@ -131,8 +131,7 @@ def test_each_int8_layer_computes_the_simulated_convolution(name: str, tmp_path:
         given, wanted = simulated(name)[node.input[0]], simulated(name)[node.output[0]]
         if given.min() < -127.5 * alone.input_scale:
             continue  # NCNN has no -128
-        building.put([Layer("Input", "in0", (), ("in0",)), alone], tmp_path)
-        [found] = run(open_network(tmp_path, 1), given[0])
+        [found] = run(open_network([Layer("Input", "in0", (), ("in0",)), alone], 1), given[0])
         if alone.kind == "Convolution":  # the sums are of integers: float32 is all that is rounded
             assert snr_db(wanted[0], found) > 100, layer
         else:  # on x86 the depthwise kernel divides by rcpps, with a relative error of 1.5 * 2^-12
@@ -194,6 +193,20 @@ def test_fp16_graph_has_fp16_weights_beside_integers(tmp_path: Path) -> None:
     engine.save(tmp_path / "engine")
     found = load(tmp_path / "engine").infer(images("yolov6n_v2"))["detections"]
     assert snr_db(by_onnxruntime(graphs("yolov6n_v2")[1], images("yolov6n_v2")), found) > 30
+
+
+def test_fp16_weights_are_multiplied_as_they_were_rounded_and_fp32_weights_are_not_rounded() -> None:
+    rng = np.random.default_rng(0)
+    weight, image = rng.normal(0, 1, (64, 256)).astype(np.float32), rng.normal(0, 1, 256).astype(np.float32)
+    parameters = {0: "64", 1: "1", 2: str(weight.size)}
+    arrays = (weight.ravel(), np.zeros(64, np.float32))
+    network = (
+        Layer("Input", "in0", (), ("in0",)), Layer("InnerProduct", "product", ("in0",), ("out0",), parameters, arrays)
+    )  # fmt: skip
+    for layers, exact in ((network, weight), (in_float16(network), weight.astype(np.float16).astype(np.float32))):
+        [found] = run(open_network(layers, 1), image)
+        values = image if exact is weight else image.astype(np.float16).astype(np.float32)
+        assert max(snr_db(exact @ given, found) for given in (image, values)) > 100
 
 
 def focus() -> ModelProto:

@@ -7,6 +7,7 @@ from sample_graphs import LAYERS, detector
 
 from repq.engine import build, load
 from repq.errors import EngineError
+from repq.graph import to_fp16
 
 IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 3, 32, 32)).astype(np.float32)
 
@@ -25,7 +26,10 @@ def test_a_saved_engine_computes_the_same_and_leaves_threads_alone(batch, tmp_pa
     assert again.describe().precision_counts() == {"float32": len(LAYERS)}
 
 
-def test_int8_is_refused(tmp_path):
-    onnx.save(detector(LAYERS), tmp_path / "model.onnx")
-    with pytest.raises(EngineError, match="in FP32"):
+@pytest.mark.parametrize("kind", ["with Q/DQ", "in FP16"])
+def test_what_it_would_compute_in_fp32_is_refused(kind, tmp_path):
+    model = to_fp16(detector())[0] if kind == "in FP16" else detector(LAYERS)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(EngineError, match="FP32 alone") as caught:
         build("opencv", tmp_path / "model.onnx")
+    assert kind in caught.value.found

@@ -26,6 +26,7 @@ from repq.graph.forms import FORMS, form_named, in_form
 from repq.graph.integer_concat import signed_concats
 from repq.graph.lowering_onnxruntime import saturates_without_dot_products, with_unsigned_weights
 from repq.graph.surgeon import import_graph
+from repq.layers import CONVOLUTIONS
 from repq.machine.cpu import has_dot_products
 from repq.quant import Weights, quantize
 from repq.recipe import CalibrationConfig, ExportConfig, NmsConfig, PtqConfig
@@ -93,6 +94,19 @@ def test_the_form_for_any_cpu_names_its_slow_layers(reduce_range: bool) -> None:
         "backbone.stem.rbr_reparam"
     }  # three channels: ONNX Runtime's pairs join a channel with that of another pixel
     assert set(slow) <= odd if reduce_range else len(slow) > 10
+
+
+def test_the_form_for_any_cpu_says_how_many_layers_stay_in_float() -> None:
+    for label in ("n_v2", "l (CSP, SiLU)"):
+        made = quantize(detector(label), [torch.from_numpy(images())], PtqConfig())
+        graph, report = in_form(export_quantized(made.model, SIZE), "onnxruntime")
+        floats = [node.name for node in graph.graph.node if node.op_type in CONVOLUTIONS]
+        assert floats and f"layers in float, as before SiLU: {len(floats)};" in report.reasons[-1]
+
+
+def test_libraries_say_nothing_while_a_form_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_onnx(weights(), tmp_path / "x.onnx", SIZE, ExportConfig(form="qnn"))
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
@@ -172,13 +186,20 @@ def test_what_a_runtime_does_not_take_is_refused(tmp_path: Path) -> None:
             write_onnx(weights("asymmetric"), out, SIZE, ExportConfig(form=form))
     with pytest.raises(GraphError, match="network alone"):
         write_onnx(weights(), out, SIZE, ExportConfig(form="qnn", nms=NmsConfig()))
+    with pytest.raises(GraphError, match="--batch 1"):
+        write_onnx(weights(), out, SIZE, ExportConfig(form="qnn", batch=None))
+    with pytest.raises(GraphError, match="export for the size at which"):  # boxes lie elsewhere in other images
+        write_onnx(weights(), out, (SIZE[0], 2 * SIZE[1]), ExportConfig(form="qnn"))
     with pytest.raises(ValidationError, match="none of onnxruntime"):
         ExportConfig(form="opencv")
     assert not out.exists()
 
 
-def test_integer_operators_are_for_onnxruntime_alone(exported: Exported) -> None:
-    path = exported("onnxruntime")
-    with pytest.raises(EngineError, match="for onnxruntime alone"):
+@pytest.mark.parametrize("form", [form.name for form in FORMS if not form.portable])
+def test_integer_operators_are_for_onnxruntime_alone(exported: Exported, form: str) -> None:
+    path = exported(form)
+    with pytest.raises(EngineError, match=f"written --for {form} alone") as refused:
         build("openvino", path)
-    assert build("onnxruntime", path).describe().precision_counts()["int8"] > 0
+    named = refused.value.fix.partition("--engine ")[2].partition(",")[0]
+    if form == "onnxruntime" or has_dot_products():
+        assert build(named, path).describe().precision_counts()["int8"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -18,10 +19,10 @@ from repq import build_model, load
 from repq.api.sizes import as_metadata
 from repq.cli import main
 from repq.data import load_dataset
-from repq.pipeline.contest import RESULT, chosen, compare
+from repq.pipeline.contest import RESULT, _timing, chosen, compare
 from repq.pipeline.whole_run import run
 from repq.recipe import Recipe
-from repq.report.text import contest_table
+from repq.report.text import contest_choice, contest_table
 from repq.results import BatchTiming, Contender, Contest
 
 QUICK = [
@@ -76,6 +77,21 @@ def test_int8_has_to_earn_its_place() -> None:
     assert "outside the bounds" in chosen(rows, 0.0005).reasons[-1]
 
 
+@given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=300), st.integers(1, 64))
+def test_the_figures_of_a_row_are_those_of_its_runs(samples: list[float], batch: int) -> None:
+    row = _timing(samples, batch, 7)
+    ordered = sorted(samples)
+    assert row.mean_ms == pytest.approx(sum(samples) / len(samples)) and row.runs == len(samples)
+    assert row.p50_ms == pytest.approx((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
+    assert row.images_per_s == pytest.approx(1000 * batch / row.p50_ms)
+    for percent, found in ((95, row.p95_ms), (99, row.p99_ms)):
+        assert (found is None) == (len(samples) * (100 - percent) < 100)
+        if found is not None:
+            below = ordered[math.floor((len(ordered) - 1) * percent / 100)]
+            assert below * (1 - 1e-9) <= found <= ordered[-1] * (1 + 1e-9)
+            assert found == below or sum(value > found for value in samples) >= 1
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     from repq.data.demo import make_demo_set
@@ -116,7 +132,8 @@ def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Pat
     for row in found.contenders:
         assert [timing.batch for timing in row.timings] == [1, 2]
         for timing in row.timings:
-            assert timing.reason or (timing.p50_ms and timing.p50_ms <= timing.p95_ms <= timing.p99_ms)  # type: ignore[operator]
+            assert timing.reason or (timing.p50_ms and timing.runs == 4)
+            assert timing.p95_ms is None and timing.p99_ms is None, "of so few runs they would be the slowest one"
             assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
         assert row.variant == "int8" or not row.int8_macs_share
     assert found.choice is not None and found.contenders[0].ap > 0
@@ -135,6 +152,17 @@ def test_what_was_measured_is_reused_and_the_bounds_are_anew(compared: tuple[lis
     after = Contest.model_validate_json((out / RESULT).read_text())
     assert after.contenders == before.contenders
     assert after.choice is not None and after.choice.ship is None
+
+
+def test_the_choice_alone_says_what_spoilt_the_times(compared: tuple[list[str], Path]) -> None:
+    found = Contest.model_validate_json((compared[1] / RESULT).read_text())
+    quiet, crowded = (contest_choice(found.model_copy(update={"crowded": value})) for value in (False, True))
+    assert "is to be trusted" in crowded and crowded.endswith(quiet)
+
+
+def test_one_number_of_threads_is_compared(compared: tuple[list[str], Path]) -> None:
+    result = CliRunner().invoke(main, [*compared[0], "--set", "bench.threads=[1, 2]"])
+    assert result.exit_code == 2 and "one number of threads" in result.output
 
 
 def test_a_batch_that_fails_has_a_reason(compared: tuple[list[str], Path]) -> None:

@@ -69,7 +69,7 @@ def contest_blocks(found: Contest) -> list[Block]:
     blocks.append(Figure("AP against latency", partial(accuracy_over_latency, points), alt, wide=True))
     blocks.append(table("Engines", _CONTENDERS, found.contenders))
     rows = [(row, timing) for row in found.contenders for timing in row.timings]
-    note = "Large batches are timed in fewer runs."
+    note = "Large batches are timed in fewer runs. Of fewer than 20 there is no p95, of fewer than 100 no p99."
     blocks.append(table("Batches", _BATCHES, rows, note))
     return [*blocks, table("Not compared", _MISSING, found.missing)] if found.missing else blocks
 
