@@ -231,5 +231,6 @@ def settings_table(section: str, rows: Sequence[Mapping[str, Any]], about: str) 
     return render_text(overview.settings_blocks(section, rows, about))
 
 
-def run_table(headline: Mapping[str, Any], verdict: Verdict) -> str:
-    return render_text([overview.run_table(headline), Text("\n".join(sentences(verdict)))])
+def run_table(headline: Mapping[str, Any], verdict: Verdict | None) -> str:
+    said = [] if verdict is None else [Text("\n".join(sentences(verdict)))]
+    return render_text([overview.run_table(headline), *said])
