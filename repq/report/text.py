@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -196,7 +197,7 @@ def export_text(report: ExportReport) -> str:
 
 
 def lint_table(report: Mapping[str, Any]) -> str:
-    return render_text(graph.lint_blocks(report))
+    return render_text(graph.lint_blocks(report, shown=sys.maxsize if _screen.get()[1] else SHOWN))
 
 
 def ptq_table(report: PtqReport, in_target: tuple[EngineName, float] | None = None) -> str:
