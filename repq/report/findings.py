@@ -25,7 +25,7 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
         finding for item in comparisons
         for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
     ]  # fmt: skip
-    again = () if summary.get(VERDICT) is None else (f"To time again, {TIME_AGAIN}.",)
+    again = () if summary.get(VERDICT) is None else (f"{TIME_AGAIN.capitalize()}.",)
     found += disturbed(summary.get(BENCH), *again) + _baseline_findings(summary)
     found += _check_findings(summary, comparisons) + _fusion_findings(summary)
     found.sort(key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
