@@ -10,7 +10,7 @@ from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, VERDICT, ReportSummary
-from repq.report.verdict import TIME_AGAIN
+from repq.report.verdict import time_again
 from repq.results import UNKNOWN, PtqReport, Verdict
 from repq.results.timing import Timed
 
@@ -25,7 +25,7 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
         finding for item in comparisons
         for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
     ]  # fmt: skip
-    again = () if summary.get(VERDICT) is None else (f"{TIME_AGAIN.capitalize()}.",)
+    again = () if summary.get(VERDICT) is None else (f"{time_again().capitalize()}.",)
     found += disturbed(summary.get(BENCH), *again) + _baseline_findings(summary)
     found += _check_findings(summary, comparisons) + _fusion_findings(summary)
     found.sort(key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))

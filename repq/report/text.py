@@ -96,7 +96,8 @@ def _block(block: Block, width: int) -> str:
         case Cards():
             return _table(block.as_table(), width)
         case Findings():
-            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
+            lines = (f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
+            return "\n".join(fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
         case _:
             return ""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from repq.recipe import engine_title
 from repq.results import Verdict
 
-TIME_AGAIN = "time again: delete the run's folder bench and repeat the command while nothing else computes"
-"""What to do about times that other processes disturbed: the same command alone takes those that are there."""
+
+def time_again(folder: str = "bench") -> str:
+    """What to do about times that other processes disturbed and that the same command would reuse."""
+    return f"time again: delete the folder {folder} of the output and repeat the command while nothing else computes"
 
 
 def sentences(verdict: Verdict) -> list[str]:
     """Each engine, the worst first; how to time again, where that is needed; what was tried; what to ship."""
-    lines = [*engine_sentences(verdict), *([TIME_AGAIN.capitalize()] if verdict.crowded else [])]
+    lines = [*engine_sentences(verdict), *([time_again().capitalize()] if verdict.crowded else [])]
     if len(verdict.ways) > 1:
         tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
         lines.append("tried: " + "; ".join(tried))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from repq.recipe import ap_drop, holds
-from repq.report.verdict import TIME_AGAIN
+from repq.report.verdict import time_again
 from repq.results import Accuracies, BenchReport, BenchRow, EngineVerdict, Verdict
 
 
@@ -78,7 +78,7 @@ def _next(recipe: Budgeted, rows: list[EngineVerdict], *, crowded: bool) -> str:
     others = [row.engine for row in rows if row.good]
     wanted = [row for row in rows if recipe.target in (None, row.engine)]
     if all(row.holds for row in wanted) and crowded:
-        return TIME_AGAIN
+        return time_again()
     if others:
         return f"repeat the command with --target {others[0]}"
     if all(row.holds for row in wanted):

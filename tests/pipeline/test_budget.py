@@ -16,7 +16,7 @@ from repq.machine.environment import capture_environment
 from repq.pipeline.budget import Attempt, lost, ways
 from repq.pipeline.runner import run_recipe
 from repq.recipe import Budget, PtqConfig, Recipe, ap_drop, engine_title, holds, parse_recipe
-from repq.report.verdict import TIME_AGAIN, sentences
+from repq.report.verdict import sentences, time_again
 from repq.results import Accuracies, Accuracy, Agreement, BenchReport, BenchRow, CheckReport, PtqReport
 from repq.stages.budget import SHARES, demand_measured
 from repq.stages.package import shipped, why_shipped
@@ -107,9 +107,9 @@ def test_times_that_others_disturbed_are_taken_again_before_anything_else_is_giv
     quiet, busy = (judged(recipe(target=target), accuracies, times, ()) for times in (bench, disturbed))
     assert busy.ship == quiet.ship
     wanted = [before - after <= 0.005 for name, (before, after, _) in found.items() if target in (None, name)]
-    assert (busy.next == TIME_AGAIN) == (busy.ship is None and all(wanted))
-    assert any(TIME_AGAIN in line.lower() for line in sentences(busy))
-    assert not any(TIME_AGAIN in line.lower() for line in sentences(quiet))
+    assert (busy.next == time_again()) == (busy.ship is None and all(wanted))
+    assert any(time_again() in line.lower() for line in sentences(busy))
+    assert not any(time_again() in line.lower() for line in sentences(quiet))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.999))
