@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,17 @@ def _shown(value: Any) -> Any:
     return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+_OPTION, _WHOLE = re.compile(r"--?[a-z][a-z-]*"), r'<span class="whole">\g<0></span>'  # a line may end at a hyphen
+
+
 def _code_spans(text: str) -> Markup:
     """A sentence as markup, with what stands between backticks as code."""
     parts = [escape(part) for part in printable_lines(text).split("`")]
     if len(parts) % 2 == 0:  # one without its other
         return escape(printable_lines(text))
-    spans = (Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
+    spans = (
+        Markup(f"<code>{_OPTION.sub(_WHOLE, str(part))}</code>") if n % 2 else part for n, part in enumerate(parts)
+    )
     return Markup("").join(spans)
 
 
