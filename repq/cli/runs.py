@@ -44,7 +44,8 @@ def run_command(
     imgsz: OwnSize = None, target: OwnTarget = None, max_drop: OwnDrop = None, allow_qat: OwnQat = False,
     overrides: Overrides = (), device: OwnDevice = None, seed: OwnSeed = None,
 ) -> None:  # fmt: skip
-    """Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
+    """RECIPE is a YAML file, or one that repq ships: ptq, onnx, partial, qat, quickstart, tensorrt, yolov6lite, yolox,
+    compare. Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
     What is already there is reused; a killed run goes on where it stopped. Where an engine loses more than --max-drop,
     what is left is tried: a plan of layers in float, then training. Ends with 1 if no engine is good enough to ship.
     """
@@ -90,8 +91,9 @@ def ablation_command(
     shell: Shell, ablation: AblationFile, work: Work = None, weights: OwnWeights = None, data: OwnData = None,
     imgsz: OwnSize = None, seeds: Seeds = (), overrides: Overrides = (), device: OwnDevice = None,
 ) -> None:  # fmt: skip
-    """Ends with one table, mean and spread, in WORK/ablation.md and ablation.json. What variants have in common is made
-    once; a killed ablation goes on where it stopped.
+    """ABLATION is a YAML file, or one that repq ships: activations, calibration, distillation, granularity, lightening,
+    results, table15, table16, table21, yolox. Ends with one table, mean and spread, in WORK/ablation.md and
+    ablation.json. What variants have in common is made once; a killed ablation goes on where it stopped.
     """
     from repq.pipeline.ablation import run_ablation
     from repq.report.ablation import ablation_table
