@@ -180,7 +180,8 @@ def _demand_files(recipe: Recipe, wanted: list[Stage]) -> None:
     for name, part in parts.items():
         for key, path in _paths(part, name):
             if not path.exists():
-                fix = f"correct {key!r} in the recipe, or give it by a flag"
+                flag = {"weights": "--weights FILE", "data.path": "--data FILE"}.get(key, f"--set {key}=FILE")
+                fix = f"give it by {flag}, or correct {key!r} in the recipe"
                 raise RecipeError(f"there is no file at {path}", fix=fix)
 
 
