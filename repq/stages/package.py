@@ -48,7 +48,7 @@ def _package(job: Job) -> None:
         graph = "int8_float16"
     onnx = load(artifacts["export"] / f"{graph}.onnx")
     model = onnx if name is None else load(engines[name])
-    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card=""):
+    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox):
         job.log(f"  without samples, which cannot make boxes of its outputs: {reason}")
     card = model_card(job, verdict, name, timed, artifacts["eval"].result(Accuracies).models)
     write_text(job.payload / "README.md", card)  # last: it lists what is there
