@@ -38,6 +38,8 @@ def read_model(path: Path, *, beside: bool, error: type[RepqError]) -> tuple[Mod
 
     content = read_bytes(path, LIMIT, error=error)
     fix = "export it again, for example with `repq export`"
+    if path.suffix.lower() != ".onnx":
+        fix = "give an ONNX file; `repq export` makes one of a checkpoint"
     with refusing(f"{path} is no valid ONNX model", fix, error):
         model = onnx.load_model_from_string(content)
     if not model.graph.node or not model.graph.output:

@@ -40,18 +40,31 @@ def size_for(paths: Path | Sequence[Path], asked_for: Size | None, log: Log = qu
         RepqError: none is asked for, and an ONNX file takes any size and says none.
     """
     models = (paths,) if isinstance(paths, Path) else tuple(paths)
-    known = {path: own for path in models if (own := own_size(path)) is not None}
     if asked_for is None:
-        if not known:
-            if free := [path.name for path in models if _takes_any_size(path)]:
-                raise RepqError(f"{printable(free[0])} takes images of any size", fix="give --imgsz")
-            if models[0].exists():  # of one that is not there, who opens it says so
-                log(f"{printable(models[0].name)} does not say at which size it works: 640x640 is taken (--imgsz)")
-        return next(iter(known.values()), FALLBACK)
-    for path, own in known.items():
-        if own != asked_for and path.suffix == ".safetensors":
-            log(f"{printable(path.name)} works at {own[0]}x{own[1]}; {asked_for[0]}x{asked_for[1]} is asked for")
+        return _said_size(models, log)
+    for path in models:
+        if path.suffix == ".safetensors" and (own := own_size(path)) not in (None, asked_for):
+            log(f"{printable(path.name)} works at {_text(own)}; {_text(asked_for)} is asked for")
     return asked_for
+
+
+def _said_size(models: Sequence[Path], log: Log) -> Size:
+    """The size that the first of the models says that says one."""
+    teller, own = next(((path, size) for path in models if (size := own_size(path)) is not None), (None, FALLBACK))
+    if teller == models[0] or not models[0].exists():  # of one that is not there, who opens it says so
+        return own
+    silent = f"{printable(models[0].name)} does not say at which size it works"
+    if teller is not None:
+        log(f"{silent}: {_text(own)} is taken, as of {printable(teller.name)} (--imgsz)")
+    elif free := [path.name for path in models if _takes_any_size(path)]:
+        raise RepqError(f"{printable(free[0])} takes images of any size", fix="give --imgsz")
+    else:
+        log(f"{silent}: {_text(own)} is taken (--imgsz)")
+    return own
+
+
+def _text(size: Size | None) -> str:
+    return "x".join(map(str, size or ()))
 
 
 def own_size(path: Path) -> Size | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from repq.cli.options import Data, Weights
 from repq.cli.options import OwnSize as ModelSize
@@ -12,6 +12,9 @@ from repq.errors import ToleranceError
 from repq.recipe import as_overrides, load_ablation
 from repq.recipe.base import AnyPath, Device, ImageSize, OneOf, Seed, Share, setting
 from repq.recipe.deployment import EngineName
+
+if TYPE_CHECKING:
+    from repq.pipeline import RunOutcome
 
 RecipeFile = Annotated[AnyPath, setting(flag="RECIPE", help="YAML file, or the name of one that repq ships.")]
 AblationFile = Annotated[AnyPath, setting(flag="ABLATION", help="YAML file, or the name of one that repq ships.")]
@@ -41,34 +44,56 @@ def run_command(
     imgsz: OwnSize = None, target: OwnTarget = None, max_drop: OwnDrop = None, allow_qat: OwnQat = False,
     overrides: Overrides = (), device: OwnDevice = None, seed: OwnSeed = None,
 ) -> None:  # fmt: skip
-    """Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
+    """RECIPE is a YAML file, or one that repq ships: ptq, onnx, partial, qat, quickstart, tensorrt, yolov6lite, yolox,
+    compare. Stages: train or import, fuse, quantize, export, build, check, evaluate, time, report.
     What is already there is reused; a killed run goes on where it stopped. Where an engine loses more than --max-drop,
     what is left is tried: a plan of layers in float, then training. Ends with 1 if no engine is good enough to ship.
     """
+    from repq.pipeline import RunError
     from repq.pipeline.whole_run import run
-    from repq.report.text import run_table
 
-    outcome = run(
-        recipe, work=work, weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop,
-        allow_qat=allow_qat or None, device=device, seed=seed, overrides=overrides, progress=shell.progress,
-        log=shell.log,
-    )  # fmt: skip
+    failure = None
+    try:
+        outcome = run(
+            recipe, work=work, weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop,
+            allow_qat=allow_qat or None, device=device, seed=seed, overrides=overrides, progress=shell.progress,
+            log=shell.log,
+        )  # fmt: skip
+    except RunError as error:
+        outcome, failure = error.outcome, error
+    deploy = outcome.report.parent / "deploy"
     values = {
         **outcome.headline,
         "verdict": outcome.verdict.values(),
         "report": str(outcome.report),
+        "deploy": str(deploy),
         "artifacts": {name: str(artifact.folder) for name, artifact in outcome.artifacts.items()},
         "reused": [name for name, artifact in outcome.artifacts.items() if artifact.reused],
     }
-    shell.finish(values, lambda: run_table(outcome.headline, outcome.verdict) + f"\nreport: {outcome.report}")
+    engine = deploy / "engine"
+    shell.finish(
+        values, lambda: _run_text(outcome, deploy, failed=failure is not None),
+        next=f"repq predict {engine} IMAGES" if failure is None and engine.is_dir() else "",
+    )  # fmt: skip
+    if failure is not None:
+        raise failure
+
+
+def _run_text(outcome: RunOutcome, deploy: Path, *, failed: bool) -> str:
+    """The figures, and where they lie; of a run that failed, the error says what they come to."""
+    from repq.report.text import run_table
+
+    places = f"report: {outcome.report}\ndeploy: {deploy} (README.md there says what it is)"
+    return f"{run_table(outcome.headline, None if failed else outcome.verdict)}\n{places}"
 
 
 def ablation_command(
     shell: Shell, ablation: AblationFile, work: Work = None, weights: OwnWeights = None, data: OwnData = None,
     imgsz: OwnSize = None, seeds: Seeds = (), overrides: Overrides = (), device: OwnDevice = None,
 ) -> None:  # fmt: skip
-    """Ends with one table, mean and spread, in WORK/ablation.md and ablation.json. What variants have in common is made
-    once; a killed ablation goes on where it stopped.
+    """ABLATION is a YAML file, or one that repq ships: activations, calibration, distillation, granularity, lightening,
+    results, table15, table16, table21, yolox. Ends with one table, mean and spread, in WORK/ablation.md and
+    ablation.json. What variants have in common is made once; a killed ablation goes on where it stopped.
     """
     from repq.pipeline.ablation import run_ablation
     from repq.report.ablation import ablation_table

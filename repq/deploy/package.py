@@ -1,4 +1,4 @@
-"""Writing the folder."""
+"""Writing the folder, all but its model card."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ SAMPLES = Path(__file__).resolve().parent / "samples"
 ENGINE = "engine"
 
 
-def write_package(folder: Path, model: Model, onnx: Model, letterbox: LetterboxConfig, card: str) -> str:
+def write_package(folder: Path, model: Model, onnx: Model, letterbox: LetterboxConfig) -> str:
     """Write an engine, or an ONNX file where ``model`` is one, with all that is needed to run it.
 
     Args:
         folder: empty.
         onnx: that the engine was built from.
         letterbox: by which the model was evaluated.
-        card: the model card, in Markdown.
 
     Returns:
         Why there are no samples; empty: there are.
@@ -39,7 +38,6 @@ def write_package(folder: Path, model: Model, onnx: Model, letterbox: LetterboxC
     reason = "" if model.layout.plain else _write_decoder(folder / DECODE, model, onnx.path)
     values = contract(model, onnx, letterbox, engine, decode=not (model.layout.plain or reason))
     (folder / "model.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
     if reason:
         return reason
     (folder / "model.hpp").write_text(header(values), encoding="utf-8")

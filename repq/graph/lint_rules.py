@@ -134,7 +134,9 @@ def _zero_points(scan: Scan) -> Iterator[Hit]:
         zero_point = array(node, 2)
         if zero_point is not None and np.any(zero_point.astype(np.int64)):
             value = int(zero_point.reshape(-1)[0])
-            yield Hit(title(node), f"zero point {value}: TensorRT is symmetric only; use ptq.scheme=symmetric")
+            yield Hit(
+                title(node), f"zero point {value}: TensorRT is symmetric only; quantize again with --scheme symmetric"
+            )
 
 
 def _unsigned(scan: Scan) -> Iterator[Hit]:
@@ -144,7 +146,7 @@ def _unsigned(scan: Scan) -> Iterator[Hit]:
         parameters = parameters_of(node)
         implicit = integers is None and parameters is not None and parameters.dtype == "uint8"
         if integers == TensorProto.UINT8 or (implicit and node.op == "QuantizeLinear"):
-            yield Hit(title(node), "integers are UINT8: TensorRT takes INT8; use ptq.scheme=symmetric")
+            yield Hit(title(node), "integers are UINT8: TensorRT takes INT8; quantize again with --scheme symmetric")
 
 
 def _biases(scan: Scan) -> Iterator[Hit]:
@@ -244,7 +246,7 @@ def _unequal_scales(scan: Scan) -> Iterator[Hit]:
         what = "readers of one tensor" if len(group) == 1 else f"{len(group)} tensors that one Concat or copy joins"
         yield Hit(
             next(iter(group)),
-            f"{what} have scales {scales}: merge them (merge_scales)",
+            f"{what} have scales {scales}: merge them (--merge-scales)",
             len(affected),
             sum(map(scan.traffic, affected)),
         )
@@ -330,7 +332,7 @@ def _signed_concats(scan: Scan) -> Iterator[Hit]:
         yield Hit(
             name,
             "OpenVINO 2026.4 sums wrongly where dequantized INT8 meets in a Concat: concatenate the integers "
-            "(export without merge_scales), or build with repq",
+            "(export without --merge-scales), or build with repq",
         )
 
 

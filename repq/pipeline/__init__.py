@@ -1,5 +1,5 @@
 """A recipe in, a folder of artifacts and a report out; one run or the runs of an ablation."""
 
-from repq.pipeline.runner import RunOutcome, run_recipe
+from repq.pipeline.runner import RunError, RunOutcome, run_recipe
 
-__all__ = ["RunOutcome", "run_recipe"]
+__all__ = ["RunError", "RunOutcome", "run_recipe"]

@@ -35,6 +35,14 @@ class RunOutcome:
     verdict: Verdict
 
 
+class RunError(ToleranceError):
+    """A run came to its end, and its result is outside a bound; ``outcome`` is what it made."""
+
+    def __init__(self, cause: ToleranceError, outcome: RunOutcome) -> None:
+        super().__init__(cause.what, found=cause.found, fix=cause.fix)
+        self.outcome = outcome
+
+
 def run_recipe(
     recipe: Recipe, work: Path, *, as_it_is: bool = False, progress: Progress = silent, log: Log = quiet
 ) -> RunOutcome:
@@ -48,11 +56,9 @@ def run_recipe(
 
     Raises:
         RepqError: a stage failed in a way that the user can correct; what was complete before stays.
-        ToleranceError: an engine is outside the bounds of the check (the target, where it runs here), or no engine is
-            good enough to ship; the report is written all the same.
+        RunError: an engine is outside the bounds of the check (the target, where it runs here), or no engine is good
+            enough to ship; the report is written all the same.
     """
-    from repq.stages.check import demand_agreement
-
     _demand_int8(recipe)
     done = list[Attempt]()
     for name, changed in ways(recipe, done):
@@ -76,14 +82,23 @@ def run_recipe(
     artifacts = make_artifacts(recipe, work, "", progress, log, artifacts)
     if as_it_is:
         return RunOutcome(artifacts, artifacts["report"] / "report.html", _headline(recipe, artifacts), verdict)
-    report = _publish(work, recipe, artifacts, log)
-    # Last, so that the report of a run that fails its check is there to show why.
-    demand_agreement(artifacts["check"].result(CheckReport), need_no_agreement(recipe, verdict))
+    outcome = RunOutcome(artifacts, _publish(work, recipe, artifacts, log), _headline(recipe, artifacts), verdict)
+    try:  # last, so that the report of a run that fails its check is there to show why
+        _demand_good(recipe, outcome)
+    except ToleranceError as error:
+        raise RunError(error, outcome) from None
+    return outcome
+
+
+def _demand_good(recipe: Recipe, outcome: RunOutcome) -> None:
+    from repq.stages.check import demand_agreement
+
+    verdict = outcome.verdict
+    demand_agreement(outcome.artifacts["check"].result(CheckReport), need_no_agreement(recipe, verdict))
     if verdict.next is not None:
         raise ToleranceError(
             "no engine in INT8 is good enough to ship", found="\n".join(sentences(verdict)), fix=verdict.next
         )
-    return RunOutcome(artifacts, report, _headline(recipe, artifacts), verdict)
 
 
 def _keeps_nothing(artifacts: Mapping[str, Artifact]) -> bool:
@@ -179,7 +194,8 @@ def _demand_files(recipe: Recipe, wanted: list[Stage]) -> None:
     for name, part in parts.items():
         for key, path in _paths(part, name):
             if not path.exists():
-                fix = f"correct {key!r} in the recipe, or give it by a flag"
+                flag = {"weights": "--weights FILE", "data.path": "--data FILE"}.get(key, f"--set {key}=FILE")
+                fix = f"give it by {flag}, or correct {key!r} in the recipe"
                 raise RecipeError(f"there is no file at {path}", fix=fix)
 
 

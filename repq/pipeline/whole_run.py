@@ -42,8 +42,8 @@ def run(
 
     Raises:
         RepqError: the recipe is not valid, or a stage failed; what was complete before stays.
-        ToleranceError: an engine is outside the bounds of the check, or none is good enough to ship; the report is
-            written all the same.
+        RunError: an engine is outside the bounds of the check, or none is good enough to ship; the report is written
+            all the same, and ``outcome`` of the error is what would have been returned.
     """
     given = as_overrides(
         weights=weights, data=data, imgsz=imgsz, target=target, max_drop=max_drop, allow_qat=allow_qat, device=device,

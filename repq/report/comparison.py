@@ -58,6 +58,7 @@ class Comparison:
 
     Attributes:
         max_drop: AP that INT8 may lose.
+        min_speedup: how many times as fast as FP32 INT8 has to be.
         float_engine: where the FP32 accuracy was measured: this engine, or torch where the engine has none.
         float_latency, int8_latency: rows of one and the same setting, inference only.
         int8_layers: executed in INT8; None: there is no engine, or it does not tell of any layer.
@@ -76,6 +77,7 @@ class Comparison:
     int8_layers: int | None
     layers: int | None
     max_drop: float
+    min_speedup: float
     not_int8: tuple[LayerPrecision, ...] = ()
     unreported: tuple[str, ...] = ()
 
@@ -133,7 +135,9 @@ class Comparison:
     def speed_level(self) -> Level:
         if self.speedup is None:
             return ""
-        return "good" if self.speedup > 1 else "warn"
+        if self.speedup < self.min_speedup:
+            return "warn"
+        return "good" if self.speedup >= 1 else ""  # slower, as it may be
 
     @property
     def precision_level(self) -> Level:
@@ -213,6 +217,7 @@ def _compare(summary: ReportSummary, engine: str) -> Comparison:
         int8_layers=int8_engine.int8_layers if int8_engine else None,
         layers=len(int8_engine.layers) if int8_engine else None,
         max_drop=summary.max_drop,
+        min_speedup=summary.min_speedup,
         not_int8=not_int8,
         unreported=unreported,
     )

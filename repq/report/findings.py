@@ -9,24 +9,27 @@ from repq.recipe import NOTHING_TO_LOSE
 from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
-from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, ReportSummary
-from repq.results import UNKNOWN, PtqReport
+from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, VERDICT, ReportSummary
+from repq.report.verdict import time_again
+from repq.results import UNKNOWN, PtqReport, Verdict
 from repq.results.timing import Timed
 
 _SHOWN = 6  # names of layers and blocks in a sentence
 
 
 def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> list[Finding]:
-    """State what the figures give cause to say, the worst first; what is well comes last."""
+    """State what to ship, then what the figures give cause to say, the worst first; what is well comes last."""
     faster = [item.title for item in comparisons if item.speed_level == "good" and item.accuracy_level == "good"]
     losing = next((item for item in comparisons if item.accuracy_level in ("warn", "bad")), None)
     found = [
         finding for item in comparisons
         for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
     ]  # fmt: skip
-    found += disturbed(summary.get(BENCH)) + _baseline_findings(summary)
+    again = () if summary.get(VERDICT) is None else (f"{time_again().capitalize()}.",)
+    found += disturbed(summary.get(BENCH), *again) + _baseline_findings(summary)
     found += _check_findings(summary, comparisons) + _fusion_findings(summary)
-    return sorted(found, key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
+    found.sort(key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
+    return [*_shipping_findings(summary.get(VERDICT)), *found]
 
 
 def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqReport | None) -> list[Finding]:
@@ -46,9 +49,10 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
             "train (repq qat).")  # fmt: skip
     if comparison.speedup is not None and comparison.speed_level == "warn":
         cause = f", where {count(len(comparison.not_int8))} layers run in float" if comparison.not_int8 else ""
+        asked = f" ({times(comparison.min_speedup)} is asked for)" if comparison.min_speedup != 1 else ""
         say(
             "warn",
-            f"INT8 does not pay here: it is {times(comparison.speedup)} as fast as FP32{cause}",
+            f"INT8 does not pay here: it is {times(comparison.speedup)} as fast as FP32{asked}{cause}",
             f"Ship it in {' or '.join(faster)}." if faster else "Ship FP32 here, or try another runtime (--target).",
         )
     if comparison.not_int8:
@@ -69,12 +73,21 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
     return found
 
 
-def disturbed(timed: Timed | None) -> list[Finding]:
+def _shipping_findings(verdict: Verdict | None) -> list[Finding]:
+    """Which engine to ship, or what to try next."""
+    if verdict is None:
+        return []
+    if verdict.ship is None:
+        remedy = f"{verdict.next[0].upper()}{verdict.next[1:]}." if verdict.next else ""
+        return [Finding("bad", "No engine in INT8 is good enough to ship.", remedy)]
+    return [Finding("good", f"To ship: {engine_title(verdict.ship)} INT8.")]
+
+
+def disturbed(timed: Timed | None, remedy: str = "Time again while nothing else computes.") -> list[Finding]:
     """What is to be said of times that were taken while other processes had the cores that the models needed."""
     if timed is None or not timed.crowded:
         return []
-    return [Finding("warn", f"{load_of(timed)}: no latency and no speedup is to be trusted.",
-                    "Time again while nothing else computes.")]  # fmt: skip
+    return [Finding("warn", f"{load_of(timed)}: no latency and no speedup is to be trusted.", remedy)]
 
 
 def load_of(timed: Timed) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import repq
 from repq.printable import printable_lines
@@ -35,6 +36,7 @@ def to_html(summary: ReportSummary, sections: Sequence[FilledSection]) -> str:
         figure_rows=_figure_rows,
         drawing=Markup,
         sorted_by=_sorted_by,
+        code_spans=_code_spans,
     )
     page = environment.get_template("report.html")
     return page.render(
@@ -49,6 +51,20 @@ def to_html(summary: ReportSummary, sections: Sequence[FilledSection]) -> str:
 def _shown(value: Any) -> Any:
     """A value of a template; texts that are not our own markup steer and turn nothing around."""
     return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_OPTION, _WHOLE = re.compile(r"--?[a-z][a-z-]*"), r'<span class="whole">\g<0></span>'  # a line may end at a hyphen
+
+
+def _code_spans(text: str) -> Markup:
+    """A sentence as markup, with what stands between backticks as code."""
+    parts = [escape(part) for part in printable_lines(text).split("`")]
+    if len(parts) % 2 == 0:  # one without its other
+        return escape(printable_lines(text))
+    spans = (
+        Markup(f"<code>{_OPTION.sub(_WHOLE, str(part))}</code>") if n % 2 else part for n, part in enumerate(parts)
+    )
+    return Markup("").join(spans)
 
 
 def colours() -> str:

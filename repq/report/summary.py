@@ -26,6 +26,7 @@ from repq.results import (
     Result,
     Sensitivity,
     TrainReport,
+    Verdict,
 )
 
 R = TypeVar("R", covariant=True)
@@ -66,6 +67,7 @@ BENCH = Key("bench", BenchReport)
 MACHINES = Key("machines", dict[str, BenchReport])  # timings of several machines, by the machine's name
 SIZES = Key("sizes", dict[str, int])  # bytes on disk, by what it is
 PICTURES = Key("pictures", Pictures)
+VERDICT = Key("verdict", Verdict)  # which engine to ship
 
 
 class ReportSummary(Result):
@@ -73,6 +75,7 @@ class ReportSummary(Result):
 
     Attributes:
         max_drop: AP that INT8 may lose.
+        min_speedup: how many times as fast as FP32 INT8 has to be.
         plan_command: the command that quantizes with the plan.
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
         results: by stage; those that sections know are checked for their type, None is left out.
@@ -87,6 +90,7 @@ class ReportSummary(Result):
     data: str | None = None
     imgsz: tuple[int, int] | None = None
     max_drop: float = Budget().max_drop
+    min_speedup: float = Budget().min_speedup
     plan_command: str | None = None
     results: Mapping[str, Any] = Field(default_factory=dict)
     manifests: tuple[dict[str, Any], ...] = ()

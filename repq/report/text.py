@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -96,7 +97,8 @@ def _block(block: Block, width: int) -> str:
         case Cards():
             return _table(block.as_table(), width)
         case Findings():
-            return "\n".join(f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
+            lines = (f"{_MARKS.get(item.level, '')}{item.text} {item.remedy}".rstrip() for item in block.items)
+            return "\n".join(fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
         case _:
             return ""
 
@@ -203,7 +205,7 @@ def export_text(report: ExportReport) -> str:
 
 
 def lint_table(report: Mapping[str, Any]) -> str:
-    return render_text(graph.lint_blocks(report))
+    return render_text(graph.lint_blocks(report, shown=sys.maxsize if _screen.get()[1] else SHOWN))
 
 
 def ptq_table(report: PtqReport, in_target: tuple[EngineName, float] | None = None) -> str:
@@ -238,5 +240,6 @@ def settings_table(section: str, rows: Sequence[Mapping[str, Any]], about: str) 
     return render_text(overview.settings_blocks(section, rows, about))
 
 
-def run_table(headline: Mapping[str, Any], verdict: Verdict) -> str:
-    return render_text([overview.run_table(headline), Text("\n".join(sentences(verdict)))])
+def run_table(headline: Mapping[str, Any], verdict: Verdict | None) -> str:
+    said = [] if verdict is None else [Text("\n".join(sentences(verdict)))]
+    return render_text([overview.run_table(headline), *said])

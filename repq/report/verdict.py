@@ -6,9 +6,14 @@ from repq.recipe import engine_title
 from repq.results import Verdict
 
 
+def time_again(folder: str = "bench") -> str:
+    """What to do about times that other processes disturbed and that the same command would reuse."""
+    return f"time again: delete the folder {folder} of the output and repeat the command while nothing else computes"
+
+
 def sentences(verdict: Verdict) -> list[str]:
-    """Each engine, the worst first; what was tried; what to ship."""
-    lines = engine_sentences(verdict)
+    """Each engine, the worst first; how to time again, where that is needed; what was tried; what to ship."""
+    lines = [*engine_sentences(verdict), *([time_again().capitalize()] if verdict.crowded else [])]
     if len(verdict.ways) > 1:
         tried = (name if drop is None else f"{name} (loses {drop:.4f})" for name, drop in verdict.ways)
         lines.append("tried: " + "; ".join(tried))
@@ -33,5 +38,5 @@ def engine_sentences(verdict: Verdict) -> list[str]:
         pays = f"; it does in {' and '.join(good)}" if good and not row.pays else ""
         lines.append(f"{engine_title(row.engine)}: {facts}: {(' and '.join(why) or 'good') + pays}")
     if verdict.crowded:
-        lines.append("other processes computed while the engines were timed: the speeds are not to be trusted")
+        lines.append("Other processes computed while the engines were timed: the speeds are not to be trusted")
     return lines

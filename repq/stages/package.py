@@ -7,24 +7,30 @@ from typing import Any
 
 from repq.api.opening import load
 from repq.files import write_text
+from repq.machine.cpu import DOT_PRODUCT_FEATURES
 from repq.recipe import engine_title
 from repq.report.blocks import Block, Column, Columns, Facts, Text, number, table
+from repq.report.comparison import built_title
 from repq.report.numbers import fraction, mebibytes, milliseconds
 from repq.report.verdict import engine_sentences
-from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, ExportedGraphs, PtqReport, Verdict
+from repq.results import Accuracies, Accuracy, BenchReport, BenchRow, Environment, ExportedGraphs, PtqReport, Verdict
 from repq.stages.build import built
 from repq.stages.stage import Job, Stage
 from repq.stages.verdict import judged
 
 
-def shipped(verdict: Verdict, names: Mapping[str, Any], timed: Mapping[str, BenchRow]) -> str | None:
+def shipped(
+    verdict: Verdict, names: Mapping[str, Any], timed: Mapping[str, BenchRow], target: str | None
+) -> str | None:
     """The engine to ship, by its name such as ``openvino-int8``; None: it cannot be built here.
 
-    Where INT8 is not good enough in any engine, it is the fastest in FP32.
+    Where INT8 is not good enough it is FP32: in the target, where that was built, else in the fastest engine.
     """
     if verdict.ship is not None:
         name = f"{verdict.ship}-int8"
         return name if name in names else None
+    if f"{target}-float32" in names:
+        return f"{target}-float32"
     plain = [name for name in names if name.endswith("-float32")]
     return min(plain, key=lambda name: timed[name].latency_ms_median if name in timed else float("inf"), default=None)
 
@@ -36,31 +42,31 @@ def _package(job: Job) -> None:
     bench = artifacts["bench"].result(BenchReport)
     timed = bench.inferences
     verdict = judged(job.recipe, artifacts["eval"].result(Accuracies), bench, ())
-    name = shipped(verdict, engines, timed)
+    name = shipped(verdict, engines, timed, job.recipe.target)
     graph = name.rpartition("-")[2] if name else "int8"
     if name is None and "int8_float16" in artifacts["export"].result(ExportedGraphs).graphs:
         graph = "int8_float16"
     onnx = load(artifacts["export"] / f"{graph}.onnx")
     model = onnx if name is None else load(engines[name])
-    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox, card=""):
+    if reason := write_package(job.payload, model, onnx, job.recipe.eval.letterbox):
         job.log(f"  without samples, which cannot make boxes of its outputs: {reason}")
     card = model_card(job, verdict, name, timed, artifacts["eval"].result(Accuracies).models)
     write_text(job.payload / "README.md", card)  # last: it lists what is there
     job.log(f"  to ship: {name or onnx.label}")
 
 
-def why_shipped(verdict: Verdict, name: str | None) -> str:
-    """Why this is shipped, with what was measured of it and no more.
+def why_shipped(verdict: Verdict, name: str | None) -> list[str]:
+    """Why this is shipped, in sentences, with what was measured of it and no more.
 
     Args:
         name: of the engine that is shipped, such as ``openvino-int8``; None: the graph alone, for an engine that was
             not built.
     """
-    found = " ".join(f"{line.replace('->', '→')}." for line in engine_sentences(verdict))
+    found = [f"{line.replace('->', '→')}." for line in engine_sentences(verdict)]
     if name is None and verdict.ship is not None:
         title = engine_title(verdict.ship)
-        return f"{title} was not built here: neither its AP nor its latency was measured. {found}"
-    return found if verdict.ship is not None else f"INT8 is not shipped. {found}"
+        return [f"{title} was not built here: neither its AP nor its latency was measured.", *found]
+    return found if verdict.ship is not None else ["INT8 is not shipped.", *found]
 
 
 def model_card(
@@ -78,17 +84,18 @@ def model_card(
         return timed[one].latency_ms_median if one in timed and not bench.crowded else None
 
     columns: Columns[str] = (
-        Column("Engine", str),
+        Column("Engine", built_title),
         number("AP", lambda one: measured[one].ap, fraction),
         number("AP50", lambda one: measured[one].ap50, fraction),
         number("Median latency (ms)", latency, milliseconds),
         number("Size", lambda one: timed[one].size_bytes if one in timed else None, mebibytes),
     )
-    what = f"as {name}" if name else "as a graph, without an engine"
-    engine = name.rpartition("-")[0] if name else verdict.ship or ""
+    what = built_title(name) if name else f"graph for {engine_title(verdict.ship or '')}, without an engine"
     files = [row for row in _FILES if all((job.payload / file).exists() for file in row[0].split(", "))]
     blocks: list[Block] = [
-        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}, shipped {what}. {why_shipped(verdict, name)}"),
+        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}: {what}."),
+        *map(Text, why_shipped(verdict, name)),
+        *map(Text, _needs(name, environment, ptq)),
         Facts([
             ("Input", f"{recipe.imgsz[0]}x{recipe.imgsz[1]} (height x width); model.json says how images become it"),
             ("Layers in INT8", f"{int8} of {len(ptq.layers)}, of the INT8 engines"),
@@ -108,7 +115,18 @@ def model_card(
             files,
         ),
     ]  # fmt: skip
-    return f"# {recipe.name}: {engine_title(engine)}\n\n" + render_markdown(blocks) + "\n"
+    return f"# {ptq.model}: {what}\n\n" + render_markdown(blocks) + "\n"
+
+
+def _needs(name: str | None, environment: Environment, ptq: PtqReport) -> list[str]:
+    """What another CPU must have for the AP of this one."""
+    fast = DOT_PRODUCT_FEATURES.intersection(environment.cpu_features)
+    if name not in ("openvino-int8", "onnxruntime-int8") or not fast or ptq.settings.get("reduce_range"):
+        return []
+    return [
+        f"The AP holds for CPUs with INT8 dot products, as this one has ({', '.join(sorted(fast))}). On x86 without "
+        "them sums of two products saturate, and AP may be far lower: measure there, or quantize with --reduce-range."
+    ]
 
 
 _FILES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ def predict_files(
     """
     from repq.predict import open_sources, predict
 
+    paths = (model,) if compare is None else (model, compare)
+    sizes = [size_for(ordered, imgsz, log) for ordered in (paths, paths[::-1])[: len(paths)]]  # else as the other's
     opened, *others = (
-        load(
-            path, engine=engine if path.is_file() else None, imgsz=size_for(path, imgsz, log), threads=threads,
-            device=device, log=log,
+        replace(
+            load(path, engine=engine if path.is_file() else None, imgsz=size, threads=threads, device=device, log=log),
+            usual=size,
         )
-        for path in (model, *([compare] if compare else []))
+        for path, size in zip(paths, sizes, strict=True)
     )  # fmt: skip
     return predict(
         opened, open_sources(places, log), out, config, other=others[0] if others else None, imgsz=imgsz, force=force,

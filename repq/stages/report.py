@@ -24,6 +24,7 @@ from repq.results import BenchReport, Pictures, PlanReport
 from repq.stages.build import built
 from repq.stages.sensitivity import PLAN_REPORT
 from repq.stages.stage import Job, Section, Stage
+from repq.stages.verdict import judged
 
 if TYPE_CHECKING:
     from repq.data import ImageRecord
@@ -166,8 +167,10 @@ def _report(job: Job) -> None:
         data=str(recipe.data.path or "drawn demo set"),
         imgsz=recipe.imgsz,
         max_drop=recipe.max_drop,
+        min_speedup=recipe.min_speedup,
         results={
             **results,
+            "verdict": judged(recipe, results["eval"], bench, ()),
             "plan": plan,
             "export": graphs.get("int8_float16", graphs["int8"]),
             "build": results["build"].engines,
@@ -182,5 +185,6 @@ def _report(job: Job) -> None:
 
 STAGE = Stage(
     "report", _report, {"report": Section(ReportConfig)},
-    ("name", "imgsz", "weights", "plan", "eval", "data", "max_drop"), reads=("*",), splits=("val",), publish=".",
+    ("name", "imgsz", "weights", "plan", "eval", "data", "target", "max_drop", "min_speedup", "allow_qat"),
+    reads=("*",), splits=("val",), publish=".",
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from repq.recipe import ap_drop, holds
+from repq.report.verdict import time_again
 from repq.results import Accuracies, BenchReport, BenchRow, EngineVerdict, Verdict
 
 
@@ -47,7 +48,7 @@ def judged(
         ship = recipe.target  # it cannot be run here; the engines that can say what the graph computes
     return Verdict(
         max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tuple(tried), ship=ship,
-        next=None if ship is not None else _next(recipe, rows), crowded=bench.crowded,
+        next=None if ship is not None else _next(recipe, rows, crowded=bench.crowded), crowded=bench.crowded,
     )  # fmt: skip
 
 
@@ -71,17 +72,19 @@ def _row(recipe: Budgeted, engine: str, before: float, after: float, timed: Mapp
     )  # fmt: skip
 
 
-def _next(recipe: Budgeted, rows: list[EngineVerdict]) -> str:
+def _next(recipe: Budgeted, rows: list[EngineVerdict], *, crowded: bool) -> str:
     if not rows:
-        return "build an engine in FP32 and INT8 that runs here: repq doctor lists them"
+        return "build an engine in FP32 and INT8 that runs here: `repq doctor` lists them"
     others = [row.engine for row in rows if row.good]
     wanted = [row for row in rows if recipe.target in (None, row.engine)]
+    if all(row.holds for row in wanted) and crowded:
+        return time_again()
     if others:
-        return f"repq run … --target {others[0]}"
+        return f"repeat the command with --target {others[0]}"
     if all(row.holds for row in wanted):
-        return "ship the FP32 engine, or another runtime: repq doctor lists them"
+        return "ship FP32, which is in the run's folder deploy, or try another runtime: `repq doctor` lists them"
     if any(row.drop is None for row in wanted):
         return "look at what the float model finds (repq predict MODEL IMAGES): its training, image size and preset"
     if not recipe.allow_qat:
-        return "repq run … --allow-qat"
-    return "repq run … --set qat.epochs=30, or a larger --max-drop"
+        return "repeat the command with --allow-qat"
+    return "train longer (repeat the command with --set qat.epochs=30), or allow a larger --max-drop"

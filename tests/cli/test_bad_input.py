@@ -59,3 +59,20 @@ def test_to_measure_nothing_is_refused_first(material: Material, folder: Path) -
     off = [word for name in ("local", "end_to_end") for word in ("--set", f"sensitivity.{name}=false")]
     assert "nothing to measure" in refused(invoke(*material.line("sensitivity"), *off))
     assert not (material.folder / "out").exists()
+
+
+@pytest.mark.parametrize("line", [("build", "--engine", "onnxruntime", "-o", "out"), ("lint",), ("estimate",)])
+def test_a_checkpoint_where_an_onnx_file_is_wanted_leads_to_export(
+    line: tuple[str, ...], material: Material, folder: Path
+) -> None:
+    assert "`repq export` makes one of a checkpoint" in refused(invoke(line[0], material.files["WEIGHTS"], *line[1:]))
+
+
+def test_a_file_that_a_shipped_recipe_wants_is_asked_for_by_its_option(material: Material, folder: Path) -> None:
+    given: list[object] = []
+    for option in ("--weights", "--data"):
+        text = refused(invoke("run", "ptq", *given, "--work", "work"))
+        assert "there is no file at" in text and f"{option} FILE" in text.partition("fix:")[2]
+        given += [option, material.files[option]]
+    text = refused(invoke("run", "ptq", *given, "--set", "ptq.calibration.manifest=none.txt", "--work", "work"))
+    assert "--set ptq.calibration.manifest=FILE" in text.partition("fix:")[2]

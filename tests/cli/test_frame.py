@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from repq.cli import COMMANDS, Commands, main
 from repq.errors import RepqError, ToleranceError
+from repq.recipe.reader import SHIPPED
 from repq.stopping import ending_on_signals
 
 
@@ -255,6 +256,12 @@ HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "cv2", "matplotlib", "pycoc
 
 def test_help_loads_next_to_nothing() -> None:
     assert not modules_after("--help") & {*HEAVY, "pydantic", "yaml", "numpy", "rich"}
+
+
+@pytest.mark.parametrize(("command", "folder"), [("run", SHIPPED), ("ablation", SHIPPED / "ablations")])
+def test_help_names_what_is_shipped(command: str, folder: Path) -> None:
+    listed = CliRunner().invoke(main, [command, "--help"]).output.partition("one that repq ships:")[2].partition(".")[0]
+    assert sorted(listed.replace(",", " ").split()) == sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

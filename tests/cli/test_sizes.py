@@ -127,6 +127,20 @@ def test_a_size_that_nobody_gave_is_said(weights: Path, folder: Path) -> None:
     assert "640x640 is taken" in shown
 
 
+@pytest.mark.parametrize("models", [("int8.safetensors", "w.safetensors"), ("w.safetensors", "int8.safetensors")])
+def test_models_side_by_side_work_at_the_size_that_one_of_them_says(
+    weights: Path, folder: Path, models: tuple[str, str]
+) -> None:
+    """Whichever is named first: boxes of two sizes would differ whatever the models are."""
+    cv2.imwrite("a.png", np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    line = ("a.png", "--conf", 0.0005, "--no-draw")
+    shown = invoke("predict", models[0], *line, "--compare", models[1], "-o", "unsaid").output
+    assert "64x96 is taken, as of int8.safetensors" in shown and "640x640" not in shown
+    run("predict", models[0], *line, "--compare", models[1], "-o", "said", "--imgsz", "64x96")
+    unsaid, said = (json.loads(Path(f"{name}/predictions.json").read_text()) for name in ("unsaid", "said"))
+    assert unsaid == said and len(said["images"][0]["other"]) > 0
+
+
 def test_a_damaged_entry_is_no_size() -> None:
     from repq.api.sizes import as_metadata, from_metadata
 

@@ -221,6 +221,29 @@ def test_a_check_outside_its_bound_fails_and_leaves_no_artifact(first: RunOutcom
     assert "onnxruntime" in result.output
 
 
+def test_a_run_outside_its_bound_shows_what_it_made(first: RunOutcome, work: Path, tmp_path: Path) -> None:
+    asked, line = tmp_path / "recipe.yaml", ("--work", work)
+    asked.write_text(json.dumps({**TINY, "min_speedup": 1000}))
+    result = CliRunner().invoke(main, ["run", str(asked), *map(str, line), "--json"])
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert {"models", "verdict", "report", "deploy", "artifacts"} <= values.keys()
+    assert values["verdict"]["ship"] is None and values["error"]["fix"] == values["verdict"]["next"]
+    told = invoke("run", asked, *line)
+    assert told.exit_code == 1 and str(work / "report.html") in told.output and str(work / "deploy") in told.output
+    assert all(row["model"] in told.output for row in values["models"])
+    report = (work / "report.md").read_text()
+    assert "No engine in INT8 is good enough to ship" in report and "does not pay" in report
+    shown = invoke("run", write_recipe(tmp_path), *line).output
+    assert "next: repq predict" in shown and "To ship: " in (work / "report.md").read_text()
+
+
+def write_recipe(folder: Path) -> Path:
+    path = folder / "good.yaml"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
 def test_the_commands_give_the_names_that_scripts_rely_on(first: RunOutcome, tmp_path: Path) -> None:
     data = first.artifacts["data"] / "demo/data.yaml"
     weights = first.artifacts["train"] / "weights.safetensors"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
 from report_samples import make_accuracy, make_ptq, make_results, make_summary
 
 from repq.report import render_report
 from repq.report.sections import sections_of
-from repq.report.text import engine_table, export_text
+from repq.report.text import SHOWN, engine_table, export_text, lint_table, shown_on
 from repq.results import EngineDescription, Expectation, ExportReport, GraphFinding, LayerPrecision, QdqCount
 
 BEFORE = QdqCount(quantize=80, dequantize=79, extra_kernels=40, avoidable=31)
@@ -34,7 +37,7 @@ GRAPH = ExportReport(
 
 
 def page(**changes: object) -> str:
-    (blocks,) = graph_sections(export=GRAPH, **changes)
+    (blocks,) = graph_sections(**{"export": GRAPH, **changes})
     return repr(blocks)
 
 
@@ -82,9 +85,38 @@ def test_the_whole_report_renders_with_it(tmp_path: Path) -> None:
     assert "Predicted extra kernels" in Path(paths["md"]).read_text()
 
 
+def test_a_graph_without_shared_scales_has_one_count_of_each() -> None:
+    own = GRAPH.model_copy(update={"qdq_before_merging": GRAPH.qdq, "merged_groups": 0})
+    text = " ".join(export_text(own).split())
+    assert f"{own.qdq.quantize} Q, {own.qdq.dequantize} DQ" in text and "->" not in text and "one scale" not in text
+    assert "Shared scales" not in page(export=own)
+
+
+def finding(place: int, rule: str, severity: str) -> GraphFinding:
+    return GraphFinding(
+        rule=rule, severity=severity, where=f"node{place}", message=f"about {rule}", source="", extra_kernels=0,
+        bytes_moved=0,
+    )  # fmt: skip
+
+
+@given(st.lists(st.sampled_from([("a", "error"), ("b", "warning"), ("c", "info")]), max_size=40), st.booleans())
+def test_many_findings_are_counted_by_rule_in_the_terminal(rules: list[tuple[str, str]], everything: bool) -> None:
+    findings = [finding(place, *rule).model_dump() for place, rule in enumerate(rules)]
+    counts = {"quantize": 1, "dequantize": 1, "extra_kernels": 0, "avoidable": 0}
+    with shown_on(120, everything=everything):
+        text = lint_table({"findings": findings, "layers": [], "counts": counts})
+    if everything or len(rules) <= SHOWN:
+        assert all(re.search(rf"\bnode{place}\b", text) for place in range(len(rules)))
+        return
+    for one in set(rules):
+        row = rf"{one[1]} +{one[0]} +{rules.count(one)} +node{rules.index(one)}\b"
+        assert re.search(row, text)
+    assert "--all" in text and text.count("node") == len(set(rules))
+
+
 def test_the_terminal_says_the_same() -> None:
     text = export_text(GRAPH)
-    assert "Q 80 -> 60, DQ 79 -> 58" in text and "40 -> 9" in text and "neck.loud" in text
+    assert "80 -> 60 Q, 79 -> 58 DQ" in text and "40 -> 9" in text and "neck.loud" in text
     description = EngineDescription(
         engine="tensorrt", version="11", device="T4", input_name="images", input_shape=(1, 3, 8, 8),
         output_names=("y",), size_bytes=1, layers=(LayerPrecision(layer="a", precision="float16"),),

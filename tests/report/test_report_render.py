@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_samples import (
     CLASSES,
     CREATED,
@@ -23,6 +25,7 @@ from report_samples import (
 )
 
 from repq.report import ReportSummary, render_report
+from repq.report.html import _code_spans
 from repq.report.numbers import change, compact, decibels, fraction, mebibytes, significant
 from repq.report.sections import sections_of
 from repq.report.summary import BENCH, BUILD, CHECK, EVAL, FUSE, PTQ, SIZES, TRAIN
@@ -256,3 +259,12 @@ def test_no_name_steers_a_terminal_or_turns_text_around(tmp_path: Path) -> None:
     assert len(hidden) == 9
     for file in tmp_path.iterdir():
         assert not hidden & set(file.read_text()), file
+
+
+@given(st.text(alphabet="ab-`<>& \n'\""))
+def test_code_in_a_sentence_is_code_on_the_page_and_nothing_else_becomes_markup(text: str) -> None:
+    page = str(_code_spans(text))
+    spans = re.findall(r"<code>(.*?)</code>", page, re.DOTALL)
+    assert len(spans) == (text.count("`") // 2 if text.count("`") % 2 == 0 else 0)
+    plain = re.sub(r"</?code>", "`", re.sub(r'<span class="whole">(.*?)</span>', r"\1", page))
+    assert "<" not in plain and html.unescape(plain) == text

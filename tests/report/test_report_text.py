@@ -9,13 +9,23 @@ from report_samples import make_ptq, make_results
 from sensitivity_samples import make_plan, make_sensitivity
 
 from repq.report.blocks import Column, table
-from repq.report.text import SHOWN, check_table, ptq_table, render_text, sensitivity_table, settings_table, shown_on
+from repq.report.text import (
+    SHOWN,
+    bench_table,
+    check_table,
+    ptq_table,
+    render_text,
+    sensitivity_table,
+    settings_table,
+    shown_on,
+)
 from repq.results import LayerQuantization
 
 TEXTS = {
     "ptq": lambda: ptq_table(make_ptq()),
     "sensitivity": lambda: sensitivity_table(make_sensitivity(), make_plan()),
     "check": lambda: check_table(make_results()["check"]),
+    "bench": lambda: bench_table(make_results()["bench"].model_copy(update={"crowded": True, "others": 1.5})),
 }
 
 

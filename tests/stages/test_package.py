@@ -51,7 +51,7 @@ def packed(folder: Path, onnx: repq.Model, runtime: str | None, letterbox: Lette
     model = onnx if runtime is None else onnx.build(runtime, out=folder / "built")
     out = folder / "deploy"
     out.mkdir()
-    write_package(out, model, onnx, letterbox, "# a card\n")
+    write_package(out, model, onnx, letterbox)
     return out
 
 

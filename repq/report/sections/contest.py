@@ -10,6 +10,7 @@ from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, fraction, mebibytes, percent, plural, significant
 from repq.report.plots import accuracy_over_latency
 from repq.report.summary import Key, ReportSummary, Section
+from repq.report.verdict import time_again
 from repq.results import Availability, BatchTiming, Contender, Contest
 
 CONTEST = Key("compare", Contest)
@@ -57,7 +58,7 @@ def contest_blocks(found: Contest) -> list[Block]:
         f"{plural(found.threads, 'thread')}, in turns. {load_of(found)}."
     )
     blocks: list[Block] = [Text(lead)]
-    if notes := disturbed(found):
+    if notes := disturbed(found, f"{time_again('compare').capitalize()}."):
         blocks.append(Findings(notes))
     if found.choice is not None:
         first, *others = found.choice.reasons

@@ -12,6 +12,7 @@ from repq.report.summary import EXPORT, PTQ, ReportSummary, Section
 from repq.results import Estimate, ExportReport, GraphFinding, KernelEstimate, PtqReport, metric_of
 
 _LEVELS: dict[str, Level] = {"error": "bad", "warning": "warn", "info": "muted"}
+_COUNTS_TITLE = "Q, DQ and the kernels that they cost"
 _COUNTS = {
     "QuantizeLinear on activations": "quantize",
     "DequantizeLinear on activations": "dequantize",
@@ -58,16 +59,18 @@ def _counts_table(graph: ExportReport, ptq: PtqReport | None) -> Table:
     own = ptq.qdq_own_scales if ptq is not None else None
     before = own or graph.qdq_before_merging
     rows = [_Count(title, getattr(before, name), getattr(graph.qdq, name)) for title, name in _COUNTS.items()]
-    columns: Columns[_Count] = (
+    groups = ptq.shared_groups if ptq is not None and own is not None else graph.merged_groups
+    if not groups:
+        columns: Columns[_Count] = (Column("", "title"), number("Count", "after", count))
+        return table(_COUNTS_TITLE, columns, rows)
+    columns = (
         Column("", "title"),
         number("Own scales", "before", count),
         number("Shared scales", "after", count),
     )
-    groups = ptq.shared_groups if ptq is not None and own is not None else graph.merged_groups
     joint = ptq is not None and ptq.share_scales == "joint"
     how = "calibrated on joint histograms" if joint else "the largest of each group"
-    note = f"{plural(groups, 'group')} share one scale: {how}." if groups else "No tensors were given one scale."
-    return table("Q, DQ and the kernels that they cost", columns, rows, note)
+    return table(_COUNTS_TITLE, columns, rows, f"{plural(groups, 'group')} share one scale: {how}.")
 
 
 def _sharing_facts(ptq: PtqReport | None) -> list[tuple[str, str]]:
@@ -100,10 +103,12 @@ def export_blocks(report: ExportReport) -> list[Block]:
     lines = [f"{report.out}: {report.layers_int8} layers INT8, {report.layers_float} float, {report.precision}"]
     if report.layers_int8:
         lines.append(
-            f"Q {before.quantize} -> {after.quantize}, DQ {before.dequantize} -> {after.dequantize}, predicted extra "
-            f"kernels in TensorRT {before.extra_kernels} -> {after.extra_kernels}, avoidable {before.avoidable} -> "
-            f"{after.avoidable}; {plural(report.merged_groups, 'group')} of tensors got one scale"
+            f"{_change(before.quantize, after.quantize)} Q, {_change(before.dequantize, after.dequantize)} DQ; extra "
+            f"kernels in TensorRT, predicted: {_change(before.extra_kernels, after.extra_kernels)}, of which "
+            f"{_change(before.avoidable, after.avoidable)} avoidable"
         )
+    if report.merged_groups:
+        lines.append(f"{plural(report.merged_groups, 'group')} of tensors got one scale")
     if report.fp32_nodes:
         lines.append(f"FP32, since FP16 overflows there: {', '.join(report.fp32_nodes)}")
     if report.raised_scales:
@@ -116,8 +121,32 @@ def export_blocks(report: ExportReport) -> list[Block]:
     return [Text("\n".join(lines))]
 
 
-def lint_blocks(report: Mapping[str, Any]) -> list[Block]:
-    """For the terminal: findings, the gravest first; ``report`` is a lint report as plain values."""
+def _change(before: int, after: int) -> str:
+    return str(after) if before == after else f"{before} -> {after}"
+
+
+class _Kind(NamedTuple):
+    """Findings of one rule: how many, and the first."""
+
+    times: int
+    first: GraphFinding
+
+
+_KIND: Columns[_Kind] = (
+    Column("Severity", "first.severity"),
+    Column("Rule", "first.rule", code=True),
+    number("Times", "times", count),
+    Column("The first: where", "first.where", code=True),
+    Column("What", "first.message", wrap=True),
+)
+
+
+def lint_blocks(report: Mapping[str, Any], shown: int) -> list[Block]:
+    """For the terminal: findings, the gravest first, by rule where there are more than are ``shown``.
+
+    Args:
+        report: a lint report as plain values.
+    """
     findings = [GraphFinding.model_validate(finding) for finding in report["findings"]]
     layers, counts = report["layers"], report["counts"]
     verdict = (
@@ -125,8 +154,16 @@ def lint_blocks(report: Mapping[str, Any]) -> list[Block]:
         f"{counts['quantize']} Q, {counts['dequantize']} DQ on activations; "
         f"{counts['extra_kernels']} predicted extra kernels, {counts['avoidable']} avoidable"
     )
-    found: Block = table("Findings", _FINDING, findings) if findings else Text("nothing to report")
-    return [found, Text(verdict)]
+    if not findings:
+        return [Text("nothing to report"), Text(verdict)]
+    if len(findings) <= shown:
+        return [table("Findings", _FINDING, findings), Text(verdict)]
+    rules = dict[tuple[str, str], list[GraphFinding]]()
+    for finding in findings:
+        rules.setdefault((finding.severity, finding.rule), []).append(finding)
+    kinds = [_Kind(len(alike), alike[0]) for alike in rules.values()]
+    note = f"{plural(len(findings), 'finding')} by rule; --all shows each"
+    return [table("Findings", _KIND, kinds, note), Text(verdict)]
 
 
 def estimate_blocks(found: Sequence[Estimate], top: int) -> list[Block]:

@@ -56,6 +56,7 @@ from repq.report.summary import (
     PRUNE,
     PTQ,
     TRAIN,
+    VERDICT,
     ReportSummary,
     Section,
 )
@@ -143,7 +144,9 @@ def _manifests(summary: ReportSummary) -> list[Block]:
     return [Text(lead), *(Listing(_manifest_title(manifest), _pretty(manifest)) for manifest in summary.manifests)]
 
 
-HEADLINE = Section("headline", "FP32 → INT8", _headline, uses=(EVAL, BUILD, BENCH, CHECK, FUSE, PTQ), short="Summary")
+HEADLINE = Section(
+    "headline", "FP32 → INT8", _headline, uses=(VERDICT, EVAL, BUILD, BENCH, CHECK, FUSE, PTQ), short="Summary"
+)
 MEASURED = Section(
     "measured", "What was measured", _measured, uses=(EVAL, BUILD, FUSE, PRUNE, PTQ, TRAIN), short="Setup"
 )
@@ -274,7 +277,7 @@ def _setting(row: BenchRow) -> str:
 def _note(comparison: Comparison) -> str:
     parts = []
     if comparison.ap_interval:
-        parts.append(f"AP change on other images of the kind: {interval(comparison.ap_interval)} (95 %)")
+        parts.append(f"95 % interval of the AP change, by resampling the images: {interval(comparison.ap_interval)}")
     if comparison.int8_latency:
         parts.append(f"median latency: {_setting(comparison.int8_latency)}")
     if comparison.int8_layers is not None:

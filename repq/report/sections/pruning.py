@@ -110,7 +110,8 @@ def _group_table(report: PruneReport) -> Table:
                optional=True),
     )  # fmt: skip
     rows = [group for group in report.groups if group.after < group.before]
-    return table(f"Pruned groups ({len(rows)} of {len(report.groups)})", columns, rows, fold=25)
+    return table(f"Pruned groups ({len(rows)} of {len(report.groups)})", columns, rows, fold=25,
+                 badness=lambda row: 1 - row.after / row.before)  # fmt: skip
 
 
 def _sweep_table(report: PruneReport) -> Table:

@@ -152,6 +152,13 @@ def _layer_table(layers: Sequence[LayerQuantization]) -> Table:
     return table(f"All {len(layers)} layers", columns, layers, note, fold=13, numbered=True, badness=noise)
 
 
+_DIAGNOSIS_NOTE = (
+    "W ratio: the largest over the smallest channel of the weight. W crest: the largest weight of a channel over the "
+    "channel's root mean square. Tail: the largest input over its 99.9th percentile. Channels: the largest over the "
+    "median channel of the input. dB: SNR of the layer's output with its weight, or its input, alone in INT8."
+)
+
+
 def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
     """All layers, what is wrong with some, the ways to INT8 with their evidence, and the advice."""
     layers: Columns[LayerDiagnosis] = (
@@ -186,8 +193,8 @@ def diagnosis_blocks(diagnosis: Diagnosis) -> list[Block]:
         advice += ". The float model finds no object (AP 0): what that loses is not known"
     return [
         *_preset_blocks(diagnosis),
-        table(title, layers, diagnosis.layers, badness=noise),
-        table("Findings", findings, [row for row in diagnosis.layers if row.findings]),
+        table(title, layers, diagnosis.layers, _DIAGNOSIS_NOTE, badness=noise),
+        table("Findings", findings, [row for row in diagnosis.layers if row.findings], badness=noise),
         table(enough, ways, diagnosis.ways),
         Text(advice),
     ]

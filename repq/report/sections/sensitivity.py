@@ -48,18 +48,18 @@ _PLACES = ("local", "neck", "head")
 def _plan_blocks(summary: ReportSummary) -> list[Block]:
     plan, measured = summary[PLAN], summary[SENSITIVITY]
     blocks: list[Block] = [Text(_plan_lead(plan, measured))]
-    blocks += [Text(f"Quantize with it: {summary.plan_command}")] if summary.plan_command else []
+    blocks += [Text(f"Quantize with it: `{summary.plan_command}`")] if summary.plan_command else []
     blocks += [Findings([finding])] if (finding := _verdict(plan)) else []
     if plan.latency is not None and plan.latency.points:
         title = f"AP against latency in {engine_title(plan.latency.engine)}, {plural(plan.latency.threads, 'thread')}"
         alt = "AP drop against latency of plans from all layers in INT8 to all in float"
         draw = partial(latency_front, plan.latency.points, engine_title(plan.latency.engine))
         blocks += [Figure(title, draw, alt, wide=True, file="front.svg"), _front_table(plan.latency)]
-    if plan.trials:
+    if len(plan.trials) > 1:
         alt = "AP drop of every plan tried against its share in INT8"
         draw = partial(tried_plans, plan.trials, plan)
         blocks += [Figure("Plans tried", draw, alt, wide=True, file="plans-tried.svg"), _trial_table(plan)]
-    return [*blocks, _float_table(measured, plan)]
+    return [*blocks, _float_table(measured, plan)] if plan.float_layers else blocks
 
 
 def _sensitivity_blocks(summary: ReportSummary) -> list[Block]:
@@ -72,7 +72,7 @@ def _sensitivity_blocks(summary: ReportSummary) -> list[Block]:
     if measured.ap_int8 is not None:
         lead += f", {fraction(measured.ap_int8)} with every layer in INT8"
     blocks: list[Block] = [Text(f"{lead}.{_smooth(measured)}")]
-    blocks += [Findings([Finding("warn", note) for note in measured.notes])] if measured.notes else []
+    blocks += [Findings([Finding("muted", note) for note in measured.notes])] if measured.notes else []
     draw = partial(measures_by_layer, measured, plan.float_layers if plan else ())
     alt = "every measure of every layer in model order"
     blocks.append(Figure("By layer", draw, alt, wide=True, file="measures.svg"))

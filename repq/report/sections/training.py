@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -163,7 +164,13 @@ def _scale_table(changes: Sequence[ScaleChange]) -> Table:
         number("Ratio", lambda row: row.input_after / row.input_before if row.input_before else None, significant),
         number("Ratio of weight scales", "weight_ratio", significant, hint="geometric mean over the channels"),
     )
-    return table(f"Scales of all {len(changes)} layers", columns, changes, fold=0)
+    return table(f"Scales of all {len(changes)} layers", columns, changes, fold=0, badness=_scale_change)
+
+
+def _scale_change(row: ScaleChange) -> float:
+    """By how many powers of e the scales of a layer moved."""
+    ratios = (row.input_after / row.input_before if row.input_before else 1.0, row.weight_ratio)
+    return sum(abs(math.log(ratio)) for ratio in ratios if ratio > 0)
 
 
 def fusion_blocks(fusion: FusionReport) -> list[Block]:

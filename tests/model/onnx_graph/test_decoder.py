@@ -156,7 +156,7 @@ def packed(
     exported = own.with_thresholds(confidence=0.05, max_detections=300).export(folder / "model.onnx", imgsz=IMGSZ)
     model = exported if runtime is None else exported.build(runtime, out=folder / "built")
     (folder / "deploy").mkdir()
-    assert write_package(folder / "deploy", model, exported, LetterboxConfig(), "# a card\n") == ""
+    assert write_package(folder / "deploy", model, exported, LetterboxConfig()) == ""
     return folder / "deploy", model
 
 
@@ -232,8 +232,8 @@ def test_outputs_of_unknown_length_have_no_samples(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "free.onnx")
     (tmp_path / "other").mkdir()
     free = load(tmp_path / "free.onnx")
-    assert "found" in write_package(tmp_path / "other", free, free, LetterboxConfig(), "# a card\n")
-    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["README.md", "model.json", "model.onnx"]
+    assert "found" in write_package(tmp_path / "other", free, free, LetterboxConfig())
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["model.json", "model.onnx"]
 
 
 def test_plain_outputs_need_no_graph(tmp_path: Path) -> None:
