@@ -58,7 +58,7 @@ def train_model(
     from repq.data import class_places
     from repq.quant import Weights
     from repq.reparam.repopt import load_scales
-    from repq.train import fine_tuned, settings_for, train
+    from repq.train import doubtful_settings, fine_tuned, settings_for, train
 
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     named = {"model": model, **settings} if isinstance(model, str) else settings
@@ -82,6 +82,8 @@ def train_model(
         for note in tuned.notes:
             log(note)
         detector = tuned.model
+    for note in doubtful_settings(detector, chosen):
+        log(note)
     outcome = train(
         detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
         eval_config=EvalConfig(batch=chosen.batch),
