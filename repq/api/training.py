@@ -82,7 +82,7 @@ def train_model(
         for note in tuned.notes:
             log(note)
         detector = tuned.model
-    for note in doubtful_settings(detector, chosen):
+    for note in doubtful_settings(detector, chosen, len(train_set)):
         log(note)
     outcome = train(
         detector, train_set, val_set, size, chosen, device=device, seed=seed, state_path=state,
