@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from repq.machine.cpu import cpu_cores
+from repq.machine.cpu import bound_cores
 from repq.machine.load import OtherLoad, crowding_note
 
 BURN = "import time\nend = time.process_time() + 1.0\nwhile time.process_time() < end: pass"
@@ -30,7 +30,7 @@ def test_own_work_is_not_that_of_others() -> None:
     while time.monotonic() - start < 0.6:
         pass
     own = (time.process_time() - began) / (time.monotonic() - start)
-    assert others.cores() <= cpu_cores() - own + 0.15
+    assert others.cores() <= bound_cores() - own + 0.15
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_it_is_said_where_threads_have_no_room(others: float, threads: int, core
 
 
 def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OtherLoad, "cores", lambda self: float(cpu_cores()))
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: float(bound_cores()))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     others = OtherLoad()
     assert "leaves them room" in others.note_once()

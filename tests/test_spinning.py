@@ -35,6 +35,25 @@ def test_the_command_line_sets_it_before_torch_loads(given: dict[str, str], expe
     assert ran.stdout.splitlines()[-1] == f"False {expected}"
 
 
+@pytest.mark.parametrize(
+    ("quota", "given", "threads"), [(2.5, {}, "2"), (None, {}, "None"), (2.5, {"OMP_NUM_THREADS": "3"}, "3")]
+)
+def test_threads_stay_within_a_quota(quota: float | None, given: dict[str, str], threads: str) -> None:
+    """Each thread beyond it would be stopped in turn, with all others waiting for it."""
+    code = f"""
+import os
+os.sched_getaffinity = lambda _: set(range(4))
+from repq.machine import cpu
+cpu.cpu_quota = lambda: {quota}
+from repq import __main__
+__main__.threads_within_quota()
+print(os.environ.get("OMP_NUM_THREADS"))
+"""
+    bare = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    ran = subprocess.run([sys.executable, "-c", code], env=bare | given, check=True, capture_output=True, text=True)
+    assert ran.stdout == f"{threads}\n"
+
+
 def test_importing_repq_leaves_the_environment_as_it_is() -> None:
     code = "import os, repq; print(os.environ.get('GOMP_SPINCOUNT'))"
     bare = {name: value for name, value in os.environ.items() if name not in VARIABLES}

@@ -641,6 +641,7 @@ class Model:
         from repq.export import float_copy
         from repq.machine.torch_device import resolve_device
         from repq.quant.qat import demand_labels, train_quantized
+        from repq.train import short_training
 
         weights, size, options = self.checkpoint("be trained", imgsz), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, {**settings, **_without_none({"epochs": epochs})}, "QAT")
@@ -656,6 +657,8 @@ class Model:
                 )
             if chosen.eval_interval is not None:
                 warn_of_overlap(train_set.records, val_set.records, options.log, "are trained on")
+            for note in short_training(chosen, len(train_set)):
+                options.log(note)
             quantized = self if weights.quantized else self.quantize(train_set, imgsz=size)
             start = partly_float(quantized.checkpoint("be trained"), several(keep_float))
             classes = None

@@ -60,7 +60,7 @@ def train_model(
     from repq.machine.torch_device import resolve_device
     from repq.quant import Weights
     from repq.reparam.repopt import load_scales
-    from repq.train import fine_tuned, settings_for, train
+    from repq.train import doubtful_settings, fine_tuned, settings_for, train
 
     asked, device = arguments("training", imgsz=imgsz, seed=seed), resolve_device(device)
     size, seed = asked.imgsz or (640, 640), asked.seed
@@ -85,6 +85,8 @@ def train_model(
         for note in tuned.notes:
             log(note)
         detector = tuned.model
+    for note in doubtful_settings(detector, chosen, len(train_set)):
+        log(note)
     outcome = train(
         detector, train_set, val_set, size, chosen, device=device, seed=seed,
         state_path=None if state is None else Path(state),

@@ -9,8 +9,9 @@ linear resize to exactly half averages two pixels by two, which is the area.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -176,13 +177,10 @@ def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxCon
     if form.stretch:
         inner_h, inner_w = inner_h * 0.0 + room_h, inner_w * 0.0 + room_w
     factor = width / inner_w
-    for halvings in range(_HALVINGS if form.resize == "area" else 0, -1, -1):
-        # an image takes part in this step if its factor is at least 2^halvings, to the nearest power of two
-        takes_part = fn.cast(factor > _edge(halvings), dtype=types.FLOAT)
-        now = fn.stack(*(takes_part * 2.0**halvings * inner + (1.0 - takes_part) * size
-                         for inner, size in ((inner_h, height), (inner_w, width))))  # fmt: skip
-        image = fn.resize(image, size=now, dtype=types.FLOAT, interp_type=types.INTERP_LINEAR, antialias=False)
-        height, width = now[0], now[1]
+    for now in _shrinking((height, width), (inner_h, inner_w), factor, form.resize == "area", _as_float):
+        image = fn.resize(
+            image, size=fn.stack(*now), dtype=types.FLOAT, interp_type=types.INTERP_LINEAR, antialias=False
+        )
     margins = [float(size) - inner for size, inner in zip(imgsz, (inner_h, inner_w), strict=True)]
     if form.placement == "top_left":
         start = fn.stack(*(margin * 0.0 - float(config.border) for margin in margins))
@@ -195,14 +193,10 @@ def _placed(image: Any, sizes: Any, imgsz: tuple[int, int], config: LetterboxCon
     )  # fmt: skip
 
 
-def _edge(halvings: int) -> float:
-    """The factor from which an image is first resized to ``2^halvings`` times its final size; the last step is for all.
+def _as_float(condition: Any) -> Any:
+    from nvidia.dali import fn, types
 
-    Any image that shrinks at all goes through twice its size.
-    """
-    if halvings == 0:
-        return 0.0
-    return 1.0 if halvings == 1 else 2.0 ** (halvings - 0.5)
+    return fn.cast(condition, dtype=types.FLOAT)
 
 
 def shrinking_sizes(size: tuple[int, int], final: tuple[int, int]) -> list[tuple[int, int]]:
@@ -210,6 +204,30 @@ def shrinking_sizes(size: tuple[int, int], final: tuple[int, int]) -> list[tuple
 
     It has none of them yet; so there are none if it is ``final``.
     """
-    factor = max(size) / max(final)
-    steps = (2**halvings for halvings in range(_HALVINGS, -1, -1) if factor > _edge(halvings))
-    return [after for step in steps if (after := (step * final[0], step * final[1])) != size]
+    sizes = [size, *((int(h), int(w)) for h, w in _shrinking(size, final, max(size) / max(final), True, float))]
+    return [after for before, after in pairwise(sizes) if after != before]
+
+
+def _shrinking(
+    size: tuple[Any, Any], final: tuple[Any, Any], factor: Any, by_area: bool, number: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Height and width of an image after each step, in which it may stay as it is; the last step is for all.
+
+    An image is first resized to ``2^halvings`` times its final size if that lies next to its factor, which is compared
+    as powers of two are. Any image that shrinks at all goes through twice its size.
+
+    Args:
+        size, final: height and width; numbers, or nodes of a pipeline.
+        factor: by which it shrinks.
+        by_area: whether pixels are averaged; else there is one step.
+        number: makes 0 or 1 of a comparison.
+    """
+    for halvings in range(_HALVINGS if by_area else 0, -1, -1):
+        least = {0: 0.0, 1: 1.0}.get(halvings, 2.0 ** (halvings - 0.5))
+        takes_part = number(factor > least)
+        height, width = (
+            takes_part * 2.0**halvings * after + (1.0 - takes_part) * now
+            for after, now in zip(final, size, strict=True)
+        )
+        size = height, width
+        yield size

@@ -76,17 +76,80 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted({_FEATURES[flag] for flag in flags if flag in _FEATURES}))
 
 
+def bound_cores() -> int:
+    """Number of processors that the system lets this process run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_cores() -> int:
-    """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many processors this process may keep busy: those that it may run on, or as many as its quota fills.
+
+    A container's ``--cpus 2`` is a quota. Of two and a half processors two count: where threads wait for each other,
+    all would wait for the one that the quota stops.
+    """
+    quota = cpu_quota()
+    return bound_cores() if quota is None else max(1, min(bound_cores(), int(quota)))
+
+
+def threads_within_quota() -> None:
+    """Let OpenMP, and so torch, have no more threads than the quota fills, unless the user says how many.
+
+    OpenMP reads it when torch loads: before is when to call this.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and cpu_cores() < bound_cores():
+        os.environ["OMP_NUM_THREADS"] = str(cpu_cores())
+
+
+def cpu_quota(proc: Path = Path("/proc/self"), groups: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The processor time per time that Linux grants this process's control group, such as 2.5; None: no bound.
+
+    Sources: the kernel's "Control Group v2" (``cpu.max``) and "CFS Bandwidth Control" (version 1); cgroups(7).
+
+    Args:
+        proc: the process's folder of procfs.
+        groups: where control groups are mounted.
+    """
+    bounds = []
+    for line in _lines(proc / "cgroup"):
+        _, kinds, path = line.split(":", 2)
+        if not kinds:  # version 2, the only hierarchy without a list of its kinds
+            read, top = _quota_of_version_2, groups
+        elif "cpu" in kinds.split(","):
+            read, top = _quota_of_version_1, groups / "cpu"
+        else:
+            continue
+        group = top / path.strip("/")
+        # A container that sees its own group at the top may know it by its path on the host all the same.
+        chain = [folder for folder in (group, *group.parents) if folder.is_relative_to(top)]
+        bounds += [quota for quota in map(read, chain) if quota is not None]
+    return min(bounds, default=None)
+
+
+def _quota_of_version_2(group: Path) -> float | None:
+    return _share(" ".join(_lines(group / "cpu.max")).split())
+
+
+def _quota_of_version_1(group: Path) -> float | None:
+    return _share([*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")])
+
+
+def _share(words: list[str]) -> float | None:
+    """Microseconds of ``words[1]``; no quota is ``max`` in version 2, -1 in version 1."""
+    if len(words) != 2 or not all(word.isascii() and word.isdigit() for word in words):
+        return None
+    quota, period = map(int, words)
+    return quota / period if quota and period else None
 
 
 @functools.cache
 def _cpuinfo() -> tuple[str, ...]:
+    return _lines(Path("/proc/cpuinfo"))
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a file of the system; none where it is not there."""
     try:
-        return tuple(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines())
+        return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())
     except OSError:
         return ()
 

@@ -29,19 +29,28 @@ def find_gpu() -> Gpu:
     Raises:
         EngineError: there is no driver, or it shows no GPU; the message starts with ``no GPU``.
     """
-    driver = _driver()
-    _call(driver.cuInit, 0)
-    count = ctypes.c_int()
-    _call(driver.cuDeviceGetCount, ctypes.byref(count))
-    if not count.value:
-        raise EngineError("no GPU: the NVIDIA driver shows none", fix=_FIX)
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    _call(driver.cuDeviceGet, ctypes.byref(device), 0)
+    driver, device = _device(0)
+    name = ctypes.create_string_buffer(256)
     _call(driver.cuDeviceGetName, name, len(name), device)
     version = [ctypes.c_int(), ctypes.c_int()]
     for value, attribute in zip(version, _COMPUTE_CAPABILITY, strict=True):
         _call(driver.cuDeviceGetAttribute, ctypes.byref(value), attribute, device)
     return Gpu(name.value.decode(), ".".join(str(value.value) for value in version))
+
+
+def bus_address(index: int) -> str | None:
+    """Where a GPU lies on the PCI bus, such as ``0000:65:00.0``; None where there is no such GPU.
+
+    Args:
+        index: as CUDA counts the GPUs that this process sees (``CUDA_VISIBLE_DEVICES``, ``CUDA_DEVICE_ORDER``).
+    """
+    try:
+        driver, device = _device(index)
+        address = ctypes.create_string_buffer(32)
+        _call(driver.cuDeviceGetPCIBusId, address, len(address), device)
+    except EngineError:
+        return None
+    return address.value.decode()
 
 
 def driver_version() -> str | None:
@@ -60,6 +69,21 @@ def gpu_or_none() -> Gpu | None:
         return find_gpu()
     except EngineError:
         return None
+
+
+def _device(index: int) -> tuple[ctypes.CDLL, ctypes.c_int]:
+    """The driver and its handle of a GPU.
+
+    Raises:
+        EngineError: as of `find_gpu`.
+    """
+    driver, count, device = _driver(), ctypes.c_int(), ctypes.c_int()
+    _call(driver.cuInit, 0)
+    _call(driver.cuDeviceGetCount, ctypes.byref(count))
+    if not count.value:
+        raise EngineError("no GPU: the NVIDIA driver shows none", fix=_FIX)
+    _call(driver.cuDeviceGet, ctypes.byref(device), index)
+    return driver, device
 
 
 def _driver() -> ctypes.CDLL:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from repq.machine.cuda import bus_address
 from repq.results import GpuReadings
 
 INTERVAL_S = 0.02
@@ -26,7 +27,7 @@ class GpuWatch:
     """Reads the GPU every 20 ms between enter and exit. Without NVML or a GPU, ``readings`` is None.
 
     Args:
-        index: which GPU; None: none is to be watched.
+        index: which GPU, as CUDA counts those that this process sees; None: none is to be watched.
     """
 
     def __init__(self, index: int | None = 0) -> None:
@@ -95,14 +96,20 @@ class GpuWatch:
 
 
 def _handle(index: int) -> Any:
-    """NVML's handle of a GPU, or None where there is no NVML or no such GPU."""
+    """NVML's handle of a GPU, or None where there is no NVML or no such GPU.
+
+    NVML counts all GPUs of the machine, in an order of its own; the place on the bus is what it and CUDA agree about.
+    """
     try:
         import pynvml
     except ImportError:
         return None
+    address = bus_address(index)
+    if address is None:
+        return None
     try:
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByIndex(index)
+        return pynvml.nvmlDeviceGetHandleByPciBusId(address)
     except pynvml.NVMLError:
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from repq.machine.cpu import cpu_cores
+from repq.machine.cpu import bound_cores
 
 _NOTICED, _DISTURBING = 0.5, 0.25  # cores
 
@@ -22,10 +22,10 @@ class OtherLoad:
         (clock, everyone, own), (then, before, mine) = _computed(), self._start
         return max(0.0, everyone - before - (own - mine)) / max(clock - then, 0.01)
 
-    def disturbance(self, threads: int, cores: int) -> dict[str, Any]:
+    def disturbance(self, threads: int) -> dict[str, Any]:
         """Of a `repq.results.timing.Timed` of models that ran with so many threads meanwhile."""
         others = self.cores()
-        return {"others": round(others, 2), "crowded": in_the_way(others, threads, cores, _DISTURBING)}
+        return {"others": round(others, 2), "crowded": in_the_way(others, threads, bound_cores(), _DISTURBING)}
 
     def note_once(self, processes: int = 1, device: str = "cpu") -> str:
         """`crowding_note` of torch's threads and what was measured until the first call; empty from then on.
@@ -45,9 +45,9 @@ def crowding_note(others: float, threads: int, cores: int | None = None) -> str:
     Args:
         others: cores that other processes keep busy.
         threads: of this process.
-        cores: of the machine, by default those that this process may use.
+        cores: of the machine, by default those that this process may run on.
     """
-    cores = cores or cpu_cores()
+    cores = cores or bound_cores()
     if threads < 2 or not in_the_way(others, threads, cores, _NOTICED):
         return ""
     free = max(1, round(cores - others))

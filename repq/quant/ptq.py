@@ -19,7 +19,7 @@ from repq.quant.calibration import CALIBRATORS, calibrator
 from repq.quant.calibration.observation import Groups, Images, Observation, largest_scales, observe, set_scales
 from repq.quant.corrections import CORRECTIONS, Correction, Material, asked_for
 from repq.quant.rows import int8_macs_share, layer_rows
-from repq.quant.state import apply_scales, insert_quantizers, keep_float_values, scale_table
+from repq.quant.state import apply_scales, insert_quantizers, keep_float_values, quantized_layers, scale_table
 from repq.recipe import PtqConfig
 from repq.results import LayerQuantization, PtqTrial
 from repq.scales import ScaleTable
@@ -219,9 +219,16 @@ def apply(observed: Observed, config: PtqConfig, *, rows: bool = True) -> Quanti
         keep_float_values(model)
         notes.append(correction.act(model, value, material))
     said = tuple(note for note in notes if note)
-    return QuantizedModel(
-        model, observed.plan, config, made, observed.observation.images, said, observed.groups, own_scales
-    )
+    groups = _sharing(model, observed.groups)
+    return QuantizedModel(model, observed.plan, config, made, observed.observation.images, said, groups, own_scales)
+
+
+def _sharing(model: Detector, groups: Groups) -> Groups:
+    """What is left of groups where corrections gave layers a scale for every channel: those share none."""
+    scales = {name: layer.input_quantizer.get_scale() for name, layer in quantized_layers(model).items()}
+    single = {name for name, scale in scales.items() if scale is not None and scale.axis is None}
+    kept = ([name for name in group if name in single] for group in groups)
+    return tuple(tuple(group) for group in kept if len(group) > 1)
 
 
 def with_rows(outcome: QuantizedModel, observed: Observed) -> QuantizedModel:

@@ -62,7 +62,7 @@ def qat_checkpoint(
     """
     from repq.data import class_places
     from repq.quant.qat import train_quantized
-    from repq.train import epoch_line, joined_processes, open_board
+    from repq.train import epoch_line, joined_processes, open_board, short_training
 
     resolve_device(context.device)
     with joined_processes(context.device) as (processes, device):
@@ -72,6 +72,8 @@ def qat_checkpoint(
         start, plain, taught = _start(source, config, train_set, context)
         train_set = fitted(train_set, start.names, source.weights.name, log)
         val_set = None if val_set is None else fitted(val_set, start.names, source.weights.name, log)
+        for note in short_training(config, len(train_set)):
+            log(note)
         own_float = taught.model if taught.model.spec == plain.model.spec else plain.model
         before = tuple(
             _accuracy(replace(start, model=model), val_set, context, title)

@@ -74,7 +74,7 @@ def train_detector(
         )
         model = _initial_model(config, initial, train_set.num_classes, context.seed, log)
         model.spec.check_size(*imgsz)
-        for note in doubtful_settings(model, config):
+        for note in doubtful_settings(model, config, len(train_set)):
             log(note)
         thresholds = model.spec.thresholds.changed(deploy.model_dump(), "the weights", log)
         model.spec = replace(model.spec, thresholds=thresholds)

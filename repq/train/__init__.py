@@ -6,7 +6,7 @@ from repq.train.board import Board, open_board
 from repq.train.boxes import AnchorGrid, anchor_grid
 from repq.train.distill import Teacher
 from repq.train.epochs import epoch_line, epochs_csv
-from repq.train.loop import TrainOutcome, doubtful_settings, fine_tuned, settings_for, train
+from repq.train.loop import TrainOutcome, doubtful_settings, fine_tuned, settings_for, short_training, train
 from repq.train.objective import Objective, objective_of
 from repq.train.optimizer import MovingAverage, Rates
 from repq.train.trainer import Trainer
@@ -35,5 +35,6 @@ __all__ = [
     "open_board",
     "pad_objects",
     "settings_for",
+    "short_training",
     "train",
 ]

@@ -12,7 +12,7 @@ from repq.errors import TrainingError
 from repq.machine.precision import with_precision
 from repq.model import Detector, Spec, build, get_spec, outline
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, QatConfig, TrainConfig
+from repq.recipe import EvalConfig, LoopConfig, QatConfig, TrainConfig
 from repq.reparam.repopt import RepScales, reinitialize
 from repq.results import TrainReport
 from repq.train.balance import with_class_weights
@@ -20,7 +20,8 @@ from repq.train.board import Board
 from repq.train.distill import Teacher
 from repq.train.job import TrainJob
 from repq.train.objective import demand_trainable, objective_of
-from repq.train.trainer import Trainer, handed_back, moved
+from repq.train.optimizer import peak_rate, rates_at, warmup_steps
+from repq.train.trainer import Trainer, handed_back, moved, updates_of_epoch
 from repq.train.update import Updater
 
 
@@ -154,8 +155,12 @@ _STEPS = (
 """What the steps of a training hang on."""
 
 
-def doubtful_settings(model: Detector, config: TrainConfig) -> tuple[str, ...]:
-    """What a user should know of settings that mean nothing to this model, or to a training of so few epochs."""
+def doubtful_settings(model: Detector, config: TrainConfig, images: int) -> tuple[str, ...]:
+    """What a user should know of settings that mean nothing to this model, or to a training of so few updates.
+
+    Args:
+        images: of the train split.
+    """
     usual = {name: field.default for name, field in TrainConfig.model_fields.items()}
     unused = [name for name in objective_of(model, config).unused if getattr(config, name) != usual[name]]
     notes = [f"{model.spec.name} has no use for {', '.join(unused)}"] if unused else []
@@ -164,7 +169,21 @@ def doubtful_settings(model: Detector, config: TrainConfig) -> tuple[str, ...]:
         notes.append(f"flat_epochs is {all_of_them}: after the warm-up, the learning rate is at its least")
     if config.mosaic_off_epochs >= config.epochs and (config.mosaic or config.mixup):
         notes.append(f"mosaic_off_epochs is {all_of_them}: no image is made of several")
-    return tuple(notes)
+    return (*notes, *short_training(config, images))
+
+
+def short_training(config: LoopConfig, images: int) -> tuple[str, ...]:
+    """What a user should know of a training that ends before its warm-up does."""
+    updates = len(updates_of_epoch(images, config)) * config.epochs
+    warmup = warmup_steps(updates, config)
+    if warmup < updates or not warmup:
+        return ()
+    name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
+    reached = rates_at(updates - 1, updates, config).learning_rate
+    return (
+        f"the warm-up ({warmup} updates) is as long as the training ({updates}) or longer: the learning rate comes to "
+        f"{reached:.2g} of {peak_rate(config):.2g}; fewer {name}, or more epochs, let the model learn more",
+    )
 
 
 def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None = None) -> FineTuned:

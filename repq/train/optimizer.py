@@ -108,7 +108,7 @@ def rates_at(step: int, total_steps: int, config: LoopConfig) -> Rates:
     the cosine begins when that ends (YOLOX, 2107.08430, section 2.1).
     """
     floor, per_epoch = config.final_learning_rate_factor, total_steps / config.epochs
-    warmup = config.warmup_steps if config.warmup_epochs is None else round(config.warmup_epochs * per_epoch)
+    warmup = warmup_steps(total_steps, config)
     quadratic = config.warmup_shape == "quadratic"
     begin, end = warmup if quadratic else 0, total_steps - round(config.flat_epochs * per_epoch)
     along = 0.0 if step < begin else 1.0 if step >= end else (step - begin) / (end - begin)
@@ -121,6 +121,13 @@ def rates_at(step: int, total_steps: int, config: LoopConfig) -> Rates:
         bias_learning_rate=_between(config.warmup_bias_learning_rate, rate, share),
         momentum=_between(config.warmup_momentum, config.momentum, share),
     )
+
+
+def warmup_steps(total_steps: int, config: LoopConfig) -> int:
+    """How many of the steps are the warm-up; where the training is shorter, more than there are."""
+    if config.warmup_epochs is None:
+        return config.warmup_steps
+    return round(config.warmup_epochs * total_steps / config.epochs)
 
 
 def peak_rate(config: LoopConfig) -> float:

@@ -53,6 +53,12 @@ def handed_back(model: Detector) -> Detector:
     return model.to(device="cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
+def updates_of_epoch(images: int, config: LoopConfig) -> list[int]:
+    """The batches of each update of an epoch."""
+    batches = steps_per_epoch(images, config.batch)
+    return update_sizes(batches, batches_per_update(config.batch, config.nominal_batch, batches * config.epochs))
+
+
 class Job(Protocol):
     """What a trainer trains on, and how."""
 
@@ -110,9 +116,7 @@ class Trainer:
         threads = loading_threads(config, self.device.type)
         self.renderer = renderer_of(config.loader, self.cache, form.pad, self.device, threads)
 
-        batches = steps_per_epoch(len(self.cache), config.batch)
-        per_update = batches_per_update(config.batch, config.nominal_batch, batches * config.epochs)
-        self.update_sizes = update_sizes(batches, per_update)
+        self.update_sizes = updates_of_epoch(len(self.cache), config)
         self.average = MovingAverage(self.model, config.ema_decay, config.ema_ramp_steps)
         self.best: dict[str, Tensor] = {}
 

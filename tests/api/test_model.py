@@ -383,7 +383,11 @@ def test_fresh_models_and_training(forms: Forms) -> None:
     assert fresh.names == NAMES and not fresh.quantized
     with pytest.raises(repq.RepqError, match="yolov6m_v2"):
         repq.build_model("yolov6m_v9")
-    trained = repq.train_model(forms.data, imgsz=SIZE, model=fresh, epochs=1, batch=3, workers=0)
+    said: list[str] = []
+    trained = repq.train_model(
+        forms.data, imgsz=SIZE, model=fresh, epochs=1, batch=3, workers=0, flat_epochs=1, log=said.append
+    )
+    assert any("flat_epochs" in line for line in said), "doubtful settings are said as `repq train` says them"
     assert isinstance(trained.report, repq.TrainReport) and trained.size(None) == (SIZE, SIZE)
     assert trained.names is not None and len(trained.names) == 3
 

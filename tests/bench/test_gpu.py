@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from repq.api.measuring import gpu_index
 from repq.api.running import Options, in_torch
 from repq.bench import DeviceWork, device_ms
 from repq.errors import EngineError
-from repq.machine.gpu_readings import GpuWatch
+from repq.machine.gpu_readings import GpuWatch, _handle
 from repq.model import build
 from repq.quant import Weights
 
@@ -27,6 +29,40 @@ def test_nothing_to_watch_gives_no_readings() -> None:
     with GpuWatch(None) as watch:
         pass
     assert watch.readings is None
+
+
+class FakeDriver:
+    """CUDA's driver in a process that sees some GPUs of a machine, in an order of its own; those have addresses."""
+
+    def __init__(self, visible: list[str]) -> None:
+        self.visible = visible
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.visible)
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return 0 if index < len(self.visible) else 101
+
+    def cuDeviceGetPCIBusId(self, address: Any, length: int, device: Any) -> int:  # noqa: N802
+        address.value = self.visible[device.value].encode()
+        return 0
+
+
+@pytest.mark.parametrize("visible", [["b", "a", "c"], ["c"], ["c", "a"], []])
+def test_the_gpu_that_is_watched_is_the_one_that_computes(monkeypatch: pytest.MonkeyPatch, visible: list[str]) -> None:
+    """CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER change what CUDA's numbers mean, not NVML's."""
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: pip install 'repq[gpu]'")
+    monkeypatch.setattr("repq.machine.cuda._driver", lambda: FakeDriver(visible))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByPciBusId", lambda address: f"handle of {address}")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: "handle of " + "abc"[index])
+    found = [_handle(index) for index in range(3)]
+    assert found == [f"handle of {visible[index]}" if index < len(visible) else None for index in range(3)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -167,9 +167,10 @@ def test_settings_that_cannot_be_are_refused():
 )
 def test_times_taken_while_others_had_the_cores_are_marked(monkeypatch, others, threads, crowded):
     monkeypatch.setattr(OtherLoad, "cores", lambda self: others)
-    machine, here = FakeMachine(), capture_environment().model_copy(update={"cores": 4})
+    monkeypatch.setattr("repq.machine.load.bound_cores", lambda: 4)
+    machine = FakeMachine()
     config = BenchConfig(threads=(1, threads) if threads > 1 else (1,), end_to_end=False)
-    report = bench([machine.model("a", 1)], (32, 32), config, clock=machine.clock, environment=here)
+    report = bench([machine.model("a", 1)], (32, 32), config, clock=machine.clock, environment=ENVIRONMENT)
     assert (report.others, report.crowded) == (others, crowded)
 
 

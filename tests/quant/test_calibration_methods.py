@@ -156,6 +156,17 @@ def test_unsigned_entropy_uses_all_256_levels_on_one_side() -> None:
     assert slow[chosen] <= min(slow.values()) + 1e-9
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_many_candidates_are_looked_at_together_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str, scheme: Scheme
+) -> None:
+    found = histogram(sample(kind, 4000), 512)
+    whole = entropy_range(found, scheme)
+    monkeypatch.setattr("repq.quant.calibration.entropy._AT_ONCE", 1000)
+    assert entropy_range(found, scheme) == whole
+
+
 def test_signed_entropy_shrinks_both_ends_in_proportion() -> None:
     x = sample("silu")
     low, high = entropy_range(histogram(x), "asymmetric")

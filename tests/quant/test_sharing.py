@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from repq.layers import LayerId, QuantPlan
-from repq.model import Detector, build
+from repq.model import Detector, build, layer_ids
 from repq.quant import insert_quantizers, observe, quantize, scale_table
 from repq.quant.calibration.histogram import Histogram
+from repq.quant.convolution import is_depthwise
 from repq.recipe import CalibrationConfig, PtqConfig
 from repq.scales import TensorScale
 
@@ -105,3 +106,20 @@ def test_an_observation_keeps_what_is_in_no_group(fused: Detector) -> None:
     assert joint.histograms[GROUP[0]] is joint.histograms[GROUP[1]]
     assert seen.joint([]).histograms == seen.histograms
     assert joint.images == seen.images
+
+
+@pytest.mark.parametrize("how", ["largest", "joint"])
+def test_layers_with_a_scale_for_every_channel_share_none(how: str) -> None:
+    """Groups are counted, and go into the checkpoint, as the layers' scales really are."""
+    detector = build("yolov6lite_s", 3, deploy=True).eval()
+    depthwise = [name for name, module in detector.named_modules() if is_depthwise(module)][:3]
+    dense = [name for name in layer_ids(detector) if name not in depthwise][:4]
+    groups = [(dense[0], dense[1]), (dense[2], depthwise[0]), (depthwise[1], dense[3], dense[0]), depthwise[1:3]]
+    calibration = CalibrationConfig(method="max", bins=256)
+    config = PtqConfig(share_scales=how, calibration=calibration)  # type: ignore[arg-type]
+    assert quantize(detector, [images()], config, groups=groups).groups == tuple(map(tuple, groups))
+    by_channel = config.model_copy(update={"correct": config.correct.model_copy(update={"channel_inputs": True})})
+    found = quantize(detector, [images()], by_channel, groups=groups)
+    assert found.groups == ((dense[0], dense[1]), (dense[3], dense[0])) and found.shared_groups == 2
+    scales = scale_table(found.model)
+    assert all(scales[layer].input.axis is None for group in found.groups for layer in group)

@@ -24,6 +24,7 @@ from repq.train.job import TrainJob
 from repq.train.loader import training_batches
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+HANGING = Path(__file__).with_name("hanging_worker.py")
 
 
 @pytest.fixture
@@ -99,6 +100,13 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
     assert "run the same command again" in message
     report = train(tiny_model(), *sets(folder), SIZE, QUICK, state_path=folder / "state.safetensors").report
     assert len(report.epochs) == QUICK.epochs
+
+
+def test_a_hanging_process_ends_the_others_with_a_word() -> None:
+    for status, message in start_two(HANGING):
+        assert status == 2
+        assert "another of the 2 processes of this command ended or does not answer" in message
+        assert "run the same command again" in message
 
 
 def test_torchrun_starts_again_after_a_dead_process_and_gives_the_same_weights(folder: Path, whole: Path) -> None:

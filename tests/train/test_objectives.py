@@ -14,8 +14,10 @@ from repq.model import Detector, build
 from repq.recipe import TrainConfig
 from repq.train import doubtful_settings, objective_of, pad_objects
 from repq.train.boxes import grid_of
+from repq.train.optimizer import rates_at
 
 SIZE = (64, 96)
+MANY = 10_000  # images: no training is short
 FAMILIES: dict[str, Callable[[], Detector]] = {
     "yolov6": tiny_model,
     "yolov6 with DFL": lambda: tiny_model(use_dfl=True, reg_max=16),
@@ -55,9 +57,9 @@ def test_settings_count_or_are_said_not_to(family: str, name: str) -> None:
     before, after = TrainConfig(**usual), TrainConfig(**{**usual, name: CHANGES[name]})
     is_unused = name in objective_of(model, after).unused
     assert (parts(model, before) == parts(model, after)) == is_unused
-    said = [note for note in doubtful_settings(model, after) if name in note]
+    said = [note for note in doubtful_settings(model, after, MANY) if name in note]
     assert bool(said) == is_unused
-    assert not [note for note in doubtful_settings(model, before) if name in note]
+    assert not [note for note in doubtful_settings(model, before, MANY) if name in note]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,6 +76,21 @@ def test_l1_counts_in_the_last_epochs_of_every_family(family: str) -> None:
 def test_last_epochs_that_are_all_epochs_are_said() -> None:
     model = build("yolox_nano", 2)
     few, enough = (TrainConfig(model="yolox_nano", epochs=epochs) for epochs in (15, 16))
-    assert [note.split()[0] for note in doubtful_settings(model, few)] == ["flat_epochs", "mosaic_off_epochs"]
-    assert doubtful_settings(model, enough) == ()
-    assert doubtful_settings(tiny_model(), TrainConfig(epochs=1)) == ()
+    assert [note.split()[0] for note in doubtful_settings(model, few, MANY)] == ["flat_epochs", "mosaic_off_epochs"]
+    assert doubtful_settings(model, enough, MANY) == ()
+    assert doubtful_settings(tiny_model(), TrainConfig(epochs=1), MANY) == ()
+
+
+WARM_UPS = ({"warmup_steps": 0}, {"warmup_steps": 7}, {"warmup_steps": 40}, {"warmup_epochs": 3.0})
+
+
+@pytest.mark.parametrize("warmup", WARM_UPS)
+@pytest.mark.parametrize("epochs", [1, 3, 20])
+@pytest.mark.parametrize("images", [1, 9, 200])
+def test_a_warm_up_that_never_ends_is_said(images: int, epochs: int, warmup: dict[str, float]) -> None:
+    config = TrainConfig(batch=4, epochs=epochs, learning_rate=0.02, final_learning_rate_factor=1.0, **warmup)
+    updates = -(-images // 4) * epochs
+    highest = max(rates_at(update, updates, config).learning_rate for update in range(updates))
+    notes = [note for note in doubtful_settings(tiny_model(), config, images) if "warm-up" in note]
+    assert bool(notes) == (highest < 0.02)
+    assert all(f"comes to {highest:.2g} of 0.02" in note and next(iter(warmup)) in note for note in notes)

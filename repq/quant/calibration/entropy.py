@@ -22,6 +22,8 @@ from repq.results import Range
 
 LEAST_KEPT = 0.5
 """Share of the values that are not zero."""
+_AT_ONCE = 1 << 20
+"""Levels of all candidates that are looked at together: some ten megabytes for each step of the sum."""
 
 
 def entropy_range(histogram: Histogram, scheme: Scheme) -> Range:
@@ -83,6 +85,11 @@ class _Side:
         self.last_count = np.concatenate([[0.0], counts[last].astype(np.float64)])
 
     def terms(self, lengths: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
+        """`_terms` of all candidates, of some at a time: with many bins they would take gigabytes."""
+        parts = np.array_split(lengths, -(-len(lengths) * levels // _AT_ONCE))
+        return np.concatenate([self._terms(part, levels) for part in parts], axis=1)
+
+    def _terms(self, lengths: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
         """``sum p (log p - log q)`` over the bins, in counts, and the mass kept; shape (2, candidates).
 
         ``p`` is the count of a bin, plus everything beyond for the last that is filled; ``q`` is the mean count of the
