@@ -251,7 +251,7 @@ def owners(
             readers.setdefault(tensor, node)
     for node in graph.node:
         reader: onnx.NodeProto | None = node
-        while reader is not None and reader.op_type in _BEFORE_LAYERS:
+        while reader is not None and (reader.op_type in _BEFORE_LAYERS or reader.op_type == "Reshape"):
             reader = readers.get(reader.output[0])
         if node.op_type in _BEFORE_LAYERS and reader is not None and reader.name in found:
             found[node.name] = found[reader.name]

@@ -30,9 +30,10 @@ A convolution that somebody reads in float (a prediction layer, an addition, SiL
 dequantized weight stored, unless it is among ``integer_sums``: then ConvInteger sums integers, and DequantizeLinear
 makes floats of the sums, with the product of both scales. ONNX Runtime's ConvInteger multiplies weights by activations,
 in this order, and its fast kernel takes UINT8 by INT8: weights are UINT8, and with ``signed_sums`` activations INT8.
-With dot product instructions that takes half the time of the float convolution; without, it depends on the layer.
+With dot product instructions that takes half the time of the float convolution; without, it depends on the layer. In
+NHWC a 1x1 convolution is a product by a matrix, which takes less time still.
 
-A MatMul or Gemm by a stored matrix becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
+A product by a stored matrix (MatMul, Gemm) becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
 writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a bias.
 """
 
@@ -217,6 +218,9 @@ class _Lowering:
         if layer is not None and source is not None and node.op == "Conv" and node.attrs.get("group", 1) == 1:
             self.float_results.append(title(node))
             if self._integer_sums is None or title(node) in self._integer_sums:
+                if _is_pointwise(layer):
+                    self._emit_pointwise(layer, self._quantized(node.inputs[0], source), source)
+                    return
                 params = _signed(source) if self._signed_sums and not self._convolved(node.inputs[0]) else source
                 self._emit_sums(layer, self._quantized(node.inputs[0], params), params)
                 return
@@ -252,24 +256,40 @@ class _Lowering:
             outputs = [self._new(conv.node.outputs[0])]
             self._nodes.append(gs.Node("Add", f"{name}{OF_SUMS}bias", {}, [floats, bias], outputs))
 
-    def _emit_product(self, product: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
-        """Emit the integer product that writes float."""
-        node, name = product.node, self._unique(title(product.node))
-        signed = product.weight if output_axis(node) else product.weight.T
-        weight, zero_points = self._stored(signed, product.scale.shape, signed.T)
+    def _emit_pointwise(self, conv: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
+        """Emit a convolution of single places as the product that it is in NHWC."""
+        name, axes = self._unique(title(conv.node)), range(conv.weight.ndim)
+        last, first = [0, *axes[2:], 1], [0, axes[-1], *axes[1:-1]]
+        rows, product = gs.Variable(f"{name}_nhwc"), gs.Variable(f"{name}_product")
+        matrix = conv.weight.reshape(conv.weight.shape[:2]).T
+        outputs = [self._new(conv.node.outputs[0])]
+        self._nodes.append(gs.Node("Transpose", f"{name}{OF_SUMS}nhwc", {"perm": last}, [integers], [rows]))
+        self._add_product(name, replace(conv, weight=matrix), rows, source, product)
+        self._nodes.append(gs.Node("Transpose", f"{name}{OF_SUMS}nchw", {"perm": first}, [product], outputs))
+
+    def _emit_product(self, layer: _IntegerLayer, integers: gs.Tensor, source: Parameters) -> None:
+        """Emit the integer product of a MatMul or Gemm."""
+        matrix = layer.weight if output_axis(layer.node) else layer.weight.T
+        name, output = self._unique(title(layer.node)), self._new(layer.node.outputs[0])
+        self._add_product(name, replace(layer, weight=matrix), integers, source, output)
+
+    def _add_product(
+        self, name: str, layer: _IntegerLayer, integers: gs.Tensor, source: Parameters, output: gs.Tensor
+    ) -> None:
+        """Add the integer product that writes float, by a weight (C, O)."""
+        weight, zero_points = self._stored(layer.weight, layer.scale.shape, layer.weight.T)
         scale, zero_point = self._pair_constants(source)
         inputs = [
             integers,
             self._constant(f"{name}.weight_integers", weight),
             scale,
-            self._constant(f"{name}.weight_scale", product.scale),
+            self._constant(f"{name}.weight_scale", layer.scale),
             zero_point,
             self._constant(f"{name}.weight_zero_point", zero_points),
         ]
-        if product.bias.any():
-            inputs.append(self._constant(f"{name}.bias_float", product.bias))
-        outputs = [self._new(node.outputs[0])]
-        self._nodes.append(gs.Node("MatMulIntegerToFloat", name, {}, inputs, outputs, domain=OWN_DOMAIN))
+        if layer.bias.any():
+            inputs.append(self._constant(f"{name}.bias_float", layer.bias))
+        self._nodes.append(gs.Node("MatMulIntegerToFloat", name, {}, inputs, [output], domain=OWN_DOMAIN))
 
     def _new(self, tensor: gs.Tensor) -> gs.Tensor:
         """The tensor of the new graph that has this tensor's name."""
@@ -536,6 +556,13 @@ def _block_size(conv: _IntegerLayer) -> int | None:
     if node.attrs.get("strides", [1, 1]) != [height, width]:
         return None
     return int(height) if all(node.attrs.get(key, value) == value for key, value in plain.items()) else None
+
+
+def _is_pointwise(conv: _IntegerLayer) -> bool:
+    """Whether a convolution looks at single places, and at all of them."""
+    plain = {"strides": 1, "pads": 0}
+    moved = any(set(conv.node.attrs.get(key, ())) - {value} for key, value in plain.items())
+    return set(conv.weight.shape[2:]) == {1} and not moved and conv.node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _unfolded(conv: _IntegerLayer) -> _IntegerLayer:

@@ -20,6 +20,7 @@ from repq.engine.availability import installed, saturation_note
 from repq.engine.openvino import conversions, node_times
 from repq.errors import EngineError
 from repq.graph import to_fp16
+from repq.graph.lowering_onnxruntime import lower
 from repq.identity import hash_file
 from repq.machine import cpu
 from repq.machine.cpu import has_dot_products, is_x86
@@ -452,11 +453,15 @@ def test_openvinos_first_run_is_not_in_its_times(runs, slow):
 
 
 def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(onnx_file):
-    engine = build("onnxruntime", onnx_file(quantized(asymmetric=True)), BuildConfig(threads=1))
-    rows = {(row.kind, row.layer) for row in engine.profile(IMAGES, 2)}
-    # the first and the last, of which the input or the sums are dequantized
-    assert {("QuantizeLinear", "stem.conv"), ("DequantizeLinear", "head.pred")} <= rows
-    assert not {row for row in rows if row[0] == "DequantizeLinear" and row[1] is None}
+    def rows(model):
+        engine = build("onnxruntime", onnx_file(model), BuildConfig(threads=1))
+        found = {(row.kind, row.layer) for row in engine.profile(IMAGES, 2)}
+        assert not {row for row in found if row[0] == "DequantizeLinear" and row[1] is None}
+        return found
+
+    assert ("QuantizeLinear", "stem.conv") in rows(quantized(asymmetric=True))
+    sums = lower(quantized(("body.0.conv",)), integer_sums=None)
+    assert {("QuantizeLinear", "body.0.conv"), ("DequantizeLinear", "body.0.conv")} <= rows(sums)
 
 
 def test_dynamic_int8_is_near_float_and_says_what_it_is(onnx_file, tmp_path):
@@ -491,8 +496,9 @@ def test_saturation_is_told_where_it_happens(
 def test_an_engine_of_signed_sums_is_refused_where_they_saturate(onnx_file, tmp_path, monkeypatch):
     if not (is_x86() and has_dot_products()):
         pytest.skip("needs an x86 CPU with INT8 dot products")
-    build("onnxruntime", onnx_file(quantized(("head.pred",)))).save(tmp_path / "engine")
+    sums = lower(quantized(("body.0.conv",)), integer_sums=None, signed_sums=True)
+    build("onnxruntime", onnx_file(sums)).save(tmp_path / "engine")
     monkeypatch.setattr(cpu, "cpu_features", lambda: ("avx2",))
     with pytest.raises(EngineError, match="INT8 dot products"):
         load(tmp_path / "engine")
-    build("onnxruntime", onnx_file(quantized(("head.pred",))))
+    build("onnxruntime", onnx_file(quantized(("body.0.conv",))))
