@@ -31,6 +31,7 @@ from repq.graph.surgeon import export_graph, import_graph
 from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, Spec, build, family_named, layer_ids
+from repq.onnx_file import with_shapes
 from repq.preprocessing import Preprocessing
 from repq.quant import scale_table
 from repq.recipe import ExportConfig
@@ -108,7 +109,7 @@ def export_quantized(
     config = config or ExportConfig()
     scales = scale_table(model)
     graph = propagate_qdq(insert_qdq(export_float(model, imgsz, config, names=names), scales))
-    graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
+    graph = with_shapes(graph, strict=True)
     metadata = read_metadata(graph)
     assert metadata is not None, "export_float wrote it"
     layers = tuple(scales)

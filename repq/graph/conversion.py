@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, helper, shape_inference, version_converter
+from onnx import ModelProto, helper, version_converter
 
 from repq.errors import GraphError, reason
+from repq.onnx_file import with_shapes
 from repq.recipe import ExportConfig
 
 FP16_SCALES = 19
@@ -75,7 +76,7 @@ def _of_size(model: ModelProto, imgsz: tuple[int, int]) -> ModelProto:
 
 def _inferred(model: ModelProto, what: str, fix: str) -> ModelProto:
     try:
-        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        return with_shapes(model, strict=True)
     except onnx.shape_inference.InferenceError as error:
         raise GraphError(what, found=reason(error), fix=fix) from None
 
