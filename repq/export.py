@@ -31,6 +31,7 @@ from repq.graph.surgeon import export_graph, import_graph
 from repq.identity import identify
 from repq.layers import LayerId
 from repq.model import Detector, Spec, build, family_named, layer_ids
+from repq.model.onnx_graph.detector import GraphDetector
 from repq.onnx_file import with_shapes
 from repq.preprocessing import Preprocessing
 from repq.quant import scale_table
@@ -70,7 +71,7 @@ def export_float(
     _check(model, imgsz, names)
     plain = float_copy(model)
     own = family_named(plain.spec.family).graph_of(plain)
-    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config, imgsz)
+    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config, imgsz, _output_shapes(plain))
     layer_nodes(graph, layer_ids(plain))  # the join holds
     metadata = GraphMetadata(
         version=repq.__version__,
@@ -124,6 +125,13 @@ def float_copy(model: Detector) -> Detector:
         plain = build(model.spec, deploy=True)
     plain.load_state_dict(model.state_dict(), assign=True)
     return plain.cpu().float().eval()
+
+
+def _output_shapes(model: Detector) -> list[tuple[int, ...]]:
+    """Of what a graph from a file gives for one image."""
+    if not isinstance(model, GraphDetector):
+        return []
+    return [model.program.shapes.get(number, ()) for number in model.program.outputs]
 
 
 def _check(model: Detector, imgsz: tuple[int, int], names: Sequence[str] | None) -> None:
