@@ -45,7 +45,7 @@ def size_for(paths: Path | Sequence[Path], asked_for: Size | None, log: Log = qu
         if not known:
             if free := [path.name for path in models if _takes_any_size(path)]:
                 raise RepqError(f"{printable(free[0])} takes images of any size", fix="give --imgsz")
-            if models[0].exists():  # of one that is not there, who opens it says so
+            if models[0].exists() and models[0].suffix != ".onnx":  # who opens one that cannot be read says so
                 log(f"{printable(models[0].name)} does not say at which size it works: 640x640 is taken (--imgsz)")
         return next(iter(known.values()), FALLBACK)
     for path, own in known.items():
