@@ -137,7 +137,7 @@ def test_of_a_model_that_is_not_there_nothing_is_said_but_that(material: Materia
     assert "there is no model" in text and "size" not in text
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world", bytes(99)])
+@pytest.mark.parametrize("content", [b"", b"hello world", bytes(99)], ids=["empty", "text", "zeros"])
 @pytest.mark.parametrize("command", ["eval", "export"])
 def test_of_a_graph_that_cannot_be_read_nothing_is_said_but_that(
     material: Material, folder: Path, content: bytes, command: str
