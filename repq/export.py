@@ -29,6 +29,8 @@ from repq.identity import identify
 from repq.layers import LayerId
 from repq.log import without_warnings
 from repq.model import Detector, Spec, build, family_named, layer_ids
+from repq.model.onnx_graph.detector import GraphDetector
+from repq.onnx_file import with_shapes
 from repq.preprocessing import Preprocessing
 from repq.quant import scale_table
 from repq.recipe import ExportConfig
@@ -67,7 +69,7 @@ def export_float(
     _check(model, imgsz, names)
     plain = float_copy(model)
     own = family_named(plain.spec.family).graph_of(plain)
-    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config, imgsz)
+    graph = _with_weights(plain, imgsz, config) if own is None else as_asked(own, config, imgsz, _output_shapes(plain))
     layer_nodes(graph, layer_ids(plain))  # the join holds
     metadata = GraphMetadata(
         version=repq.__version__,
@@ -106,7 +108,7 @@ def export_quantized(
     config = config or ExportConfig()
     scales = scale_table(model)
     graph = propagate_qdq(insert_qdq(export_float(model, imgsz, config, names=names), scales))
-    graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
+    graph = with_shapes(graph, strict=True)
     metadata = read_metadata(graph)
     assert metadata is not None, "export_float wrote it"
     layers = tuple(scales)
@@ -121,6 +123,13 @@ def float_copy(model: Detector) -> Detector:
         plain = build(model.spec, deploy=True)
     plain.load_state_dict(model.state_dict(), assign=True)
     return plain.cpu().float().eval()
+
+
+def _output_shapes(model: Detector) -> list[tuple[int, ...]]:
+    """Of what a graph from a file gives for one image."""
+    if not isinstance(model, GraphDetector):
+        return []
+    return [model.program.shapes.get(number, ()) for number in model.program.outputs]
 
 
 def _check(model: Detector, imgsz: tuple[int, int], names: Sequence[str] | None) -> None:

@@ -200,6 +200,44 @@ def fix_inputs(model: ModelProto, imgsz: tuple[int, int] | None = None) -> list[
     return notes
 
 
+_WITHOUT_INFERENCE = frozenset({"GroupNormalization"})
+"""Operators that give the type and shape of what they read, which onnx (1.23) does not infer. Nor does it see that a
+copy of a constant is one, such as of axes."""
+
+
+def with_shapes(model: ModelProto, *, strict: bool = False) -> ModelProto:
+    """A copy of a model that says type and shape of every tensor, as far as they follow from the nodes.
+
+    Args:
+        strict: what does not fit together is an error.
+
+    Raises:
+        onnx.shape_inference.InferenceError: it does not.
+    """
+    from onnx import helper, shape_inference
+
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = [node for node in model.graph.node if node.op_type == "Constant"]
+    stored |= {node.output[0]: a.t for node in constants for a in node.attribute if a.name == "value"}
+    stand_ins = {}
+    for number, node in enumerate(model.graph.node):
+        if node.op_type == "Identity" and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+            stand_ins[number] = helper.make_node("Constant", [], node.output, value=stored[node.input[0]])
+        elif node.op_type in _WITHOUT_INFERENCE:
+            stand_ins[number] = helper.make_node("Identity", node.input[:1], node.output)
+    whole = model
+    if stand_ins:
+        whole = type(model)()
+        whole.CopyFrom(model)
+        for number, node in stand_ins.items():
+            whole.graph.node[number].CopyFrom(node)
+    found = shape_inference.infer_shapes(whole, check_type=strict, strict_mode=strict, data_prop=True)
+    for number in stand_ins:
+        found.graph.node[number].CopyFrom(model.graph.node[number])
+    return found
+
+
 @contextmanager
 def refusing(what: str, fix: str, error: type[RepqError]) -> Iterator[None]:
     """What onnx and onnx-graphsurgeon raise in the block says that a file is no good.

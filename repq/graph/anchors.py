@@ -2,8 +2,9 @@
 
 The exporter makes up the names of tensors (``add`` here is ``add_55`` there). An anchor says instead how a tensor is
 computed from the layers: ``<LayerId>:out`` is what a layer writes; ``<LayerId>:Relu#1f2e…`` what a Relu makes of it,
-with a hash of the whole expression down to the layers and inputs. Q, DQ and casts are no part of it, nor are shapes, so
-the float graph and the quantized one agree, and graphs of a fixed and of a dynamic batch. A layer that is computed as
+with a hash of the whole expression down to the layers and inputs. Q, DQ and casts are no part of it, nor are shapes and
+biases, which corrections change, so the float graph and the quantized one agree, and graphs of a fixed and of a dynamic
+batch. A layer that is computed as
 the sum of a coarse and a fine convolution writes three tensors of one anchor.
 """
 
@@ -50,7 +51,9 @@ def _anchor(node: gs.Node, number: int, read: list[str]) -> str:
         return f"{whole_layer(layer)}:out"
     if node.op in _SAME_VALUE or _sums_split_layer(node, read):
         return read[0]
-    constants = [] if node.op in _SHAPED else [t.values.tobytes() for t in node.inputs if is_constant(t)]
+    bias = f"{read[0].removesuffix(':out')}.bias"  # of a product
+    values = [] if node.op in _SHAPED else [t for t in node.inputs if is_constant(t) and t.name != bias]
+    constants = [tensor.values.tobytes() for tensor in values]
     attributes = sorted((key, str(value)) for key, value in node.attrs.items() if key != "allowzero")
     digest = sha256(repr((node.op, number, attributes, read, constants)).encode()).hexdigest()
     return f"{read[0].rpartition(':')[0]}:{node.op}#{digest[:12]}"

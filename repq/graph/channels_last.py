@@ -55,10 +55,10 @@ def _rows_of_maps(graph: gs.Graph) -> bool:
             continue
         if not all(map(_is_flat_map, parts)):
             continue
-        rows, output = [_rows(graph, part) for part in parts], node.outputs[0]
+        rows, output, name = [_rows(graph, part) for part in parts], node.outputs[0], title(node)
         node.outputs.clear()
         if len(rows) > 1:
-            graph.nodes.append(gs.Node("Concat", f"{title(node)}/rows", {"axis": 1}, rows, [output]))
+            graph.nodes.append(gs.Node("Concat", f"{name}/rows", {"axis": 1}, rows, [output]))
         else:
             rows[0].inputs[0].outputs = [output]
         changed = True

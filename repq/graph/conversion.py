@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
-from onnx import ModelProto, helper, shape_inference, version_converter
+from onnx import ModelProto, helper, version_converter
 
 from repq.errors import GraphError, reason
+from repq.onnx_file import with_shapes
 from repq.recipe import ExportConfig
 
 FP16_SCALES = 19
 """The opset from which on scales of Q/DQ may be FP16."""
 
 
-def as_asked(model: ModelProto, config: ExportConfig, imgsz: tuple[int, int]) -> ModelProto:
+def as_asked(
+    model: ModelProto, config: ExportConfig, imgsz: tuple[int, int], shapes: Sequence[tuple[int, ...]]
+) -> ModelProto:
     """The graph with at least the opset that was asked for or that FP16 needs, and with the batch that was asked for.
 
-    Suppression inside needs to know how many rows there are: a graph of any size becomes one of ``imgsz``. What nobody
-    asked for stays as it is.
+    Suppression inside needs to know how many rows there are, a letterbox how large its images get: a graph of any size
+    becomes one of ``imgsz``. What nobody asked for stays as it is.
 
     Args:
         imgsz: height and width in pixels.
+        shapes: of the outputs for one image of this size.
 
     Raises:
         GraphError: the graph cannot be converted, or is for another batch.
@@ -28,8 +34,8 @@ def as_asked(model: ModelProto, config: ExportConfig, imgsz: tuple[int, int]) ->
     wanted = max(wanted, FP16_SCALES if config.float16 else 0)
     if opset_of(model) < wanted:
         model = _converted(model, wanted)
-    if config.nms is not None:
-        model = _of_size(model, imgsz)
+    if config.nms is not None or config.preprocess.letterbox is not None:
+        model = _of_size(model, imgsz, shapes)
     return _with_batch(model, config.batch) if "batch" in config.model_fields_set else model
 
 
@@ -57,25 +63,25 @@ def _converted(model: ModelProto, opset: int) -> ModelProto:
     return converted
 
 
-def _of_size(model: ModelProto, imgsz: tuple[int, int]) -> ModelProto:
-    """The graph for images of this height and width, and what follows for the shapes of its outputs."""
-    sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
-    if all(side.dim_value > 0 for side in sides):
-        return model
+def _of_size(model: ModelProto, imgsz: tuple[int, int], shapes: Sequence[tuple[int, ...]]) -> ModelProto:
+    """The graph for images of this height and width, whose outputs say how long all axes but the first are."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
-    for axis, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim[2:], imgsz, strict=True):
+    wanted = zip((fixed.graph.input[0], *fixed.graph.output), ((1, 3, *imgsz), *shapes), strict=False)
+    axes = [
+        pair for value, shape in wanted for pair in zip(value.type.tensor_type.shape.dim[1:], shape[1:], strict=False)
+    ]
+    if all(axis.dim_value == size for axis, size in axes):
+        return model
+    for axis, size in axes:
         axis.dim_value = size
     del fixed.graph.value_info[:]
-    for output in fixed.graph.output:
-        for axis in output.type.tensor_type.shape.dim[1:]:
-            axis.ClearField("dim_param")
     return _inferred(fixed, f"the graph takes no images of {imgsz[0]}x{imgsz[1]}", "give another --imgsz")
 
 
 def _inferred(model: ModelProto, what: str, fix: str) -> ModelProto:
     try:
-        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        return with_shapes(model, strict=True)
     except onnx.shape_inference.InferenceError as error:
         raise GraphError(what, found=reason(error), fix=fix) from None
 

@@ -27,7 +27,8 @@ division stays, in float32 as the caller did it, and becomes part of the kernel 
 
 Only the input is a byte tensor: TensorRT takes UINT8 at the network's edge alone, in front of a Cast. 255 stands for
 the divisor of the model's preprocessing; with 1 there is nothing to fold. A mean or deviation of the colours does not
-fold, since padding with zeros would no longer be padding with the mean; it stays in front of the network::
+fold, since padding with zeros would no longer be padding with the mean; it stays in front of the network, as does the
+division where something else than convolutions with weights of their own reads the images, such as a Slice::
 
     images (UINT8) -> Cast -> Sub -> Div -> network
 """
@@ -144,7 +145,7 @@ def uint8_input(model: ModelProto) -> ModelProto:
     """Return ``model`` so that it takes pixels as bytes; the numbers of its preprocessing are inside.
 
     Raises:
-        GraphError: the input is no float tensor, or something else than convolutions reads it.
+        GraphError: the input is no float tensor.
     """
     graph = import_graph(model)
     take_bytes(graph)
@@ -160,8 +161,8 @@ def take_bytes(graph: gs.Graph) -> None:
             found=TensorProto.DataType.Name(kind),
             fix="export without --fp16-io; a graph that takes bytes has its normalization inside already",
         )
-    form = preprocessing_of(graph)
-    folds = form.divisor != 1 and not form.shifts
+    form, readers = preprocessing_of(graph), _behind(image, ())
+    folds = form.divisor != 1 and not form.shifts and all(weight is not None for _, _, weight in readers)
     layers = first_layers(graph) if folds else []
     pairs: dict[str, tuple[gs.Node, gs.Node]] = {}
     for layer in layers:
@@ -179,7 +180,7 @@ def take_bytes(graph: gs.Graph) -> None:
             _divide_pixels(graph, quantize, form.divisor)
         else:
             _widen(quantize, dequantize, form.divisor)
-    if form.shifts:
+    if form.shifts or (form.divisor != 1 and not folds):
         _normalize(graph, pixels, form)
     update_metadata(graph, lambda old: {"preprocess": old.preprocess.model_copy(update={"uint8": True})})
 
@@ -209,6 +210,8 @@ def _behind(
 ) -> list[tuple[tuple[gs.Node, ...], gs.Node, gs.Constant | None]]:
     found: list[tuple[tuple[gs.Node, ...], gs.Node, gs.Constant | None]] = []
     for node, slot in uses(tensor):
+        if node.op == "Shape":  # which stays what it is
+            continue
         if node.op in _ON_THE_WAY and slot == 0:
             found += _behind(node.outputs[0], (*path, node))
         else:
@@ -270,7 +273,8 @@ def _normalize(graph: gs.Graph, pixels: gs.Variable, form: Preprocessing) -> Non
     mean, std = (np.float32(form.divisor) * np.array(value, np.float32) for value in (form.mean, form.std))
     readers = uses(pixels)
     result: gs.Tensor = pixels
-    for op, stem, values in (("Sub", "centred", mean), ("Div", "normalized", std)):
+    steps = (("Sub", "centred", mean), ("Div", "normalized", std))
+    for op, stem, values in steps if form.shifts else steps[1:]:
         constant = gs.Constant(f"{pixels.name}_{stem}_by", values.reshape(1, 3, 1, 1))
         result = add_node(graph, op, f"{pixels.name}/{stem}", [result, constant], f"{pixels.name}_{stem}")
     for node, slot in readers:

@@ -11,7 +11,7 @@ After::
 A DequantizeLinear's output has the type of its scale (ONNX, opset 19), so scales become FP16; layers that stay float
 get FP16 weights. A float graph without any Q/DQ becomes the pure FP16 graph.
 
-Four things need care:
+Five things need care:
 
 - *Scales.* FP16 is normal from 2^-14 on; below, it loses digits and may be flushed to zero. Scales are raised to that
   value, and the integers of a weight whose scale was raised are computed anew, ``q' = round(q s / s')``.
@@ -20,6 +20,8 @@ Four things need care:
   grid (or DFL probabilities their bins) to the output, stays FP32. It is a few element-wise operations on some thousand
   boxes; class scores join it at the very end.
 - *Operators.* What ONNX has in FP32 alone, such as Celu and NonMaxSuppression, stays FP32.
+- *Numbers of places.* FP16 does not hold all whole numbers beyond 2048. What becomes an integer, or the factor of a
+  Resize, is computed in FP32, back to the layer that it hangs on.
 - *Overflow.* What exceeds 65504 becomes infinite. The caller measures (``nodes_beyond_fp16``) and names the nodes that
   stay FP32; a node whose constants overflow stays FP32 by itself.
 
@@ -52,6 +54,7 @@ from repq.graph.surgeon import (
     is_constant,
     title,
 )
+from repq.onnx_file import with_shapes
 
 LARGEST_FP16 = 65504.0
 SMALLEST_FP16_SCALE = 2.0**-14
@@ -60,6 +63,7 @@ _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _OWN_TYPE = frozenset({"Cast", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range"})
 _FLOAT32_SLOTS = {"Resize": (1, 2), "Upsample": (1,)}
 _Q_DQ = ("QuantizeLinear", "DequantizeLinear")
+_INTEGERS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64})
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 
@@ -93,7 +97,7 @@ def to_fp16(
     graph = import_graph(model, shapes=True)
     report = type_as_fp16(graph, keep_fp32=keep_fp32, float32_io=float32_io, fp32_decode=fp32_decode)
     half = export_graph(graph)
-    return onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=True, data_prop=True), report
+    return with_shapes(half, strict=True), report
 
 
 def type_as_fp16(
@@ -103,7 +107,7 @@ def type_as_fp16(
     _check(graph, keep_fp32)
     raised = _round_scales(graph)
     typing = _Typing(graph, _FLOAT if float32_io else _HALF)
-    typing.assign(set(keep_fp32) | (set(decoding(graph)) if fp32_decode else set()))
+    typing.assign({*keep_fp32, *_numbers_of_places(graph), *(decoding(graph) if fp32_decode else ())})
     report = Fp16Report(typing.fp32_nodes(), typing.rewrite(), raised)
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and not any(tensor is end for end in (*graph.inputs, *graph.outputs)):
@@ -165,6 +169,21 @@ def decoding(graph: gs.Graph) -> tuple[str, ...]:
         starts = node.op in _ARITHMETIC and any(element_type(t) == _FLOAT and t.values.size > 1 for t in constants)
         if starts or any(tensor.name in found for tensor in node.inputs):
             found.update(dict.fromkeys(tensor.name for tensor in node.outputs))
+    return tuple(found)
+
+
+def _numbers_of_places(graph: gs.Graph) -> tuple[str, ...]:
+    """First outputs of the nodes that compute what becomes an integer or the factor of a Resize, back to a layer."""
+    read: set[str] = set()
+    found: list[str] = []
+    for node in reversed(graph.nodes):
+        tensors = [node.inputs[slot] for slot in _FLOAT32_SLOTS.get(node.op, ()) if slot < len(node.inputs)]
+        if node.op == "Cast" and node.attrs["to"] in _INTEGERS:
+            tensors = node.inputs
+        elif node.op not in (*WEIGHTED_OPS, *_Q_DQ) and any(tensor.name in read for tensor in node.outputs):
+            found.append(node.outputs[0].name)
+            tensors = node.inputs
+        read.update(tensor.name for tensor in tensors if element_type(tensor) == _FLOAT)
     return tuple(found)
 
 
@@ -246,8 +265,8 @@ class _Typing:
         for node in self._graph.nodes:
             for slot, tensor in enumerate(node.inputs):
                 if tensor.name in self._floats:
-                    fixed = slot in _FLOAT32_SLOTS.get(node.op, ()) or node.op in _OWN_TYPE
-                    kind = self._current(tensor) if fixed else self._nodes[id(node)]
+                    kind = self._current(tensor) if node.op in _OWN_TYPE else self._nodes[id(node)]
+                    kind = _FLOAT if slot in _FLOAT32_SLOTS.get(node.op, ()) else kind
                     reads[tensor.name][kind].append((node, slot))
         before = len(self._graph.nodes)
         for name, by_type in reads.items():

@@ -229,7 +229,7 @@ class _Lowering:
         else:
             inputs = list(node.inputs)
             if layer is not None:
-                inputs[1] = self._constant(f"{node.name}.weight", layer.float_weight())
+                inputs[1] = self._constant(f"{title(node)}.weight", layer.float_weight())
             inputs = [self._float(tensor) for tensor in inputs]
         outputs = [self._new(tensor) for tensor in node.outputs]
         name = self._unique(title(node))

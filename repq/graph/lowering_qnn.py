@@ -104,13 +104,15 @@ def _ranges(graph: gs.Graph, metadata: GraphMetadata) -> Overrides:
     Raises:
         GraphError: calibration did not see one of them.
     """
-    anchors, bounds = anchors_of(graph), _input_bounds(graph)
+    anchors, bounds = anchors_of(graph), _bounds(graph)
+    images = {tensor.name for tensor in graph.inputs}
     overrides: Overrides = {}
     for tensor in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
         node = tensor.inputs[0] if tensor.inputs else None
         if element_type(tensor) != TensorProto.FLOAT or (node is not None and _needs_none(node)):
             continue
-        largest = bounds.get(tensor.name, metadata.maxima.get(anchors.get(tensor.name, "")))
+        measured = metadata.maxima.get(anchors.get(tensor.name, ""))
+        largest = bounds.get(tensor.name) if measured is None or tensor.name in images else measured
         if largest is None:
             raise GraphError(
                 "the range of a tensor is not known at this size", found=tensor.name,
@@ -126,11 +128,9 @@ def _needs_none(node: gs.Node) -> bool:
     return node.op in {"Sigmoid", "Tanh", "QuantizeLinear", "DequantizeLinear"} or all(map(is_constant, node.inputs))
 
 
-def _input_bounds(graph: gs.Graph) -> Mapping[str, float]:
-    """The largest magnitude of the images, from the scale that their first layer reads them with."""
-    images = {tensor.name for tensor in graph.inputs}
-    pairs = [pair for pair in activation_pairs(graph) if pair.source.name in images]
-    return {pair.source.name: pair.parameters.range[1] for pair in pairs}
+def _bounds(graph: gs.Graph) -> Mapping[str, float]:
+    """The largest magnitude of what layers read with a scale: of images, and of what only the quantized graph has."""
+    return {pair.source.name: pair.parameters.range[1] for pair in activation_pairs(graph)}
 
 
 def _drop_pairs(graph: gs.Graph) -> None:

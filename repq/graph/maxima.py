@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
@@ -20,6 +19,7 @@ from repq.concurrency import concurrently
 from repq.errors import GraphError
 from repq.graph.integers import VIEWS
 from repq.machine.cpu import cpu_cores
+from repq.onnx_file import with_shapes
 from repq.results import Range
 
 MOST_AT_ONCE = 8
@@ -169,7 +169,7 @@ def _derived(node: NodeProto, known: Collection[str]) -> Callable[[Mapping[str, 
 
 
 def _floats(model: ModelProto) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = with_shapes(model).graph
     return {
         entry.name
         for entry in (*inferred.value_info, *inferred.output)

@@ -155,7 +155,8 @@ def _best(graph: gs.Graph, add: Adder, survivors: gs.Tensor, best: int, length: 
 
 def _sizes(graph: gs.Graph, shape: list[int | str], layout: OutputLayout) -> tuple[int | str, int, int]:
     """Batch size, boxes and classes of detections of this shape."""
-    if len(shape) == 3 and (not layout.plain or len(graph.outputs) == 1):
+    behind = [] if not layout.plain else graph.outputs[1:]  # raw maps of anchors do not count
+    if len(shape) == 3 and all(len(tensor.shape or ()) == 5 for tensor in behind):
         batch, *sizes = shape
         width, count = sizes if layout.columns_first else reversed(sizes)
         if isinstance(count, int) and isinstance(width, int) and width > layout.columns_beside_scores:

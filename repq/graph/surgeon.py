@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, TensorProto, helper
@@ -19,7 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from repq.errors import GraphError
-from repq.onnx_file import metadata_of
+from repq.onnx_file import metadata_of, with_shapes
 
 Graph, Node, Tensor = gs.Graph, gs.Node, gs.Tensor
 
@@ -36,7 +35,7 @@ _DROPPED = {
 
 
 def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
-    """Import a model; it stays as it is. What its Constant nodes give are constants as its initializers are.
+    """Import a model; it stays as it is. What Constant nodes and copies of constants give are constants, too.
 
     Args:
         model: any model whose weights are in the file.
@@ -49,7 +48,7 @@ def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
         if lost := [attribute.name for attribute in node.attribute if attribute.type in _DROPPED]:
             raise GraphError(f"{node.op_type} {node.name} cannot be edited", found=f"attribute {lost[0]}")
     try:
-        graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model, data_prop=True) if shapes else model)
+        graph = gs.import_onnx(with_shapes(model) if shapes else model)
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, OnnxGraphSurgeonException) as error:
         raise GraphError(
             "the ONNX model cannot be imported", found=f"{type(error).__name__}: {error}", fix="export it again"
@@ -64,10 +63,11 @@ def import_graph(model: ModelProto, *, shapes: bool = False) -> gs.Graph:
 
 
 def _store_constants(graph: gs.Graph) -> None:
-    """Put constants in the place of Constant nodes, in place; one that is an output or holds text stays."""
+    """Put constants in the place of Constant nodes and copies of them, in place; outputs and texts stay."""
     kept = []
     for node in graph.nodes:
-        values = _constant_of(node.attrs) if node.op == "Constant" else None
+        values = array(node, 0) if node.op == "Identity" else None
+        values = _constant_of(node.attrs) if node.op == "Constant" else values
         if values is None or is_output(graph, node.outputs[0]):
             kept.append(node)
         else:

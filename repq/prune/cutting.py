@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model import Detector, outline
 from repq.model.detector import convolutions_of
+from repq.model.onnx_graph.constants import Constants
 from repq.model.onnx_graph.detector import GraphDetector
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import encode_skeleton, layer_nodes, read_skeleton
@@ -189,22 +190,32 @@ class Pruner:
                 if len(node.input) > 2 and node.input[2]:
                     stored[node.input[2]].dims[:] = [own_out]
                 _set(node, "group", groups)
-        lengths = partial(self.channels.lengths, kept=kept)
-        titles = [title(node) for node in graph.graph.node]
+        self._refit(graph, partial(self.channels.lengths, kept=kept))
+        return encode_skeleton(graph)
+
+    def _refit(self, graph: ModelProto, lengths: Callable[[Tensor], tuple[int, ...]]) -> None:
+        """Make what nodes say of shapes true of fewer channels, in place."""
+        titles, constants = [title(node) for node in graph.graph.node], Constants(graph)
         makers = {name: node for node in graph.graph.node for name in node.output}
-        for node in list(graph.graph.node):
-            if node.op_type in _SHAPED and title(node) in self._nodes:
-                read, written = self._nodes[title(node)]
-                if read[0] is None or all(lengths(x) == tuple(x.shape) for x in (read[0], *filter(_is, written))):
-                    continue
+        nodes: list[NodeProto] = []
+        for node in graph.graph.node:
+            read, written = self._nodes.get(title(node), ([None], [])) if node.op_type in _SHAPED else ([None], [])
+            if read[0] is not None and any(lengths(x) != tuple(x.shape) for x in (read[0], *filter(_is, written))):
                 if titles.count(title(node)) > 1:
                     raise RepqError("the graph has several nodes of one name", found=title(node),
                                     fix="give every node a name of its own")  # fmt: skip
-                for slot, values in _shaped(node, _constants(node, stored, makers), read[0], written, lengths).items():
-                    name = f"{node.output[0]}/pruned_{slot}"
-                    graph.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-                    node.input[slot] = name
-        return encode_skeleton(graph)
+                values: dict[int, NDArray[Any] | None] = {
+                    slot: constants.value(name) for slot, name in enumerate(node.input) if slot and name
+                }
+                known = {slot: value.reshape(-1).tolist() for slot, value in values.items() if value is not None}
+                for slot, sizes in _shaped(node, known, read[0], written, lengths).items():
+                    node.input[slot] = _store(graph, f"{node.output[0]}/pruned_{slot}", sizes)
+                if node.op_type in ("Reshape", "Expand") and 1 not in known and written[0] is not None:
+                    nodes += _rejoined(graph, node, makers[node.input[1]], constants, lengths(written[0]))
+            nodes.append(node)
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.graph.node[:]
+        graph.graph.node.extend(copies)
 
 
 def smallest_size(model: Detector) -> tuple[int, int]:
@@ -251,16 +262,34 @@ def _set(node: NodeProto, name: str, value: int) -> None:
     node.attribute.extend([*others, helper.make_attribute(name, value)])
 
 
-def _constants(node: NodeProto, stored: Mapping[str, Any], makers: Mapping[str, NodeProto]) -> dict[int, list[int]]:
-    """The constant inputs of a node, by slot."""
-    found = {}
-    for slot, name in enumerate(node.input):
-        tensor = stored.get(name)
-        if tensor is None and name in makers and makers[name].op_type == "Constant":
-            tensor = next((a.t for a in makers[name].attribute if a.name == "value"), None)
-        if slot and tensor is not None:
-            found[slot] = numpy_helper.to_array(tensor).reshape(-1).tolist()
-    return found
+def _store(graph: ModelProto, name: str, values: Sequence[int]) -> str:
+    """Add integers to a graph, in place; return their name."""
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    return name
+
+
+def _rejoined(
+    graph: ModelProto, node: NodeProto, join: NodeProto, constants: Constants, lengths: Sequence[int]
+) -> list[NodeProto]:
+    """For a node that reads its shape from a Concat, one with these lengths in the place of its constants.
+
+    What it computes, such as the number of images, follows the input. None, if the shape is computed in another way.
+    """
+    parts: list[NDArray[Any] | None] = []
+    if join.op_type == "Concat":
+        parts = [constants.value(name) for name in join.input]
+    sizes = [1 if part is None else part.size for part in parts]
+    if sum(sizes) != len(lengths):
+        return []
+    names, place = list(join.input), 0
+    for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part is not None:
+            pairs = zip(part.reshape(-1).tolist(), lengths[place : place + size], strict=True)
+            new = [old if old in (0, -1) else length for old, length in pairs]
+            names[number] = _store(graph, f"{node.output[0]}/pruned_part_{number}", new)
+        place += size
+    node.input[1] = f"{node.output[0]}/pruned_shape"
+    return [helper.make_node("Concat", names, [node.input[1]], f"{node.output[0]}/pruned_join", axis=0)]
 
 
 def _shaped(

@@ -153,3 +153,15 @@ def test_a_damaged_entry_is_no_size() -> None:
 def test_of_a_model_that_is_not_there_nothing_is_said_but_that(material: Material, folder: Path, name: str) -> None:
     text = refused(invoke("eval", name, "--data", material.files["--data"]))
     assert "there is no model" in text and "size" not in text
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", bytes(99)], ids=["empty", "text", "zeros"])
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_of_a_graph_that_cannot_be_read_nothing_is_said_but_that(
+    material: Material, folder: Path, content: bytes, command: str
+) -> None:
+    Path("damaged.onnx").write_bytes(content)
+    further = ("--data", material.files["--data"]) if command == "eval" else ("-o", "out.onnx")
+    text = refused(invoke(command, "damaged.onnx", *further))
+    assert "no valid ONNX model" in text and "at which size" not in text
+    assert not Path("out.onnx").exists()

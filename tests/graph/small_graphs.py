@@ -13,12 +13,11 @@ from onnx import ModelProto, numpy_helper
 from repq.layers import LayerId
 from repq.scales import LayerScales, TensorScale
 
-HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
 
-
-def graph(text: str, **constants: NDArray) -> ModelProto:
+def graph(text: str, *, opset: int = 19, **constants: NDArray) -> ModelProto:
     """A model from ONNX's text form; ``constants`` become initializers (``__`` in a name stands for a dot)."""
-    model = onnx.parser.parse_model(f"{HEADER}\n{text}")
+    version = 9 if opset < 21 else 10
+    model = onnx.parser.parse_model(f'<ir_version: {version}, opset_import: ["" : {opset}]>\n{text}')
     for node in model.graph.node:
         for slot, name in enumerate(node.input):
             node.input[slot] = name.replace("__", ".")

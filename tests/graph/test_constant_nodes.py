@@ -1,4 +1,4 @@
-"""Where a constant lies, in an initializer or a Constant node as torch writes many, makes no difference to any pass."""
+"""Where a constant lies makes no difference to any pass: in an initializer, a Constant node, or behind an Identity."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ from repq.graph.surgeon import export_graph, import_graph
 LABEL = "lite_s"
 
 
-def with_nodes(model: ModelProto, names: Collection[str]) -> ModelProto:
-    """The model with these constants in nodes."""
+def with_nodes(model: ModelProto, names: Collection[str], copied: bool = False) -> ModelProto:
+    """The model with these constants in nodes, or read through copies."""
     changed = ModelProto()
     changed.CopyFrom(model)
     stored, nodes = list(model.graph.initializer), list(model.graph.node)
     del changed.graph.initializer[:], changed.graph.node[:]
     changed.graph.initializer.extend(tensor for tensor in stored if tensor.name not in names)
     made = [helper.make_node("Constant", [], [t.name], value=t) for t in stored if t.name in names]
-    changed.graph.node.extend([*made, *nodes])
+    copies = []
+    if copied:
+        for node in made:
+            copies.append(helper.make_node("Identity", [f"{node.output[0]} kept"], [node.output[0]]))
+            node.output[0] += " kept"
+    changed.graph.node.extend([*made, *copies, *nodes])
     onnx.checker.check_model(changed, full_check=True)
     return changed
 
@@ -72,7 +77,8 @@ def wanted() -> dict[str, Any]:
 @given(data=st.data())
 def test_passes_see_no_difference(wanted: dict[str, Any], data: st.DataObject) -> None:
     names = [tensor.name for tensor in quantized_graph(LABEL).graph.initializer]
-    model = with_nodes(quantized_graph(LABEL), data.draw(st.just(set(names)) | st.sets(st.sampled_from(names))))
+    chosen = data.draw(st.just(set(names)) | st.sets(st.sampled_from(names)))
+    model = with_nodes(quantized_graph(LABEL), chosen, data.draw(st.booleans()))
     for name, look in SEEN.items():
         assert look(model) == wanted[name], name
 

@@ -5,12 +5,16 @@ import onnx
 import onnx.reference
 import pytest
 from graph_views import decode_nodes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from small_graphs import graph, initializers, int8, kinds, normal, run, table, two_convs
 
 from repq.errors import GraphError
 from repq.graph import insert_qdq, nodes_beyond_fp16, to_fp16
+from repq.graph.surgeon import import_graph
+from repq.onnx_file import with_shapes
 
 X = normal(9, 1, 3, 8, 8)
 
@@ -171,6 +175,56 @@ def test_resize_keeps_its_float32_scales() -> None:
     onnx.checker.check_model(half, full_check=True)
     assert initializers(half)["sizes"].dtype == np.float32
     np.testing.assert_allclose(run(half, x=X)[0], run(model, x=X)[0], rtol=2**-10)
+
+
+COMPUTED_SCALES = """g (float[1,3,8,8] x, int64[4] size) => (float[1,c,h,w] y) {
+    shape = Shape(x)
+    before = Cast<to=1>(shape)
+    after = Cast<to=1>(size)
+    factor = Div(after, before)
+    y = Resize<mode="nearest">(x, , factor)
+}"""
+PICKED = """g (float[1,3,8,8] x, int64[1,4] place) => (float[1,4] y) {
+    a = Sigmoid(x)
+    row = Flatten(a)
+    p = Cast<to=1>(place)
+    half = Mul(p, k)
+    down = Floor(half)
+    index = Cast<to=7>(down)
+    y = GatherElements<axis=1>(row, index)
+}"""
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(8, 600), min_size=2, max_size=2))
+def test_factors_of_a_resize_are_computed_in_float32(sides: list[int]) -> None:
+    model, size = graph(COMPUTED_SCALES), np.array([1, 3, *sides])
+    half, _ = to_fp16(model)
+    assert run(half, x=X, size=size)[0].shape == run(model, x=X, size=size)[0].shape
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(2048, 100_000), min_size=4, max_size=4), st.sampled_from([0.5, 0.25, 1 / 81]))
+def test_integers_are_computed_in_float32(places: list[int], factor: float) -> None:
+    """Such as the anchor that one of all scores belongs to: FP16 has no odd numbers beyond 2048, and none at 65520."""
+    places = [int(place * 191 / 100_000 / factor) for place in places]
+    model, place = graph(PICKED, k=np.float32(factor)), np.array([places])
+    found, wanted = (run(one, x=X, place=place)[0] for one in (to_fp16(model)[0], model))
+    np.testing.assert_allclose(found, wanted, rtol=2**-10)
+
+
+@pytest.mark.parametrize("reader", ["Relu(n)", "Resize(n, , twice)", "Transpose<perm=[0, 1, 2, 3]>(n)", "Conv(n, w)"])
+def test_shapes_are_known_behind_a_group_normalization(reader: str) -> None:
+    """Which onnx does not infer by itself."""
+    text = f"g (float[1,4,8,8] x) => (float y) {{ n = GroupNormalization<num_groups=2>(x, s, b)\n m = {reader}\n"
+    weight, twice = normal(0, 4, 4, 1, 1), np.ones(4, np.float32)
+    model = graph(f"{text} t = Mul(m, x)\n y = ReduceSum<keepdims=0>(t) }}", opset=21, w=weight, twice=twice,
+                  s=normal(1, 4), b=normal(2, 4))  # fmt: skip
+    tensors = import_graph(model, shapes=True).tensors()
+    assert all(tuple(tensors[name].shape) == (1, 4, 8, 8) for name in "nmt")
+    with_shapes(model, strict=True)
+    half, x = to_fp16(model)[0], normal(3, 1, 4, 8, 8)
+    np.testing.assert_allclose(run(half, x=x)[0], run(model, x=x)[0], rtol=0.05, atol=0.5)
 
 
 def test_old_opsets_and_typed_graphs_are_refused() -> None:

@@ -65,6 +65,19 @@ def test_nothing_above_the_threshold() -> None:
     assert found.shape == (2, 27, 6) and not found.any()
 
 
+def test_raw_maps_behind_the_detections_do_not_count() -> None:
+    """YOLOv5 and v7 write them."""
+    model = graph("""g (float[1,9,8] x, float[1,3,1,1,8] m) => (float[1,9,8] y, float[1,3,1,1,8] n) {
+        y = Identity(x)
+        n = Relu(m)
+    }""")
+    found = nms_output(model, NmsConfig())
+    assert [output.name for output in found.graph.output] == ["boxes"]
+    rows = drawn(0, 1, 9, 3, 1000)
+    (wanted,) = run(nms_output(passing_on(9, 3), NmsConfig()), x=rows)
+    np.testing.assert_array_equal(run(found, x=rows, m=np.zeros((1, 3, 1, 1, 8), np.float32))[0], wanted)
+
+
 def test_refusals() -> None:
     with pytest.raises(GraphError, match="already"):
         nms_output(nms_output(passing_on(9, 3), NmsConfig()), NmsConfig())

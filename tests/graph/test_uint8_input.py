@@ -8,7 +8,7 @@ from family_graphs import SIZE, float_graph, quantized_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 from small_graphs import graph, initializers, int8, kinds, normal, run, table, two_convs, uint8
 
 from repq.errors import GraphError
@@ -120,23 +120,40 @@ def test_sums_of_integers_do_not_depend_on_the_order_of_colours() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("fold", [uint8_input, bgr_input])
-def test_what_no_convolution_reads_is_refused(fold) -> None:
-    model = graph("g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }")
-    with pytest.raises(GraphError, match="read by Relu"):
-        fold(model)
+OTHER_READERS = {
+    "Relu": "y = Relu(x)",
+    "a part and a Conv": "p = Slice(x, zero, four, axis)\n y = Conv(p, w)",
+    "two Conv of one weight": "a = Conv(x, w)\n b = Conv(x, w)\n y = Add(a, b)",
+    "a Conv and a Mul": "a = Conv(x, w)\n y = Mul(a, x)",
+}
+
+
+def read_by(body: str) -> ModelProto:
+    ints = {"zero": np.array([0]), "four": np.array([4]), "axis": np.array([2])}
+    rows = 4 if "Slice" in body else 8
+    return graph(f"g (float[1,3,8,8] x) => (float[1,3,{rows},8] y) {{ {body} }}", w=normal(1, 3, 3, 1, 1), **ints)
+
+
+@pytest.mark.parametrize("body", OTHER_READERS.values(), ids=OTHER_READERS)
+def test_the_division_stays_where_nothing_folds(body: str) -> None:
+    model, images = read_by(body), pixels(1, 3, 8, 8)
+    changed = uint8_input(model)
+    np.testing.assert_array_equal(run(changed, x=images)[0], run(model, x=as_floats(images))[0])
+    assert kinds(changed).count("Div") == 1
+    with pytest.raises(GraphError, match="nothing can be folded"):
+        bgr_input(model)
+
+
+def test_who_reads_the_shape_alone_changes_nothing() -> None:
+    """As graphs for any number of images do."""
+    body = "s = Shape(x)\n c = Conv(x, w)\n y = Reshape(c, s)"
+    model, images = read_by(body), pixels(1, 3, 8, 8)
+    changed = uint8_input(bgr_input(model))
+    assert "Div" not in kinds(changed)
+    found, wanted = run(changed, x=images[:, ::-1])[0], run(model, x=as_floats(images))[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_done_already_is_refused() -> None:
     with pytest.raises(GraphError, match="UINT8"):
         uint8_input(uint8_input(float_graph("n_v2")))
-
-
-def test_a_shared_weight_is_refused() -> None:
-    model = graph(
-        "g (float[1,3,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z) { y = Conv(x, w) z = Conv(x, w) }",
-        w=normal(1, 4, 3, 1, 1),
-    )
-    with pytest.raises(GraphError, match="weights of their own"):
-        uint8_input(model)
-    assert numpy_helper.to_array(model.graph.initializer[0]).shape == (4, 3, 1, 1)

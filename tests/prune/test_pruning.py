@@ -293,6 +293,10 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Files of older opsets are converted, which notes the shapes of all tensors in them."""
     path = tmp_path_factory.mktemp("toy") / "toy.onnx"
     onnx.save(shuffled_graph(request.param), path)
+    return opened(path)
+
+
+def opened(path: Path) -> GraphDetector:
     skeleton, weights = to_skeleton(read_graph(path).model)
     model = GraphDetector(GraphSpec(name="toy", num_classes=3, strides=(16,), imgsz=(32, 32), graph=skeleton))
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
@@ -307,6 +311,11 @@ def run_onnx(graph: onnx.ModelProto, x: np.ndarray) -> Any:
 
 
 def test_a_pruned_graph_answers_as_what_is_left_of_it(toy: GraphDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    demand_answer(toy, monkeypatch)
+
+
+def demand_answer(toy: GraphDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruned graph answers as the whole one does without what is gone."""
     pruner = Pruner(toy)
     monkeypatch.setattr(pruner, "_verify", lambda *_: None)  # the toy is no detector; its outputs are compared here
     config = PruneConfig(ratio=0.3, round=2, scope="layer")
@@ -319,6 +328,36 @@ def test_a_pruned_graph_answers_as_what_is_left_of_it(toy: GraphDetector, monkey
     found, wanted = (run_onnx(graph, x) for graph in graphs)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in toy.parameters())
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("said_by", ["Constant", "Identity", "Cast", "Concat", "Concat with the number of images"])
+def test_shapes_may_be_said_in_any_way(said_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters join the shapes of a graph for any batch from what they compute and constants."""
+    model = shuffled_graph()
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    make, one = helper.make_node, numpy_helper.from_array
+    if "images" in said_by:
+        model.graph.initializer.append(one(np.array([0]), "first"))
+        model.graph.node.extend([make("Shape", ["image"], ["size"]), make("Gather", ["size", "first"], ["images"])])
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT64][:-1]:
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        tensor.name = f"{name} stored"
+        if said_by == "Constant":
+            model.graph.node.append(make("Constant", [], [name], value=one(values)))
+        elif said_by == "Identity":
+            model.graph.node.append(make("Identity", [tensor.name], [name]))
+        elif said_by == "Cast":
+            tensor.CopyFrom(one(values.astype(np.float32), tensor.name))
+            model.graph.node.append(make("Cast", [tensor.name], [name], to=TensorProto.INT64))
+        else:
+            parts = [(f"{name} {number}", value) for number, value in enumerate(values)]
+            model.graph.initializer.extend(one(np.array([value]), part) for part, value in parts)
+            first = "images" if "images" in said_by and name.startswith("shape") else parts[0][0]
+            model.graph.node.append(make("Concat", [first, *(part for part, _ in parts[1:])], [name], axis=0))
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "toy.onnx")
+    demand_answer(opened(tmp_path / "toy.onnx"), monkeypatch)
 
 
 def test_shuffled_halves_are_one_unit(toy: GraphDetector) -> None:

@@ -31,7 +31,16 @@ from repq.model.onnx_graph.constants import Constants, wiring
 from repq.model.onnx_graph.naming import name_layers
 from repq.model.onnx_graph.operators import TORCH_TYPES
 from repq.model.onnx_graph.program import opset_of, title, unknown_operators
-from repq.onnx_file import attributes_of, fix_inputs, given_inputs, metadata_of, read_model, refusing, set_apart
+from repq.onnx_file import (
+    attributes_of,
+    fix_inputs,
+    given_inputs,
+    metadata_of,
+    read_model,
+    refusing,
+    set_apart,
+    with_shapes,
+)
 
 OPSETS = (11, 24)
 PER_CHANNEL = 13
@@ -258,7 +267,7 @@ def _check_shapes(model: ModelProto) -> Iterator[str]:
         said = [_shape(value) for value in model.graph.output]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    found = {value.name: value for value in shape_inference.infer_shapes(model).graph.output}
+    found = {value.name: value for value in with_shapes(model).graph.output}
     for value, before in zip(model.graph.output, said, strict=True):
         value.CopyFrom(found[value.name])
         if (after := _shape(value)) != before:

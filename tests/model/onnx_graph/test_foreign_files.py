@@ -438,6 +438,43 @@ def test_an_export_is_what_was_asked_for(
         assert half or np.mean(error > 1e-4 * np.abs(value).max()) < 0.02
 
 
+@pytest.mark.parametrize("asked", [{"nms": {}}, {"preprocess": {"uint8": True, "letterbox": {}, "source": [48, 80]}}])
+@pytest.mark.parametrize("name", ["yolov5", "yolov8", "boxes-scores", "nanodet", "yolox-raw"])
+@pytest.mark.parametrize("free_sides", [False, True])
+def test_what_needs_sizes_works_where_the_file_does_not_say_them(
+    name: str, free_sides: bool, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Exporters name all axes of outputs of which they do not know that they are fixed."""
+    free, fixed = (_for_any_batch(DETECTORS[name](batch=axis)) for axis in ("n", 1))
+    for value in (*free.graph.output, *(free.graph.input if free_sides else ())):
+        for number, axis in enumerate(value.type.tensor_type.shape.dim):
+            if number > (1 if value.name == "input" else 0):
+                axis.dim_param = f"{value.name}_dim_{number}"
+    for output in free.graph.output:
+        _hide_shape(free, output.name)
+    found, wanted = (tmp_path / f"{number}.onnx" for number in range(2))
+    for model, path in ((free, found), (fixed, wanted)):
+        opened = load_graph(saved(model, tmp_path), IMGSZ)
+        write_onnx(Weights(opened.model, opened.names, None), path, IMGSZ, ExportConfig.model_validate(asked))
+    image = noise(1).numpy() if "nms" in asked else np.random.default_rng(0).integers(0, 256, (1, 48, 80, 3), np.uint8)
+    sessions = [onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+                for path in (found, wanted)]  # fmt: skip
+    one, other = (session.run(None, {"input": image}) for session in sessions)
+    for part, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def _hide_shape(model: ModelProto, output: str) -> None:
+    """Let the shape of an output go through floats, which shape inference does not follow."""
+    last = next(node for node in model.graph.node if output in node.output)
+    last.output[0] = f"{output} whole"
+    steps = [("Shape", f"{output} whole", {}), ("Cast", "0", {"to": TensorProto.FLOAT}), ("Cast", "1", {"to": 7})]
+    for number, (kind, source, attributes) in enumerate(steps):
+        read = source if number == 0 else f"{output} {source}"
+        model.graph.node.append(helper.make_node(kind, [read], [f"{output} {number}"], **attributes))
+    model.graph.node.append(helper.make_node("Reshape", [f"{output} whole", f"{output} 2"], [output]))
+
+
 def _for_any_batch(model: ModelProto) -> ModelProto:
     """The first axis stays what it is, where the graph says 1."""
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}

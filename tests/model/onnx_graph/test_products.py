@@ -19,8 +19,10 @@ from onnx import ModelProto, helper, numpy_helper
 from repq.engine import availability, build
 from repq.engine.source import name_layers
 from repq.export import export_float, export_quantized
-from repq.graph import insert_qdq, layer_nodes, lint, read_metadata
+from repq.graph import anchor_maxima, insert_qdq, layer_nodes, lint, read_metadata, tensor_maxima
+from repq.graph.anchors import anchors_of
 from repq.graph.forms import in_form
+from repq.graph.surgeon import import_graph
 from repq.model import count_macs, layer_ids, load_graph
 from repq.model.checkpoint import Checkpoint
 from repq.model.detector import layers_of
@@ -489,3 +491,24 @@ def test_old_graphs_that_list_weights_as_inputs(tmp_path: Path) -> None:
         before.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     model = opened(before, tmp_path).model
     assert [value.name for value in export_float(model, IMGSZ).graph.input] == ["input"]
+
+
+@pytest.mark.parametrize("correct", [
+    {"outputs": "moments", "images": 2}, {"channel_inputs": True}, {"outputs": "mean", "split_below_db": 60.0},
+])  # fmt: skip
+def test_ranges_are_known_whatever_is_corrected(correct: dict[str, object], tmp_path: Path) -> None:
+    """Corrections change biases, and scale what layers read; QNN wants the range of every tensor."""
+    g = Graph(opset=20)
+    x = g.op("Relu", g.conv(g.conv("input", 3, WIDE, stride=8), WIDE, WIDE, groups=WIDE))
+    x = g.op("Transpose", g.op("Reshape", x, g.ints(1, WIDE, ROWS)), perm=[0, 2, 1])
+    x = g.op("Gelu", g.op("Add", g.op("MatMul", x, matrix(g)), numbers(g, WIDE)))
+    x = g.op("Sigmoid", g.op("Add", numbers(g, 4 + CLASSES), g.op("MatMul", x, matrix(g, outputs=4 + CLASSES))))
+    onnx.save(g.model({"output": (x, [1, ROWS, 4 + CLASSES])}), tmp_path / "model.onnx")
+    opened = load_graph(tmp_path / "model.onnx", config=GraphConfig(layout="yolov8"))
+    plain = export_float(opened.model, IMGSZ)
+    maxima = anchor_maxima(plain, tensor_maxima(plain, [noise(1).numpy()]))
+    config = PtqConfig.model_validate({"correct": correct})
+    quantized = quantize(opened.model, [noise(2)], config).model
+    written = export_quantized(quantized, IMGSZ, maxima=maxima)
+    assert set(maxima) <= set(anchors_of(import_graph(written)).values())
+    np.testing.assert_allclose(run(in_form(written, "qnn")[0], noise(1))[0], run(written, noise(1))[0], atol=0.02)
