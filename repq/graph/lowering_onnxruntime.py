@@ -33,8 +33,9 @@ in this order, and its fast kernel takes UINT8 by INT8: weights are UINT8, and w
 With dot product instructions that takes half the time of the float convolution; without, it depends on the layer. In
 NHWC a 1x1 convolution is a product by a matrix, which takes less time still.
 
-A product by a stored matrix (MatMul, Gemm) becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers and
-writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a bias.
+A product by a stored matrix (MatMul, Gemm) becomes ONNX Runtime's own MatMulIntegerToFloat, which multiplies integers
+and writes ``scale[c] sum + bias[c]`` in float. ONNX Runtime finds it by itself for a MatMul alone, not for one with a
+bias.
 """
 
 from __future__ import annotations
