@@ -23,7 +23,7 @@ from repq.pipeline.contest import RESULT, _timing, chosen, compare
 from repq.pipeline.whole_run import run
 from repq.recipe import Recipe
 from repq.report.text import contest_choice, contest_table
-from repq.results import BatchTiming, Contender, Contest
+from repq.results import Accuracies, BatchTiming, Contender, Contest
 
 QUICK = [
     "bench.batches=[1, 2]", "bench.rounds=2", "bench.runs_per_round=2", "bench.warmup=1", "bench.threads=[1]",
@@ -158,6 +158,16 @@ def test_the_choice_alone_says_what_spoilt_the_times(compared: tuple[list[str], 
     found = Contest.model_validate_json((compared[1] / RESULT).read_text())
     quiet, crowded = (contest_choice(found.model_copy(update={"crowded": value})) for value in (False, True))
     assert "is to be trusted" in crowded and crowded.endswith(quiet)
+
+
+def test_nothing_is_checked_where_nothing_runs_in_int8(compared: tuple[list[str], Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [*compared[0], "--engines", "opencv", "-o", str(tmp_path)])
+    assert result.exit_code in (0, 1), result.output
+    found = Contest.model_validate_json((tmp_path / RESULT).read_text())
+    assert [row.engine for row in found.contenders] == ["torch", "opencv"]
+    (known,) = tmp_path.glob("check/*/accuracies.json")
+    assert Accuracies.model_validate_json(known.read_text()).models == {}
+    assert not list(tmp_path.glob("check/*/check.json")), "engines that nobody asked for were compared"
 
 
 def test_one_number_of_threads_is_compared(compared: tuple[list[str], Path]) -> None:
