@@ -283,17 +283,14 @@ def _dataset(recipe: Recipe) -> Any:
 
 
 def _timing(samples: Sequence[float], batch: int, memory: int) -> BatchTiming:
+    from repq.bench import percentile
+
     p50 = float(np.median(samples))
     return BatchTiming(
         batch=batch, mean_ms=float(np.mean(samples)), std_ms=float(np.std(samples)), p50_ms=p50,
-        p95_ms=_percentile(samples, 95), p99_ms=_percentile(samples, 99),
+        p95_ms=percentile(samples, 95), p99_ms=percentile(samples, 99),
         images_per_s=1e3 * batch / p50 if p50 > 0 else None, runs=len(samples), memory_bytes=memory,
     )  # fmt: skip
-
-
-def _percentile(samples: Sequence[float], percent: int) -> float | None:
-    """None of so few runs that on average not one lies above it: it would be the slowest run by another name."""
-    return float(np.percentile(samples, percent)) if len(samples) * (100 - percent) >= 100 else None
 
 
 def _write(found: Contest, recipe: Recipe, out: Path) -> None:

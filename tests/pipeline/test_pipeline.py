@@ -277,7 +277,7 @@ def test_the_commands_give_the_names_that_scripts_rely_on(first: RunOutcome, tmp
         "bench", onnx, engine, "--imgsz", 64, "--batch", 1, "--rounds", 2, "--runs", 2, "--warmup", 1, "--threads", 1
     )
     for row in timing["models"]:
-        assert 0 < row["latency_ms_median"] <= row["latency_ms_p95"]
+        assert row["latency_ms_median"] > 0 and row["latency_ms_p95"] is None, "of four runs"
         assert row["images_per_s"] > 0
 
 
