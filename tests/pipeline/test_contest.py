@@ -22,6 +22,7 @@ from repq.data import load_dataset
 from repq.pipeline.contest import RESULT, _timing, chosen, compare
 from repq.pipeline.whole_run import run
 from repq.recipe import Recipe
+from repq.report.comparison import row_title
 from repq.report.text import contest_choice, contest_table
 from repq.results import Accuracies, BatchTiming, Contender, Contest
 
@@ -75,6 +76,18 @@ def test_int8_has_to_earn_its_place() -> None:
     kept = chosen(rows, 0.005, min_speedup=1.2)
     assert (kept.ship, kept.int8_pays) == ("a", False) and "not worth it" in kept.reasons[-1]
     assert "outside the bounds" in chosen(rows, 0.0005).reasons[-1]
+
+
+@given(fields(), st.floats(0, 0.5), st.floats(1, 100))
+def test_the_reasons_call_engines_what_tables_call_them(rows: list[Contender], max_drop: float, max_ms: float) -> None:
+    engines = ("torch", "onnxruntime", "openvino", "ncnn", "opencv", "tensorrt")
+    named = [
+        row.model_copy(update={"engine": engine, "model": f"{engine}-{row.variant}"})
+        for row, engine in zip(rows, engines, strict=False)
+    ]
+    text = "\n".join(chosen(named, max_drop, max_ms).reasons)
+    assert not [row.model for row in named if row.model in text]
+    assert any(f"{row_title(row)}, AP" in text for row in named)
 
 
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=300), st.integers(1, 64))
