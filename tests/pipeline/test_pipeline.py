@@ -94,6 +94,8 @@ def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -
     assert about["precision"] in (first.verdict.ship and "int8", "float32")
     card = (deploy / "README.md").read_text()
     assert "AP50" in card and "GPL-3.0" in card and first.artifacts["bench"].result(BenchReport).environment.cpu in card
+    own = str(work.parent).encode()
+    assert not [path for path in deploy.rglob("*") if path.is_file() and own in path.read_bytes()]
 
 
 def test_only_files_of_runs_are_replaced_or_removed(first: RunOutcome, work: Path) -> None:

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,6 +25,7 @@ from repq.model import build
 from repq.preprocessing import PRESETS
 from repq.quant import Weights
 from repq.recipe import LetterboxConfig
+from repq.stages.package import data_name
 from repq.thresholds import Thresholds
 
 SIZE = (64, 96)
@@ -128,6 +131,15 @@ def test_cpp(
         demand_same(done.stdout, same, image, letterbox)
     refused = subprocess.run(["./detect", "model.json"], capture_output=True, text=True, cwd=folder)
     assert refused.returncode == 1 and "PPM" in refused.stderr
+
+
+@given(st.lists(st.sampled_from(["home", "alice", "secret project", "coco128"]), max_size=5), st.booleans())
+def test_a_model_card_names_the_data_set_without_its_place(folders: list[str], absolute: bool) -> None:
+    place = Path(*(["/"] if absolute else []), *folders, "data.yaml")
+    name = data_name(place)
+    assert name.endswith("data.yaml") and not name.startswith("/") and name.count("/") <= 1
+    assert not folders or name == f"{folders[-1]}/data.yaml"
+    assert data_name(None) == "the drawn set"
 
 
 def test_every_constant_has_its_value(tmp_path: Path) -> None:
