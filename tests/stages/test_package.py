@@ -142,6 +142,23 @@ def test_a_model_card_names_the_data_set_without_its_place(folders: list[str], a
     assert data_name(None) == "the drawn set"
 
 
+def test_a_reader_that_has_enough_ends_the_sample_quietly(tmp_path: Path) -> None:
+    folder = packed(tmp_path, detector("yolov6", tmp_path), None, LetterboxConfig())
+    image = str(picture(101, 77, tmp_path / "a.png"))
+    first, *_ = subprocess.run(
+        [sys.executable, "detect.py", image], capture_output=True, encoding="utf-8", cwd=folder, check=True
+    ).stdout.splitlines()
+    with subprocess.Popen(
+        [sys.executable, "detect.py", *[image] * 200], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        cwd=folder,
+    ) as sample:  # fmt: skip
+        assert sample.stdout is not None and sample.stderr is not None
+        assert sample.stdout.readline().rstrip("\n") == first
+        sample.stdout.close()
+        said = sample.stderr.read()
+    assert not said and sample.returncode == 141
+
+
 def test_every_constant_has_its_value(tmp_path: Path) -> None:
     onnx = detector("yolox-legacy", tmp_path)
     folder = packed(tmp_path, onnx, None, LetterboxConfig())
