@@ -31,6 +31,7 @@ from repq.progress import on_terminal
 from repq.quant import load_weights, quantize
 from repq.recipe import BenchConfig, BuildConfig, CalibrationConfig, EngineName, ExportConfig, PtqConfig
 from repq.reparam import fuse
+from repq.report.numbers import significant
 from repq.results import BenchReport, ModelInfo
 
 RESULTS = Path(__file__).parent / "results"
@@ -143,7 +144,7 @@ def markdown(report: BenchReport, title: str) -> str:
         own = base[row.engine, row.batch, row.threads] / row.latency_ms_median
         lines.append(
             f"| {row.model} | {row.precision} | {row.batch} | {row.threads} | {row.latency_ms_median:.1f} | "
-            f"{row.latency_ms_p95:.1f} | {row.images_per_s:.1f} | {own:.2f} | {row.speedup or 0:.2f} | "
+            f"{significant(row.latency_ms_p95)} | {row.images_per_s:.1f} | {own:.2f} | {row.speedup or 0:.2f} | "
             f"{row.size_bytes / 1e6:.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "repq"
 ORDER = (
     (
         "errors",
+        "amounts",
         "printable",
         "reading",
         "onnx_file",
@@ -57,6 +58,7 @@ CORE = {
     "box_codings",
     "output_layouts",
     "machine",
+    "amounts",
     "printable",
     "reading",
     "onnx_file",

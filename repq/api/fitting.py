@@ -62,10 +62,15 @@ def splits_to_train_on(
             so that their class predictions stay what they are; other names are said.
 
     Raises:
-        DataError: the splits cannot be used or have different classes, or one has no labelled object.
+        DataError: there are not two splits, they cannot be used or have different classes, or one has no labelled
+            object.
     """
     from repq.data import demand_objects, fit_splits, warn_of_overlap
 
+    if isinstance(splits, str) or len(splits) != 2:
+        found = repr(splits if isinstance(splits, str) else tuple(splits))
+        fix = 'name both, such as splits=("train", "val")'
+        raise DataError("training takes two splits: one to learn from, one to evaluate on", found=found, fix=fix)
     train_set, val_set, notes = fit_splits(*(open_data(data, split, log, progress) for split in splits))
     for note in notes:
         log(note)

@@ -165,7 +165,8 @@ class Model:
         """Network input (B, 3, H, W), float32 as ``preprocessing`` says, to detections in columns as ``layout`` says.
 
         Those of YOLOv6 are (B, N, 5 + classes): centre x, y, width and height in pixels of the input, the constant 1,
-        class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say.
+        class scores. Graphs that do more take and give what ``preprocess`` and ``nms`` say. What gets another input
+        raises a `RepqError`.
         """
         return self.running.infer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from repq.amounts import percent
 from repq.api.measuring import accuracy_of
 from repq.api.opening import of_weights
 from repq.api.quantizing import fused, open_float
@@ -233,7 +234,7 @@ def _latency(
 
     def cost(kept: Kept) -> float:
         before, after = medians(whole, export_float(pruner.cut(kept, means), imgsz))
-        log(f"{engine}: {after:.3g} ms, {after / before:.0%} of the whole model's {before:.3g} ms")
+        log(f"{engine}: {after:.3g} ms, {percent(after / before)} of the whole model's {before:.3g} ms")
         return after / before
 
     if config.latency_ratio is not None:

@@ -124,7 +124,9 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
         return result
 
     def infer(images: Images) -> Images:
-        result = unchecked(images)
+        _demand_images(images, label)
+        model.spec.check_size(*images.shape[2:])
+        result = unchecked(images.copy() if min(images.strides) < 0 else images)  # torch takes no negative strides
         demand_finite({"detections": result}, f"{label} in torch")
         return result
 
@@ -138,6 +140,23 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
         runs_at_once=at_once,
         on_device=partial(_torch_work, model, device, dtype) if device.startswith("cuda") else None,
     )
+
+
+def _demand_images(images: Images, label: str) -> None:
+    """Refuse what torch would fail on, or take as something else: as engines do.
+
+    Raises:
+        EngineError: no float32 array (B, 3, H, W).
+    """
+    from repq.engine.base import CONVERSIONS
+
+    found = images.dtype if isinstance(images, np.ndarray) else f"{type(images).__name__}, no array"
+    if found != np.float32:
+        fix = f"convert them, for example {CONVERSIONS['float32']}"
+        raise EngineError(f"{label} takes float32 images", found=f"{found}", fix=fix)
+    if images.ndim != 4 or images.shape[1] != 3:
+        fix = "give a batch of images, colours first"
+        raise EngineError(f"{label} takes images of shape (B, 3, H, W)", found=f"{images.shape}", fix=fix)
 
 
 def _torch_work(

@@ -171,12 +171,17 @@ def _row(job: _Job, times: Sequence[float], base: float | None, batch: int, thre
         threads=threads,
         scope=job.scope,
         latency_ms_median=median,
-        latency_ms_p95=float(np.percentile(times, 95)),
+        latency_ms_p95=percentile(times, 95),
         images_per_s=1e3 * batch / median if median > 0 else None,
         runs=len(times),
         speedup=base / median if base is not None and median > 0 else None,
         samples_ms=tuple(times),
     )
+
+
+def percentile(samples: Sequence[float], percent: int) -> float | None:
+    """None of so few runs that on average not one lies above it: it would be the slowest run by another name."""
+    return float(np.percentile(samples, percent)) if len(samples) * (100 - percent) >= 100 else None
 
 
 def _with_device(job: _Job, row: BenchRow, config: BenchConfig, watch: GpuWatch) -> BenchRow:

@@ -146,7 +146,39 @@ class Framed(click.Group):
             if isinstance(stream, TextIOWrapper):  # of any encoding: what it lacks is spelled out
                 stream.reconfigure(errors=SPELLED)
         with ending_on_signals():
-            sys.exit(run_framed(run, as_json=_given(arguments, "--json"), verbose=_given(arguments, "-v", "--verbose")))
+            as_json, verbose = (self._given(arguments, *names) for names in (("--json",), ("-v", "--verbose")))
+            sys.exit(run_framed(run, as_json=as_json, verbose=verbose))
+
+    def _given(self, arguments: list[str], *names: str) -> bool:
+        """Whether a switch is given, which counts also where the command line cannot be parsed.
+
+        What another option of the command takes as its value is no switch.
+        """
+        if set(names).isdisjoint(arguments):
+            return False
+        taken, words = self._taken(arguments), iter(arguments)
+        for word in words:
+            if word in names or word == "--":
+                return word != "--"
+            for _ in range(taken.get(word, 0)):
+                next(words, None)
+        return False
+
+    def _taken(self, arguments: list[str]) -> dict[str, int]:
+        """How many words each option of the command takes."""
+        name = next((word for word in arguments if word[:1] != "-"), "")
+        try:
+            command = self.get_command(click.Context(self), name)
+        except Exception:
+            if stopped():
+                raise
+            return {}  # it fails in the same way when it is run
+        return {
+            name: option.nargs
+            for option in (() if command is None else command.params)
+            if isinstance(option, click.Option) and not (option.is_flag or option.count)
+            for name in option.opts
+        }
 
 
 def _open_closed_streams() -> None:
@@ -158,9 +190,3 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the least number that is free, which is this
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
-
-
-def _given(arguments: list[str], *names: str) -> bool:
-    """Whether a switch is given, which counts also where the command line cannot be parsed."""
-    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return bool(set(names) & set(words))

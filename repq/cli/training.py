@@ -76,7 +76,8 @@ def prune_command(
         ),
     ],
     eval: Annotated[EvalConfig, Offer("none")], graph: GraphConfig, data: MaybeData = None, split: DataSplit = "val",
-    imgsz: OwnSize = None, device: TorchDevice = "cpu", seed: AnySeed = 0,
+    imgsz: OwnSize = None, device: TorchDevice = "cpu",
+    seed: Annotated[Seed, setting(flag="--seed", needs="--epochs", help="Seed of the training after it.")] = 0,
     evaluate: Annotated[
         bool, setting(flag="--eval/--no-eval", needs="--data", help="Measure AP before and after.")
     ] = True,

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from repq.amounts import counted
 from repq.data.dataset import DetectionDataset, ImageRecord, image_hashes
 from repq.errors import DataError
 from repq.files import replacing
@@ -51,7 +52,7 @@ def _from_manifest(dataset: DetectionDataset, path: Path) -> list[ImageRecord]:
     missing = [name for name in hashes if name not in records]
     if missing:
         raise DataError(
-            f"the manifest {path} names {len(missing)} images that the split {dataset.split!r} has not",
+            f"the manifest {path} names {counted(len(missing), 'image')} that the split {dataset.split!r} has not",
             found=f"{first_names(missing)}; the data set's root is {dataset.root}",
             fix="use the data set and split that the manifest was written for, or write a new manifest",
         )
@@ -59,7 +60,7 @@ def _from_manifest(dataset: DetectionDataset, path: Path) -> list[ImageRecord]:
     changed = [name for name, digest in hashes.items() if found[name] != digest]
     if changed:
         raise DataError(
-            f"{len(changed)} images differ from those that the manifest {path} was written for",
+            f"{counted(len(changed), 'image')} changed since the manifest {path} was written",
             found=first_names(changed),
             fix="restore the images, or write a new manifest if the change is meant",
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.amounts import counted
 from repq.errors import DataError, reason
 from repq.identity import hash_files
 
@@ -101,9 +102,8 @@ class Problems:
         lines = []
         for what, problems in (("image", self.images), ("label", self.labels)):
             if problems:
-                plural = "s" if len(problems) > 1 else ""
                 more = f"; and {len(problems) - show} more" if len(problems) > show else ""
-                lines.append(f"{len(problems)} {what}{plural} left out: {'; '.join(problems[:show])}{more}")
+                lines.append(f"{counted(len(problems), what)} left out: {'; '.join(problems[:show])}{more}")
         return (*lines, *self.notes)
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from repq.amounts import counted
 from repq.data.dataset import DetectionDataset, ImageRecord, image_hashes
 from repq.errors import DataError, reason
 from repq.log import Log
@@ -24,7 +25,7 @@ def demand_objects(dataset: DetectionDataset, purpose: str = "AP cannot be measu
         said = dataset.problems.lines()
         raise DataError(
             f"{purpose} on these images",
-            found=f"{len(dataset)} images of the split {dataset.split!r} without a labelled object"
+            found=f"{counted(len(dataset), 'image')} of the split {dataset.split!r} without a labelled object"
             + "".join(f"; {line}" for line in said),
             fix="give labelled images; check where the label files lie, and that they are not empty",
         )
@@ -42,10 +43,9 @@ def overlap_note(
     shared = [name for name, digest in deciding.items() if digest in seen]
     if not shared:
         return None
-    return (
-        f"{len(shared)} of {len(deciding)} images that {use} are evaluated on too, such as {printable(shared[0])}: "
-        "the accuracy will look better than it is"
-    )
+    some = f"{len(shared)} of {counted(len(deciding), 'image')} that {use}"
+    also = f"{'is' if len(shared) == 1 else 'are'} evaluated on too, such as {printable(shared[0])}"
+    return f"{some} {also}: the accuracy will look better than it is"
 
 
 def warn_of_overlap(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from repq.amounts import counted
 from repq.concurrency import prefetch
 from repq.data import labels_cache
 from repq.data.coco import find_image, read_annotations, read_coco, size_problem
@@ -25,17 +26,41 @@ from repq.progress import Progress, silent
 Item = TypeVar("Item")
 
 FORMS = {
-    "polygon": "{} labels are polygons; their bounding boxes are taken",
-    "doubtful": "all of the polygons may be boxes with key points; if they are, say so in the data.yaml: kpt_shape: "
-    "[POINTS, VALUES]",
-    "keypoints": "{} labels have key points; their boxes are taken",
-    "outside": "{} boxes reach beyond their image; check that they are written as centre, width and height",
-    "cut": "{} boxes reach beyond their image and are cut; check that they are written as x, y, width and height",
-    "marked": "{} annotations are marked as ignored or difficult; as in pycocotools they count as any other",
-    "repeated": "{} annotations repeat an earlier one; as in pycocotools each counts",
-    "unlabelled": "{} of {} images have no label file; they are taken as images without objects",
+    "polygon": (
+        "1 label is a polygon; its bounding box is taken",
+        "{} labels are polygons; their bounding boxes are taken",
+    ),
+    "doubtful": (
+        "the polygon may be a box with key points; if it is, say so in the data.yaml: kpt_shape: [POINTS, VALUES]",
+        "all of the polygons may be boxes with key points; if they are, say so in the data.yaml: kpt_shape: "
+        "[POINTS, VALUES]",
+    ),
+    "keypoints": ("1 label has key points; its box is taken", "{} labels have key points; their boxes are taken"),
+    "outside": (
+        "1 box reaches beyond its image; check that it is written as centre, width and height",
+        "{} boxes reach beyond their image; check that they are written as centre, width and height",
+    ),
+    "cut": (
+        "1 box reaches beyond its image and is cut; check that it is written as x, y, width and height",
+        "{} boxes reach beyond their image and are cut; check that they are written as x, y, width and height",
+    ),
+    "marked": (
+        "1 annotation is marked as ignored or difficult; as in pycocotools it counts as any other",
+        "{} annotations are marked as ignored or difficult; as in pycocotools they count as any other",
+    ),
+    "repeated": (
+        "1 annotation repeats an earlier one; as in pycocotools it counts",
+        "{} annotations repeat an earlier one; as in pycocotools each counts",
+    ),
+    "unlabelled": (
+        "1 of {1} has no label file; it is taken as an image without objects",
+        "{} of {} have no label file; they are taken as images without objects",
+    ),
 }
-"""What is said of labels that are used, but not as plain boxes of an own label file; see `Annotation.counts`."""
+"""What is said of labels that are used, but not as plain boxes of an own label file: of one, of many.
+
+`Annotation.counts` has how many there are.
+"""
 
 _TOGETHER = 32  # images that are handed to a thread at a time; to hand over each alone costs as much as a small image
 
@@ -90,7 +115,7 @@ def load_dataset(path: Path, split: str, *, progress: Progress = silent) -> Dete
     if not records:
         raise DataError(f"{shown} has nothing usable", found=str(problems), fix="correct the files named")
     if not any(len(record.labels) for record in records):
-        problems += Problems(notes=(f"none of the {len(records)} images has a labelled object",))
+        problems += Problems(notes=(f"none of the {counted(len(records), 'image')} has a labelled object",))
     return DetectionDataset(source.root, split, listing.names, records, problems)
 
 
@@ -210,7 +235,11 @@ def _check(listing: _Listing, ordered: list[str], progress: Progress) -> tuple[t
             records.append(outcome)
     if counts["doubtful"] < counts["polygon"]:
         del counts["doubtful"]
-    notes = tuple(FORMS[form].format(counts[form], len(ordered)) for form in FORMS if counts[form])
+    notes = tuple(
+        texts[-1 if counts[form] > 1 else 0].format(counts[form], counted(len(ordered), "image"))
+        for form, texts in FORMS.items()
+        if counts[form]
+    )
     return tuple(records), Problems(tuple(images), tuple(labels), notes)
 
 

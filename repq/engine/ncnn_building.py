@@ -92,7 +92,7 @@ def _demand_shape(wanted: TensorInfo) -> None:
     if isinstance(shape[0], int) and shape[0] != 1:
         raise EngineError(
             "NCNN runs one image at a time", found=f"a graph for batches of {shape[0]}",
-            fix="export with --batch 1, or with --batch dynamic for batches of any size",
+            fix="give --batch 1, or an ONNX file exported with --batch dynamic, whose images NCNN takes one by one",
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from repq.amounts import percent_asked
 from repq.artifact import Artifact
 from repq.recipe import PlanConfig, PtqConfig, QatConfig, ap_drop
 from repq.recipe.whole import Recipe
@@ -85,7 +86,7 @@ def _name(recipe: Recipe, is_auto: bool) -> str:
 
 def _plan_name(plan: PlanConfig) -> str:
     if plan.max_float is not None:
-        return f"a plan of {plan.max_float:.0%} in float"
+        return f"a plan of {percent_asked(plan.max_float)} in float"
     return "a plan" if plan.top is None else f"a plan of {plan.top} layers"
 
 

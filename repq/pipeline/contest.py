@@ -20,8 +20,9 @@ from repq.log import Log, quiet
 from repq.pipeline.runner import make_artifacts
 from repq.pipeline.whole_run import sized
 from repq.progress import Progress, silent
-from repq.recipe import BenchConfig, as_overrides, load_recipe
+from repq.recipe import BenchConfig, as_overrides, engine_title, load_recipe
 from repq.recipe.whole import Recipe
+from repq.report.comparison import built_title, row_title
 from repq.results import (
     Accuracies,
     Availability,
@@ -98,7 +99,7 @@ def compare(
     inputs: dict[str, str] = {}
     refused: RepqError | None = None
     for name, setup in usable.items():
-        log(f"{name}:")
+        log(f"{engine_title(name)}:")
         own = [f"target={json.dumps(name)}", f"build.engines={json.dumps([name])}"]
         try:
             made = make_artifacts(load_one([*overrides, *given, *own]), out, "eval", progress, log)
@@ -140,8 +141,9 @@ def chosen(
     """
     reference = contenders[0]
     if not reference.ap > 0:
-        reason = f"{reference.model} has AP {reference.ap:g} on these images: what another loses cannot be measured"
-        return Choice(ship=None, int8_pays=False, max_drop=max_drop, max_ms=max_ms, reasons=(reason,))
+        found = f"{row_title(reference)} has AP {reference.ap:g} on these images"
+        reason = (f"{found}: what another loses cannot be measured",)
+        return Choice(ship=None, int8_pays=False, max_drop=max_drop, max_ms=max_ms, reasons=reason)
     timed = sorted((row for row in contenders if row.first.p50_ms is not None), key=_ms)
     exact = [row for row in timed if reference.ap - row.ap <= max_drop]
     good = [row for row in exact if max_ms is None or _ms(row) <= max_ms]
@@ -172,12 +174,13 @@ def _ms(row: Contender) -> float:
 
 
 def _facts(row: Contender, reference: Contender) -> str:
-    return f"{row.model}, AP {row.ap:.4f} ({row.ap - reference.ap:+.4f}), {_ms(row):.3g} ms at batch {row.first.batch}"
+    ap = f"AP {row.ap:.4f} ({row.ap - reference.ap:+.4f})"
+    return f"{row_title(row)}, {ap}, {_ms(row):.3g} ms at batch {row.first.batch}"
 
 
 def _why(rival: Contender, good: bool, reference: Contender, float_: Contender) -> str:
-    against = f"{_ms(rival):.3g} ms against {_ms(float_):.3g} ms of {float_.model}"
-    return f"{rival.model} needs {against}" if good else f"{_facts(rival, reference)} is outside the bounds"
+    against = f"{_ms(rival):.3g} ms against {_ms(float_):.3g} ms of {row_title(float_)}"
+    return f"{row_title(rival)} needs {against}" if good else f"{_facts(rival, reference)} is outside the bounds"
 
 
 def _usable(engines: Sequence[str]) -> tuple[dict[str, str], list[Availability]]:
@@ -249,7 +252,7 @@ def _measure(
                 memory[row.name] = footprint(row.path, imgsz, batch, threads)
             except EngineError as error:
                 timings[row.name].append(BatchTiming(batch=batch, reason=str(error.what)))
-                log(f"  {row.name} at batch {batch}: {error.what}")
+                log(f"  {built_title(row.name)} at batch {batch}: {error.what}")
         runs = max(2, config.runs_per_round // batch)
         once = config.model_copy(
             update={"batches": (batch,), "threads": (threads,), "runs_per_round": runs, "end_to_end": False}
@@ -283,17 +286,14 @@ def _dataset(recipe: Recipe) -> Any:
 
 
 def _timing(samples: Sequence[float], batch: int, memory: int) -> BatchTiming:
+    from repq.bench import percentile
+
     p50 = float(np.median(samples))
     return BatchTiming(
         batch=batch, mean_ms=float(np.mean(samples)), std_ms=float(np.std(samples)), p50_ms=p50,
-        p95_ms=_percentile(samples, 95), p99_ms=_percentile(samples, 99),
+        p95_ms=percentile(samples, 95), p99_ms=percentile(samples, 99),
         images_per_s=1e3 * batch / p50 if p50 > 0 else None, runs=len(samples), memory_bytes=memory,
     )  # fmt: skip
-
-
-def _percentile(samples: Sequence[float], percent: int) -> float | None:
-    """None of so few runs that on average not one lies above it: it would be the slowest run by another name."""
-    return float(np.percentile(samples, percent)) if len(samples) * (100 - percent) >= 100 else None
 
 
 def _write(found: Contest, recipe: Recipe, out: Path) -> None:

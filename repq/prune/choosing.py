@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from repq.amounts import percent
 from repq.errors import RepqError
 from repq.layers import LayerId
 from repq.model import Detector, count_macs
@@ -212,7 +213,7 @@ def choose(
         channels = counts[-1] / max(1, sum(len(group.units) for group in groups))
         least = "" if config.ratio is not None else f", which leaves {left(len(ordered)):.3g} of at most {most:.3g}"
         raise RepqError(
-            "so much cannot be pruned", found=f"at most {channels:.0%} of the channels{least}",
+            "so much cannot be pruned", found=f"at most {percent(channels)} of the channels{least}",
             fix="ask for less, or let more of a group go (max_ratio), or a smaller --round",
         )  # fmt: skip
     stride = 1 if config.latency is None else max(1, len(ordered) // _LATENCY_STEPS)

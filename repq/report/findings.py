@@ -23,7 +23,7 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
     losing = next((item for item in comparisons if item.accuracy_level in ("warn", "bad")), None)
     found = [
         finding for item in comparisons
-        for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None)
+        for finding in _engine_findings(item, faster, summary.get(PTQ) if item is losing else None, summary.target)
     ]  # fmt: skip
     again = () if summary.get(VERDICT) is None else (f"{time_again().capitalize()}.",)
     found += disturbed(summary.get(BENCH), *again) + _baseline_findings(summary)
@@ -32,7 +32,9 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
     return [*_shipping_findings(summary.get(VERDICT)), *found]
 
 
-def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqReport | None) -> list[Finding]:
+def _engine_findings(
+    comparison: Comparison, faster: Sequence[str], ptq: PtqReport | None, target: str | None
+) -> list[Finding]:
     title, found = comparison.title, list[Finding]()
 
     def say(level: Level, text: str, remedy: str = "") -> None:
@@ -60,6 +62,8 @@ def _engine_findings(comparison: Comparison, faster: Sequence[str], ptq: PtqRepo
         number = f"{count(len(comparison.not_int8))} of {plural(comparison.layers or 0, 'layer')}"
         layers = first_names([layer.layer for layer in comparison.not_int8], _SHOWN)
         remedy = f"--target {comparison.engine} chooses a scheme that it runs; repq lint names what it does not."
+        if comparison.engine == target:
+            remedy = "repq lint names what it does not run."
         say(comparison.precision_level, f"{number} quantized but executed in {precisions}: {layers}", remedy)
     if comparison.unreported:
         number = plural(len(comparison.unreported), "quantized layer")

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
+from repq import amounts
+
 ABSENT = "–"
 P = ParamSpec("P")
 
@@ -44,9 +46,7 @@ def change(value: float) -> str:
     return "±0.0000" if round(value, 4) == 0 else f"{value:+.4f}"
 
 
-@_format
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+percent = _format(amounts.percent)
 
 
 @_format

@@ -117,18 +117,23 @@ def _latency_panel(axes: Axes, rows: Sequence[BenchRow]) -> None:
     colours = [INT8 if row.variant == "int8" else FLOAT for row in rows]
     axes.barh(places, [row.latency_ms_median for row in rows], height=0.62, color=colours)
     for place, row in zip(places, rows, strict=True):
-        axes.plot([row.latency_ms_median, row.latency_ms_p95], [place, place], color=INK, linewidth=1.2)
+        end = _end_of(row)
+        axes.plot([row.latency_ms_median, end], [place, place], color=INK, linewidth=1.2)
         stride = max(1, math.ceil(len(row.samples_ms) / _MAX_SAMPLES))
-        samples = [value for value in row.samples_ms[::stride] if value <= 2 * row.latency_ms_p95]
+        samples = [value for value in row.samples_ms[::stride] if value <= 2 * end]
         axes.plot(samples, [place - 0.4] * len(samples), "|", color=INK, markersize=3, alpha=0.5)
-        end = max(row.latency_ms_median, row.latency_ms_p95)
         _at_the_end(axes, end, place, f"{significant(row.latency_ms_median)} ms")
     names = list(map(row_title, rows))
     if len(set(names)) < len(names):  # more than one model
         names = [f"{row.model} · {name}" for row, name in zip(rows, names, strict=True)]
     name_bars(axes, places, names)
-    axes.set_xlim(0, 1.15 * max(max(row.latency_ms_median, row.latency_ms_p95) for row in rows) or 1)
+    axes.set_xlim(0, 1.15 * max(map(_end_of, rows)) or 1)
     axes.grid(axis="x")
+
+
+def _end_of(row: BenchRow) -> float:
+    """Where its bar and the line on it end: at the 95th percentile, or of few runs at the median."""
+    return max(row.latency_ms_median, row.latency_ms_p95 or 0.0)
 
 
 def _at_the_end(axes: Axes, x: float, y: float, text: str) -> None:

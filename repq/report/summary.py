@@ -76,6 +76,7 @@ class ReportSummary(Result):
     Attributes:
         max_drop: AP that INT8 may lose.
         min_speedup: how many times as fast as FP32 INT8 has to be.
+        target: the runtime that the run was for; None: for all alike.
         plan_command: the command that quantizes with the plan.
         created: ISO date of the run, given by the caller, so that equal input gives equal bytes.
         results: by stage; those that sections know are checked for their type, None is left out.
@@ -91,6 +92,7 @@ class ReportSummary(Result):
     imgsz: tuple[int, int] | None = None
     max_drop: float = Budget().max_drop
     min_speedup: float = Budget().min_speedup
+    target: str | None = None
     plan_command: str | None = None
     results: Mapping[str, Any] = Field(default_factory=dict)
     manifests: tuple[dict[str, Any], ...] = ()

@@ -42,13 +42,16 @@ class GpuReadings(Measured):
 
 
 class BenchRow(ModelInfo, Measured):
-    """Latency of one model at one setting; milliseconds for a whole batch. None: the clock did not move."""
+    """Latency of one model at one setting; milliseconds for a whole batch. None: the clock did not move.
+
+    The 95th percentile is that of 20 ``runs`` or more: fewer have none.
+    """
 
     batch: int
     threads: int
     scope: Literal["infer", "end_to_end"]  # end_to_end adds pre- and post-processing
     latency_ms_median: float
-    latency_ms_p95: float
+    latency_ms_p95: float | None
     images_per_s: float | None
     runs: int
     speedup: float | None = None  # median of the first model at the same setting over this median

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repq.amounts import percent_asked
 from repq.engine import ENGINES
 from repq.engine.availability import guarded
 from repq.errors import EngineError, ToleranceError
@@ -189,9 +190,9 @@ def _with_plans(job: PtqJob, best: Held, out: Path, max_drop: float) -> Held:
         wanted_db = gain_for(best.drop, max_drop)
         for config in (*smaller, largest):
             plan = measured.planned(config)
-            assert plan is not None
+            assert plan is not None and config.max_float is not None
             kept, gain = frozenset(plan.float_layers), plan.gain_db or 0.0
-            text = f"{config.max_float:.0%} of the multiply-adds"
+            text = f"{percent_asked(config.max_float)} of the multiply-adds"
             if plan.adds_nothing or kept in tried:
                 log(f"{text}: {NOTHING_TO_KEEP}" if plan.adds_nothing else f"{text}: the same layers")
                 continue

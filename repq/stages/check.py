@@ -88,9 +88,13 @@ def _gap(row: Agreement) -> str:
     return "not measurable" if row.ap_gap is None else f"{row.ap_gap:+.4f}"
 
 
-def _check(job: Job) -> CheckReport:
-    config = job.section("check", CheckConfig)
-    report = check_models([job.quantized, *built(job, "int8").values()], config, job.context)
+def _check(job: Job) -> CheckReport | None:
+    """Compare what was built in INT8 with the simulation; None where all that was built is in float."""
+    config, engines = job.section("check", CheckConfig), built(job, "int8")
+    if not engines:
+        write_text(job.payload / ACCURACIES, Accuracies(models={}).model_dump_json(indent=1))
+        return None
+    report = check_models([job.quantized, *engines.values()], config, job.context)
     for row in report.engines:
         job.log(f"  {row.title}: AP {row.accuracy.ap:.4f} ({_gap(row)})")
     found = Accuracies(models={row.model: row.accuracy for row in report.engines})

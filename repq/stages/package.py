@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from repq.api.opening import load
@@ -93,7 +94,7 @@ def model_card(
     what = built_title(name) if name else f"graph for {engine_title(verdict.ship or '')}, without an engine"
     files = [row for row in _FILES if all((job.payload / file).exists() for file in row[0].split(", "))]
     blocks: list[Block] = [
-        Text(f"{ptq.model} for {recipe.data.path or 'the drawn set'}: {what}."),
+        Text(f"{ptq.model} for {data_name(recipe.data.path)}: {what}."),
         *map(Text, why_shipped(verdict, name)),
         *map(Text, _needs(name, environment, ptq)),
         Facts([
@@ -116,6 +117,11 @@ def model_card(
         ),
     ]  # fmt: skip
     return f"# {ptq.model}: {what}\n\n" + render_markdown(blocks) + "\n"
+
+
+def data_name(path: Path | None) -> str:
+    """What the card calls a data set: its file and folder, without the rest of the path, which is private."""
+    return "the drawn set" if path is None else "/".join(path.absolute().parts[1:][-2:])
 
 
 def _needs(name: str | None, environment: Environment, ptq: PtqReport) -> list[str]:

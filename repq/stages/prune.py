@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
+from repq.amounts import percent
 from repq.api.fitting import fitted
 from repq.api.images import with_sizes
 from repq.api.opening import save_weights
@@ -79,7 +80,7 @@ def write_sweep(report: PruneReport, folder: Path, *, data: str, imgsz: tuple[in
 def _prune(job: Job) -> PruneReport:
     out, config = job.payload / "pruned.safetensors", job.section("prune", PruneConfig)
     report = prune_checkpoint(job.weights, out, config, job.context, state=job.resume / "state")
-    job.log(f"  {report.macs_after / report.macs_before:.1%} of the multiply-adds are left")
+    job.log(f"  {percent(report.macs_after / report.macs_before)} of the multiply-adds are left")
     return report
 
 

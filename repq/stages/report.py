@@ -168,6 +168,7 @@ def _report(job: Job) -> None:
         imgsz=recipe.imgsz,
         max_drop=recipe.max_drop,
         min_speedup=recipe.min_speedup,
+        target=recipe.target,
         results={
             **results,
             "verdict": judged(recipe, results["eval"], bench, ()),

@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repq.amounts import percent, percent_asked
 from repq.api.fitting import fitted, look_for_overlap
 from repq.api.planning import gathered, measurement, plan_for
 from repq.api.quantizing import kept_float
@@ -164,13 +165,15 @@ def _write_plan(
     if config.max_drop is not None:
         aim = f"AP drop of at most {config.max_drop}"
     elif config.max_float is not None:
-        aim = f"at most {config.max_float:.0%} of the MACs in float"
-    title = f"{aim} by {report.measure}, {sensitivity.scheme} scheme; {report.int8_macs_share:.1%} of the MACs INT8"
+        aim = f"at most {percent_asked(config.max_float)} of the MACs in float"
+    title = (
+        f"{aim} by {report.measure}, {sensitivity.scheme} scheme; {percent(report.int8_macs_share)} of the MACs INT8"
+    )
     if report.holds is False:
         assert report.drop is not None
         warning = (
-            f"no plan tried holds the AP budget of {config.max_drop} with {config.min_int8:.0%} in INT8: this one is "
-            f"{report.drop:.4f} below float on {report.images} images"
+            f"no plan tried holds the AP budget of {config.max_drop} with {percent_asked(config.min_int8)} in INT8: "
+            f"this one is {report.drop:.4f} below float on {report.images} images"
         )
         log(f"{warning}; allow more float (min_int8), or quantize with more care (another method, scheme, or QAT)")
         title += f"\n{warning}"
@@ -230,7 +233,7 @@ def _measure(job: Job) -> Sensitivity:
         job.context, journal_folder=job.resume / JOURNAL,
     )  # fmt: skip
     if plan is not None:
-        job.log(f"  {len(plan.float_layers)} layers in float, {plan.int8_macs_share:.1%} of the MACs in INT8")
+        job.log(f"  {len(plan.float_layers)} layers in float, {percent(plan.int8_macs_share)} of the MACs in INT8")
     return sensitivity
 
 

@@ -39,6 +39,36 @@ def same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     return one.dtype == other.dtype == np.float32 and one.shape == other.shape and bool((one == other).all())
 
 
+# --- infer -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quantized"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 4, SIZE, SIZE), np.float32),
+        ((1, SIZE, SIZE, 3), np.float32),
+        ((3, SIZE, SIZE), np.float32),
+        ((1, 3, SIZE + 1, SIZE), np.float32),
+        ((1, 3, SIZE, 0), np.float32),
+        ((1, 3, SIZE, SIZE), np.float64),
+        ((1, 3, SIZE, SIZE), np.uint8),
+        ((1, 3, SIZE, SIZE), np.complex64),
+    ],
+)
+def test_inputs_that_a_network_does_not_take_are_refused(forms: Forms, kind: str, shape: Any, dtype: Any) -> None:
+    with pytest.raises(repq.RepqError) as error:
+        getattr(forms, kind).infer(np.zeros(shape, dtype))
+    assert error.value.found and error.value.fix
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "quantized"])
+def test_an_input_is_the_same_whichever_way_its_memory_runs(forms: Forms, kind: str) -> None:
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
+    infer = getattr(forms, kind).infer
+    assert same(infer(images[:, ::-1]), infer(images[:, ::-1].copy()))
+
+
 # --- detect ----------------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +441,18 @@ def test_what_is_trained_is_the_model_that_was_named(forms: Forms, tmp_path: Pat
     assert (
         repq.load(trained.save(tmp_path / "trained.safetensors")).size(None) == trained.size(None) == (SIZE, 2 * SIZE)
     )
+
+
+@pytest.mark.parametrize("splits", [(), ("train",), ("train", "val", "test"), "train"])
+def test_a_training_takes_two_splits(forms: Forms, splits: Any) -> None:
+    with pytest.raises(DataError, match="two splits"):
+        repq.train_model(forms.data, imgsz=SIZE, splits=splits, epochs=1)
+
+
+def test_a_training_says_that_it_is_judged_on_the_images_it_learns_from(forms: Forms) -> None:
+    said: list[str] = []
+    repq.train_model(forms.data, imgsz=SIZE, splits=("train", "train"), epochs=1, batch=3, workers=0, log=said.append)
+    assert any("trained on are evaluated on too" in line for line in said)
 
 
 def test_a_training_starts_from_one_model(forms: Forms, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from repq.machine.environment import capture_environment
 from repq.machine.load import OtherLoad
 from repq.machine.turns import time_in_turns
 from repq.recipe import BenchConfig
+from repq.report.numbers import ABSENT
+from repq.report.sections.timing import bench_blocks
 from repq.results import BenchReport, Environment, ModelInfo
 
 
@@ -92,13 +94,26 @@ def test_rows_hold_what_the_clock_said():
     for row in report.rows:
         own = {"slow": 8, "fast": 2}[row.model] * row.batch + (3 if row.scope == "end_to_end" else 0)
         assert row.latency_ms_median == pytest.approx(own)
-        assert row.latency_ms_p95 == pytest.approx(own)
+        assert row.latency_ms_p95 is None, "of so few runs it would be the slowest one"
         assert row.images_per_s == pytest.approx(1e3 * row.batch / own)
         assert row.runs == len(row.samples_ms) == 6
     infer = {row.model: row for row in report.rows if row.scope == "infer" and row.batch == 4}
     assert infer["slow"].speedup == pytest.approx(1)
     assert infer["fast"].speedup == pytest.approx(4)
     assert BenchReport.model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize("runs", [1, 19, 20, 40])
+def test_a_row_has_a_95th_percentile_where_a_run_may_lie_above_it(runs):
+    machine = FakeMachine()
+    config = BenchConfig(warmup=0, rounds=1, runs_per_round=runs)
+    (row,) = bench([machine.model("x", 4)], (32, 32), config, clock=machine.clock, environment=ENVIRONMENT).rows
+    assert row.latency_ms_p95 == (None if runs < 20 else pytest.approx(4)) and row.runs == runs
+    drawn, table = bench_blocks(BenchReport(rows=(row,), environment=ENVIRONMENT, imgsz=(32, 32), rounds=1))[-2:]
+    assert "<svg" in drawn.svg
+    columns = zip(table.columns, table.rows[0], strict=True)
+    (shown,) = (cell for column, cell in columns if column.title.startswith("95th"))
+    assert (shown.text == ABSENT) == (runs < 20)
 
 
 def test_median_and_p95_of_uneven_times():

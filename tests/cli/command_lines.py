@@ -81,10 +81,10 @@ class Material:
     def needed(self, command: str, option: Option, replaced: Any) -> list[str]:
         """What an option needs beside it to have an effect."""
         words = []
-        own = {name for one in options(command) for name in (one.name, *one.names)}
         for need in several(option.marks["needs"]):
-            name, _, value = next(one.partition(" ") for one in need.split(" or ") if one.partition(" ")[0] in own)
-            other = next(one for one in options(command) if name in (one.name, *one.names))
+            own = {name: one for one in options(command) for name in (one.name, *one.names)}
+            name, _, value = next(one for one in need.split(" or ") if one.partition(" ")[0] in own).partition(" ")
+            other = own[name]
             if name.startswith("--") and "" not in value.split("|")[1:] and name.strip("-") not in replaced:
                 flag = bare(other.annotation)[0] is bool
                 words += [name, *([] if flag else [value.split("|")[0]] if value else self.value(command, other))]

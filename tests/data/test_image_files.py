@@ -113,7 +113,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
         (tmp_path / "images" / "val" / name).write_bytes(b"x")
     notes = load_dataset(path, "val").problems.notes
     assert any("2 .heic" in note and "1 .mp4" in note and ".txt" not in note for note in notes)
-    assert any(note.startswith("1 of 2 images have no label file") for note in notes)
+    assert any(note.startswith("1 of 2 images has no label file") for note in notes)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file names are bytes elsewhere")

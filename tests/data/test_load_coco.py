@@ -121,11 +121,11 @@ def test_boxes_are_cut_at_the_edges(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"bbox": [4, 6, 36.9, 12]}, None),
-        ({"bbox": [4, 6, 38, 12]}, "1 boxes reach beyond their image and are cut"),
-        ({"ignore": 1}, "1 annotations are marked as ignored or difficult"),
-        ({"difficult": True}, "1 annotations are marked as ignored or difficult"),
+        ({"bbox": [4, 6, 38, 12]}, "1 box reaches beyond its image and is cut"),
+        ({"ignore": 1}, "1 annotation is marked as ignored or difficult"),
+        ({"difficult": True}, "1 annotation is marked as ignored or difficult"),
         ({"ignore": 0, "difficult": "0"}, None),
-        ({"bbox": [0, 0, 20, 15], "category_id": 3}, "1 annotations repeat an earlier one"),
+        ({"bbox": [0, 0, 20, 15], "category_id": 3}, "1 annotation repeats an earlier one"),
     ],
 )
 def test_what_counts_otherwise_than_it_is_written_is_said(

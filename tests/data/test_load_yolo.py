@@ -83,7 +83,7 @@ def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: str, reason: 
 def test_boxes_that_reach_beyond_their_image_are_said(tmp_path: Path, box: str, said: int) -> None:
     """As corners do that are read as centre and size."""
     problems = load_dataset(write_yolo(tmp_path, {"a": f"0 {box}"}), "val").problems
-    assert [note.startswith("1 boxes reach beyond") for note in problems.notes] == [True] * said
+    assert [note.startswith("1 box reaches beyond") for note in problems.notes] == [True] * said
     assert not problems.count
 
 

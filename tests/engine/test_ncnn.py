@@ -249,7 +249,7 @@ def asymmetric() -> ModelProto:
     ("model", "text"),
     [
         (asymmetric, "--target ncnn"),
-        (lambda: detector(batch=2), "--batch 1"),
+        (lambda: detector(batch=2), "give --batch 1, or an ONNX file exported with --batch dynamic"),
         (focus, "pnnx"),
         (two_alike, "weights of its own"),
     ],

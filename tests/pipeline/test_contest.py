@@ -22,8 +22,9 @@ from repq.data import load_dataset
 from repq.pipeline.contest import RESULT, _timing, chosen, compare
 from repq.pipeline.whole_run import run
 from repq.recipe import Recipe
+from repq.report.comparison import row_title
 from repq.report.text import contest_choice, contest_table
-from repq.results import BatchTiming, Contender, Contest
+from repq.results import Accuracies, BatchTiming, Contender, Contest
 
 QUICK = [
     "bench.batches=[1, 2]", "bench.rounds=2", "bench.runs_per_round=2", "bench.warmup=1", "bench.threads=[1]",
@@ -75,6 +76,18 @@ def test_int8_has_to_earn_its_place() -> None:
     kept = chosen(rows, 0.005, min_speedup=1.2)
     assert (kept.ship, kept.int8_pays) == ("a", False) and "not worth it" in kept.reasons[-1]
     assert "outside the bounds" in chosen(rows, 0.0005).reasons[-1]
+
+
+@given(fields(), st.floats(0, 0.5), st.floats(1, 100))
+def test_the_reasons_call_engines_what_tables_call_them(rows: list[Contender], max_drop: float, max_ms: float) -> None:
+    engines = ("torch", "onnxruntime", "openvino", "ncnn", "opencv", "tensorrt")
+    named = [
+        row.model_copy(update={"engine": engine, "model": f"{engine}-{row.variant}"})
+        for row, engine in zip(rows, engines, strict=False)
+    ]
+    text = "\n".join(chosen(named, max_drop, max_ms).reasons)
+    assert not [row.model for row in named if row.model in text]
+    assert any(f"{row_title(row)}, AP" in text for row in named)
 
 
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=300), st.integers(1, 64))
@@ -158,6 +171,16 @@ def test_the_choice_alone_says_what_spoilt_the_times(compared: tuple[list[str], 
     found = Contest.model_validate_json((compared[1] / RESULT).read_text())
     quiet, crowded = (contest_choice(found.model_copy(update={"crowded": value})) for value in (False, True))
     assert "is to be trusted" in crowded and crowded.endswith(quiet)
+
+
+def test_nothing_is_checked_where_nothing_runs_in_int8(compared: tuple[list[str], Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [*compared[0], "--engines", "opencv", "-o", str(tmp_path)])
+    assert result.exit_code in (0, 1), result.output
+    found = Contest.model_validate_json((tmp_path / RESULT).read_text())
+    assert [row.engine for row in found.contenders] == ["torch", "opencv"]
+    (known,) = tmp_path.glob("check/*/accuracies.json")
+    assert Accuracies.model_validate_json(known.read_text()).models == {}
+    assert not list(tmp_path.glob("check/*/check.json")), "engines that nobody asked for were compared"
 
 
 def test_one_number_of_threads_is_compared(compared: tuple[list[str], Path]) -> None:

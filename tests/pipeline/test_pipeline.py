@@ -94,6 +94,8 @@ def test_what_is_to_ship_lies_in_the_run_folder(first: RunOutcome, work: Path) -
     assert about["precision"] in (first.verdict.ship and "int8", "float32")
     card = (deploy / "README.md").read_text()
     assert "AP50" in card and "GPL-3.0" in card and first.artifacts["bench"].result(BenchReport).environment.cpu in card
+    own = str(work.parent).encode()
+    assert not [path for path in deploy.rglob("*") if path.is_file() and own in path.read_bytes()]
 
 
 def test_only_files_of_runs_are_replaced_or_removed(first: RunOutcome, work: Path) -> None:
@@ -277,7 +279,7 @@ def test_the_commands_give_the_names_that_scripts_rely_on(first: RunOutcome, tmp
         "bench", onnx, engine, "--imgsz", 64, "--batch", 1, "--rounds", 2, "--runs", 2, "--warmup", 1, "--threads", 1
     )
     for row in timing["models"]:
-        assert 0 < row["latency_ms_median"] <= row["latency_ms_p95"]
+        assert row["latency_ms_median"] > 0 and row["latency_ms_p95"] is None, "of four runs"
         assert row["images_per_s"] > 0
 
 

@@ -85,6 +85,16 @@ def test_layers_that_ran_in_float_are_named() -> None:
     assert "8 of 72 layers" in text
 
 
+@pytest.mark.parametrize("target", [None, "onnxruntime", "openvino"])
+def test_a_run_is_not_told_to_take_the_target_that_it_has(target: str | None) -> None:
+    (text,) = [
+        text
+        for text in texts(make_summary().model_copy(update={"target": target}), "warn")
+        if "executed in float32" in text and text.startswith("OpenVINO")
+    ]
+    assert ("--target openvino" in text) == (target != "openvino") and "repq lint" in text
+
+
 def test_layers_kept_float_by_plan_are_no_finding() -> None:
     summary = make_summary()
     assert LAYERS[0] not in " ".join(texts(summary, "warn"))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repq import amounts
 from repq.report import numbers
 
 
@@ -32,6 +33,12 @@ from repq.report import numbers
         (numbers.decibels(36.64), "36.6"),
         (numbers.times(2.4624), "2.46 ×"),
         (numbers.percent(0.9214), "92.1 %"),
+        (amounts.percent(0.011), "1.1 %"),
+        (amounts.percent_asked(0.05), "5 %"),
+        (amounts.percent_asked(0.07), "7 %"),
+        (amounts.percent_asked(0.0025), "0.25 %"),
+        (amounts.counted(1, "image"), "1 image"),
+        (amounts.counted(0, "image"), "0 images"),
         (numbers.mebibytes(5 * 2**20), "5.00 MiB"),
         (numbers.count(12345), "12\u202f345"),
         (numbers.plural(1, "image"), "1 image"),

@@ -15,6 +15,7 @@ from repq.report.text import (
     check_table,
     ptq_table,
     render_text,
+    run_table,
     sensitivity_table,
     settings_table,
     shown_on,
@@ -27,6 +28,14 @@ TEXTS = {
     "check": lambda: check_table(make_results()["check"]),
     "bench": lambda: bench_table(make_results()["bench"].model_copy(update={"crowded": True, "others": 1.5})),
 }
+
+
+def test_the_table_of_a_run_calls_engines_what_the_others_do() -> None:
+    figures = {"ap": 0.3, "ap50": 0.4, "latency_ms_median": 1.0, "images_per_s": 1000.0, "size_bytes": 1 << 20}
+    names = ("onnxruntime-float32", "openvino-int8")
+    shown = run_table({"name": "run", "models": [{"model": name, **figures} for name in names]}, None)
+    assert "ONNX Runtime FP32" in shown and "OpenVINO INT8" in shown
+    assert not [name for name in names if name in shown]
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,6 +25,7 @@ from repq.model import build
 from repq.preprocessing import PRESETS
 from repq.quant import Weights
 from repq.recipe import LetterboxConfig
+from repq.stages.package import data_name
 from repq.thresholds import Thresholds
 
 SIZE = (64, 96)
@@ -128,6 +131,32 @@ def test_cpp(
         demand_same(done.stdout, same, image, letterbox)
     refused = subprocess.run(["./detect", "model.json"], capture_output=True, text=True, cwd=folder)
     assert refused.returncode == 1 and "PPM" in refused.stderr
+
+
+@given(st.lists(st.sampled_from(["home", "alice", "secret project", "coco128"]), max_size=5), st.booleans())
+def test_a_model_card_names_the_data_set_without_its_place(folders: list[str], absolute: bool) -> None:
+    place = Path(*(["/"] if absolute else []), *folders, "data.yaml")
+    name = data_name(place)
+    assert name.endswith("data.yaml") and not name.startswith("/") and name.count("/") <= 1
+    assert not folders or name == f"{folders[-1]}/data.yaml"
+    assert data_name(None) == "the drawn set"
+
+
+def test_a_reader_that_has_enough_ends_the_sample_quietly(tmp_path: Path) -> None:
+    folder = packed(tmp_path, detector("yolov6", tmp_path), None, LetterboxConfig())
+    image = str(picture(101, 77, tmp_path / "a.png"))
+    first, *_ = subprocess.run(
+        [sys.executable, "detect.py", image], capture_output=True, encoding="utf-8", cwd=folder, check=True
+    ).stdout.splitlines()
+    with subprocess.Popen(
+        [sys.executable, "detect.py", *[image] * 200], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        cwd=folder,
+    ) as sample:  # fmt: skip
+        assert sample.stdout is not None and sample.stderr is not None
+        assert sample.stdout.readline().rstrip("\n") == first
+        sample.stdout.close()
+        said = sample.stderr.read()
+    assert not said and sample.returncode == 141
 
 
 def test_every_constant_has_its_value(tmp_path: Path) -> None:

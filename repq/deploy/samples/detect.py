@@ -7,6 +7,7 @@ number that is used here.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -121,4 +122,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not yet written
+        sys.exit(141)

@@ -28,7 +28,7 @@ from repq.report.blocks import (
     number,
     table,
 )
-from repq.report.comparison import TORCH, Comparison, accuracy_of, comparisons, engine_title
+from repq.report.comparison import TORCH, Comparison, accuracy_of, built_title, comparisons, engine_title
 from repq.report.findings import findings
 from repq.report.numbers import (
     change,
@@ -158,7 +158,7 @@ MANIFESTS = Section("manifests", "Manifests", _manifests)
 def run_table(headline: Mapping[str, Any]) -> Table:
     """For the terminal: the figures of a run that matter most."""
     columns: Columns[Mapping[str, Any]] = (
-        Column("Engine", lambda row: row["model"]),
+        Column("Engine", lambda row: built_title(row["model"])),
         number("AP", lambda row: row["ap"], fraction),
         number("AP50", lambda row: row["ap50"], fraction),
         number("Median, ms", lambda row: row["latency_ms_median"], significant),

@@ -47,7 +47,9 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
     if notes := disturbed(bench):
         blocks.append(Findings(notes))
     blocks.append(Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True))
-    blocks.append(table("All settings", _SETTING, bench.rows, fold=17))
+    few = any(row.latency_ms_p95 is None for row in bench.rows)
+    note = "Of fewer than 20 runs there is no 95th percentile." if few else ""
+    blocks.append(table("All settings", _SETTING, bench.rows, note, fold=17))
     if shown := [row for row in bench.rows if row.device_ms_median is not None]:
         note = "Clocks and power are read while all models took turns at the setting; nothing is set."
         blocks.append(table("On the GPU", _DEVICE, shown, note))

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
 from repq.report.findings import unproven
-from repq.report.numbers import change, compact, count, difference, fraction, largest, plural, significant, span
+from repq.report.numbers import (
+    change,
+    compact,
+    count,
+    difference,
+    fraction,
+    largest,
+    percent,
+    plural,
+    significant,
+    span,
+)
 from repq.report.plots import (
     confusion_matrix,
     precision_recall,
@@ -124,7 +135,7 @@ def _teacher_facts(epochs: Sequence[EpochRow]) -> list[tuple[str, str]]:
     known = [value for value in asked if value is not None]
     if len(known) < len(asked) or not seconds:
         return []
-    return [("Teacher's pass", f"{100 * sum(known) / seconds:.0f} % of the time")]
+    return [("Teacher's pass", f"{percent(sum(known) / seconds)} of the time")]
 
 
 def epoch_blocks(epochs: Sequence[EpochRow], section: str, facts: Facts) -> list[Block]:
