@@ -23,6 +23,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from repq.data import DetectionDataset, demand_objects
 from repq.errors import TrainingError, reason
@@ -32,6 +34,7 @@ from repq.machine.torch_device import without_tf32
 from repq.preprocessing import Preprocessing
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
+from repq.roll_call import RollCall
 from repq.torchrun import place_in_group
 
 Value = TypeVar("Value")
@@ -58,13 +61,22 @@ class Processes:
 
 
 ALONE = Processes()
+_JOINED: list[tuple[Processes, RollCall | None]] = []
+"""The blocks of `joined_processes` and `alone` that the process is in."""
 
 
 def current_processes() -> Processes:
-    """The processes of the running group; one if there is none."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return ALONE
-    return Processes(dist.get_rank(), dist.get_world_size())
+    """The processes that share the work of the block of `joined_processes` that this one is in; one outside of any."""
+    return _JOINED[-1][0] if _JOINED else ALONE
+
+
+@contextmanager
+def _among(processes: Processes, roll: RollCall | None = None) -> Iterator[None]:
+    _JOINED.append((processes, roll))
+    try:
+        yield
+    finally:
+        _JOINED.pop()
 
 
 @contextmanager
@@ -72,6 +84,7 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     """Join the processes that ``torchrun`` started; alone, when it did not start this one.
 
     On CUDA each process of a machine takes the GPU of its local rank. A group that exists already is used and left.
+    What is called in the block shares its work with the other processes, which have to call the same.
 
     Args:
         patience: how long a process waits for another that is alive; one that ended is noticed at once.
@@ -83,9 +96,13 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
         TrainingError: the others cannot be reached.
     """
     without_tf32()
-    _, count = place_in_group()
-    if count == 1 or dist.is_initialized():
+    rank, count = place_in_group()
+    if _JOINED or (count == 1 and not dist.is_initialized()):
         yield current_processes(), torch.device(device)
+        return
+    if dist.is_initialized():
+        with _among(Processes(dist.get_rank(), dist.get_world_size())):
+            yield current_processes(), torch.device(device)
         return
     own = torch.device(device)
     if own.type == "cuda":
@@ -95,14 +112,29 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     # the threads of the group may then abort.
     from torch import _dynamo  # noqa: F401
 
+    roll = None
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
+        store, _, _ = next(rendezvous("env://", timeout=patience))
+        roll = RollCall(store, rank, count, patience)
+        dist.init_process_group(
+            "nccl" if own.type == "cuda" else "gloo", timeout=patience, store=PrefixStore("repq/group", store),
+            rank=rank, world_size=count,
+        )  # fmt: skip
+        roll.learn_hosts()
     except (RuntimeError, ValueError) as error:
-        raise left_alone(error, count) from error
+        raise left_alone(error, count, roll) from error
+    failed = False
     try:
-        yield current_processes(), own
+        with _among(Processes(rank, count), roll):
+            yield current_processes(), own
+    except Exception as error:
+        failed = True
+        roll.tell(reason(error))
+        raise
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # which the others notice where they wait for this one
+        if failed:
+            roll.linger()
 
 
 @contextmanager
@@ -115,11 +147,11 @@ def waiting_for_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistBackendError is one; gloo throws the plain kind
-        raise left_alone(error, current_processes().count) from error
+        raise left_alone(error, current_processes().count, _JOINED[-1][1] if _JOINED else None) from error
 
 
-def left_alone(error: Exception, count: int) -> TrainingError:
-    """What a process says that has lost the others.
+def left_alone(error: Exception, count: int, roll: RollCall | None = None) -> TrainingError:
+    """What a process says that has lost the others; with ``roll``, which of them.
 
     Processes that ``torchrun`` starts anew meet in the store of the first start by default, where the addresses of the
     dead are (torch 2.13, ``torch.distributed.elastic.rendezvous.dynamic_rendezvous``).
@@ -128,10 +160,11 @@ def left_alone(error: Exception, count: int) -> TrainingError:
     if again and os.environ.get(OWN_STORE) != "1":
         fix = f"set {OWN_STORE}=1 for torchrun, so that processes that it starts again find each other"
     else:
-        fix = "look for its own message, then run the same command again: it goes on from the last saved state"
+        fix = "look for its own message, then run the same command again: what was saved on the way is used"
+    missing = "" if roll is None else f"{roll.who_is_missing()}; "
     return TrainingError(
         f"another of the {count} processes of this command ended or does not answer",
-        found=reason(error), fix=fix,
+        found=f"{missing}{reason(error)}", fix=fix,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ ORDER = (
     ("model",),
     ("data",),
     ("evaluate",),
+    ("roll_call",),
     ("distributed",),
     ("reparam",),
     ("train",),
