@@ -40,6 +40,7 @@ from repq.torchrun import place_in_group
 Value = TypeVar("Value")
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others, which may be decoding images
+UNEVEN = timedelta(hours=6)  # the same where shares are dealt out once: one may be done long before another
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def told_by_first(function: Callable[[], Value]) -> Value:
     processes = current_processes()
     if processes.count == 1:
         return function()
-    told = [function() if processes.is_first else None]
+    with _among(ALONE, _JOINED[-1][1]):  # the others wait, and share no work
+        told = [function() if processes.is_first else None]
     with waiting_for_others():
         dist.broadcast_object_list(told, 0)
     return told[0]  # type: ignore[return-value]
@@ -310,13 +312,33 @@ def detect_together(
     preprocessing: Preprocessing = Preprocessing(),
 ) -> Detections:
     """`repq.evaluate.detect_all`, each process looking at its share of the images; every one gets all detections."""
-    processes = current_processes()
-    share = dataset.subset(processes.share(dataset.records))
-    own = detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
-    return own if processes.count == 1 else joined_detections(gathered(own))
+
+    def detect(share: DetectionDataset) -> Detections:
+        return detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
+
+    return found_in_shares(detect, dataset, config.batch)
 
 
-def joined_detections(parts: Sequence[Detections]) -> Detections:
+def found_in_shares(
+    detect: Callable[[DetectionDataset], Detections], dataset: DetectionDataset, batch: int
+) -> Detections:
+    """What ``detect`` finds, each process in its share of the images; every one gets all detections.
+
+    They are those of one process to the bit: shares are whole batches, as it would have them.
+    """
+    if current_processes().count == 1:
+        return detect(dataset)
+    return _joined(gathered(detect(dataset.subset(own_batches(dataset.records, batch)))))
+
+
+def own_batches(items: Sequence[Value], batch: int) -> Sequence[Value]:
+    """This process's share of items that are looked at in batches: whole ones, and consecutive."""
+    starts = current_processes().share(range(0, len(items), batch))
+    return items[starts[0] : starts[-1] + batch] if starts else items[:0]
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
     """The detections of consecutive shares of a data set as those of the whole."""
     names = tuple(name for part in parts for name in part.images)
-    return Detections(names, tuple(boxes for part in parts for boxes in part.boxes))
+    tta = next((part.tta for part in parts if part.tta is not None), None)
+    return Detections(names, tuple(boxes for part in parts for boxes in part.boxes), tta)

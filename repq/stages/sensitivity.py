@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from repq.quant.sensitivity import Journal, Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
-PATIENCE = timedelta(hours=6)  # processes share out layers, not time: one may be done long before another
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ def measured_layers(
         plan: of what kind the plans are that will be made of it.
         replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
     """
-    from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.distributed import UNEVEN, joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.quant.sensitivity import Journal, measure_layers
 
     resolve_device(context.device)
-    with joined_processes(context.device, PATIENCE) as (processes, device), told_when_stopped():
+    with joined_processes(context.device, UNEVEN) as (processes, device), told_when_stopped():
         context = context.of_process(str(device), is_first=processes.is_first)
         progress, log = context.progress, context.log
         dataset = context.train_set()
