@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,11 +24,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from repq.data import DetectionDataset, demand_objects
-from repq.errors import TrainingError, reason
+from repq.errors import RepqError, TrainingError, reason
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
 from repq.machine.torch_device import without_tf32
@@ -63,7 +64,9 @@ class Processes:
 
 ALONE = Processes()
 _JOINED: list[tuple[Processes, RollCall | None]] = []
-"""The blocks of `joined_processes` and `alone` that the process is in."""
+"""The blocks that the process is in, with the processes that share their work."""
+_STORES: list[Store] = []
+"""That of all processes, and its parts, one for each group that was joined."""
 
 
 def current_processes() -> Processes:
@@ -115,11 +118,11 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
 
     roll = None
     try:
-        store, _, _ = next(rendezvous("env://", timeout=patience))
+        store = _new_store(patience)
         roll = RollCall(store, rank, count, patience)
         dist.init_process_group(
-            "nccl" if own.type == "cuda" else "gloo", timeout=patience, store=PrefixStore("repq/group", store),
-            rank=rank, world_size=count,
+            "nccl" if own.type == "cuda" else "gloo", timeout=patience, store=PrefixStore("group", store), rank=rank,
+            world_size=count,
         )  # fmt: skip
         roll.learn_hosts()
     except (RuntimeError, ValueError) as error:
@@ -136,6 +139,20 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
         dist.destroy_process_group()  # which the others notice where they wait for this one
         if failed:
             roll.linger()
+
+
+def _new_store(patience: timedelta) -> Store:
+    """A part of torch's store for one group more.
+
+    The store stays to the end of the process: one that is closed and opened again may be found before it was closed.
+    """
+    if not _STORES:
+        _STORES.append(next(rendezvous("env://", timeout=patience))[0])
+    whole = _STORES[0]
+    whole.set_timeout(patience)
+    part = PrefixStore(f"repq/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(_STORES)}", whole)
+    _STORES.append(part)
+    return part
 
 
 @contextmanager
@@ -253,6 +270,26 @@ def gathered(value: Value) -> list[Value]:
     return parts
 
 
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block that fails in all processes where it fails in one: the others would wait for that one's share.
+
+    Raises:
+        RepqError: what the first process that failed raised.
+    """
+    if current_processes().count == 1:
+        yield
+        return
+    own: RepqError | None = None
+    try:
+        yield
+    except RepqError as error:
+        own = error
+    failed = [error for error in gathered(own) if error is not None]
+    if failed:
+        raise own or failed[0]
+
+
 def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
     """Check that every process reads the same data, whatever disk it has them on.
 
@@ -271,6 +308,21 @@ def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
             found=f"{'; '.join(said)}; names, labels or pixels differ",
             fix="copy the data set from the first host to these, or put it where all hosts read it",
         )
+
+
+def saved_by_first(path: Path, save: Callable[[Path], None]) -> None:
+    """Let the first process write a file; the others, whose disks may be others, get the same at their own ``path``."""
+    if current_processes().count == 1:
+        save(path)
+        return
+
+    def saved() -> bytes:
+        save(path)
+        return path.read_bytes()
+
+    content = told_by_first(saved)
+    if not current_processes().is_first:
+        path.write_bytes(content)
 
 
 def wait_for_all() -> None:
@@ -328,7 +380,9 @@ def found_in_shares(
     """
     if current_processes().count == 1:
         return detect(dataset)
-    return _joined(gathered(detect(dataset.subset(own_batches(dataset.records, batch)))))
+    with failing_together():
+        found = detect(dataset.subset(own_batches(dataset.records, batch)))
+    return _joined(gathered(found))
 
 
 def own_batches(items: Sequence[Value], batch: int) -> Sequence[Value]:

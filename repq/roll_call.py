@@ -27,12 +27,12 @@ class RollCall:
     """What this process knows of the others, and tells them.
 
     Args:
-        store: the same for all processes; it may be hosted by one of them.
+        store: the same for all processes, and no other roll call's; it may be hosted by one of them.
         patience: how long processes wait for one another.
     """
 
     def __init__(self, store: Store, rank: int, count: int, patience: timedelta) -> None:
-        self._store = PrefixStore(f"repq/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        self._store = PrefixStore("roll", store)
         self._rank, self._moment = rank, min(MOMENT, patience.total_seconds() / 2)
         self._hosts: list[str | None] = [None] * count
         self._told = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,22 @@ def evaluate_model(
     if threads is None and processes_here() > 1 and (model.is_dir() or model.suffix == ".onnx"):
         threads = max(1, cpu_cores() // processes_here())
     with context.shared() as (own, _):
-        dataset, imgsz = own.val_set(), own.imgsz
-        opened = load(model, engine=engine, imgsz=imgsz, device=own.device, threads=threads, graph=own.graph)
+        imgsz = own.imgsz
+        with _failing_together():
+            dataset = own.val_set()
+            opened = load(model, engine=engine, imgsz=imgsz, device=own.device, threads=threads, graph=own.graph)
         opened = opened.on(concurrent=True)
         _demand_same(dataset)
         return accuracy_of(opened, dataset, imgsz, own.eval_config, own.progress, own.log), opened
+
+
+def _failing_together() -> AbstractContextManager[None]:
+    """`repq.distributed.failing_together`; who is alone need not load torch, which some engines do without."""
+    if place_in_group()[1] == 1:
+        return nullcontext()
+    from repq.distributed import failing_together
+
+    return failing_together()
 
 
 def _demand_same(dataset: DetectionDataset) -> None:

@@ -89,6 +89,7 @@ def measured_layers(
         replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
     """
     from repq.distributed import UNEVEN, joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.distributed import gathered as of_all
     from repq.quant.sensitivity import Journal, measure_layers
 
     resolve_device(context.device)
@@ -105,7 +106,9 @@ def measured_layers(
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
-        wait_for_all()
+        for entries in of_all(tuple(journal.entries().values())):
+            if processes.is_first:
+                journal.complete(entries)
         sensitivity = told_by_first(lambda: gathered(job, journal, notes))
         for note in sensitivity.notes:
             log(note)
