@@ -1,4 +1,4 @@
-"""One of several processes that evaluate, for a test: ``shared_eval_worker.py FOLDER``."""
+"""One of several processes that evaluate, for a test: ``shared_eval_worker.py FOLDER CASE…``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     try:
-        for case in CASES:
+        for case in sys.argv[2:]:
             (folder / f"{case}{rank}.json").write_text(measured(folder, case).model_dump_json())
     except RepqError as error:
         print(error, file=sys.stderr)

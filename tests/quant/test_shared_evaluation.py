@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("shared_eval_worker.py")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
     prepare(folder)
-    for status, message in start_two(WORKER, folder):
+    for status, message in start_two(WORKER, folder, *CASES):
         assert status == 0, message
     return folder
 

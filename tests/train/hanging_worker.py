@@ -7,17 +7,18 @@ import signal
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 from repq import roll_call
-from repq.distributed import gathered, joined_processes
+from repq.distributed import failing_together, gathered, joined_processes
 from repq.errors import DataError, RepqError
 
 PATIENCE = timedelta(seconds=2)
 
 
 def hang(how: str) -> None:
-    if how == "fails":
+    if how.startswith("fails"):
         raise DataError("this process found no image")
     if how == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -38,8 +39,9 @@ if __name__ == "__main__":
     try:
         with joined_processes("cpu", PATIENCE) as (processes, _):
             ids = gathered(os.getpid())
-            if processes.rank == hanging:
-                hang(how)
+            with failing_together() if how == "fails with all" else nullcontext():
+                if processes.rank == hanging:
+                    hang(how)
             gathered("now one is not")
     except RepqError as error:
         print(error, file=sys.stderr, flush=True)

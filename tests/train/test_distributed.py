@@ -127,6 +127,10 @@ def test_a_process_that_fails_tells_the_others_why(failing: int) -> None:
         assert f"found: rank {failing} on host{failing} ended: this process found no image; " in message
 
 
+def test_what_fails_in_one_share_of_the_work_fails_in_all() -> None:
+    assert start_two(HANGING, 1, "fails with all", count=3) == [(2, "this process found no image\n")] * 3
+
+
 def test_torchrun_starts_again_after_a_dead_process_and_gives_the_same_weights(folder: Path, whole: Path) -> None:
     launch_two(WORKER, folder, 1, restarts=1)
     for rank in range(2):
