@@ -150,7 +150,7 @@ def _new_store(patience: timedelta) -> Store:
         _STORES.append(next(rendezvous("env://", timeout=patience))[0])
     whole = _STORES[0]
     whole.set_timeout(patience)
-    part = PrefixStore(f"repq/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(_STORES)}", whole)
+    part = PrefixStore(f"repq/{len(_STORES)}", whole)  # not by torchrun's count of starts: each host has its own
     _STORES.append(part)
     return part
 

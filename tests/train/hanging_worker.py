@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 
 from repq import roll_call
-from repq.distributed import failing_together, gathered, joined_processes
+from repq.distributed import OWN_STORE, failing_together, gathered, joined_processes
 from repq.errors import DataError, RepqError
 
 PATIENCE = timedelta(seconds=2)
@@ -35,6 +35,8 @@ def end_stopped(process: int) -> None:
 if __name__ == "__main__":
     hanging, how = int(sys.argv[1]), sys.argv[2]
     roll_call.STORE_PATIENCE = 1.0
+    # After one on another host ended, torchrun starts these again without counting it: hosts differ in the count.
+    os.environ |= {"TORCHELASTIC_RESTART_COUNT": os.environ["RANK"], OWN_STORE: "1"}
     socket.gethostname = lambda: f"host{os.environ['RANK']}"
     try:
         with joined_processes("cpu", PATIENCE) as (processes, _):
