@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,20 +24,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from repq.data import DetectionDataset, demand_objects
-from repq.errors import TrainingError, reason
+from repq.errors import RepqError, TrainingError, reason
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
 from repq.layout import OutputLayout
 from repq.machine.torch_device import without_tf32
 from repq.preprocessing import Preprocessing
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
+from repq.roll_call import RollCall
 from repq.torchrun import place_in_group
 
 Value = TypeVar("Value")
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others, which may be decoding images
+UNEVEN = timedelta(hours=6)  # the same where shares are dealt out once: one may be done long before another
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,24 @@ class Processes:
 
 
 ALONE = Processes()
+_JOINED: list[tuple[Processes, RollCall | None]] = []
+"""The blocks that the process is in, with the processes that share their work."""
+_STORES: list[Store] = []
+"""That of all processes, and its parts, one for each group that was joined."""
 
 
 def current_processes() -> Processes:
-    """The processes of the running group; one if there is none."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return ALONE
-    return Processes(dist.get_rank(), dist.get_world_size())
+    """The processes that share the work of the block of `joined_processes` that this one is in; one outside of any."""
+    return _JOINED[-1][0] if _JOINED else ALONE
+
+
+@contextmanager
+def _among(processes: Processes, roll: RollCall | None = None) -> Iterator[None]:
+    _JOINED.append((processes, roll))
+    try:
+        yield
+    finally:
+        _JOINED.pop()
 
 
 @contextmanager
@@ -72,6 +88,7 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     """Join the processes that ``torchrun`` started; alone, when it did not start this one.
 
     On CUDA each process of a machine takes the GPU of its local rank. A group that exists already is used and left.
+    What is called in the block shares its work with the other processes, which have to call the same.
 
     Args:
         patience: how long a process waits for another that is alive; one that ended is noticed at once.
@@ -83,9 +100,13 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
         TrainingError: the others cannot be reached.
     """
     without_tf32()
-    _, count = place_in_group()
-    if count == 1 or dist.is_initialized():
+    rank, count = place_in_group()
+    if _JOINED or (count == 1 and not dist.is_initialized()):
         yield current_processes(), torch.device(device)
+        return
+    if dist.is_initialized():
+        with _among(Processes(dist.get_rank(), dist.get_world_size())):
+            yield current_processes(), torch.device(device)
         return
     own = torch.device(device)
     if own.type == "cuda":
@@ -95,14 +116,43 @@ def joined_processes(device: str, patience: timedelta = PATIENCE) -> Iterator[tu
     # the threads of the group may then abort.
     from torch import _dynamo  # noqa: F401
 
+    roll = None
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
+        store = _new_store(patience)
+        roll = RollCall(store, rank, count, patience)
+        dist.init_process_group(
+            "nccl" if own.type == "cuda" else "gloo", timeout=patience, store=PrefixStore("group", store), rank=rank,
+            world_size=count,
+        )  # fmt: skip
+        roll.learn_hosts()
     except (RuntimeError, ValueError) as error:
-        raise left_alone(error, count) from error
+        raise left_alone(error, count, roll) from error
+    failed = False
     try:
-        yield current_processes(), own
+        with _among(Processes(rank, count), roll):
+            yield current_processes(), own
+    except Exception as error:
+        failed = True
+        roll.tell(reason(error))
+        raise
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # which the others notice where they wait for this one
+        if failed:
+            roll.linger()
+
+
+def _new_store(patience: timedelta) -> Store:
+    """A part of torch's store for one group more.
+
+    The store stays to the end of the process: one that is closed and opened again may be found before it was closed.
+    """
+    if not _STORES:
+        _STORES.append(next(rendezvous("env://", timeout=patience))[0])
+    whole = _STORES[0]
+    whole.set_timeout(patience)
+    part = PrefixStore(f"repq/{len(_STORES)}", whole)  # not by torchrun's count of starts: each host has its own
+    _STORES.append(part)
+    return part
 
 
 @contextmanager
@@ -115,11 +165,11 @@ def waiting_for_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistBackendError is one; gloo throws the plain kind
-        raise left_alone(error, current_processes().count) from error
+        raise left_alone(error, current_processes().count, _JOINED[-1][1] if _JOINED else None) from error
 
 
-def left_alone(error: Exception, count: int) -> TrainingError:
-    """What a process says that has lost the others.
+def left_alone(error: Exception, count: int, roll: RollCall | None = None) -> TrainingError:
+    """What a process says that has lost the others; with ``roll``, which of them.
 
     Processes that ``torchrun`` starts anew meet in the store of the first start by default, where the addresses of the
     dead are (torch 2.13, ``torch.distributed.elastic.rendezvous.dynamic_rendezvous``).
@@ -128,10 +178,11 @@ def left_alone(error: Exception, count: int) -> TrainingError:
     if again and os.environ.get(OWN_STORE) != "1":
         fix = f"set {OWN_STORE}=1 for torchrun, so that processes that it starts again find each other"
     else:
-        fix = "look for its own message, then run the same command again: it goes on from the last saved state"
+        fix = "look for its own message, then run the same command again: what was saved on the way is used"
+    missing = "" if roll is None else f"{roll.who_is_missing()}; "
     return TrainingError(
         f"another of the {count} processes of this command ended or does not answer",
-        found=reason(error), fix=fix,
+        found=f"{missing}{reason(error)}", fix=fix,
     )  # fmt: skip
 
 
@@ -201,7 +252,8 @@ def told_by_first(function: Callable[[], Value]) -> Value:
     processes = current_processes()
     if processes.count == 1:
         return function()
-    told = [function() if processes.is_first else None]
+    with _among(ALONE, _JOINED[-1][1]):  # the others wait, and share no work
+        told = [function() if processes.is_first else None]
     with waiting_for_others():
         dist.broadcast_object_list(told, 0)
     return told[0]  # type: ignore[return-value]
@@ -216,6 +268,26 @@ def gathered(value: Value) -> list[Value]:
     with waiting_for_others():
         dist.all_gather_object(parts, value)
     return parts
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block that fails in all processes where it fails in one: the others would wait for that one's share.
+
+    Raises:
+        RepqError: what the first process that failed raised.
+    """
+    if current_processes().count == 1:
+        yield
+        return
+    own: RepqError | None = None
+    try:
+        yield
+    except RepqError as error:
+        own = error
+    failed = [error for error in gathered(own) if error is not None]
+    if failed:
+        raise own or failed[0]
 
 
 def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
@@ -236,6 +308,21 @@ def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
             found=f"{'; '.join(said)}; names, labels or pixels differ",
             fix="copy the data set from the first host to these, or put it where all hosts read it",
         )
+
+
+def saved_by_first(path: Path, save: Callable[[Path], None]) -> None:
+    """Let the first process write a file; the others, whose disks may be others, get the same at their own ``path``."""
+    if current_processes().count == 1:
+        save(path)
+        return
+
+    def saved() -> bytes:
+        save(path)
+        return path.read_bytes()
+
+    content = told_by_first(saved)
+    if not current_processes().is_first:
+        path.write_bytes(content)
 
 
 def wait_for_all() -> None:
@@ -277,13 +364,35 @@ def detect_together(
     preprocessing: Preprocessing = Preprocessing(),
 ) -> Detections:
     """`repq.evaluate.detect_all`, each process looking at its share of the images; every one gets all detections."""
-    processes = current_processes()
-    share = dataset.subset(processes.share(dataset.records))
-    own = detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
-    return own if processes.count == 1 else joined_detections(gathered(own))
+
+    def detect(share: DetectionDataset) -> Detections:
+        return detect_all(predict, share, imgsz, config, layout=layout, preprocessing=preprocessing)
+
+    return found_in_shares(detect, dataset, config.batch)
 
 
-def joined_detections(parts: Sequence[Detections]) -> Detections:
+def found_in_shares(
+    detect: Callable[[DetectionDataset], Detections], dataset: DetectionDataset, batch: int
+) -> Detections:
+    """What ``detect`` finds, each process in its share of the images; every one gets all detections.
+
+    They are those of one process to the bit: shares are whole batches, as it would have them.
+    """
+    if current_processes().count == 1:
+        return detect(dataset)
+    with failing_together():
+        found = detect(dataset.subset(own_batches(dataset.records, batch)))
+    return _joined(gathered(found))
+
+
+def own_batches(items: Sequence[Value], batch: int) -> Sequence[Value]:
+    """This process's share of items that are looked at in batches: whole ones, and consecutive."""
+    starts = current_processes().share(range(0, len(items), batch))
+    return items[starts[0] : starts[-1] + batch] if starts else items[:0]
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
     """The detections of consecutive shares of a data set as those of the whole."""
     names = tuple(name for part in parts for name in part.images)
-    return Detections(names, tuple(boxes for part in parts for boxes in part.boxes))
+    tta = next((part.tta for part in parts if part.tta is not None), None)
+    return Detections(names, tuple(boxes for part in parts for boxes in part.boxes), tta)

@@ -11,3 +11,9 @@ def place_in_group() -> tuple[int, int]:
     """The number of this process and how many there are; ``(0, 1)`` where ``torchrun`` did not start it."""
     rank, count = (whole(os.environ.get(name, ""), digits=9) for name in ("RANK", "WORLD_SIZE"))
     return (0, 1) if rank is None or count is None or rank >= count else (rank, count)
+
+
+def processes_here() -> int:
+    """How many of these processes run on this machine; 1 where ``torchrun`` did not start this one."""
+    count = whole(os.environ.get("LOCAL_WORLD_SIZE", ""), digits=9)
+    return max(1, count or 1) if place_in_group()[1] > 1 else 1

@@ -35,6 +35,7 @@ ORDER = (
     ("model",),
     ("data",),
     ("evaluate",),
+    ("roll_call",),
     ("distributed",),
     ("reparam",),
     ("train",),

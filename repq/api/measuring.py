@@ -16,6 +16,7 @@ from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, CheckConfig, EvalConfig
 from repq.results import Accuracy, BenchReport, CheckReport
+from repq.torchrun import place_in_group
 
 if TYPE_CHECKING:
     from repq.api.model import Model
@@ -34,6 +35,8 @@ def accuracy_of(
     log: Log = quiet,
 ) -> Accuracy:
     """COCO AP of an opened model, with the work of a service inside or without.
+
+    Processes that share their work look at shares of the images; all of them get the result.
 
     Raises:
         RepqError: the model takes another size.
@@ -69,13 +72,22 @@ def _detections_of(
         fix = "--tta-inside puts the image smaller into this size; --tta-scale 1 looks at no other"
         for view in views(imgsz, config.tta):
             demand_size(model, view.size, "a pass of test-time augmentation at ", fix)
-    if model.plain:
-        return detect_all(
-            model.infer, dataset, imgsz, config, progress, label="evaluating", layout=model.layout,
-            preprocessing=model.preprocessing, at_once=model.running.runs_at_once,
-        )  # fmt: skip
-    service = service_of(model, imgsz, config)
-    return detect_images(service.detect, dataset, config.batch, progress, at_once=model.running.runs_at_once)
+
+    def detect(share: DetectionDataset) -> Detections:
+        at_once = model.running.runs_at_once
+        if model.plain:
+            return detect_all(
+                model.infer, share, imgsz, config, progress, label="evaluating", layout=model.layout,
+                preprocessing=model.preprocessing, at_once=at_once,
+            )  # fmt: skip
+        service = service_of(model, imgsz, config)
+        return detect_images(service.detect, share, config.batch, progress, at_once=at_once)
+
+    if place_in_group()[1] == 1:  # which spares those who run an engine alone from loading torch
+        return detect(dataset)
+    from repq.distributed import found_in_shares
+
+    return found_in_shares(detect, dataset, config.batch)
 
 
 def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], log: Log = quiet) -> DetectionDataset:

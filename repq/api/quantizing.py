@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, cast
 from repq.api.fitting import fitted
 from repq.errors import CheckpointError
 from repq.log import Log, quiet
+from repq.machine.cpu import cpu_cores
 from repq.memory import keep_freed_memory
 from repq.preprocessing import Preprocessing
 from repq.progress import Progress, silent
 from repq.recipe import CorrectionConfig, EvalConfig, GraphConfig, LetterboxConfig, PtqConfig
+from repq.torchrun import processes_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,13 @@ class CalibrationImages:
     preprocessing: Preprocessing
     progress: Progress
     kept: LetterboxedImages | None = None
+
+    def share(self) -> CalibrationImages | None:
+        """The batches of this process among those that share their work; None: it has none."""
+        from repq.distributed import own_batches
+
+        own = own_batches(self.records, self.batch)
+        return replace(self, records=own) if own else None
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         from repq.data import batches
@@ -311,7 +320,15 @@ def _groups(graph: ModelProto | None, model: Detector, config: PtqConfig) -> tup
 
 
 def _maxima(graph: ModelProto, images: CalibrationImages) -> dict[str, float]:
-    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor; one image at a time."""
+    """Largest magnitude of each tensor of the float graph on the calibration images, by anchor; one image at a time.
+
+    Processes that share their work run shares of the images; all get what one would.
+    """
+    from repq.distributed import failing_together, gathered
     from repq.graph import anchor_maxima, tensor_maxima
 
-    return anchor_maxima(graph, tensor_maxima(graph, replace(images, batch=1)))
+    with failing_together():
+        own = replace(images, batch=1).share()
+        found = {} if own is None else tensor_maxima(graph, own, threads=max(1, cpu_cores() // processes_here()))
+    parts = [part for part in gathered(found) if part]
+    return anchor_maxima(graph, {name: max(part[name] for part in parts) for name in parts[0]})

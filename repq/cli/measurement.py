@@ -36,7 +36,9 @@ def eval_command(
     threads: RunThreads = None,
     device: RunDevice = "cpu",
 ) -> None:  # fmt: skip
-    """The AP is that of pycocotools, over all classes and thresholds."""
+    """The AP is that of pycocotools, over all classes and thresholds. Under torchrun several processes share the
+    images.
+    """
     from repq.report.text import accuracy_table
     from repq.stages import evaluate_model
 

@@ -91,6 +91,7 @@ def ptq_command(
     images of the last quarter of the calibration set, unless one of them is named. Where that loses more than
     --max-drop in the target (without one: in the CPU engine that loses most), the layers are measured, and those that
     the head gains most from stay in float, of 2, 5 or 10 % of the multiply-adds (OUT.sensitivity shows which and why).
+    Under torchrun several processes share the work.
     """
     from repq.report.text import ptq_table
     from repq.stages import PtqJob, demand_budget, demand_measured, quantize_within

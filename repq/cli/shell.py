@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Shell:
-    """Results as a text or as one JSON object.
+    """Results as a text or as one JSON object; of torchrun's processes the first alone shows and writes anything.
 
     Args:
         everything: long tables are shown whole.
@@ -39,12 +39,14 @@ class Shell:
     ) -> None:  # fmt: skip
         self.as_json, self.everything, self.quiet, self.verbose = as_json, everything, quiet, verbose
         self._result: dict[str, Any] | None = None
-        self._log = None
-        if log_file is not None:
+        self._log, self._is_first = None, place_in_group()[0] == 0
+        if log_file is not None and self._is_first:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             self._log = log_file.open("a", encoding="utf-8")
 
     def log(self, line: str) -> None:
+        if not self._is_first:
+            return
         line, moment = printable_lines(line), time.strftime("%Y-%m-%d %H:%M:%S")
         if self._log is not None:
             self._log.write(f"{moment} {line}\n")
@@ -56,7 +58,7 @@ class Shell:
     def progress(self) -> Any:
         from repq.progress import on_terminal, silent
 
-        return on_terminal if sys.stderr.isatty() and not self.quiet else silent
+        return on_terminal if sys.stderr.isatty() and not self.quiet and self._is_first else silent
 
     def context(
         self, model: Path | Sequence[Path], imgsz: tuple[int, int] | None, *args: Any, **kwargs: Any
@@ -90,13 +92,13 @@ class Shell:
             self.print_json({"format": FORMAT, **self._result})
 
     def finish(self, values: dict[str, Any], text: Callable[[], str] | str, *, next: str = "") -> None:
-        """Print the text, or keep the values for one JSON object; under ``torchrun`` the first process does.
+        """Print the text, or keep the values for one JSON object.
 
         Args:
             values: with ``out`` where something was written.
             next: the command that one gives now.
         """
-        if place_in_group()[0]:
+        if not self._is_first:
             return
         if self.as_json:
             self._result = values

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from repq.distributed import told_by_first
 from repq.errors import QuantizationError
 from repq.model import Detector
 from repq.progress import Progress, silent
@@ -110,7 +111,8 @@ class _Bench:
     ) -> _Result:  # fmt: skip
         off = [layer.weight_quantizer for layer in quantized_layers(outcome.model).values()] if inputs_alone else []
         with switched(dict.fromkeys(off, False)):
-            snr = head_snr_db(outcome.model, self.judging, self._wanted)
+            # What processes decide has to be the same on hosts that round differently.
+            snr = told_by_first(lambda: head_snr_db(outcome.model, self.judging, self._wanted))
         gain, seconds = None if base is None else gained(snr, base.snr), time.perf_counter() - started
         self.trials.append(
             PtqTrial(name=name, head_snr_db=snr, gain_db=gain, kept=False, seconds=seconds, inputs_alone=inputs_alone)
@@ -192,7 +194,7 @@ def _improved(bench: _Bench, best: _Result, tried: Iterable[Correction], *, inpu
     """The best with the first value that gains enough of each correction of this kind, by its best method."""
     methods: Sequence[str | None] = _methods() if inputs_alone else [None]
     for correction in tried:
-        if correction.inputs_alone != inputs_alone or not correction.applies(bench.fused, best.outcome.model):
+        if correction.inputs_alone != inputs_alone or not _applies(correction, bench, best):
             continue
         for value in correction.tries:
             configs = {
@@ -207,6 +209,10 @@ def _improved(bench: _Bench, best: _Result, tried: Iterable[Correction], *, inpu
                 bench.keep(best)
                 break
     return best
+
+
+def _applies(correction: Correction, bench: _Bench, best: _Result) -> bool:
+    return told_by_first(lambda: correction.applies(bench.fused, best.outcome.model))
 
 
 def _methods() -> list[str]:

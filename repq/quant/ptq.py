@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from repq.distributed import current_processes, failing_together, gathered
 from repq.errors import QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.machine.torch_device import network_input
 from repq.memory import copied
 from repq.model import Detector, counting_macs, layer_ids
 from repq.progress import Progress, silent
-from repq.quant.calibration import CALIBRATORS, calibrator
+from repq.quant.calibration import CALIBRATORS, Calibrator, calibrator
 from repq.quant.calibration.observation import Groups, Images, Observation, largest_scales, observe, set_scales
 from repq.quant.corrections import CORRECTIONS, Correction, Material, asked_for
 from repq.quant.rows import int8_macs_share, layer_rows
@@ -138,11 +139,11 @@ def observe_model(
     plan = QuantPlan.keeping_float(layers, config.keep_float)
     possible = CORRECTIONS if for_all else [correction for correction, _ in asked_for(config.correct)]
     wanted = config.correct.images if any(correction.keeps_images for correction in possible) else 0
-    kept: list[Tensor] = []
-    model, images = insert_quantizers(fused, plan, config).eval(), _keeping(on_device_of(fused, batches), kept, wanted)
-    with counting_macs(model) as macs:
-        observation, seen = _observe(model, layers, images, config, progress, possible, for_all)
-    observed = Observed(fused, model, plan, observation, tuple(kept), seen, macs, groups, progress=progress)
+    model = insert_quantizers(fused, plan, config).eval()
+    seen = _observe(model, layers, batches, config, progress, possible, for_all, keep=wanted)
+    observed = Observed(
+        fused, model, plan, seen.observation, seen.kept, seen.by_corrections, seen.macs, groups, progress=progress
+    )
     return observe_corrected(observed, batches, config, for_all=for_all)
 
 
@@ -169,32 +170,71 @@ def observe_corrected(
         anew.update(layers if changed is None else changed)
     model = insert_quantizers(reference, plain.plan, config).eval()
     possible = [entry for entry in CORRECTIONS if entry.name in plain.seen and entry.when != "before"]
-    images, again = on_device_of(fused, batches), [layer for layer in layers if layer in anew]
-    observation, seen = _observe(model, again, images, config, progress, possible, for_all)
+    again = [layer for layer in layers if layer in anew]
+    found = _observe(model, again, batches, config, progress, possible, for_all)
     said = tuple(note for note in notes if note)
     return replace(
-        plain, reference=reference, model=model, observation=plain.observation.updated(observation), seen=seen,
-        notes=said, known={},
+        plain, reference=reference, model=model, observation=plain.observation.updated(found.observation),
+        seen=found.by_corrections, notes=said, known={},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one pass over the images showed; the parts are as in `Observed`."""
+
+    observation: Observation
+    by_corrections: dict[str, Any]
+    macs: dict[LayerId, int]
+    kept: tuple[Tensor, ...] = ()
 
 
 def _observe(
     model: Detector,
     layers: Sequence[LayerId],
-    images: Iterable[Images],
+    batches: Iterable[Images],
     config: PtqConfig,
     progress: Progress,
     possible: Sequence[Correction],
     for_all: bool,
-) -> tuple[Observation, dict[str, Any]]:
-    """Observe ``layers``, and let corrections gather what they need of all of them."""
-    with ExitStack() as stack:
-        seen = {entry.name: stack.enter_context(entry.watching(model, layer_ids(model))) for entry in possible}
-        observation = observe(
-            model, layers, images, bins=config.calibration.bins,
-            calibrators=CALIBRATORS if for_all else [calibrator(config.calibration.method)], progress=progress,
-        )  # fmt: skip
-    return observation, seen
+    *,
+    keep: int = 0,
+) -> _Seen:
+    """Observe ``layers``, let corrections gather what they need of all of them, and keep the first ``keep`` images.
+
+    Processes that share their work run the batches that ``batches.share()`` gives them, where there is such a method
+    and everything that is gathered can be merged. All get what one process would have seen, to the bit.
+    """
+    calibrators = CALIBRATORS if for_all else [calibrator(config.calibration.method)]
+
+    def look(batches: Iterable[Images]) -> _Seen:
+        kept: list[Tensor] = []
+        with ExitStack() as stack:
+            seen = {entry.name: stack.enter_context(entry.watching(model, layer_ids(model))) for entry in possible}
+            macs = stack.enter_context(counting_macs(model))
+            observation = observe(
+                model, layers, _keeping(on_device_of(model, batches), kept, keep), bins=config.calibration.bins,
+                calibrators=calibrators, progress=progress,
+            )  # fmt: skip
+        return _Seen(observation, seen, macs, tuple(kept))
+
+    mergeable = all(entry.merges for entry in possible) and not any(map(_observes_itself, calibrators))
+    if current_processes().count == 1 or not (mergeable and hasattr(batches, "share")):
+        return look(batches)
+    with failing_together():
+        own = batches.share()
+        found = None if own is None else replace(look(own), kept=())
+    parts = [part for part in gathered(found) if part is not None]
+    return _Seen(
+        Observation.merged([part.observation for part in parts]),
+        {entry.name: entry.merged([part.by_corrections[entry.name] for part in parts]) for entry in possible},
+        parts[0].macs,
+        tuple(first_images(on_device_of(model, batches), keep)) if keep else (),
+    )
+
+
+def _observes_itself(entry: Calibrator) -> bool:
+    return type(entry).observer is not Calibrator.observer
 
 
 def apply(observed: Observed, config: PtqConfig, *, rows: bool = True) -> QuantizedModel:

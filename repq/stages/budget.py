@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,8 +128,10 @@ class PtqJob:
         """
         if self.target is not None or held.drop is None or max_drop >= 1:
             return held
+        from repq.distributed import told_by_first
+
         log, found = self.context.log, list[tuple[float, EngineName]]()
-        for name in judges():
+        for name in told_by_first(judges):
             try:
                 found.append((self.ap_in(name, out), name))
             except EngineError as error:
@@ -148,9 +151,19 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float) -> Held:
     and those that cost most stay in float: the plan and its report are in ``OUT.sensitivity``. Nothing more is tried
     where the settings were named (``job.config.auto`` is false) or a plan was given.
 
+    Torchrun's processes share the work; the first writes, the others have files of their own for as long as it takes.
+
     Raises:
         RepqError: as `ptq_checkpoint` and `measured_layers`.
     """
+    with job.context.shared() as (context, is_first), ExitStack() as stack:
+        own = out if is_first else stack.enter_context(scratch_folder()) / out.name
+        return _within(replace(job, context=context), own, max_drop)
+
+
+def _within(job: PtqJob, out: Path, max_drop: float) -> Held:
+    from repq.distributed import told_by_first
+
     log = job.context.log
     best = job.judged(job.run(out), out, max_drop)
     if job.target is None and job.config.scheme == "asymmetric" and not job.config.reduce_range:
@@ -161,9 +174,10 @@ def quantize_within(job: PtqJob, out: Path, max_drop: float) -> Held:
         log(NOTHING_TO_LOSE)
     if best.within(max_drop) or best.planned or not job.config.auto:
         return best
-    if (smaller := reduced_range(job.config, () if job.target is None else (job.target,))) is not None:
+    targets = () if job.target is None else (job.target,)
+    if told_by_first(lambda: reduced_range(job.config, targets) is not None):
         log(f"loses {best.drop:.4f} AP in {job.target} of {max_drop:g} allowed: trying a reduced range of weights …")
-        reduced = replace(job, config=smaller)
+        reduced = replace(job, config=job.config.model_copy(update={"reduce_range": True}))
         found = _keeping_better(reduced, best, out, max_drop)
         job, best = (reduced, found) if _loses_less(found, best) else (job, best)
         if best.within(max_drop):

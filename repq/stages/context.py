@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from repq.log import Log, quiet
 from repq.printable import printable
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig
+from repq.torchrun import place_in_group
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -72,6 +75,24 @@ class Context:
     def open_float(self, weights: Path) -> Weights:
         """Read float weights to work with at this size, as `repq.api.quantizing.open_float`."""
         return open_float(weights, self.log, self.imgsz, self.graph)
+
+    @contextmanager
+    def shared(self) -> Iterator[tuple[Context, bool]]:
+        """The same for the work of the block, which torchrun's processes share, and whether this is the first of them.
+
+        Raises:
+            EngineError: torch cannot use the device.
+            TrainingError: the other processes cannot be reached.
+        """
+        if place_in_group()[1] == 1:
+            yield self, True
+            return
+        from repq.distributed import UNEVEN, joined_processes, told_when_stopped
+        from repq.machine.torch_device import resolve_device
+
+        resolve_device(self.device)
+        with joined_processes(self.device, UNEVEN) as (processes, device), told_when_stopped():
+            yield self.of_process(str(device), is_first=processes.is_first), processes.is_first
 
     def of_process(self, device: str, *, is_first: bool) -> Context:
         """The same for one of torchrun's processes, of which the first alone is heard."""

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repq.api.measuring import accuracy_of
 from repq.api.model import Model
 from repq.api.opening import load
+from repq.machine.cpu import cpu_cores
 from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.context import Context
 from repq.stages.stage import Job, Stage
+from repq.torchrun import place_in_group, processes_here
+
+if TYPE_CHECKING:
+    from repq.data import DetectionDataset
 
 
 def evaluate_model(
     model: Path, context: Context, *, engine: Any = None, threads: int | None = None
 ) -> tuple[Accuracy, Model]:
-    """COCO AP of a model of any form.
+    """COCO AP of a model of any form, by all of torchrun's processes together; every one gets it.
+
+    Processes of one machine share its cores where an engine would take all.
 
     Raises:
-        RepqError: the model or the data cannot be used, or they disagree on the classes or the size.
+        RepqError: the model or the data cannot be used, or they disagree on the classes or the size; or another process
+            has other data, or ended.
     """
-    dataset, imgsz = context.val_set(), context.imgsz
-    opened = load(model, engine=engine, imgsz=imgsz, device=context.device, threads=threads, graph=context.graph)
-    opened = opened.on(concurrent=True)
-    return accuracy_of(opened, dataset, imgsz, context.eval_config, context.progress, context.log), opened
+    if threads is None and processes_here() > 1 and (model.is_dir() or model.suffix == ".onnx"):
+        threads = max(1, cpu_cores() // processes_here())
+    with context.shared() as (own, _):
+        imgsz = own.imgsz
+        with _failing_together():
+            dataset = own.val_set()
+            opened = load(model, engine=engine, imgsz=imgsz, device=own.device, threads=threads, graph=own.graph)
+        opened = opened.on(concurrent=True)
+        _demand_same(dataset)
+        return accuracy_of(opened, dataset, imgsz, own.eval_config, own.progress, own.log), opened
+
+
+def _failing_together() -> AbstractContextManager[None]:
+    """`repq.distributed.failing_together`; who is alone need not load torch, which some engines do without."""
+    if place_in_group()[1] == 1:
+        return nullcontext()
+    from repq.distributed import failing_together
+
+    return failing_together()
+
+
+def _demand_same(dataset: DetectionDataset) -> None:
+    if place_in_group()[1] > 1:
+        from repq.distributed import demand_same_data
+
+        demand_same_data([dataset])
 
 
 def _evaluate(job: Job) -> Accuracies:

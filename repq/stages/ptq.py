@@ -37,6 +37,10 @@ def ptq_checkpoint(
 ) -> PtqReport:
     """Quantize a checkpoint after training (fused on the way if it is not), evaluate before and after, write it.
 
+    Processes that share their work (`Context.shared`) run shares of the calibration images and of those that AP is
+    measured on; each of them makes corrections by itself. The first one writes, and the others get the same file at
+    their own ``out``, which must be another where they share a disk.
+
     Args:
         plan: a plan file, whose float layers are added to ``config.keep_float``.
         before: what came of the same with other layers in float. Its AP of the float model is that of this one, and
@@ -48,6 +52,7 @@ def ptq_checkpoint(
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
     """
     from repq.data import calibration_set, demand_objects, warn_of_overlap
+    from repq.distributed import demand_same_data, saved_by_first, told_by_first
     from repq.quant import apply_scales, extra_macs_share, scale_table
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
@@ -60,7 +65,8 @@ def ptq_checkpoint(
     if val_set is not None:
         demand_objects(val_set)
         warn_of_overlap(calibrated, val_set.records, log)
-    listed = None if plan is None else read_plan(plan)
+    demand_same_data([train_set.subset(calibrated), *([] if val_set is None else [val_set])])
+    listed = None if plan is None else told_by_first(lambda: read_plan(plan))
     start = fused(context.open_float(weights).with_thresholds(deploy, weights.name, log), context.device)
     if listed is not None:
         config = config.model_copy(update={"keep_float": (*config.keep_float, *planned(listed, start.model))})
@@ -77,7 +83,11 @@ def ptq_checkpoint(
         if val_set is None:
             return None
         handle = of_weights(weights.name, replace(found, names=None), Options(device=context.device, concurrent=True))
-        return accuracy_of(handle, val_set, imgsz, context.eval_config, context.progress)
+
+        def measured() -> Accuracy:
+            return accuracy_of(handle, val_set, imgsz, context.eval_config, context.progress)
+
+        return measured() if _same_in_all(found) else told_by_first(measured)
 
     in_float = accuracy(start) if before is None else before.accuracy_float
     after, own, counts = accuracy(made.weights), None, None
@@ -89,7 +99,7 @@ def ptq_checkpoint(
         apply_scales(outcome.model, outcome.own_scales)
         own = accuracy(made.weights)
         apply_scales(outcome.model, shared)
-    save_weights(out, made.weights, imgsz)
+    saved_by_first(out, lambda path: save_weights(path, made.weights, imgsz))
     return PtqReport(
         model=start.model.spec.name,
         method=outcome.config.calibration.method,
@@ -112,6 +122,16 @@ def ptq_checkpoint(
         trials=outcome.trials if before is None else outcome.trials or before.trials,
         extra_macs_share=extra_macs_share(outcome.layers),
     )
+
+
+def _same_in_all(weights: Weights) -> bool:
+    """Whether all processes that share their work have these weights to the bit: hosts may round differently."""
+    from repq.distributed import current_processes, gathered
+    from repq.identity import hash_tensors
+
+    if current_processes().count == 1:
+        return True
+    return len(set(gathered(hash_tensors(weights.model.state_dict())))) == 1
 
 
 def _counts(graph: ModelProto, scales: ScaleTable) -> QdqCount:

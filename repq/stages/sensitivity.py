@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from repq.quant.sensitivity import Journal, Measurement
 
 SENSITIVITY, PLAN, PLAN_REPORT, JOURNAL = "sensitivity.json", "plan.yaml", "plan.json", "journal"
-PATIENCE = timedelta(hours=6)  # processes share out layers, not time: one may be done long before another
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,12 @@ def measured_layers(
         plan: of what kind the plans are that will be made of it.
         replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
     """
-    from repq.distributed import joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.distributed import UNEVEN, joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.distributed import gathered as of_all
     from repq.quant.sensitivity import Journal, measure_layers
 
     resolve_device(context.device)
-    with joined_processes(context.device, PATIENCE) as (processes, device), told_when_stopped():
+    with joined_processes(context.device, UNEVEN) as (processes, device), told_when_stopped():
         context = context.of_process(str(device), is_first=processes.is_first)
         progress, log = context.progress, context.log
         dataset = context.train_set()
@@ -107,7 +107,9 @@ def measured_layers(
         )  # fmt: skip
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
-        wait_for_all()
+        for entries in of_all(tuple(journal.entries().values())):
+            if processes.is_first:
+                journal.complete(entries)
         sensitivity = told_by_first(lambda: gathered(job, journal, notes))
         for note in sensitivity.notes:
             log(note)

@@ -21,6 +21,7 @@ from command_lines import Material, invoke, options, refused
 from pydantic import BaseModel, ValidationError
 
 from repq.cli import COMMANDS, Commands, main
+from repq.cli.shell import Shell
 from repq.errors import RepqError, ToleranceError
 from repq.recipe.reader import SHIPPED
 from repq.stopping import ending_on_signals
@@ -248,13 +249,16 @@ def test_closed_streams_are_no_fault(closed: str, words: str, folder: Path) -> N
     [("1", "2", False), ("0", "2", True), ("3", None, True), ("x", "2", True), ("7", "", True)],
 )
 def test_only_later_processes_of_torchrun_are_silent(
-    rank: str, count: str | None, shown: bool, monkeypatch: pytest.MonkeyPatch
+    rank: str, count: str | None, shown: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Other launchers number their jobs by the same variable."""
     monkeypatch.setenv("RANK", rank)
     if count is not None:
         monkeypatch.setenv("WORLD_SIZE", count)
     assert bool(invoke("config", "--json").stdout) == shown
+    shell = Shell(log_file=tmp_path / "log")
+    shell.log("something")
+    assert "something" in (tmp_path / "log").read_text() if shown else not (tmp_path / "log").exists()
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

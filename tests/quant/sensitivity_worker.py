@@ -1,4 +1,7 @@
-"""One of several processes of a measurement, for a test: ``sensitivity_worker.py FOLDER OUT [RANK THAT DIES]``."""
+"""One of several processes of a measurement, for a test: ``sensitivity_worker.py FOLDER OUT [RANK THAT DIES]``.
+
+``{rank}`` in OUT gives every process a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ if __name__ == "__main__":
     if os.environ["RANK"] in sys.argv[3:]:
         die_after_first_group()
     try:
-        measured(Path(sys.argv[1]), Path(sys.argv[2]))
+        measured(Path(sys.argv[1]), Path(sys.argv[2].replace("{rank}", os.environ["RANK"])))
     except RepqError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -53,6 +53,14 @@ def test_two_processes_are_one(folder: Path, alone: tuple[Sensitivity, PlanRepor
     assert abs(kinds[0].count("end_to_end") - kinds[1].count("end_to_end")) <= 1
 
 
+def test_hosts_need_no_common_disk(folder: Path, alone: tuple[Sensitivity, PlanReport | None]) -> None:
+    for status, message in start_two(WORKER, folder, folder / "disk{rank}"):
+        assert status == 0, message
+    sensitivity, plan = written(folder / "disk0")
+    assert without_times(sensitivity) == without_times(alone[0]) and plan == alone[1]
+    assert [path.name for path in (folder / "disk1").rglob("*.*")] == ["sweep-1.jsonl"]
+
+
 def test_latency_may_be_what_is_weighed(
     folder: Path, alone: tuple[Sensitivity, PlanReport | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -102,11 +103,32 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
     assert len(report.epochs) == QUICK.epochs
 
 
-def test_a_hanging_process_ends_the_others_with_a_word() -> None:
-    for status, message in start_two(HANGING):
+@pytest.mark.parametrize("hanging", [0, 1])  # the first keeps the store in which the others look for it
+@pytest.mark.parametrize("how", ["stopped", "asleep"])
+def test_a_hanging_process_ends_the_others_with_a_word_of_which(hanging: int, how: str) -> None:
+    ends = start_two(HANGING, hanging, how, count=3)
+    if how == "stopped":
+        assert ends.pop(hanging)[0] == -signal.SIGKILL
+    for status, message in ends:
         assert status == 2
-        assert "another of the 2 processes of this command ended or does not answer" in message
+        assert "another of the 3 processes of this command ended or does not answer" in message
         assert "run the same command again" in message
+    waited = ends if how == "stopped" else [end for rank, end in enumerate(ends) if rank != hanging]
+    for _, message in waited:
+        assert re.findall(r"rank \d+ on host\d+", message) == [f"rank {hanging} on host{hanging}"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_tells_the_others_why(failing: int) -> None:
+    ends = start_two(HANGING, failing, "fails", count=3)
+    assert [status for status, _ in ends] == [2, 2, 2]
+    assert "processes of this command" not in ends.pop(failing)[1]
+    for _, message in ends:
+        assert f"found: rank {failing} on host{failing} ended: this process found no image; " in message
+
+
+def test_what_fails_in_one_share_of_the_work_fails_in_all() -> None:
+    assert start_two(HANGING, 1, "fails with all", count=3) == [(2, "this process found no image\n")] * 3
 
 
 def test_torchrun_starts_again_after_a_dead_process_and_gives_the_same_weights(folder: Path, whole: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,15 +107,24 @@ class Histogram:
         for histogram in histograms:
             if not any(histogram.same_values(other) for other in distinct):
                 distinct.append(histogram)
-        result = cls(" and ".join(histogram.name for histogram in distinct), distinct[0].bins)
-        result.minimum = min(histogram.minimum for histogram in distinct)
-        result.maximum = max(histogram.maximum for histogram in distinct)
+        return cls.merged(distinct, " and ".join(histogram.name for histogram in distinct))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Histogram], name: str) -> Histogram:
+        """The histogram of all values of the parts, count for count, such as of shares of the images."""
+        result = cls(name, parts[0].bins)
+        result.minimum = min(histogram.minimum for histogram in parts)
+        result.maximum = max(histogram.maximum for histogram in parts)
         result._widen(result.largest_magnitude)
-        for histogram in distinct:
+        for histogram in parts:
             part = copy.copy(histogram)  # widening gives it new counts and leaves the histogram its own
             part._widen(result.largest_magnitude)
             result.counts = result.counts + part.counts.cpu()
         return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may not have the device."""
+        return {**self.__dict__, "counts": self.counts.cpu()}
 
     def same_values(self, other: Histogram) -> bool:
         """Whether both saw the same values, as far as a histogram can tell."""

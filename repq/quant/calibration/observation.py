@@ -82,6 +82,16 @@ class Observation:
         further = {name: {**seen, **newer.further.get(name, {})} for name, seen in self.further.items()}
         return replace(self, histograms={**self.histograms, **newer.histograms}, further=further)
 
+    @classmethod
+    def merged(cls, parts: Sequence[Observation]) -> Observation:
+        """What one observer of all images saw, from what those of shares did; of histograms alone."""
+        layers = parts[0].histograms
+        histograms = {
+            layer: Histogram.merged([part.histograms[layer] for part in parts], seen.name)
+            for layer, seen in layers.items()
+        }
+        return cls(histograms, sum(part.images for part in parts))
+
     def joint(self, groups: Groups) -> Observation:
         """The observation in which every layer of a group has received what all of the group did."""
         further = {name: _joined(seen, groups) for name, seen in self.further.items()}
@@ -203,6 +213,22 @@ class ChannelRange:
             low, high = rows.amin(0).amin(0), rows.amax(0).amax(0)
         else:
             low, high = values.amin(others), values.amax(others)
+        self._extend(low, high)
+
+    @classmethod
+    def merged(cls, parts: Sequence[ChannelRange]) -> ChannelRange:
+        """The ranges over the images of all parts."""
+        result = cls(parts[0].axis)
+        for part in parts:
+            if part.low is not None and part.high is not None:
+                result._extend(part.low, part.high)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may not have the device."""
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in self.__dict__.items()}
+
+    def _extend(self, low: Tensor, high: Tensor) -> None:
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
@@ -226,6 +252,11 @@ def channel_ranges(
         for images in batches:
             model(images)
     return ranges
+
+
+def merged_ranges(parts: Sequence[Mapping[LayerId, ChannelRange]]) -> dict[LayerId, ChannelRange]:
+    """The ranges over all images, from those of shares of them."""
+    return {layer: ChannelRange.merged([part[layer] for part in parts]) for layer in parts[0]}
 
 
 @contextmanager

@@ -122,6 +122,19 @@ class Correction:
         """
         return nullcontext()
 
+    def merged(self, parts: Sequence[Any]) -> Any:
+        """What `watching` would have gathered on all images, from what it did in processes that had some of them each.
+
+        Where something is gathered that no correction has said how to merge, every process runs all images.
+        """
+        return None
+
+    @property
+    def merges(self) -> bool:
+        """Whether shares of the images are enough for it."""
+        kind = type(self)
+        return kind.watching is Correction.watching or kind.merged is not Correction.merged
+
     def changed_inputs(self, model: Detector) -> Collection[LayerId] | None:
         """If it acts before: the layers whose inputs it changes by more than float32 rounds; None: it may be all."""
         return None
@@ -163,6 +176,11 @@ class ChannelInputs(Correction):
 
         return watching_channels(model, layers)
 
+    def merged(self, parts: Sequence[Any]) -> Any:
+        from repq.quant.calibration.observation import merged_ranges
+
+        return merged_ranges(parts)
+
     def act(self, model: Detector, value: Any, material: Material) -> str | None:
         from repq.quant.corrections.channel_inputs import set_channel_scales
 
@@ -199,6 +217,11 @@ class Equalize(Correction):
         from repq.quant.calibration.observation import watching_ranges
 
         return watching_ranges(model, layers)  # of which some are in pairs: to find those, the model would have to run
+
+    def merged(self, parts: Sequence[Any]) -> Any:
+        from repq.quant.calibration.observation import merged_ranges
+
+        return merged_ranges(parts)
 
     def changed_inputs(self, model: Detector) -> Collection[LayerId]:
         from repq.quant.corrections.equalize import find_chains

@@ -121,7 +121,8 @@ def equalize_ranges(model: Detector, chains: Chains, ranges: Mapping[LayerId, Ch
         for before, after in chains.pairs:
             first, second = model.get_submodule(before), model.get_submodule(after)
             assert is_layer(first) and is_layer(second)
-            factors = _factors(seen[after], input_magnitudes(second))
+            weights = input_magnitudes(second)
+            factors = _factors(seen[after].to(weights.device), weights)
             first.weight /= along(factors, output_axis(first), first.weight.ndim)
             if first.bias is not None:
                 first.bias /= factors

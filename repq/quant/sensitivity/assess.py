@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, demand_objects, image_hashes
-from repq.distributed import current_processes, gathered, joined_detections, told_by_first
+from repq.distributed import current_processes, found_in_shares, told_by_first
 from repq.errors import DataError
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
 from repq.identity import hash_json
@@ -128,13 +128,10 @@ def plan_detector(
 ) -> Detect:
     """What a calibrated model with quantizers in all layers finds under each plan, in torch's simulation.
 
-    Processes of a group take whole batches each, so that the figures are those of one process to the bit, and all of
-    them get the detections of all; each has to ask for the same plans.
+    Processes of a group take shares of the images, and all of them get the detections of all; each has to ask for the
+    same plans.
     """
     device = next(model.parameters()).device
-    records = dataset.records
-    batches = [records[start : start + config.batch] for start in range(0, len(records), config.batch)]
-    own = dataset.subset([record for batch in current_processes().share(batches) for record in batch])
 
     @torch.inference_mode()
     def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -143,12 +140,13 @@ def plan_detector(
         return detections
 
     def detect(plan: QuantPlan) -> Detections:
-        with quantizing(model, plan.int8):
-            label = f"{len(plan.float_)} layers in float"
-            found = detect_all(
-                predict, own, imgsz, config, progress,
-                label=label, layout=model.spec.layout, preprocessing=model.spec.preprocessing,
+        def in_share(share: DetectionDataset) -> Detections:
+            return detect_all(
+                predict, share, imgsz, config, progress, label=f"{len(plan.float_)} layers in float",
+                layout=model.spec.layout, preprocessing=model.spec.preprocessing,
             )  # fmt: skip
-        return joined_detections(gathered(found))
+
+        with quantizing(model, plan.int8):
+            return found_in_shares(in_share, dataset, config.batch)
 
     return detect

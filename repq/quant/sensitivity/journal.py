@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,6 +66,13 @@ class Journal:
         self._own[entry.kind, entry.item] = entry
         if self._path is not None:
             self._write(self._path, asdict(entry))
+
+    def complete(self, entries: Iterable[Entry]) -> None:
+        """Add what is not there yet, such as what a process measured whose disk is another."""
+        known = self.entries()
+        for entry in entries:
+            if (entry.kind, entry.item) not in known:
+                self.append(entry)
 
     def _remove_others(self, folder: Path) -> None:
         for path in folder.glob("sweep-*.jsonl"):
