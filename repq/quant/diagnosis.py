@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from repq.amounts import percent
 from repq.errors import QuantizationError
 from repq.layers import LayerId
 from repq.model import Detector, layer_ids
@@ -274,7 +275,7 @@ def _judge(
     evidence: dict[WayName, str] = {
         "ptq": "every layer in INT8" if not config.keep_float else "every layer in INT8 that is not kept in float",
         "corrected": _listed(corrections),
-        "partial": f"the {len(worst)} noisiest layers ({kept:.1%} of the MACs) in float",
+        "partial": f"the {len(worst)} noisiest layers ({percent(kept)} of the MACs) in float",
     }
     commands: dict[WayName, str] = {
         "ptq": f"repq ptq {options} --plain",

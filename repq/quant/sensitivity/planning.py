@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from repq.amounts import percent
 from repq.errors import DataError, QuantizationError
 from repq.layers import LayerId, QuantPlan
 from repq.quant.sensitivity.assess import Judge
@@ -199,5 +200,5 @@ def _report(sensitivity: Sensitivity, plan: QuantPlan, order: str, fixed: frozen
         float_layers=plan.float_,
         kept_layers=tuple(layer for layer in plan.float_ if layer in fixed),
         int8_macs_share=sum(row.macs for row in sensitivity.layers if row.layer not in kept) / total,
-        reasons={layer: f"{reason}, {macs[layer] / total:.1%} of the MACs" for layer, reason in reasons.items()},
+        reasons={layer: f"{reason}, {percent(macs[layer] / total)} of the MACs" for layer, reason in reasons.items()},
     )
