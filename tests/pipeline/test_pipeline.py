@@ -18,6 +18,7 @@ from repq.pipeline import RunOutcome, run_recipe
 from repq.pipeline.runner import make_artifacts
 from repq.progress import silent
 from repq.recipe import Recipe, parse_recipe
+from repq.report.comparison import built_title
 from repq.results import Accuracies, BenchReport, PruneReport, PtqReport
 
 TINY = {
@@ -233,7 +234,7 @@ def test_a_run_outside_its_bound_shows_what_it_made(first: RunOutcome, work: Pat
     assert values["verdict"]["ship"] is None and values["error"]["fix"] == values["verdict"]["next"]
     told = invoke("run", asked, *line)
     assert told.exit_code == 1 and str(work / "report.html") in told.output and str(work / "deploy") in told.output
-    assert all(row["model"] in told.output for row in values["models"])
+    assert all(built_title(row["model"]) in told.output for row in values["models"])
     report = (work / "report.md").read_text()
     assert "No engine in INT8 is good enough to ship" in report and "does not pay" in report
     shown = invoke("run", write_recipe(tmp_path), *line).output

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from finding_detector import with_boxes
 
+from repq import roll_call
 from repq.data import make_demo_set
 from repq.errors import RepqError
 from repq.model import save_checkpoint
@@ -56,6 +57,7 @@ def die_after_first_group() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    roll_call.MOMENT, roll_call.LINGER = 0.5, 0.2
     if os.environ["RANK"] in sys.argv[3:]:
         die_after_first_group()
     try:

@@ -20,7 +20,6 @@ from repq.stages import Context, PtqJob, budget, quantize_within
 
 CORRECTED = {"channel_inputs": True, "equalize": True, "rounding": "adaptive", "outputs": "moments", "images": 3}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] = {  # calibration, corrections, rest
-    "max": ({"method": "max"}, {}, {}, 1.0),
     "entropy": ({"method": "entropy"}, {}, {"share_scales": "joint", "scheme": "symmetric"}, 1.0),
     "fewer batches than processes": ({"method": "mse", "batch": 16}, {}, {}, 1.0),
     "corrected": ({"method": "mse"}, CORRECTED, {}, 1.0),

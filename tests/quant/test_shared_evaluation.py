@@ -33,5 +33,5 @@ def test_two_processes_evaluate_as_one(folder: Path, case: str) -> None:
 
 
 def test_the_first_process_alone_speaks(folder: Path) -> None:
-    assert "1 of 7 images have no label file" in (folder / "said0.txt").read_text()
+    assert "1 of 7 images has no label file" in (folder / "said0.txt").read_text()
     assert not (folder / "said1.txt").read_text()

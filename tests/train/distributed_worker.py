@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
 
+from repq import roll_call
 from repq.data import DetectionDataset, ImageCache, load_dataset
 from repq.distributed import evaluate_together
 from repq.errors import TrainingError
@@ -42,6 +43,7 @@ def fewer_images_than_processes(
 
 def main(folder: Path, dying_rank: int) -> None:
     torch.set_num_threads(1)
+    roll_call.MOMENT, roll_call.LINGER = 0.5, 0.2
     train_set, val_set = (load_dataset(folder / "set" / "data.yaml", split) for split in ("train", "val"))
     with joined_processes("cpu") as (processes, device):
         if dying_rank < 0:

@@ -103,8 +103,7 @@ def test_a_dead_process_ends_the_others_with_a_word_and_a_state(folder: Path) ->
     assert len(report.epochs) == QUICK.epochs
 
 
-@pytest.mark.parametrize("hanging", [0, 1])  # the first keeps the store in which the others look for it
-@pytest.mark.parametrize("how", ["stopped", "asleep"])
+@pytest.mark.parametrize(("how", "hanging"), [("stopped", 0), ("asleep", 1)])  # the first keeps the store of all
 def test_a_hanging_process_ends_the_others_with_a_word_of_which(hanging: int, how: str) -> None:
     ends = start_two(HANGING, hanging, how, count=3)
     if how == "stopped":
