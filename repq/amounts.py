@@ -15,4 +15,9 @@ def percent_asked(share: float) -> str:
 
 def counted(number: int, noun: str) -> str:
     """1 image, 2 images."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun_of(number, noun)}"
+
+
+def noun_of(number: int, noun: str) -> str:
+    """What is counted, in the singular or the plural."""
+    return noun if number == 1 else f"{noun}s"

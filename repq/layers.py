@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NewType
+from typing import Any, NewType
 
 from repq.errors import SelectorError
 
@@ -22,6 +22,11 @@ PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 PLAIN_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 """Attributes of a Gemm that is a product and a sum alone, which is what a layer computes."""
+
+
+def has_defaults(attributes: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether a node's attributes are these where they are given, lists as lists."""
+    return all(attributes.get(key, value) == value for key, value in defaults.items())
 
 
 def select(layers: Sequence[LayerId], selectors: Iterable[str]) -> tuple[LayerId, ...]:

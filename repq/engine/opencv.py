@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from repq.engine.source import Source
 
 INSTALL = "pip install opencv-python-headless"
-FLOAT16 = 10  # onnx.TensorProto.FLOAT16
 _MODEL = "model.onnx"
 
 
@@ -70,9 +69,11 @@ class OpenCv(Runtime):
 
 def _other_types(graph: onnx.GraphProto) -> str | None:
     """What of a graph OpenCV would compute in FP32 all the same."""
+    from onnx import TensorProto
+
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
         return "with Q/DQ"
-    float16 = any(tensor.data_type == FLOAT16 for tensor in graph.initializer)
+    float16 = any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.initializer)
     return "in FP16" if float16 else None
 
 

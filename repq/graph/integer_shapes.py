@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repq.layers import has_defaults
+
 TOGETHER = 4
 """Neighbours that become one place; the fastest of 2, 4 and 8 wherever any of them pays."""
 
@@ -53,7 +55,7 @@ def widened(weight: NDArray[np.int8], attributes: Mapping[str, Any], width: int 
     if weight.ndim != 4 or weight.shape[1] >= _FEW or weight.shape[2:] == (1, 1) or width is None:
         return None
     plain = {"group": 1, "dilations": [1, 1], "auto_pad": "NOTSET"}
-    if any(attributes.get(key, value) != value for key, value in plain.items()):
+    if not has_defaults(attributes, plain):
         return None
     channels, kernel = weight.shape[1], weight.shape[3]
     (down, stride), (top, left, bottom, right) = attributes.get("strides", (1, 1)), attributes.get("pads", (0,) * 4)

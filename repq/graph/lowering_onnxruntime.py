@@ -54,7 +54,7 @@ from repq.graph.integer_shapes import widened
 from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
 from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
-from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS
+from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, has_defaults
 
 _MOVERS = COPYING - {"DepthToSpace", "SpaceToDepth"}
 """Copying operators that have a UINT8 kernel."""
@@ -530,9 +530,7 @@ def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
     weight, scale, *rest = (tensor.values for tensor in source.inputs)
     if weight.dtype != np.int8 or scale.dtype != np.float32 or any(part.any() for part in rest):
         return None
-    if node.op in PRODUCTS and (
-        weight.ndim != 2 or any(node.attrs.get(key, value) != value for key, value in PLAIN_GEMM.items())
-    ):
+    if node.op in PRODUCTS and (weight.ndim != 2 or not has_defaults(node.attrs, PLAIN_GEMM)):
         return None
     channel_axis = output_axis(node)
     if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != channel_axis:
@@ -556,14 +554,15 @@ def _block_size(conv: _IntegerLayer) -> int | None:
         return None
     if node.attrs.get("strides", [1, 1]) != [height, width]:
         return None
-    return int(height) if all(node.attrs.get(key, value) == value for key, value in plain.items()) else None
+    return int(height) if has_defaults(node.attrs, plain) else None
 
 
 def _is_pointwise(conv: _IntegerLayer) -> bool:
     """Whether a convolution looks at single places, and at all of them."""
-    plain = {"strides": 1, "pads": 0}
-    moved = any(set(conv.node.attrs.get(key, ())) - {value} for key, value in plain.items())
-    return set(conv.weight.shape[2:]) == {1} and not moved and conv.node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
+    kernel = list(conv.weight.shape[2:])
+    ones = [1] * len(kernel)
+    plain = {"strides": ones, "pads": [0, 0] * len(kernel), "auto_pad": "NOTSET"}
+    return kernel == ones and has_defaults(conv.node.attrs, plain)
 
 
 def _unfolded(conv: _IntegerLayer) -> _IntegerLayer:

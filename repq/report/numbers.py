@@ -106,7 +106,7 @@ def difference(before: float | None, after: float | None) -> float | None:
 
 
 def plural(value: int, noun: str) -> str:
-    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+    return f"{count(value)} {amounts.noun_of(value, noun)}"
 
 
 def interval(changes: tuple[float, float]) -> str:

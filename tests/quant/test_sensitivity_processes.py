@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sensitivity_worker import measured, prepare
-from two_processes import launch_two, start_two
+from two_processes import all_end_well, launch_two, start_two
 
 from repq.api import plan_latency
 from repq.quant.sensitivity import measurement
@@ -54,8 +54,7 @@ def test_two_processes_are_one(folder: Path, alone: tuple[Sensitivity, PlanRepor
 
 
 def test_hosts_need_no_common_disk(folder: Path, alone: tuple[Sensitivity, PlanReport | None]) -> None:
-    for status, message in start_two(WORKER, folder, folder / "disk{rank}"):
-        assert status == 0, message
+    all_end_well(WORKER, folder, folder / "disk{rank}")
     sensitivity, plan = written(folder / "disk0")
     assert without_times(sensitivity) == without_times(alone[0]) and plan == alone[1]
     assert [path.name for path in (folder / "disk1").rglob("*.*")] == ["sweep-1.jsonl"]

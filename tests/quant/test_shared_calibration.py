@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_ptq_worker import CASES, FEWER, prepare, quantized
-from two_processes import start_two
+from two_processes import all_end_well
 
 from repq.machine.torch_threads import torch_threads
 from repq.quant.calibration.histogram import Histogram
@@ -24,8 +24,7 @@ WORKER = Path(__file__).with_name("shared_ptq_worker.py")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ptq")
     prepare(folder)
-    for status, message in start_two(WORKER, folder, *CASES):
-        assert status == 0, message
+    all_end_well(WORKER, folder, *CASES)
     return folder
 
 

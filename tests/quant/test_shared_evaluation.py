@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from shared_eval_worker import CASES, measured, prepare
-from two_processes import start_two
+from two_processes import all_end_well
 
 from repq.machine.torch_threads import torch_threads
 from repq.results import Accuracy
@@ -18,8 +18,7 @@ WORKER = Path(__file__).with_name("shared_eval_worker.py")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
     prepare(folder)
-    for status, message in start_two(WORKER, folder, *CASES):
-        assert status == 0, message
+    all_end_well(WORKER, folder, *CASES)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_training import QUICK, SIZE, noisy_oracle, settled, tiny_model
-from two_processes import launch_two, start_two
+from two_processes import all_end_well, launch_two, start_two
 
 from repq import distributed
 from repq.data import DetectionDataset, ImageCache, load_dataset, make_demo_set
@@ -39,8 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     draw(folder)
-    for status, message in start_two(WORKER, folder, -1):
-        assert status == 0, message
+    all_end_well(WORKER, folder, -1)
     return folder
 
 

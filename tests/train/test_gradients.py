@@ -8,7 +8,7 @@ import pytest
 import torch
 from gradients_worker import CPU, SIZES, batches_of, gradients
 from small_training import QUICK, settled, tiny_model
-from two_processes import start_two
+from two_processes import all_end_well, start_two
 
 from repq.data import make_demo_set
 from repq.recipe import DemoConfig
@@ -26,20 +26,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def all_end_well(what: str, folder: Path, count: int = 2) -> None:
-    for status, message in start_two(WORKER, folder, what, count=count):
-        assert status == 0, message
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_sums_of_random_networks(tmp_path: Path, count: int) -> None:
-    all_end_well("random_nets", tmp_path, count)
+    all_end_well(WORKER, tmp_path, "random_nets", count=count)
     for rank in range(count):
         assert int((tmp_path / f"began{rank}.txt").read_text()) > 40, "sums begin in the backward pass"
 
 
 def test_updates_of_detectors(folder: Path) -> None:
-    all_end_well("detectors", folder)
+    all_end_well(WORKER, folder, "detectors")
     alone = batches_of(folder, Processes())
     wanted = list(gradients(Updater(settled(tiny_model()), QUICK, CPU), alone))
     for size in SIZES:
@@ -51,7 +46,7 @@ def test_updates_of_detectors(folder: Path) -> None:
 
 
 def test_a_stopped_training_goes_on(folder: Path) -> None:
-    all_end_well("trainings", folder)
+    all_end_well(WORKER, folder, "trainings")
 
 
 def test_a_process_that_ends_in_its_backward_pass_is_told_of(tmp_path: Path) -> None:

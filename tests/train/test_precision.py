@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
 from torch import nn
-from two_processes import start_two
+from two_processes import all_end_well
 
 from repq.cli import main
 from repq.data import ImageCache, make_demo_set
@@ -312,8 +312,7 @@ def test_two_processes_train_one_model(data, tmp_path: Path) -> None:
     make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=4, size=64, classes=2))
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
-    for status, message in start_two(worker, tmp_path, Path(__file__).parent):
-        assert status == 0, message
+    all_end_well(worker, tmp_path, Path(__file__).parent)
     first, second = ((tmp_path / f"weights{rank}.txt").read_text() for rank in range(2))
     assert first == second
     weights, precision, total = first.split()

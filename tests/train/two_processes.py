@@ -36,6 +36,12 @@ def start_two(worker: Path, *arguments: object, count: int = 2) -> list[tuple[in
     return _ended([str(worker), *map(str, arguments)], [{"RANK": str(rank), **group} for rank in range(count)])
 
 
+def all_end_well(worker: Path, *arguments: object, count: int = 2) -> None:
+    """`start_two`, and every process has to end without an error."""
+    for status, message in start_two(worker, *arguments, count=count):
+        assert status == 0, message
+
+
 def _ended(words: list[str], settings: list[dict[str, str]]) -> list[tuple[int, str]]:
     """Status and stderr of one program's processes, one for each of the settings."""
     forks = _forks()

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import nn
 
 from repq.errors import GraphError
-from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, LayerId
+from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, LayerId, has_defaults
 from repq.model.onnx_graph.constants import Constants, reached, wiring
 from repq.model.onnx_graph.program import title
 from repq.model.onnx_graph.skeleton import parameter_names
@@ -109,7 +109,7 @@ def _products(model: ModelProto) -> Iterator[_Layer]:
             width = weight.shape[0 if values.get("transB") else 1]
             summand = [name for name in node.input[2:] if name]
             bias = constants.value(summand[0]) if summand else np.zeros(width, np.float32)
-            plain = all(values.get(key, value) == value for key, value in PLAIN_GEMM.items())
+            plain = has_defaults(values, PLAIN_GEMM)
             if plain and bias is not None and bias.shape in ((), (1,), (1, 1), (width,), (1, width)):
                 yield _Layer(node, weight, np.broadcast_to(bias.reshape(-1), width) if summand else None)
 

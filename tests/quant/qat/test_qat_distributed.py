@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_qat import QUICK, gradients_of_first_batch
-from two_processes import start_two
+from two_processes import all_end_well
 
 from repq.data import load_dataset, make_demo_set
 from repq.recipe import DemoConfig
@@ -17,8 +17,7 @@ WORKER = Path(__file__).with_name("qat_worker.py")
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
     make_demo_set(tmp_path / "set", DemoConfig(train_images=10, val_images=2, size=64, classes=2))
-    for status, message in start_two(WORKER, tmp_path):
-        assert status == 0, message
+    all_end_well(WORKER, tmp_path)
 
     _, parts, gradients = gradients_of_first_batch(load_dataset(tmp_path / "set" / "data.yaml", "train"))
     assert {name.rpartition(".")[2] for name in gradients} == {"weight", "bias", "log_ratio"}
