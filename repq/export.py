@@ -28,7 +28,7 @@ from repq.graph.surgeon import export_graph, import_graph
 from repq.identity import identify
 from repq.layers import LayerId
 from repq.log import without_warnings
-from repq.model import Detector, Spec, build, family_named, layer_ids
+from repq.model import Detector, Spec, family_named, layer_ids, outline
 from repq.model.onnx_graph.detector import GraphDetector
 from repq.onnx_file import with_shapes
 from repq.preprocessing import Preprocessing
@@ -119,8 +119,7 @@ def export_quantized(
 
 def float_copy(model: Detector) -> Detector:
     """The fused float32 detector of the same weights, on the CPU and in eval mode, without any quantizer."""
-    with torch.device("meta"):
-        plain = build(model.spec, deploy=True)
+    plain = outline(model.spec, True)
     plain.load_state_dict(model.state_dict(), assign=True)
     return plain.cpu().float().eval()
 

@@ -179,12 +179,9 @@ def _start_weights(weights: Weights, label: str, size_bytes: int, options: Optio
 
 
 def _deployed_layers(model: Detector) -> tuple[LayerId, ...]:
-    import torch
+    from repq.model import layer_ids, outline
 
-    from repq.model import build, layer_ids
-
-    with torch.device("meta"):
-        return layer_ids(build(model.spec, deploy=True))
+    return layer_ids(outline(model.spec, True))
 
 
 def open_onnx(

@@ -144,17 +144,17 @@ def _load_safetensors(path: Path, name: str | None) -> Checkpoint:
             found=f"version {own.get('version')!r}, known is {FORMAT_VERSION!r}",
             fix="update repq, or write the file again with this one",
         )
-    recovery = _declared(path, own, tensors)
-    if name and recovery.spec.name != name:
+    model = _declared(path, own, tensors)
+    if name and model.spec.name != name:
         raise CheckpointError(
-            f"{path} is not {name}", found=f"a file of {recovery.spec.name}", fix="leave the name out: the file has it"
+            f"{path} is not {name}", found=f"a file of {model.spec.name}", fix="leave the name out: the file has it"
         )
-    names = _read_names(json.loads(own["names"]), recovery.spec.num_classes) if "names" in own else None
-    return Checkpoint(_assemble(path, recovery, tensors), names, (), metadata, extra)
+    names = _read_names(json.loads(own["names"]), model.spec.num_classes) if "names" in own else None
+    return Checkpoint(_filled(path, model, tensors), names, (), metadata, extra)
 
 
-def _declared(path: Path, own: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Recovery:
-    """The spec that a file of repq's own declares, checked against its entries."""
+def _declared(path: Path, own: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Detector:
+    """The model, without numbers, that a file of repq's own declares, checked against its entries."""
     damaged = CheckpointError(
         f"{path} is damaged", found="its entries are not those of the model it declares", fix="write it again"
     )
@@ -162,12 +162,13 @@ def _declared(path: Path, own: Mapping[str, str], tensors: Mapping[str, Tensor])
         spec, deploy = read_spec(own["spec"]), json.loads(own["deploy"]) is True
         if spec.least_entries > len(tensors):
             raise damaged
-        expected = {entry: value.shape for entry, value in outline(spec, deploy).state_dict().items()}
+        model = outline(spec, deploy)
+        expected = {entry: value.shape for entry, value in model.state_dict().items()}
     except (RepqError, KeyError, ValueError, IndexError, RuntimeError, OverflowError):
         raise damaged from None
     if expected != {entry: value.shape for entry, value in tensors.items()}:
         raise damaged
-    return Recovery(spec, deploy, {entry: entry for entry in tensors})
+    return model
 
 
 # --- what torch.save wrote -------------------------------------------------------------------------------------------
@@ -286,14 +287,21 @@ def _assemble(path: Path, recovery: Recovery, tensors: Mapping[str, Tensor]) -> 
     state = {}
     for entry, expected in model.state_dict().items():
         if entry in recovery.entries:
-            state[entry] = tensors[recovery.entries[entry]].to(expected.dtype)
+            state[entry] = tensors[recovery.entries[entry]]
         else:  # a constant of the family, or a count of batches
             state[entry] = recovery.constants.get(entry, torch.zeros(expected.shape, dtype=expected.dtype))
-        if state[entry].is_floating_point() and not torch.isfinite(state[entry]).all():
+    return _filled(path, model, state)
+
+
+def _filled(path: Path, model: Detector, tensors: Mapping[str, Tensor]) -> Detector:
+    """An outline with its numbers, in place; random first weights are never drawn."""
+    state = {entry: tensors[entry].to(expected.dtype) for entry, expected in model.state_dict().items()}
+    for entry, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(
                 f"{path} holds weights that are not finite", found=entry, fix="take an earlier checkpoint"
             )
-    model.load_state_dict(state, assign=True)  # random first weights are never drawn
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from repq.errors import RepqError
 from repq.layers import LayerId
@@ -130,8 +131,23 @@ def _resized(model: Detector, widths: Sequence[tuple[str, int, int, int]]) -> De
 
 def outline(spec: Spec, deploy: bool) -> Detector:
     """The detector without numbers (on torch's meta device): cheap, whatever its size."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return build(spec, deploy=deploy)
+
+
+@lru_cache(maxsize=8)
+def known_outline(spec: Spec, deploy: bool) -> Detector:
+    """The `outline` that all who ask for it share: to be read, not to be changed."""
+    return outline(spec, deploy)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out drawing first weights: on the meta device they have no values, and torch takes its time for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[LayerId, Layer]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import types
@@ -19,7 +18,8 @@ from test_yolov6 import AS_BUILT, GOLDEN_TAGS, golden_values, relative_error
 from torch import nn
 
 from repq.errors import CheckpointError, RepqError
-from repq.model import Detector, build, get_spec, load_checkpoint, model_names, outline, recover, save_checkpoint
+from repq.model import Detector, build, get_spec, load_checkpoint, model_names, recover, save_checkpoint
+from repq.model.detector import known_outline
 from repq.model.yolov6.specs import STYLE_SUFFIXES
 from repq.reparam import fuse
 
@@ -35,18 +35,8 @@ def randomized(name: str, num_classes: int = 80, seed: int = 0) -> Detector:
     return model
 
 
-kept_outline = functools.lru_cache(maxsize=8)(outline)
-"""Tests recover the same few architectures again and again, and nothing of an outline is changed."""
-
-
-@pytest.fixture(autouse=True)
-def _outlines_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for family in ("yolov6", "yolox"):
-        monkeypatch.setattr(f"repq.model.{family}.recover.outline", kept_outline)
-
-
 def shapes_of(spec: Any, deploy: bool) -> dict[str, tuple[int, ...]]:
-    return {entry: tuple(value.shape) for entry, value in kept_outline(spec, deploy).state_dict().items()}
+    return {entry: tuple(value.shape) for entry, value in known_outline(spec, deploy).state_dict().items()}
 
 
 def entries_equal(found: Detector, expected: Detector) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from repq.errors import CheckpointError
-from repq.model.detector import Detector, outline
+from repq.model.detector import Detector, known_outline
 from repq.model.family import Recovery, Shapes
 from repq.model.yolov6.blocks import BlockKit
 from repq.model.yolov6.specs import ModelSpec, Style, find_spec, model_names
@@ -43,7 +43,7 @@ def recover(shapes: Shapes, name: str | None, modules: Mapping[str, str]) -> Rec
     fitting: list[tuple[tuple[int, bool], Recovery]] = []
     differences = []
     for spec, deploy in candidates:
-        model = outline(spec, deploy)
+        model = known_outline(spec, deploy)
         entries = _join(kept, model)
         if problems := _differences(kept, model, entries):
             differences.append((len(problems), spec, deploy, problems))

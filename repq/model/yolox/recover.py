@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repq.errors import CheckpointError
-from repq.model.detector import outline
+from repq.model.detector import known_outline
 from repq.model.family import Recovery, Shapes
 from repq.model.yolox.specs import ACTIVATIONS, YoloxSpec, find_spec, model_names, split_options
 
@@ -29,7 +29,7 @@ def recover(shapes: Shapes, name: str | None) -> Recovery | None:
     differences: list[tuple[int, YoloxSpec, list[str]]] = []
     for spec in _candidates(name, of_classes[0], kept):
         for deploy in (False, True):
-            model = {entry: tuple(value.shape) for entry, value in outline(spec, deploy).state_dict().items()}
+            model = {entry: tuple(value.shape) for entry, value in known_outline(spec, deploy).state_dict().items()}
             problems = _differences(kept, model)
             if not problems:
                 entries = {entry: prefix + entry for entry in model if entry in kept}
