@@ -31,7 +31,7 @@ TINY = {
         "ptq": {"calibration": {"method": "max", "images": 4, "batch": 2}},
         "build": {"engines": ["onnxruntime"]},
         "check": {"max_drop": 1.0},
-        "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1]},
+        "bench": {"warmup": 1, "rounds": 2, "runs_per_round": 2, "threads": [1], "settle_ms": 0},
         "report": {"images": 0},
     },
     "variants": {"symmetric": {"ptq": {"scheme": "symmetric"}}, "asymmetric": {"ptq": {"scheme": "asymmetric"}}},

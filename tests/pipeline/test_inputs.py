@@ -28,7 +28,7 @@ RUN = {
     "build": {"engines": ["onnxruntime"]},
     "max_drop": 1.0,
     "min_speedup": 0,
-    "bench": {"warmup": 1, "rounds": 1, "runs_per_round": 1, "threads": [1]},
+    "bench": {"warmup": 1, "rounds": 1, "runs_per_round": 1, "threads": [1], "settle_ms": 0},
     "report": {"images": 1},
 }
 ON_TRAIN = {"search", "train", "sensitivity", "ptq", "qat"}
