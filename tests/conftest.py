@@ -6,7 +6,9 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     exports.mkdir(exist_ok=True)
     (cache / "exports").symlink_to(exports)
     os.environ["REPQ_CACHE"] = str(cache)
+
+
+@pytest.fixture(autouse=True)
+def _operators_are_parsed_once() -> None:
+    """Torch's exporter parses the sources of onnxscript's operators at every export, 0.3 s each time."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    library = getattr(registration, "onnxscript_apis", None)
+    if library is not None and not hasattr(library.get_torchlib_ops, "cache_info"):
+        library.get_torchlib_ops = cache(library.get_torchlib_ops)
 
 
 @pytest.fixture
