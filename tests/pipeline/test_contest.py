@@ -27,8 +27,8 @@ from repq.report.text import contest_choice, contest_table
 from repq.results import Accuracies, BatchTiming, Contender, Contest
 
 QUICK = [
-    "bench.batches=[1, 2]", "bench.rounds=2", "bench.runs_per_round=2", "bench.warmup=1", "bench.threads=[1]",
-    "ptq.calibration={method: max, images: 4, batch: 2}",
+    "bench.batches=[2]", "bench.rounds=2", "bench.runs_per_round=2", "bench.warmup=1", "bench.threads=[1]",
+    "bench.settle_ms=0", "ptq.calibration={method: max, images: 4, batch: 2}",
 ]  # fmt: skip
 
 
@@ -134,6 +134,16 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]
     return arguments, folder / "out"
 
 
+def demand_timings(found: Contest, batches: list[int]) -> None:
+    """Every contender was timed at every batch size and its memory measured, or there is a reason."""
+    for row in found.contenders:
+        assert [timing.batch for timing in row.timings] == batches
+        for timing in row.timings:
+            assert timing.reason or (timing.p50_ms and timing.runs == 4)
+            assert timing.p95_ms is None and timing.p99_ms is None, "of so few runs they would be the slowest one"
+            assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
+
+
 def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Path]) -> None:
     from repq.engine import ENGINES, availability
 
@@ -142,12 +152,8 @@ def test_every_engine_is_compared_or_has_a_reason(compared: tuple[list[str], Pat
     assert {row.engine for row in found.contenders} == {"torch"} | (usable & {entry.name for entry in ENGINES})
     assert {row.runtime for row in found.missing} == {entry.name for entry in ENGINES} - usable
     assert all(row.detail for row in found.missing)
+    demand_timings(found, [2])
     for row in found.contenders:
-        assert [timing.batch for timing in row.timings] == [1, 2]
-        for timing in row.timings:
-            assert timing.reason or (timing.p50_ms and timing.runs == 4)
-            assert timing.p95_ms is None and timing.p99_ms is None, "of so few runs they would be the slowest one"
-            assert timing.reason or (timing.memory_bytes and timing.memory_bytes > 10 << 20)
         assert row.variant == "int8" or not row.int8_macs_share
     assert found.choice is not None and found.contenders[0].ap > 0
     assert found.others is not None
@@ -173,11 +179,15 @@ def test_the_choice_alone_says_what_spoilt_the_times(compared: tuple[list[str], 
     assert "is to be trusted" in crowded and crowded.endswith(quiet)
 
 
-def test_nothing_is_checked_where_nothing_runs_in_int8(compared: tuple[list[str], Path], tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, [*compared[0], "--engines", "opencv", "-o", str(tmp_path)])
+def test_several_batches_are_timed_and_nothing_is_checked_where_nothing_runs_in_int8(
+    compared: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    both = ["--set", "bench.batches=[1, 2]"]
+    result = CliRunner().invoke(main, [*compared[0], "--engines", "opencv", *both, "-o", str(tmp_path)])
     assert result.exit_code in (0, 1), result.output
     found = Contest.model_validate_json((tmp_path / RESULT).read_text())
     assert [row.engine for row in found.contenders] == ["torch", "opencv"]
+    demand_timings(found, [1, 2])
     (known,) = tmp_path.glob("check/*/accuracies.json")
     assert Accuracies.model_validate_json(known.read_text()).models == {}
     assert not list(tmp_path.glob("check/*/check.json")), "engines that nobody asked for were compared"
@@ -206,7 +216,7 @@ def test_memory_is_measured_without_what_lies_in_the_working_folder(
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('a file of the user is run')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [place for place in sys.path if place])
-    assert footprint(compared[1].parent / "tiny.safetensors", (64, 64), 1, 1) > 0
+    assert footprint(next((compared[1] / "build").glob("*/onnxruntime-int8")), (64, 64), 1, 1) > 0
 
 
 def test_nothing_that_works_is_an_error(compared: tuple[list[str], Path]) -> None:
