@@ -29,7 +29,7 @@ RUN = {
     "max_drop": 1.0,
     "min_speedup": 0,
     "bench": {"warmup": 1, "rounds": 1, "runs_per_round": 1, "threads": [1], "settle_ms": 0},
-    "report": {"images": 1},
+    "report": {"images": 0},
 }
 ON_TRAIN = {"search", "train", "sensitivity", "ptq", "qat"}
 ON_VAL = {"search", "train", "fuse", "sensitivity", "ptq", "qat", "check", "eval", "bench", "report"}
