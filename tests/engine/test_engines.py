@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sample_graphs import LAYERS, calibrated_scales, detector
 
 from repq.engine import build, load
 from repq.engine.availability import installed, saturation_note
+from repq.engine.base import Engine
 from repq.engine.openvino import conversions, node_times
 from repq.errors import EngineError
 from repq.graph import to_fp16
@@ -31,6 +34,7 @@ NCNN = pytest.param(
 )
 ENGINES = ("onnxruntime", "openvino", NCNN)
 FLOAT_ENGINES = (*ENGINES, "opencv")
+ONE_THREAD = BuildConfig(threads=1)
 IMAGES = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
 ORT_FLOAT = {"head.pred"}  # it is read in float
 
@@ -52,6 +56,20 @@ def snr_db(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / max(((wanted - found) ** 2).sum(), 1e-30)))
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """An engine of a graph, built once for all tests that only run it, save it or ask it."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def of(name: str, graph: bytes, config: BuildConfig) -> Engine:
+        path = folder / f"{sha256(graph).hexdigest()}.onnx"
+        path.write_bytes(graph)
+        return build(name, path, config)
+
+    return lambda name, model, config=ONE_THREAD: of(name, model.SerializeToString(deterministic=True), config)
+
+
 @pytest.fixture
 def onnx_file(tmp_path):
     def write(model: onnx.ModelProto) -> Path:
@@ -63,9 +81,9 @@ def onnx_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", FLOAT_ENGINES)
-def test_float_graph_is_float_everywhere_and_exact(name, onnx_file):
+def test_float_graph_is_float_everywhere_and_exact(name, built):
     model = detector()
-    engine = build(name, onnx_file(model), BuildConfig(threads=1))
+    engine = built(name, model)
     description = engine.describe()
     assert [row.layer for row in description.layers] == list(LAYERS)
     assert description.precision_counts() == {"float32": len(LAYERS)}
@@ -74,18 +92,18 @@ def test_float_graph_is_float_everywhere_and_exact(name, onnx_file):
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_openvino_runs_every_quantized_layer_in_int8_and_computes_the_qdq_graph(asymmetric, onnx_file):
+def test_openvino_runs_every_quantized_layer_in_int8_and_computes_the_qdq_graph(asymmetric, built):
     model = quantized(asymmetric=asymmetric)
-    engine = build("openvino", onnx_file(model))
+    engine = built("openvino", model)
     assert engine.describe().precision_counts() == {"int8": len(LAYERS)}
     # Integer sums are exact, so only values on the very edge of a step could differ: here none does.
     assert snr_db(reference(model, IMAGES), engine.infer(IMAGES)["detections"]) > 100
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_onnxruntime_runs_what_it_can_in_int8_and_says_so(asymmetric, onnx_file):
+def test_onnxruntime_runs_what_it_can_in_int8_and_says_so(asymmetric, built):
     model = quantized(asymmetric=asymmetric)
-    engine = build("onnxruntime", onnx_file(model))
+    engine = built("onnxruntime", model)
     in_float = () if has_dot_products() else ORT_FLOAT
     wanted = {layer: "float32" if layer in in_float else "int8" for layer in LAYERS}
     assert {row.layer: row.precision for row in engine.describe().layers} == wanted
@@ -94,9 +112,9 @@ def test_onnxruntime_runs_what_it_can_in_int8_and_says_so(asymmetric, onnx_file)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_partly_quantized_graph_is_mixed(name, onnx_file):
+def test_partly_quantized_graph_is_mixed(name, built):
     model = quantized(("stem.conv", "body.0.conv"))
-    engine = build(name, onnx_file(model))
+    engine = built(name, model)
     found = {row.layer: row.precision for row in engine.describe().layers}
     assert found["stem.conv"] == "int8"
     assert {found[layer] for layer in LAYERS[2:]} == {"float32"}
@@ -105,11 +123,11 @@ def test_partly_quantized_graph_is_mixed(name, onnx_file):
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_each_layer_alone_computes_the_qdq_graph(layer, name, onnx_file):
+def test_each_layer_alone_computes_the_qdq_graph(layer, name, built):
     if (name, layer) == ("ncnn", "neck.up"):
         pytest.skip("NCNN has no INT8 kernel for ConvTranspose")
     model = quantized((layer,))
-    engine, draws = build(name, onnx_file(model)), np.random.default_rng(3).uniform(0, 1, (3, *IMAGES.shape))
+    engine, draws = built(name, model), np.random.default_rng(3).uniform(0, 1, (3, *IMAGES.shape))
     # floats before the layer round otherwise, so on few images a value on the very edge of a step lands one step off
     best = max(
         snr_db(reference(model, images), engine.infer(images)["detections"]) for images in draws.astype(np.float32)
@@ -118,11 +136,11 @@ def test_each_layer_alone_computes_the_qdq_graph(layer, name, onnx_file):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_conversions_are_counted(name, onnx_file):
-    counts = build(name, onnx_file(quantized())).describe().extra_nodes
+def test_conversions_are_counted(name, built):
+    counts = built(name, quantized()).describe().extra_nodes
     assert counts["quantize"] >= 1
     for batch in (1, None):  # a free batch leaves nodes that compute shapes in integers
-        counts = build(name, onnx_file(detector(batch=batch))).describe().extra_nodes
+        counts = built(name, detector(batch=batch)).describe().extra_nodes
         assert not {"quantize", "dequantize"} & set(counts)
 
 
@@ -160,18 +178,18 @@ def test_layers_may_be_named_like_what_a_runtime_adds_to_a_name(name, named, tmp
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_layers_come_from_weights_not_from_node_names(name, onnx_file):
+def test_layers_come_from_weights_not_from_node_names(name, built):
     model = quantized()
     for index, node in enumerate(model.graph.node):
         node.name = f"node_{index}"
-    assert {row.layer for row in build(name, onnx_file(model)).describe().layers} == set(LAYERS)
+    assert {row.layer for row in built(name, model).describe().layers} == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_dynamic_batch_takes_any_size(name, batch, onnx_file):
+def test_dynamic_batch_takes_any_size(name, batch, built):
     model = quantized(batch=None)
-    engine = build(name, onnx_file(model))
+    engine = built(name, model)
     assert engine.batch is None
     images = np.random.default_rng(batch).uniform(0, 1, (batch, 3, 32, 32)).astype(np.float32)
     found = engine.infer(images)["detections"]
@@ -180,8 +198,8 @@ def test_dynamic_batch_takes_any_size(name, batch, onnx_file):
 
 
 @pytest.mark.parametrize("name", FLOAT_ENGINES)
-def test_results_survive_the_next_run(name, onnx_file):
-    engine = build(name, onnx_file(detector()))
+def test_results_survive_the_next_run(name, built):
+    engine = built(name, detector())
     first = engine.infer(IMAGES)["detections"]
     kept = first.copy()
     engine.infer(1 - IMAGES)
@@ -190,10 +208,10 @@ def test_results_survive_the_next_run(name, onnx_file):
 
 @pytest.mark.parametrize("name", FLOAT_ENGINES)
 @pytest.mark.parametrize("graph", [detector, quantized])
-def test_runs_that_go_on_at_once_give_what_one_gives(name, graph, onnx_file):
+def test_runs_that_go_on_at_once_give_what_one_gives(name, graph, built):
     if name == "opencv" and graph is quantized:
         pytest.skip("OpenCV runs float graphs")
-    engine = build(name, onnx_file(graph()))
+    engine = built(name, graph())
     many = engine.concurrent()
     assert (engine.runs_at_once, many.describe()) == (1, engine.describe())
     inputs = [np.random.default_rng(seed).uniform(0, 1, IMAGES.shape).astype(np.float32) for seed in range(32)]
@@ -228,9 +246,9 @@ for thread in threads:
 
 
 @pytest.mark.parametrize("name", FLOAT_ENGINES)
-def test_the_first_runs_of_a_process_may_go_on_at_once(name, onnx_file, tmp_path):
+def test_the_first_runs_of_a_process_may_go_on_at_once(name, built, tmp_path):
     """In new processes: what waits for itself does so in two of three of them."""
-    build(name, onnx_file(detector())).save(tmp_path / "engine")
+    built(name, detector()).save(tmp_path / "engine")
     command = [sys.executable, "-c", FIRST_RUNS, str(tmp_path / "engine")]
     for _ in range(3):
         subprocess.run(command, check=True, timeout=120)
@@ -254,15 +272,15 @@ def test_openvino_divides_the_cores_among_runs(onnx_file, tmp_path):
         (np.zeros((1, 3, 32, 32), np.uint8), "float32"),
     ],
 )
-def test_wrong_images_are_refused(name, images, text, onnx_file):
-    engine = build(name, onnx_file(detector()))
+def test_wrong_images_are_refused(name, images, text, built):
+    engine = built(name, detector())
     with pytest.raises(EngineError, match=text):
         engine.infer(images)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_saved_engine_computes_and_describes_the_same(name, onnx_file, tmp_path):
-    engine = build(name, onnx_file(quantized()), BuildConfig(threads=1))
+def test_saved_engine_computes_and_describes_the_same(name, built, tmp_path):
+    engine = built(name, quantized())
     folder = tmp_path / "engine"
     engine.save(folder)
     again = load(folder)
@@ -295,8 +313,8 @@ def test_signals_arrive_after_engines_of_openvino_ended(order, onnx_file):
     assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 
-def test_openvino_keeps_float_weights_at_full_width(onnx_file, tmp_path):
-    engine = build("openvino", onnx_file(detector()))
+def test_openvino_keeps_float_weights_at_full_width(built, tmp_path):
+    engine = built("openvino", detector())
     engine.save(tmp_path / "engine")
     np.testing.assert_array_equal(
         load(tmp_path / "engine").infer(IMAGES)["detections"], engine.infer(IMAGES)["detections"]
@@ -305,11 +323,11 @@ def test_openvino_keeps_float_weights_at_full_width(onnx_file, tmp_path):
     assert engine.describe().size_bytes > weights
 
 
-def test_saving_replaces_an_engine_but_nothing_else(onnx_file, tmp_path):
-    engine = build("onnxruntime", onnx_file(detector()))
+def test_saving_replaces_an_engine_but_nothing_else(built, tmp_path):
+    engine = built("onnxruntime", detector())
     folder = tmp_path / "engine"
     engine.save(folder)
-    build("openvino", onnx_file(detector())).save(folder)
+    built("openvino", detector()).save(folder)
     assert load(folder).name == "openvino"
     other = tmp_path / "photos"
     other.mkdir()
@@ -385,9 +403,9 @@ def test_unknown_engine_is_refused(onnx_file):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_fp16_graph_takes_and_gives_float32(name, onnx_file):
+def test_an_fp16_graph_takes_and_gives_float32(name, built):
     half, _ = to_fp16(detector(), float32_io=False)
-    engine = build(name, onnx_file(half))
+    engine = built(name, half)
     assert engine.manifest.input.dtype == "float16"
     found = engine.infer(IMAGES)["detections"]
     assert found.dtype == np.float32
@@ -396,9 +414,9 @@ def test_an_fp16_graph_takes_and_gives_float32(name, onnx_file):
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("layers", [(), LAYERS[:2]])
-def test_layers_of_an_fp16_graph_are_in_the_type_that_the_cpu_multiplies(name, layers, onnx_file):
+def test_layers_of_an_fp16_graph_are_in_the_type_that_the_cpu_multiplies(name, layers, built):
     half, _ = to_fp16(quantized(layers) if layers else detector())
-    found = {row.layer: row.precision for row in build(name, onnx_file(half)).describe().layers}
+    found = {row.layer: row.precision for row in built(name, half).describe().layers}
     float_ = {precision for layer, precision in found.items() if layer not in layers}
     assert float_ == {"float16" if name == "ncnn" and "arm_fp16" in cpu.cpu_features() else "float32"}
     # of Q/DQ with FP16 scales ONNX Runtime makes no integer layers
@@ -426,8 +444,8 @@ def test_memory_that_does_not_suffice_for_a_batch_is_an_error(name, onnx_file):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_profile_has_every_layer_in_the_precision_that_runs(name, onnx_file):
-    engine = build(name, onnx_file(quantized(asymmetric=name != "ncnn")), BuildConfig(threads=1))
+def test_a_profile_has_every_layer_in_the_precision_that_runs(name, built):
+    engine = built(name, quantized(asymmetric=name != "ncnn"))
     rows = engine.profile(IMAGES, 3)
     running = {row.layer: row.precision for row in engine.describe().layers if row.precision != "unknown"}
     found = {}
@@ -452,9 +470,9 @@ def test_openvinos_first_run_is_not_in_its_times(runs, slow):
     assert node.ms == pytest.approx(0.300, abs=1e-3 * (runs + 1) / runs)
 
 
-def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(onnx_file):
+def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(built):
     def rows(model):
-        engine = build("onnxruntime", onnx_file(model), BuildConfig(threads=1))
+        engine = built("onnxruntime", model)
         found = {(row.kind, row.layer) for row in engine.profile(IMAGES, 2)}
         assert not {row for row in found if row[0] == "DequantizeLinear" and row[1] is None}
         return found
@@ -464,8 +482,8 @@ def test_conversions_in_a_profile_belong_to_the_layer_that_reads_them(onnx_file)
     assert {("QuantizeLinear", "body.0.conv"), ("DequantizeLinear", "body.0.conv")} <= rows(sums)
 
 
-def test_dynamic_int8_is_near_float_and_says_what_it_is(onnx_file, tmp_path):
-    engine = build("onnxruntime", onnx_file(detector()), BuildConfig(threads=1, dynamic=True))
+def test_dynamic_int8_is_near_float_and_says_what_it_is(built, tmp_path):
+    engine = built("onnxruntime", detector(), BuildConfig(threads=1, dynamic=True))
     description = engine.describe()
     float_ = {row.layer for row in description.layers if row.precision != "int8"}
     assert float_ == {"neck.up"}  # quantize_dynamic leaves transposed convolutions as they are
