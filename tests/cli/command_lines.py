@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from repq.cli.relations import several
 SIZE = 64
 
 
-def options(name: str) -> list[Option]:
+@functools.cache
+def options(name: str) -> tuple[Option, ...]:
     """The options and arguments of a command."""
     module, _ = COMMANDS[name]
-    return options_of(parameters_of(getattr(importlib.import_module(f"repq.cli.{module}"), f"{name}_command")))
+    return tuple(options_of(parameters_of(getattr(importlib.import_module(f"repq.cli.{module}"), f"{name}_command"))))
 
 
 def every_option() -> Iterator[tuple[str, Option]]:

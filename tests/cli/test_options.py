@@ -33,10 +33,17 @@ def outside(annotation: Any) -> list[str]:
     return [*map(str, near), *FAR]
 
 
+FIRST_OF_KIND = {repr(option.annotation): id(option) for _, option in reversed(NUMBERS)}
+
+
 @pytest.mark.parametrize(("command", "option"), NUMBERS, ids=lambda one: one if isinstance(one, str) else one.name)
 def test_no_number_outside_its_limits_gets_through(command: str, option, material: Material, folder: Path) -> None:
     key, (_, count) = option.name.strip("-").replace("-", "_"), items_of(option.annotation)
-    for value in outside(option.annotation):
+    """What decides is the type with its limits: the values far away are tried with one option of each."""
+    values = outside(option.annotation)
+    if id(option) != FIRST_OF_KIND[repr(option.annotation)]:
+        values = [value for value in values if value not in FAR or value in ("nan", "x")]
+    for value in values:
         refused(invoke(*material.line(command, **{key: [value] * max(count, 1)})))
     assert not list(folder.iterdir())
 
