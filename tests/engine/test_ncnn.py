@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,12 @@ def converted(model: ModelProto, folder: Path) -> tuple[Layer, ...]:
     return building.convert(read_source(folder / "model.onnx"))
 
 
+@cache
+def in_int8(name: str) -> tuple[Layer, ...]:
+    with TemporaryDirectory() as folder:
+        return converted(graphs(name)[1], Path(folder))
+
+
 def in_float64(model: ModelProto, node: NodeProto, given: NDArray[np.float32]) -> NDArray[np.float64]:
     """A convolution with a dequantized weight. Large products that cancel leave float32 too few digits."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -119,7 +126,8 @@ def test_float_computes_what_onnxruntime_does(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_int8_layer_computes_the_simulated_convolution(name: str, tmp_path: Path) -> None:
     _, model = graphs(name)
-    layers = {layer.name: layer for layer in converted(model, tmp_path) if layer.int8}
+    layers = {layer.name: layer for layer in in_int8(name) if layer.int8}
+    onnx.save(model, tmp_path / "model.onnx")
     assert set(layers) == set(read_source(tmp_path / "model.onnx").int8_layers)
     nodes = {node.name: node for node in model.graph.node if node.name in layers}
     for layer, node in nodes.items():
@@ -141,8 +149,8 @@ def test_each_int8_layer_computes_the_simulated_convolution(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_files_read_back_and_say_what_is_requantized(name: str, tmp_path: Path) -> None:
-    layers = converted(graphs(name)[1], tmp_path)
+def test_files_read_back_and_say_what_is_requantized(name: str) -> None:
+    layers = in_int8(name)
     for network in (layers, in_float16(layers)):
         param, data = write(network)
         assert write(read(param, data)) == (param, data)
@@ -174,10 +182,10 @@ def test_what_pnnx_wrote_is_written_again_byte_by_byte(name: str, tmp_path: Path
     ]
 
 
-def test_integers_are_those_of_the_graph(tmp_path: Path) -> None:
+def test_integers_are_those_of_the_graph() -> None:
     _, model = graphs("yolov6n_v2")
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for layer in converted(model, tmp_path):
+    for layer in in_int8("yolov6n_v2"):
         if layer.int8:
             np.testing.assert_array_equal(layer.weights[0], stored[f"{layer.name}.weight"].ravel())
             np.testing.assert_array_equal(layer.weights[2], np.float32(1) / stored[f"{layer.name}.weight_scale"])
