@@ -54,16 +54,16 @@ def test_the_command_that_comes_next_can_be_copied(material: Material, folder: P
     shutil.copyfile(material.files["WEIGHTS"], weights)
     assert invoke(*next_of("export", weights, "--imgsz", SIZE, "-o", graph)).exit_code == 0
     data = ("--data", odd / "set" / "data.yaml", "--imgsz", SIZE)
-    quick = ("--plain", "--no-eval", "--images", 2)
+    quick = ("--plain", "--method", "max", "--no-eval", "--images", 2)
     to_export = next_of("ptq", weights, *data, *quick, "--target", "openvino", "-o", odd / "int8.safetensors")
     assert "openvino" in to_export
     to_build = next_of(*to_export)
     assert invoke(*to_build).exit_code == 0
     assert invoke(*next_of("ptq", graph, *data, *quick, "-o", odd / "int8.onnx")).exit_code == 0
-    few = ("--set", "end_to_end=false", "--images", 1, "--top", 1)
+    few = ("--set", "end_to_end=false", "--images", 1, "--top", 1, "--plain")
     to_plan = next_of("sensitivity", weights, *data, *few, "--set", "ptq.share_scales=largest", "-o", odd / "measured")
     assert "--share-scales" in to_plan
-    assert invoke(*to_plan, "--plain", "--no-eval", "--images", 2).exit_code == 0
+    assert invoke(*to_plan, *quick).exit_code == 0
     to_run = next_of("train", *data, "--model", "yolov6n_v2", "--epochs", 1, "--batch", 2, "-o", odd / "trained")
     paths = [Path(word) for word in to_run if str(odd) in word]
     assert to_run[:2] == ["run", "ptq"] and len(paths) == 2 and all(path.is_file() for path in paths)

@@ -14,7 +14,7 @@ import torch
 from command_lines import Material, invoke, refused
 from few_blocks import few_blocks
 
-from repq.api.opening import build_model, load
+from repq.api.opening import load
 from repq.errors import RepqError
 from repq.thresholds import Thresholds
 
@@ -70,8 +70,8 @@ def test_every_later_command_takes_it(weights: Path, material: Material, folder:
 
 
 def test_a_contradiction_is_said_with_both_values(weights: Path, material: Material, folder: Path) -> None:
-    shown = invoke("export", weights, "-o", "other.onnx", "--imgsz", "32x64").output
-    assert "64x96" in shown and "32x64" in shown
+    shown = invoke("export", weights, "-o", "other.onnx", "--imgsz", 640).output
+    assert "64x96" in shown and "640x640" in shown
     run("export", weights, "-o", "own.onnx")
     message = refused(invoke("eval", "own.onnx", "--data", material.files["--data"], "--imgsz", "32x64"))
     assert "64x96" in message and "32x64" in message
@@ -101,9 +101,9 @@ def test_a_suppression_in_the_graph_decides(weights: Path, folder: Path) -> None
     assert "0.75" in message and "0.5" in message
 
 
-def test_handles_carry_thresholds(folder: Path) -> None:
+def test_handles_carry_thresholds(weights: Path, folder: Path) -> None:
     """Through folding and graphs, into engines; of two files of one model, the handle's own is not changed."""
-    first = build_model("yolov6n_v2", 3)
+    first = load(Path("w.safetensors"))
     model = first.with_thresholds(confidence=0.5).with_thresholds(max_detections=9)
     wanted = Thresholds(confidence=0.5, max_detections=9)
     assert first.thresholds == Thresholds() and model.thresholds == wanted
