@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from family_graphs import SIZE, detector, float_graph
 from few_blocks import few_blocks
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
@@ -18,31 +21,16 @@ from repq.errors import GraphError, RepqError
 from repq.export import export_float, export_quantized, load_onnx, save_onnx
 from repq.graph import layer_nodes, propagate_qdq, read_metadata
 from repq.layers import QuantPlan
-from repq.model import Detector, Spec, build, layer_ids
+from repq.model import Detector, build, layer_ids
 from repq.preprocessing import preset
 from repq.quant import apply_scales, calibrate, insert_quantizers, scale_table
 from repq.recipe import CalibrationConfig, ExportConfig, PtqConfig
 from repq.scales import LayerScales
 from repq.thresholds import Thresholds
 
-SIZE = (64, 96)
 
-
-def filled(spec: Spec) -> Detector:
-    """A fused detector whose activations keep their size from layer to layer, as batch norm would have it."""
-    torch.manual_seed(0)
-    model = build(spec, deploy=True).eval()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
-            nn.init.normal_(module.weight, 0, (2 / inputs) ** 0.5)
-            assert module.bias is not None
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
-
-
-def images(batch: int = 1, size: tuple[int, int] = SIZE) -> torch.Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+def images(batch: int = 1) -> torch.Tensor:
+    return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
 def run(model: ModelProto, x: torch.Tensor) -> NDArray[np.float32]:
@@ -59,18 +47,40 @@ def compute(model: Detector, x: torch.Tensor) -> NDArray[np.float32]:
         return model(x).numpy()
 
 
+def of_layers(model: Detector) -> list[nn.Parameter]:
+    return [parameter for layer in layer_ids(model) for parameter in model.get_submodule(layer).parameters()]
+
+
 def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
 @pytest.fixture(scope="module")
 def fused() -> Detector:
-    return filled(few_blocks("yolov6n_v2", 3))
+    return copy.deepcopy(detector("n_v2"))  # tests change it
 
 
 @pytest.fixture(scope="module")
 def exported(fused: Detector) -> ModelProto:
     return export_float(fused, SIZE, names=("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def of_equal_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProto, Path]:
+    """The graph of a model whose layers of one shape have equal weights, and a cache with nothing else in it."""
+    model = copy.deepcopy(detector("n_v2"))
+    for parameter in of_layers(model):
+        nn.init.ones_(parameter)
+    cache = tmp_path_factory.mktemp("other-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPQ_CACHE", str(cache))
+        return export_float(model, SIZE), cache
+
+
+@pytest.fixture
+def other_cache(of_equal_weights: tuple[ModelProto, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REPQ_CACHE", str(of_equal_weights[1]))
+    return of_equal_weights[1]
 
 
 @pytest.fixture(scope="module", params=["symmetric", "asymmetric"])
@@ -92,21 +102,20 @@ def calibrated(fused: Detector, plan: QuantPlan, config: PtqConfig) -> Detector:
     return model
 
 
-@pytest.mark.parametrize("name", ["yolov6n", "yolov6lite_s"])
-def test_families_compute_in_onnx_what_they_compute_in_torch(name: str) -> None:
-    model = filled(few_blocks(name, 3))
-    graph = export_float(model, (64, 128))
-    expected = compute(model, images(size=(64, 128)))
+@pytest.mark.parametrize("label", ["n, one class, odd widths", "lite_s"])
+def test_families_compute_in_onnx_what_they_compute_in_torch(label: str) -> None:
+    model, graph = detector(label), float_graph(label)
+    expected = compute(model, images())
     # float32 sums in another order: far below one millionth of the largest value per layer, over some hundred layers
-    np.testing.assert_allclose(run(graph, images(size=(64, 128))), expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(run(graph, images()), expected, atol=1e-4 * np.abs(expected).max())
     assert set(layer_nodes(graph)) == set(layer_ids(model))
     assert not {"Identity", "Constant", "Cast", "Shape", "BatchNormalization"} & {n.op_type for n in graph.graph.node}
 
 
 def test_inputs_outputs_and_names(exported: ModelProto, fused: Detector) -> None:
     (source,), (result,) = exported.graph.input, exported.graph.output
-    points = 64 * 96 * (1 / 64 + 1 / 256 + 1 / 1024)
-    assert (source.name, dimensions(source)) == ("images", [1, 3, 64, 96])
+    points = 64 * 128 * (1 / 64 + 1 / 256 + 1 / 1024)
+    assert (source.name, dimensions(source)) == ("images", [1, 3, 64, 128])
     assert (result.name, dimensions(result)) == ("detections", [1, points, 8])
     assert [entry.version for entry in exported.opset_import] == [19]
     for layer, node in layer_nodes(exported, layer_ids(fused)).items():
@@ -115,9 +124,8 @@ def test_inputs_outputs_and_names(exported: ModelProto, fused: Detector) -> None
 
 
 def test_the_same_model_gives_the_same_bytes(
-    exported: ModelProto, fused: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ModelProto, fused: Detector, other_cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("REPQ_CACHE", str(tmp_path / "cache"))
     again = export_float(fused, SIZE, names=("a", "b", "c"))
     for name, model in (("one", exported), ("two", again)):
         save_onnx(tmp_path / name, model)
@@ -137,7 +145,7 @@ def test_the_file_says_what_it_is(exported: ModelProto, fused: Detector) -> None
 def test_a_newer_opset_and_a_dynamic_batch(fused: Detector) -> None:
     graph = export_float(fused, SIZE, ExportConfig(opset=21, batch=None))
     assert [entry.version for entry in graph.opset_import] == [21]
-    assert dimensions(graph.graph.input[0]) == ["batch", 3, 64, 96]
+    assert dimensions(graph.graph.input[0]) == ["batch", 3, 64, 128]
     assert dimensions(graph.graph.output[0])[0] == "batch"
     for batch in (1, 3):
         expected = compute(fused, images(batch))
@@ -157,32 +165,30 @@ def test_exporting_is_quiet_and_leaves_the_model_alone(
     assert not recwarn.list
 
 
-def test_the_cache_holds_no_weights(exported: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another model of the same structure, whose use is another, and a damaged cache."""
-    monkeypatch.setenv("REPQ_CACHE", str(tmp_path))
-    for use in ({}, {"thresholds": Thresholds(confidence=0.5), "preprocessing": preset("yolox")}):
-        other = filled(replace(few_blocks("yolov6n_v2", 3), **use))
-        other.load_state_dict({name: value * 0.9 for name, value in other.state_dict().items()})
+def test_the_cache_holds_no_weights(other_cache: Path) -> None:
+    """Models of the structure in the cache, one for another use, which finds the cache damaged."""
+
+    def demand_own_weights(share: float, **use: Any) -> None:
+        other = build(replace(few_blocks("yolov6n_v2", 3), **use), deploy=True).eval()
+        other.load_state_dict(detector("n_v2").state_dict())
+        for parameter in of_layers(other):
+            parameter.data *= share
         expected = compute(other, images())
         graph = export_float(other, SIZE)
         metadata = read_metadata(graph)
         assert metadata is not None
         assert (metadata.thresholds, metadata.preprocessing) == (other.spec.thresholds, other.spec.preprocessing)
-        found = run(graph, images())
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-        (kept,) = (tmp_path / "exports").iterdir()
-        kept.write_bytes(kept.read_bytes()[:-1])
+        np.testing.assert_allclose(run(graph, images()), expected, atol=1e-4 * np.abs(expected).max())
+
+    demand_own_weights(0.9)
+    (kept,) = (other_cache / "exports").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    demand_own_weights(0.8, thresholds=Thresholds(confidence=0.5), preprocessing=preset("yolox"))
 
 
-def test_equal_weights_stay_apart() -> None:
+def test_equal_weights_stay_apart(of_equal_weights: tuple[ModelProto, Path]) -> None:
     """The exporter merges equal tensors; two layers with equal weights still need their own."""
-    model = filled(few_blocks("yolov6n_v2", 4))
-    for predictions in (model.detect.cls_preds, model.detect.reg_preds):
-        for layer in predictions:
-            assert isinstance(layer, nn.Conv2d)
-            nn.init.zeros_(layer.weight)
-    graph = export_float(model, (64, 64))
-    assert set(layer_nodes(graph)) == set(layer_ids(model))
+    assert set(layer_nodes(of_equal_weights[0])) == set(layer_ids(detector("n_v2")))
 
 
 def test_refusals(fused: Detector) -> None:

@@ -40,7 +40,7 @@ FORMS: dict[str, Callable[[str], ModelProto]] = {
     "INT8+FP16": lambda label: to_fp16(merged(label))[0],
     "partial INT8+FP16": partial,
 }
-EVERY_FORM = ("n_v2", "n, odd widths", "m (CSP)", "lite_s")
+EVERY_FORM = ("n_v2", "n, one class, odd widths", "m (CSP)", "lite_s")
 MIXED_FORMS = ("INT8+FP16", "partial INT8+FP16")
 CASES = [
     (label, form)
@@ -104,7 +104,7 @@ def test_types_are_those_of_the_graph() -> None:
 
 
 def test_asymmetric_graphs_are_refused_as_lint_says(tmp_path: Path) -> None:
-    model = quantized_graph("n, odd widths", "asymmetric")
+    model = quantized_graph("n, one class, odd widths", "asymmetric")
     assert {"nonzero-zero-point"} <= {finding.rule for finding in lint(model).at_least("error")}
     with pytest.raises(EngineError, match="zero point") as caught:
         build("tensorrt", write(model, tmp_path))

@@ -102,7 +102,7 @@ def test_fp16_scales_stay_and_everything_behind_is_equal() -> None:
 
 def test_blue_first() -> None:
     images = pixels(1, 3, *SIZE)
-    for model in (float_graph("n_v2"), quantized_graph("n_v2")):
+    for model in (float_graph("lite_s"), quantized_graph("lite_s")):
         (expected,) = run(uint8_input(model), images=images)
         (found,) = run(uint8_input(bgr_input(model)), images=np.ascontiguousarray(images[:, ::-1]))
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
