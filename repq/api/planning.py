@@ -43,11 +43,17 @@ def measurement(
         It, and the notes of the calibration.
 
     Raises:
+        DataError: the plan, or ``config.ap``, needs labels that are not there; nothing was computed yet.
         QuantizationError: there are no images, or an activation is not finite.
     """
-    from repq.data import calibration_set
-    from repq.quant.sensitivity import Measurement
+    from repq.data import calibration_set, demand_objects
+    from repq.quant.sensitivity import Measurement, demand_judges
 
+    labelled = dataset.subset(dataset.records[: config.ap_images])
+    if plan is not None and plan.max_drop is not None:
+        demand_judges(_searched(dataset, plan), plan)
+    if config.ap:
+        demand_objects(labelled)
     plain = ptq.model_copy(update={"keep_float": (), "float_bin_means": False})
     made = quantized(
         fused(weights, device), dataset, plain, imgsz=imgsz, eval_config=eval_config, with_maxima=False,
@@ -55,7 +61,6 @@ def measurement(
         layers_alone=plan is not None and plan.max_float is not None, progress=progress, log=log,
     )  # fmt: skip
     records = calibration_set(dataset, CalibrationConfig(images=config.images, seed=config.seed))
-    labelled = dataset.subset(dataset.records[: config.ap_images])
     return Measurement(made.outcome.model, records, imgsz, config, eval_config, labelled), made.outcome.notes
 
 
@@ -102,7 +107,7 @@ def plan_for(
         )
     if config.max_drop is None:
         return make_plan(sensitivity, config, always_float=always_float)[1]
-    searched = dataset.subset(dataset.records[: config.images])
+    searched = _searched(dataset, config)
     detect = plan_detector(job.model, searched, job.imgsz, job.eval_config, progress)
     assess = ap_assessor(job.layers, detect, searched, config, journal)
     front = None
@@ -121,3 +126,8 @@ def plan_for(
         lambda: timed_front(front, job.model, plans, frozenset(map(LayerId, report.float_layers)), outcomes, progress)
     )
     return report.model_copy(update={"latency": timed})
+
+
+def _searched(dataset: DetectionDataset, plan: PlanConfig) -> DetectionDataset:
+    """The images that plans are judged on."""
+    return dataset.subset(dataset.records[: plan.images])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -306,9 +306,8 @@ def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
     arrays = [read_image(path) for path in forms.images[:2]]
     found = forms.float_.sensitivity(arrays, imgsz=SIZE, count=2, end_to_end=False)
     assert tuple(row.layer for row in found.layers) == forms.float_.layers
-    plan = forms.float_.plan(
-        arrays, imgsz=SIZE, top=2, keep_float=["detect.stems.0*"], config=repq.SensitivityConfig(end_to_end=False)
-    )
+    local, plain = repq.SensitivityConfig(end_to_end=False), repq.PtqConfig(auto=False)
+    plan = forms.float_.plan(arrays, imgsz=SIZE, top=2, keep_float=["detect.stems.0*"], ptq=plain, config=local)
     assert {"detect.stems.0.block.conv"} < set(plan.float_layers) and len(plan.float_layers) <= 3
     quantized = forms.float_.quantize(arrays, imgsz=SIZE, plan=plan, keep_float=["backbone.stem*"], auto=False)
     assert set(quantized.weights.plan.float_) == {*plan.float_layers, "backbone.stem.rbr_reparam"}  # type: ignore[union-attr]
@@ -316,12 +315,29 @@ def test_plans_keep_layers_in_float(forms: Forms, tmp_path: Path) -> None:
     file.write_text("model: yolov6n_v2\nfloat: ['neck.*']\n")
     kept = forms.float_.quantize(arrays, imgsz=SIZE, plan=file, auto=False).weights.plan.float_  # type: ignore[union-attr]
     assert kept and all(layer.startswith("neck.") for layer in kept)
-    share = forms.float_.plan(arrays, imgsz=SIZE, max_float=0.3, config=repq.SensitivityConfig(images=2))  # no labels
+    images = repq.SensitivityConfig(images=2)
+    share = forms.float_.plan(arrays, imgsz=SIZE, max_float=0.3, ptq=plain, config=images)  # no labels
     assert share.int8_macs_share >= 0.7 and share.float_layers and share.gain_db is not None and share.gain_db > 0
     with pytest.raises(repq.RepqError, match="no more and no less"):
         forms.float_.plan(arrays, top=2, max_drop=0.1)
+
+
+def test_labels_that_are_missing_are_missed_before_anything_is_computed(forms: Forms) -> None:
+    begun: list[str] = []
+
+    def noted(items: Iterable[Any], /, *, total: int | None = None, label: str = "") -> Iterator[Any]:
+        begun.append(label)
+        yield from items
+
+    model, arrays = forms.float_.on(progress=noted), [read_image(path) for path in forms.images[:2]]
+    local = repq.SensitivityConfig(end_to_end=False)
     with pytest.raises(DataError):
-        forms.float_.plan(arrays, imgsz=SIZE, max_drop=0.1, config=repq.SensitivityConfig(end_to_end=False))
+        model.plan(arrays, imgsz=SIZE, max_drop=0.1, config=local)
+    with pytest.raises(DataError):
+        model.sensitivity(arrays, imgsz=SIZE, config=local, ap=("only_float",))
+    assert not begun
+    model.plan(arrays, imgsz=SIZE, top=1, ptq=repq.PtqConfig(auto=False), config=local)
+    assert begun
 
 
 def test_a_split_layer_is_one_layer_of_the_exported_graph(forms: Forms, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ together; ``make_plan`` turns them into a plan, whose AP ``ap_assessor`` judges,
 
 from repq.quant.sensitivity.assess import Detect as Detect
 from repq.quant.sensitivity.assess import ap_assessor as ap_assessor
+from repq.quant.sensitivity.assess import demand_judges as demand_judges
 from repq.quant.sensitivity.assess import plan_detector as plan_detector
 from repq.quant.sensitivity.assess import snr_judge as snr_judge
 from repq.quant.sensitivity.journal import Entry as Entry

@@ -39,6 +39,24 @@ Judge = Callable[[frozenset[LayerId]], float]
 _KIND = "plan"
 
 
+def demand_judges(dataset: DetectionDataset, config: PlanConfig) -> None:
+    """Fail where ``dataset`` cannot judge plans.
+
+    Raises:
+        DataError: no image has a labelled object, or there is one image alone, of which the bootstrap tells nothing.
+    """
+    demand_objects(dataset)
+    if _is_bounded(config) and len(dataset) < 2:
+        raise DataError(
+            "what a plan loses on other images cannot be judged by a single one",
+            fix="give a split of more images, or say how many layers stay in float: --top",
+        )
+
+
+def _is_bounded(config: PlanConfig) -> bool:
+    return config.max_drop is not None and config.max_drop < 1
+
+
 def ap_assessor(
     layers: tuple[LayerId, ...],
     detect: Detect,
@@ -53,16 +71,11 @@ def ap_assessor(
     before is in ``journal``.
 
     Raises:
-        DataError: no image has a labelled object, or there is one image alone, of which the bootstrap tells nothing;
-            when a set is judged, the float model finds nothing, so that every plan would hold the budget.
+        DataError: see `demand_judges`; when a set is judged, the float model finds nothing, so that every plan would
+            hold the budget.
     """
-    demand_objects(dataset)
-    is_bounded = config.max_drop is not None and config.max_drop < 1
-    if is_bounded and len(dataset) < 2:
-        raise DataError(
-            "what a plan loses on other images cannot be judged by a single one",
-            fix="give a split of more images, or say how many layers stay in float: --top",
-        )
+    demand_judges(dataset, config)
+    is_bounded = _is_bounded(config)
     matcher = Matcher(dataset)
     labels = [record.labels.tolist() for record in dataset.records]
     setting = hash_json([image_hashes(dataset.records), labels, config.resamples, config.seed])
