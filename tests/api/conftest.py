@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from api_forms import NAMES, SIZE, Forms
+from few_blocks import few_blocks
 from small_training import answering_model
 
 import repq
@@ -15,7 +16,9 @@ from repq.recipe import DemoConfig
 @pytest.fixture(scope="session")
 def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
     root = tmp_path_factory.mktemp("api")
-    save_checkpoint(root / "float.safetensors", answering_model(len(NAMES), SIZE), names=NAMES)
+    save_checkpoint(
+        root / "float.safetensors", answering_model(len(NAMES), SIZE, few_blocks("yolov6n_v2", len(NAMES))), names=NAMES
+    )
     data = make_demo_set(root / "set", DemoConfig(train_images=6, val_images=3, size=SIZE))
     float_ = repq.load(root / "float.safetensors")
     quantized = float_.quantize(data, imgsz=SIZE, limit=4, scheme="asymmetric", auto=False)

@@ -202,7 +202,7 @@ def test_handles_say_what_they_are(forms: Forms, tmp_path: Path) -> None:
     opened = repq.load(forms.root / "engine")
     for model in (forms.float_, forms.quantized, saved, forms.onnx, forms.engine, opened):
         assert (model.names, model.num_classes, model.spec) == (NAMES, 3, "yolov6n_v2")
-        assert len(model.layers) == 58 and set(model.layers) == set(forms.float_.layers)
+        assert len(model.layers) == 37 and set(model.layers) == set(forms.float_.layers)
     assert [forms.float_.kind, forms.onnx.kind, opened.kind] == ["checkpoint", "onnx", "engine"]
     assert [forms.float_.imgsz, forms.onnx.imgsz, opened.imgsz] == [None, (SIZE, SIZE), (SIZE, SIZE)]
     assert [forms.float_.quantized, saved.quantized, forms.onnx.quantized] == [False, True, False]
