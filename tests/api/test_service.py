@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from few_blocks import few_blocks
 from graph_views import for_serving
 from numpy.typing import NDArray
 from torch import nn
@@ -42,7 +43,7 @@ CONFIG = EvalConfig(confidence=0.4)
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(0)
-    model = build("yolov6n_v2", 3, deploy=True).eval()
+    model = build(few_blocks("yolov6n_v2", 3), deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels
@@ -166,18 +167,8 @@ def test_a_graph_of_one_source_size_is_timed_beside_others(exported: Path, tmp_p
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs cores to be bound to")
 def test_all_cores_are_those_that_the_process_may_use(exported: Path) -> None:
     core = min(os.sched_getaffinity(0))
-    command = [
-        sys.executable,
-        "-m",
-        "repq",
-        "bench",
-        str(exported),
-        "--imgsz",
-        "64x96",
-        "--rounds=1",
-        "--runs=1",
-        "--json",
-    ]
+    words = ["--imgsz", "64x96", "--rounds=1", "--runs=1", "--json"]
+    command = [sys.executable, "-m", "repq", "bench", str(exported), *words]
     ran = subprocess.run(command, capture_output=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
     found = json.loads(ran.stdout)
     assert found["environment"]["cores"] == 1 and {row["threads"] for row in found["models"]} == {1}
