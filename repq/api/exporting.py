@@ -77,7 +77,8 @@ def merged(graph: ModelProto, config: ExportConfig) -> MergedGraph:
     context = PassContext(config, quantized=_metadata(graph).precision == "int8")
     result, outcomes, passes = run_passes(graph, context, [entry for entry in PASSES if entry.shared])
     groups = outcomes.get("merge_scales", Outcome()).touched.get("groups", ())
-    return MergedGraph(result, count_qdq(graph), count_qdq(result), len(groups), passes)
+    before = count_qdq(graph)
+    return MergedGraph(result, before, before if result is graph else count_qdq(result), len(groups), passes)
 
 
 def write_graph(
