@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from few_blocks import few_blocks
+from small_graphs import graph, normal
 
 import repq
 from repq.data import make_demo_set
@@ -23,15 +24,15 @@ NAMES = ["yolov6n", "yolov6lite_s", "yolox_nano", "onnx"]
 
 
 def made(name: str, *, deploy: bool = False) -> Detector:
-    """A detector of two classes with random weights and few blocks."""
+    """A detector of three classes with random weights and few blocks."""
     torch.manual_seed(0)
-    return build(few_blocks(name, 2), deploy=deploy).eval()
+    return build(few_blocks(name, 3), deploy=deploy).eval()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    return make_demo_set(folder, DemoConfig(train_images=4, val_images=2, size=64, classes=2))
+    return make_demo_set(folder, DemoConfig(train_images=4, val_images=2, size=64))
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -58,7 +59,8 @@ def test_it_loads_evaluates_fuses_and_exports(pruned: Path, data: Path, tmp_path
     fused = model.fuse()
     assert fused.weights is not None and model.weights is not None
     assert fused.weights.model.spec == model.weights.model.spec  # it is fused already
-    report = model.check(data, engines=["openvino", "onnxruntime"], imgsz=SIZE, min_snr_db=60)
+    engines = [model.build(engine, imgsz=SIZE) for engine in ("openvino", "onnxruntime")]
+    report = model.check(data, *engines, imgsz=SIZE, min_snr_db=60)
     assert report.passed and len(report.engines) == 2
 
 
@@ -90,7 +92,7 @@ def test_it_trains_on_labels(pruned: Path, data: Path, tmp_path: Path) -> None:
     after = load_checkpoint(tmp_path / "run" / "weights.safetensors").model
     assert after.spec == before.spec and after.deploy
     assert any(not torch.equal(a, b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
-    other = make_demo_set(tmp_path / "other", DemoConfig(train_images=2, val_images=2, size=64, classes=3))
+    other = make_demo_set(tmp_path / "other", DemoConfig(train_images=2, val_images=2, size=64, classes=2))
     with pytest.raises(TrainingError, match="keeps its classes"):
         train_detector(tmp_path / "2", tmp_path / "state2", config, Context(SIZE, other))
 
@@ -103,23 +105,26 @@ def test_handles_prune(tmp_path: Path, data: Path) -> None:
     assert any(group.sweep for group in small.report.groups)
     assert repq.load(small.save(tmp_path / "small.safetensors")).spec == whole.spec
     with pytest.raises(CheckpointError, match="quantized already"):
-        small.quantize(data, imgsz=SIZE, split="train", limit=2, auto=False).prune(imgsz=SIZE)
+        small.quantize(data, imgsz=SIZE, split="train", limit=2, auto=False, scheme="asymmetric").prune(imgsz=SIZE)
 
 
 def test_latency_is_a_target(tmp_path: Path) -> None:
-    """A model so wide for its images that the target is far from what noise does to its latencies."""
+    """Layers so wide that the target is far from what noise does to their latency, which halves of them can leave."""
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.safetensors"
-    size = (128, 128)
-    spec = replace(few_blocks("yolov6n_v2", 2), backbone_channels=(64,) * 5)
-    save_onnx(whole, export_float(build(spec, deploy=True).eval(), size))
+    text = """g (float[1,3,64,64] images) => (float[1,6,64] found) {
+        a = Conv<strides=[8,8]>(images, w1) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w2) d = Relu(c)
+        e = Conv<pads=[1,1,1,1]>(d, w3) f = Relu(e) g = Conv(f, w4) h = Sigmoid(g) found = Reshape(h, shape) }"""
+    shapes = {"w1": (128, 3, 8, 8), "w2": (128, 128, 3, 3), "w3": (128, 128, 3, 3), "w4": (6, 128, 1, 1)}
+    weights = {name: normal(0, *shape) / np.float32(np.prod(shape[1:])) for name, shape in shapes.items()}
+    save_onnx(whole, graph(text, shape=np.array([1, 6, 64]), **weights))
     seen: list[str] = []
-    config = PruneConfig(latency="openvino", latency_ratio=0.7, max_ratio=0.9)  # the least possible is about 0.25
-    report = prune_checkpoint(whole, out, config, Context(size, log=seen.append))
+    config = PruneConfig(latency="openvino", latency_ratio=0.7, round=64)
+    report = prune_checkpoint(whole, out, config, Context(SIZE, log=seen.append))
     assert report.macs_after < report.macs_before
     assert sum("of the whole model's" in line for line in seen) >= 2
     config = PruneConfig(latency="openvino", max_ms=1e-4)
     with pytest.raises(RepqError, match="so much cannot be pruned"):
-        prune_checkpoint(whole, tmp_path / "x.safetensors", config, Context(size))
+        prune_checkpoint(whole, tmp_path / "x.safetensors", config, Context(SIZE))
 
 
 @pytest.mark.parametrize("values", [{"latency": "openvino"}, {"max_ms": 3.0}, {"latency_ratio": 0.5},

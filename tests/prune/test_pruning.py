@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from few_blocks import few_blocks
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -20,7 +22,7 @@ from repq.errors import RepqError
 from repq.export import export_float
 from repq.graph import save_onnx
 from repq.layers import LayerId
-from repq.model import build, count_macs, load_checkpoint, save_checkpoint
+from repq.model import Spec, build, count_macs, get_spec, load_checkpoint, save_checkpoint
 from repq.model.detector import layers_of
 from repq.model.onnx_graph import GraphSpec
 from repq.model.onnx_graph.detector import GraphDetector
@@ -47,9 +49,16 @@ from repq.train.distill import Teacher
 NAMES = ["yolov6n", "yolov6n_v2", "yolov6lite_s", "yolov6s_mbla", "yolox_nano"]
 
 
-def made(name: str, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    model = build(name, 3, deploy=True).eval()
+def spec_of(name: str) -> Spec:
+    """A model with few blocks of each kind."""
+    if name != "yolov6s_mbla":
+        return few_blocks(name, 3)
+    return replace(get_spec(name, 3), backbone_repeats=(2, 2, 2, 2), neck_repeats=(2, 2, 2, 2))  # halved inside
+
+
+def made(name: str) -> Any:
+    torch.manual_seed(0)
+    model = build(spec_of(name), deploy=True).eval()
     with torch.no_grad():  # fresh predictions are constants, which hide what happens before them
         for layer, module in layers_of(model):
             if "_preds" in layer:
@@ -218,17 +227,17 @@ def test_the_sweep_sees_what_a_whole_pass_sees(pruner: Pruner) -> None:
 @pytest.mark.parametrize("name", ["yolov6n", "yolov6lite_s", "yolox_nano"])
 def test_batch_norms_rank_what_they_scale(name: str) -> None:
     torch.manual_seed(0)
-    model = build(name, 3)
+    model = build(spec_of(name))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1)
                 module.weight[0] = 0
-    found, deployed = norm_scores(model), dict(layers_of(build(name, 3, deploy=True)))
+    found, deployed = norm_scores(model), dict(layers_of(build(spec_of(name), deploy=True)))
     assert found and all(values.shape == (deployed[layer].out_channels,) for layer, values in found.items())
     assert all(values[0] == 0 and values[1:].min() > 0 for values in found.values())
     with pytest.raises(RepqError, match="batch norms"):
-        norm_scores(build(name, 3, deploy=True))
+        norm_scores(build(spec_of(name), deploy=True))
 
 
 @pytest.mark.parametrize("name", ["yolov6l", "yolox_x"])
@@ -383,7 +392,7 @@ def test_onnx_goes_in_and_smaller_onnx_comes_out(tmp_path: Path) -> None:
 
 def test_unfused_models_are_refused() -> None:
     with pytest.raises(RepqError, match="fused"):
-        Pruner(build("yolov6n_v2", 3))
+        Pruner(build(spec_of("yolov6n_v2")))
 
 
 def test_ranking_by_images_needs_them(tmp_path: Path) -> None:
@@ -411,7 +420,7 @@ def test_a_recovery_that_cannot_be_is_refused_before_anything_is_done(
     data = make_demo_set(tmp_path / "demo", DemoConfig(train_images=2, val_images=2, size=64))
     whole = tmp_path / ("whole.onnx" if kind == "graph" else "whole.safetensors")
     if kind == "graph":
-        save_onnx(whole, export_float(fuse(made("yolov6n_v2").eval()), (64, 64)))
+        save_onnx(whole, export_float(fuse(made("yolov6n_v2")), (64, 64)))
     else:
         save_checkpoint(whole, made("yolov6n_v2"), names=load_dataset(data, "val").names)
     save_checkpoint(tmp_path / "other.safetensors", build("yolov6n_v2", 1, deploy=True), names=("something",))
@@ -422,8 +431,6 @@ def test_a_recovery_that_cannot_be_is_refused_before_anything_is_done(
 
 
 def test_files_of_other_widths_are_refused(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     model = made("yolov6n_v2")
     layer, _ = next(layers_of(model))
     for width in ((layer, 3, 10_000_000, 1), (layer, 3, -1, 1), ("nothing", 3, 8, 1), (layer, 3, 16, 0)):
@@ -461,7 +468,7 @@ def test_by_default_the_best_that_the_images_allow(
 ) -> None:
     whole = tmp_path / ("whole.onnx" if name == "onnx" else "whole.safetensors")
     if name == "onnx":
-        save_onnx(whole, export_float(fuse(made("yolov6n_v2").eval()), (64, 64)))
+        save_onnx(whole, export_float(fuse(made("yolov6n_v2")), (64, 64)))
     else:
         save_checkpoint(whole, made(name))
     drawn = make_demo_set(tmp_path / "demo", DemoConfig(train_images=4, val_images=2, size=64, classes=2))

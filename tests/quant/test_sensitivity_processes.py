@@ -64,7 +64,7 @@ def test_latency_may_be_what_is_weighed(
     folder: Path, alone: tuple[Sensitivity, PlanReport | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder / "alone/journal", folder / "fast/journal")
-    quick = BenchConfig(threads=(1,), warmup=1, rounds=2, runs_per_round=2)
+    quick = BenchConfig(threads=(1,), warmup=1, rounds=2, runs_per_round=2, settle_ms=0)
     monkeypatch.setattr(plan_latency, "TIMING", quick)
     sensitivity, plan = measured(folder, folder / "fast", latency="openvino")
     assert sensitivity == alone[0]  # from its journal
