@@ -78,7 +78,7 @@ def command(tiny: Path, name: str, *options: object) -> tuple[object, ...]:
 def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) -> None:
     assert "--shift" in CliRunner().invoke(main, ["ptq", "--help"]).output
     out = ("-o", tmp_path / "model.safetensors")
-    found = repq(*command(tiny, "ptq", "--shift", 0.5, "--equalize", *out))
+    found = repq(*command(tiny, "ptq", "--shift", 0.5, "--equalize", "--max-drop", 1, *out))
     assert [trial["name"] for trial in found["trials"]] == ["max", "+ equalize", "+ shift=0.5"]
     assert found["corrections"][-1] == {"name": "shift", "title": "shifted biases", "cost": "a little patience"}
     assert found["settings"]["correct"]["shift"] == 0.5
@@ -91,7 +91,7 @@ def test_it_is_an_option(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) 
 def test_auto_and_diagnose_try_it(tiny: Path, tmp_path: Path, repq: Callable[..., dict]) -> None:
     weights, data = tiny / "weights.safetensors", ("--data", tiny / "set/data.yaml", "--imgsz", 64, "--images", 4)
     few = ("--scheme", "asymmetric", "--keep-float", "neck.*", "--keep-float", "backbone.ERBlock_[345]*")
-    found = repq("ptq", weights, *data, *few, "--auto", "-o", tmp_path / "model.safetensors")
+    found = repq("ptq", weights, *data, *few, "--auto", "--max-drop", 1, "-o", tmp_path / "model.safetensors")
     trials = [trial["name"] for trial in found["trials"]]
     assert trials[-2:] == ["+ shift=0.25", "+ shift=0.5"]
     assert {value for value, *_ in Shift.acted} == {0.25, 0.5}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from repq.cli import main
+from repq.model.yolov6.specs import ARCHITECTURES
 from repq.recipe.base import Config, setting
 from repq.recipe.whole import Section
 from repq.results import Result
@@ -45,7 +47,9 @@ COUNT = Stage("count", count, {"count": Section(CountSettings)}, reads=("fuse/fu
 
 
 @pytest.fixture
-def toy() -> Iterator[None]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    few_blocks = replace(ARCHITECTURES["yolov6n_v2"], depth=1 / 9)
+    monkeypatch.setitem(ARCHITECTURES, "yolov6n_v2", few_blocks)
     STAGES.append(COUNT)
     yield
     STAGES.remove(COUNT)
@@ -60,7 +64,7 @@ ptq: {calibration: {method: max, images: 2, batch: 2}}
 build: {engines: [onnxruntime]}
 max_drop: 1.0
 min_speedup: 0
-bench: {warmup: 1, rounds: 1, runs_per_round: 1, threads: [1]}
+bench: {warmup: 1, rounds: 1, runs_per_round: 1, threads: [1], settle_ms: 0}
 report: {images: 0}
 """
 
