@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pages import SIZE
 
+from repq.model.yolov6.specs import ARCHITECTURES
 
-@pytest.fixture(scope="session")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
+@pytest.fixture(scope="module")
+def few_blocks() -> Iterator[None]:
+    """YOLOv6-N with one block a stage, and a stage with two: commands export, build and run it many times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "yolov6n_v2", replace(ARCHITECTURES["yolov6n_v2"], depth=1 / 9))
+        yield
+
+
+@pytest.fixture(scope="module")
+def desk(few_blocks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``best.pt``, ``data.yaml`` and what the first commands of a page leave for the next ones."""
     import torch
 
