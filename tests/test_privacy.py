@@ -39,7 +39,7 @@ model = repq.build_model("yolov6n_v2", 3)
 for module in model.weights.model.modules():
     if isinstance(module, nn.Conv2d) and not module.weight.any():
         nn.init.normal_(module.weight, 0, 0.05)
-onnx = model.quantize(data, imgsz=64, limit=2, scheme="asymmetric").export("model.onnx")
+onnx = model.quantize(data, imgsz=64, limit=2, scheme="asymmetric", auto=False).export("model.onnx")
 for engine in ("onnxruntime", "openvino"):
     onnx.build(engine, out=engine).evaluate(data)
 short = ["--imgsz", "64", "--threads", "1", "--rounds", "1", "--runs", "1", "--warmup", "0"]
