@@ -14,19 +14,19 @@ from graph_views import for_serving
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
+from small_graphs import graph, normal
 
+import repq
 from repq import load
 from repq.api.opening import of_weights
 from repq.api.service import service_of
 from repq.data import batches, letterbox, letterbox_transform, load_dataset, make_demo_set, read_image
 from repq.errors import RepqError
-from repq.export import export_float
-from repq.graph import read_metadata, save_onnx, write_metadata
+from repq.graph import GraphMetadata, read_metadata, save_onnx, write_metadata
 from repq.model import build
 from repq.preprocessing import PRESETS, Preprocessing, preset
 from repq.quant import Weights
 from repq.recipe import DemoConfig, EvalConfig, LetterboxConfig, PreprocessConfig, TrainConfig
-from repq.reparam import fuse
 from repq.train.loader import TrainBatch
 from repq.train.update import Updater
 
@@ -63,7 +63,7 @@ def test_a_batch_is_what_the_definition_says(form: Preprocessing, tmp_path: Path
 @pytest.mark.parametrize("form", EVERY)
 def test_training_feeds_the_same_numbers(form: Preprocessing) -> None:
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    model = build(replace(build("yolov6n_v2", 1).spec, preprocessing=form))
+    model = build(replace(few_blocks("yolov6n_v2", 1), preprocessing=form))
     updater = Updater(model, TrainConfig(), torch.device("cpu"))
     pixels = updater.pixels(TrainBatch(image[None], (np.zeros((0, 5), np.float32),)))
     np.testing.assert_allclose(pixels[0].numpy(), by_definition(image, form), rtol=1e-5, atol=1e-5)
@@ -90,14 +90,27 @@ def test_the_image_lies_where_it_says_and_the_rest_is_grey(width: int, height: i
 
 
 @pytest.fixture(scope="module")
-def graph() -> ModelProto:
-    torch.manual_seed(0)
-    return export_float(fuse(build(few_blocks("yolov6n_v2", 2)).eval()), SIZE, names=("a", "b"))
+def network() -> ModelProto:
+    """As repq exports it, but of two layers: what lies behind the first one makes no difference."""
+    cells = SIZE[0] // 8 * SIZE[1] // 8
+    model = graph(
+        f"""g (float[1,3,{SIZE[0]},{SIZE[1]}] images) => (float[1,{cells},7] detections) {{
+            a = Conv<strides=[8,8]>(images, first) b = Relu(a) c = Conv(b, second)
+            d = Reshape(c, shape) detections = Transpose<perm=[0,2,1]>(d) }}""",
+        first=normal(0, 16, 3, 8, 8), second=normal(1, 7, 16, 1, 1), shape=np.array([1, 7, cells]),
+    )  # fmt: skip
+    spec = few_blocks("yolov6n_v2", 2)
+    own = GraphMetadata(
+        version=repq.__version__, spec=spec.description(), num_classes=2, names=("a", "b"), imgsz=SIZE,
+        layout=spec.layout,
+    )  # fmt: skip
+    write_metadata(model, own)
+    return model
 
 
 @pytest.mark.parametrize("form", EVERY)
 def test_a_graph_that_does_it_itself_gives_what_the_host_gives(
-    form: Preprocessing, graph: ModelProto, data: Path, tmp_path: Path
+    form: Preprocessing, network: ModelProto, data: Path, tmp_path: Path
 ) -> None:
     image = read_image(load_dataset(data, "val").records[0].path)
     in_graph = LetterboxConfig()
@@ -111,8 +124,8 @@ def test_a_graph_that_does_it_itself_gives_what_the_host_gives(
     outputs = {}
     for name, inside in settings.items():
         model = ModelProto()
-        model.CopyFrom(graph)
-        write_metadata(model, replace(read_metadata(graph), preprocessing=form))
+        model.CopyFrom(network)
+        write_metadata(model, replace(read_metadata(network), preprocessing=form))
         save_onnx(tmp_path / "m.onnx", for_serving(model, inside, None))
         opened = load(tmp_path / "m.onnx")
         assert opened.preprocessing.bgr == (form.bgr or inside.bgr)
@@ -128,8 +141,8 @@ def test_a_graph_that_does_it_itself_gives_what_the_host_gives(
 def test_it_travels_with_every_file(tmp_path: Path) -> None:
     for entry in PRESETS:
         assert Preprocessing.from_json(entry.preprocessing.to_json()) == entry.preprocessing == preset(entry.name)
-        spec = replace(few_blocks("yolov6n_v2", 2), preprocessing=entry.preprocessing)
-        opened = of_weights("m", Weights(build(spec).eval(), ("a", "b")))
+        spec = replace(few_blocks("yolov6n_v2", 3), preprocessing=entry.preprocessing)
+        opened = of_weights("m", Weights(build(spec).eval(), ("a", "b", "c")))
         assert load(opened.save(tmp_path / "w.safetensors")).preprocessing == entry.preprocessing
     exported = opened.export(tmp_path / "m.onnx", imgsz=64)
     assert exported.preprocessing == load(tmp_path / "m.onnx").preprocessing == PRESETS[-1].preprocessing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
+from small_training import SIZE, tiny_model
 
 import repq
 from repq.cli import main
 from repq.data import load_dataset, make_demo_set
-from repq.model import Detector, build, get_spec, load_checkpoint, save_checkpoint
+from repq.model import Detector, build, load_checkpoint, save_checkpoint
 from repq.model.detector import layers_of
 from repq.prune.zeroing import share_of_zeros, without_smallest
 from repq.recipe import DemoConfig, PruneConfig
@@ -25,16 +25,10 @@ from repq.results import EpochRow
 from repq.stages import Context, prune_checkpoint
 from repq.train import epoch_line
 
-SIZE = (64, 64)
-
 
 def made() -> Detector:
     torch.manual_seed(0)
-    spec = replace(
-        get_spec("yolov6n_v2", 2), backbone_repeats=(1, 1, 1, 1), neck_repeats=(1, 1, 1, 1),
-        backbone_channels=(8, 16, 32, 32, 64), top_down_channels=(32, 16), bottom_up_channels=(16, 32),
-    )  # fmt: skip
-    model = build(spec, deploy=True).eval()
+    model = build(tiny_model().spec, deploy=True).eval()
     with torch.no_grad():
         for layer, module in layers_of(model):
             if "_preds" in layer:  # fresh ones are zeros
