@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from command_lines import SIZE, Material, invoke, refused
 from few_blocks import few_blocks
@@ -372,16 +373,18 @@ def test_what_is_there_is_not_overwritten(engine: Path, pictures: Path, folder: 
     assert "is a folder" in refused(invoke("predict", engine, pictures, "-o", "own/a.jpg"))
 
 
-def test_a_terminal_of_few_letters(material: Material, folder: Path) -> None:
+def test_a_terminal_of_few_letters(detector_onnx: Path, folder: Path) -> None:
     """Class names of any script are printed where the terminal's encoding has none of their letters."""
     import subprocess
     import sys
 
-    from repq.model import build, save_checkpoint
-
-    save_checkpoint(folder / "w.safetensors", build(few_blocks("yolov6lite_s", 1)).eval(), names=("猫 → Füße",))
+    model = onnx.load(detector_onnx)
+    (names,) = (entry for entry in model.metadata_props if entry.key == "repq.names")
+    names.value = json.dumps([f"猫 → Füße {number}" for number in range(3)])
+    onnx.save(model, folder / "model.onnx")
+    assert invoke("build", "model.onnx", "--engine", "onnxruntime", "-o", "engine").exit_code == 0
     cv2.imwrite(str(folder / "a.png"), np.zeros((64, 64, 3), np.uint8))
-    command = [sys.executable, "-m", "repq", "predict", "w.safetensors", "a.png", "--imgsz", "64", "--conf", "0"]
+    command = [sys.executable, "-m", "repq", "predict", "engine", "a.png", "--conf", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "latin-1"}
     environment["PYTHONUNBUFFERED"] = ""
     done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)

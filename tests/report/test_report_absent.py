@@ -71,7 +71,7 @@ def test_a_runtime_that_does_not_tell_its_layers_has_no_counts(tmp_path: Path) -
     check = make_results()["check"]
     row = check.engines[0].model_copy(update={"int8_layers": None, "float_layers": None})
     check = check.model_copy(update={"engines": (row,)})
-    page = render_report(make_summary(check=check), tmp_path)["html"].read_text(encoding="utf-8")
+    page = render_report(part(check=check), tmp_path)["html"].read_text(encoding="utf-8")
     assert len(re.findall(r'title="the runtime does not tell">–<', page)) == 2
 
 

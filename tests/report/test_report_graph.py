@@ -66,23 +66,21 @@ def test_shared_scales_stand_against_own_ones_with_what_they_cost() -> None:
     assert "AP with own scales" in text
 
 
-def test_the_graph_with_fp16_types_stands_beside_the_engines(tmp_path: Path) -> None:
+def test_the_whole_report_renders_with_it_and_a_graph_of_fp16_types_beside_the_engines(tmp_path: Path) -> None:
     check = make_results()["check"]
     typed = check.engines[0].model_copy(
         update={"model": "int8_float16.onnx", "snr_db": {"boxes": 51.7, "scores": 47.1}}
     )
-    text = render_report(make_summary(check=check.model_copy(update={"typed": typed})), tmp_path)["md"].read_text()
+    check = check.model_copy(update={"typed": typed})
+    paths = render_report(make_summary(check=check, export=GRAPH), tmp_path)
+    text = paths["md"].read_text()
     assert "With FP16 types" in text and "| int8_float16.onnx (onnxruntime) | 51.7 | 47.1 |" in text
+    assert "one &lt;kernel&gt;" in paths["html"].read_text()
+    assert "Predicted extra kernels" in text
 
 
 def test_a_run_without_a_graph_has_no_section() -> None:
     assert graph_sections() == []
-
-
-def test_the_whole_report_renders_with_it(tmp_path: Path) -> None:
-    paths = render_report(make_summary(export=GRAPH), tmp_path)
-    assert "one &lt;kernel&gt;" in Path(paths["html"]).read_text()
-    assert "Predicted extra kernels" in Path(paths["md"]).read_text()
 
 
 def test_a_graph_without_shared_scales_has_one_count_of_each() -> None:
