@@ -89,17 +89,18 @@ def test_nothing_from_the_command_line_steers_the_terminal(words: list[str]) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_value_of_an_option_is_no_switch(command: str) -> None:
+def test_the_value_of_no_option_is_a_switch(command: str) -> None:
     made = main.get_command(click.Context(main), command)
     assert made is not None
     taking = [one for one in made.params if isinstance(one, click.Option) and not one.is_flag]
     assert taking
+    words = [command, "--no-such-option"]
     for option in taking:
         for name in option.opts:
-            words = [command, "--no-such-option", name, *["--json"] * option.nargs]
-            value, switch = invoke(*words), invoke(*words, "--json")
-            assert refused(value) and not value.stdout, name
-            assert refused(switch) and json.loads(switch.stdout)["error"]["exit_code"] == 2, name
+            words += [name, *["--json"] * option.nargs]
+    value, switch = invoke(*words), invoke(*words, "--json")
+    assert refused(value) and not value.stdout
+    assert refused(switch) and json.loads(switch.stdout)["error"]["exit_code"] == 2
     assert not invoke(command, "--no-such-option", "--", "--json").stdout
 
 
