@@ -24,14 +24,14 @@ def guarded(model: ModelProto, maxima: dict[str, float]) -> set[str]:
     return {anchors[named[name].outputs[0].name] for name in nodes_beyond_fp16(model, maxima)}
 
 
-@pytest.mark.parametrize("label", ["n_v2", "m (CSP)", "s_mbla", "lite_s"])
-def test_another_export_of_the_model_guards_the_same_nodes(label: str) -> None:
+@pytest.mark.parametrize(("label", "batch"), [("n_v2", None), ("m (CSP)", 2), ("s_mbla (SiLU)", None), ("lite_s", 2)])
+def test_another_export_of_the_model_guards_the_same_nodes(label: str, batch: int | None) -> None:
     fixed = float_graph(label)
-    dynamic = export_float(detector(label), SIZE, ExportConfig(batch=None, opset=21))
+    other = export_float(detector(label), SIZE, ExportConfig(batch=batch, opset=21))
     measured = tensor_maxima(fixed, [images()])
     maxima = anchor_maxima(fixed, measured)
     assert set(anchors_of(import_graph(fixed))) >= set(measured), "every measured tensor has an anchor"
-    others = [dynamic, quantized_graph(label)]
+    others = [other, quantized_graph(label)]
     for model in others:
         assert set(maxima) <= set(anchors_of(import_graph(model)).values())
     rng = np.random.default_rng(0)

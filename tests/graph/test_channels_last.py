@@ -145,7 +145,7 @@ def test_channels_of_parts_that_stay_maps_are_split() -> None:
     assert channels_last(before) is before
 
 
-@pytest.mark.parametrize("label", ["n_v2", "l (CSP, SiLU)", "s6 (four levels)", "lite_s"])
+@pytest.mark.parametrize("label", ["n_v2", "s_mbla (SiLU)", "s6 (four levels)", "lite_s"])
 @pytest.mark.parametrize("scheme", [None, "symmetric", "asymmetric"])
 def test_whole_models(label: str, scheme: str | None) -> None:
     before = float_graph(label) if scheme is None else quantized_graph(label, scheme)

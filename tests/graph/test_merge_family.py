@@ -93,12 +93,12 @@ def test_merged_scales_are_the_largest_of_their_group(label: str) -> None:
 
 @everyone
 def test_the_merged_graph_runs_and_stays_near(label: str) -> None:
-    """Coarser scales cost little on tensors of like size; l has random SiLU chains whose branches differ 1000 times."""
+    """Coarser scales cost little on tensors of like size."""
     x = images()
     reference = run(float_graph(label), images=x)[0]
     before, after = run(quantized_graph(label), images=x)[0], run(merged(label), images=x)[0]
     assert np.isfinite(after).all()
-    assert snr_db(reference, after) > min(snr_db(reference, before), 20) - 10
+    assert snr_db(reference, after) > snr_db(reference, before) - 3
 
 
 @everyone
@@ -168,7 +168,7 @@ def activation_parameters(model: ModelProto) -> list:
     return [parameters_of(node) for node in import_graph(model).nodes if node.op == "QuantizeLinear"]
 
 
-@pytest.mark.parametrize(("label", "last"), [("m (CSP)", "conv2"), ("s_mbla", "conv3")])
+@pytest.mark.parametrize(("label", "last"), [("m (CSP)", "conv2"), ("s_mbla (SiLU)", "conv3")])
 def test_float_layers_stay_float_and_their_adds_too(label: str, last: str) -> None:
     keep = ("backbone.ERBlock_3.*", f"*.m.*{last}*")
     before = quantized_graph(label, keep_float=keep)
@@ -184,7 +184,7 @@ def test_float_layers_stay_float_and_their_adds_too(label: str, last: str) -> No
 def test_equal_scales_give_equal_outputs() -> None:
     """All scales of one size: merging only removes and moves pairs, so the output is the same bit by bit."""
     before = ModelProto()
-    before.CopyFrom(quantized_graph("s_mbla"))
+    before.CopyFrom(quantized_graph("s_mbla (SiLU)"))
     for tensor in before.graph.initializer:
         if tensor.name.endswith(".input_scale"):
             tensor.CopyFrom(numpy_helper.from_array(np.array(0.03, np.float32), tensor.name))

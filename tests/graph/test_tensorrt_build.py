@@ -64,9 +64,9 @@ def test_it_builds(label: str, form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["FP16", "INT8+FP16"])
 def test_it_builds_for_several_batches(form: str, tmp_path: Path) -> None:
-    model = dynamic_graph("s_mbla")
+    model = dynamic_graph("s_mbla (SiLU)")
     if form == "INT8+FP16":
-        model = with_scales(model, "s_mbla")
+        model = with_scales(model, "s_mbla (SiLU)")
     path = write(to_fp16(model)[0], tmp_path)
     engine = build("tensorrt", path, BuildConfig(tensorrt=TensorRtConfig(batches=(1, 2, 4))))
     assert engine.batch is None

@@ -16,7 +16,7 @@ from repq.model import save_checkpoint
 from repq.quant.corrections import Outputs, Rounding
 from repq.recipe import CalibrationConfig, CorrectionConfig, DemoConfig, EvalConfig, PtqConfig
 from repq.results import PtqReport
-from repq.stages import Context, PtqJob, budget, quantize_within
+from repq.stages import Context, PtqJob, budget, quantize_within, sensitivity
 
 CORRECTED = {"channel_inputs": True, "equalize": True, "rounding": "adaptive", "outputs": "moments", "images": 3}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] = {  # calibration, corrections, rest
@@ -30,10 +30,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] =
 FEWER: tuple[tuple[Any, str, Any], ...] = (
     (budget, "SHARES", (0.05,)),
     (budget, "judges", lambda: ("onnxruntime",)),
+    (sensitivity, "_write_report", lambda *_: None),
     (Rounding, "tries", ()),
     (Outputs, "tries", ("mean",)),
 )
-"""One plan, judged in one engine, and quick trials: what is tried is not what is tested."""
+"""One plan, judged in one engine, nothing drawn, and quick trials: what is tried is not what is tested."""
 
 
 def prepare(folder: Path) -> None:

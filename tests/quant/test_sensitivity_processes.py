@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from sensitivity_worker import measured, prepare
-from two_processes import all_end_well, launch_two, start_two
+from two_processes import all_end_well, start_two
 
 from repq.api import plan_latency
 from repq.quant.sensitivity import measurement
 from repq.recipe import BenchConfig
 from repq.results import PlanReport, Sensitivity
+from repq.stages import sensitivity as stage
 
 WORKER = Path(__file__).with_name("sensitivity_worker.py")
 
@@ -27,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> tuple[Sensitivity, PlanReport | None]:
-    return measured(folder, folder / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_write_report", lambda *_: None)  # it is drawn in another test
+        return measured(folder, folder / "alone")
 
 
 def without_times(sensitivity: Sensitivity) -> Sensitivity:
@@ -42,7 +45,7 @@ def written(out: Path) -> tuple[Sensitivity, PlanReport]:
 
 
 def test_two_processes_are_one(folder: Path, alone: tuple[Sensitivity, PlanReport | None]) -> None:
-    launch_two(WORKER, folder, folder / "two")
+    all_end_well(WORKER, folder, folder / "two")
     sensitivity, plan = written(folder / "two")
     assert without_times(sensitivity) == without_times(alone[0])
     assert plan == alone[1] and plan.trials
@@ -88,6 +91,7 @@ def test_a_dead_process_ends_the_other_with_a_word_and_leaves_what_it_measured(
     assert "run the same command again" in message
     assert not (out / "sensitivity.json").exists() and not (out / "plan.yaml").exists()
 
+    monkeypatch.setattr(stage, "_write_report", lambda *_: None)
     swept: list[str] = []
     original = measurement.ap_with_changes
     monkeypatch.setattr(measurement, "ap_with_changes", lambda *given: (swept.extend(given[2]), original(*given))[1])
