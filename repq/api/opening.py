@@ -66,8 +66,6 @@ def load(
     Raises:
         RepqError: there is no such file, it is of no known kind, damaged, or the runtime contradicts it.
     """
-    from repq.quant import load_weights
-
     path, options = Path(path), Options(None, device, threads, half, progress, log)
     size = arguments(path.name, imgsz=imgsz).imgsz
     if not os.path.exists(path):  # noqa: PTH110 (Path's raises on a name too long)
@@ -82,6 +80,8 @@ def load(
     if path.suffix == ".onnx":
         if engine != "torch":
             return open_onnx(path, replace(options, engine=engine), graph, size)
+        from repq.quant import load_weights
+
         return of_weights(path.name, load_weights(path, size, graph), options, path)
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise RepqError(
@@ -89,6 +89,8 @@ def load(
             found=f"the suffix {path.suffix or '(none)'}",
             fix=f"give one of {', '.join(CHECKPOINT_SUFFIXES)}, .onnx, or the folder of a built engine",
         )
+    from repq.quant import load_weights  # torch, which graphs and engines do without
+
     opened = of_weights(path.name, load_weights(path, graph=graph), options, path)
     if engine in (None, "torch"):
         return opened

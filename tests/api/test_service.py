@@ -190,3 +190,26 @@ def test_from_files_to_boxes(exported: Path, tmp_path: Path) -> None:
         total = row.decode_ms + row.preprocess_ms + row.infer_ms + row.postprocess_ms
         assert row.images_per_s == pytest.approx(1e3 / total)
         assert row.overlapped_images_per_s > 0
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+import repq
+
+graph, folder = repq.load(sys.argv[1]), sys.argv[2]
+built = graph.build("onnxruntime", imgsz=(64, 96), out=folder)
+for model in (graph, built, repq.load(folder)):
+    model.describe()
+    model.detect(np.zeros((50, 60, 3), np.uint8), imgsz=(64, 96))
+assert "torch" not in sys.modules
+"""
+
+
+def test_graphs_and_engines_do_without_torch(exported: Path, tmp_path: Path) -> None:
+    """Loading it takes longer than finding objects in an image."""
+    words = [sys.executable, "-c", WITHOUT_TORCH, str(exported), str(tmp_path / "engine")]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert ran.returncode == 0, ran.stderr
