@@ -41,6 +41,7 @@ PUBLISHED_MILLIONS = {
 }
 TAGS = ("yolox_nano", "yolox_tiny", "yolox_s")
 OPTIONS = tuple(name for name in model_names() if name.startswith("yolox_nano"))
+ENDS = tuple(name.removeprefix("yolox_nano") for name in OPTIONS if name != "yolox_nano")
 
 
 def golden_values(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -174,7 +175,10 @@ def test_official_files_are_read(form: str, tmp_path: Path) -> None:
         assert torch.equal(value, state[name])
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name.startswith("yolox")])
+SIZES = tuple(name for name in model_names() if name.startswith("yolox") and not name.endswith(ENDS))
+
+
+@pytest.mark.parametrize("name", [*SIZES, *(f"{size}{end}" for size in (SIZES[0], SIZES[-1]) for end in ENDS)])
 def test_every_model_is_recognized_by_its_entries(name: str) -> None:
     spec = get_spec(name, 7)
     for deploy in (False, True):
