@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._inductor.config
 from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
 from torch import Tensor, nn
 
@@ -60,8 +59,10 @@ def learned(model: nn.Module, answer: Callable[[Tensor], TrainOutput], steps: in
 
 
 @needs_compiler
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # looking for the CPU's instructions takes six compilations
-def test_compiled_steps_are_the_same_to_rounding() -> None:
+def test_compiled_steps_are_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.config import cpp  # takes a second and a half
+
+    monkeypatch.setattr(cpp, "vec_isa_ok", False)  # looking for the CPU's instructions takes six compilations
     own, other = (Small().to(memory_format=LAYOUT).train() for _ in range(2))
     answers = Answers(own, CPU, compiled=True)  # type: ignore[arg-type]
     found = learned(own, answers)
