@@ -11,7 +11,8 @@ REPQ_SHARED ?= ../shared
 CHECK_BUILD := .venv/tensorrt-check
 WORKERS ?= 2
 # A file of tests stays in one process, which shares its fixtures; threads that wait would take the cores from others.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Processes that tests start find compiled modules.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: quickstart results test test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
 .DEFAULT_GOAL := quickstart

@@ -75,6 +75,15 @@ def test_merging_never_adds_pairs_and_repeats(label: str) -> None:
 
 
 @everyone
+def test_the_report_names_all_that_was_unequal(label: str) -> None:
+    after, report = merging(label)
+    unequal = unequal_groups(import_graph(quantized_graph(label)))
+    assert [group.tensors for group in report.groups] == [tuple(group) for group in unequal]
+    scales = {parameters_of(node).scale for node in import_graph(after).nodes if node.op == "QuantizeLinear"}  # type: ignore[union-attr]
+    assert {np.float32(group.scale) for group in report.groups} <= {np.float32(scale) for scale in scales}
+
+
+@everyone
 def test_placing_and_merging_repeat_together(label: str) -> None:
     after = merged(label)
     placed, report = quantize_residuals(after)
