@@ -55,7 +55,7 @@ def _operators_are_parsed_once() -> None:
     module = sys.modules.get("torch.onnx._internal.exporter._registration")
     registry = getattr(module, "ONNXRegistry", None)
     if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
-        registry.from_torchlib = cache(registry.from_torchlib)
+        registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
 
 
 @pytest.fixture
