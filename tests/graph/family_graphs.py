@@ -28,6 +28,7 @@ FAMILY = {
     "n_v2": ("yolov6n_v2", 3, 1.0),
     "n, one class, odd widths": ("yolov6n", 1, 0.3),
     "m (CSP)": ("yolov6m", 2, 1 / 6),
+    "l (CSP, SiLU)": ("yolov6l", 2, 1 / 8),
     "s6 (four levels)": ("yolov6s6", 2, 1 / 4),
     "s_mbla (SiLU)": ("yolov6s_mbla", 2, 1 / 4),
     "lite_s": ("yolov6lite_s", 3, 1.0),
@@ -35,7 +36,6 @@ FAMILY = {
 OTHERS = {
     "s": ("yolov6s", 2, 1 / 4),
     "s_v2": ("yolov6s_v2", 2, 1 / 4),
-    "l (CSP, SiLU)": ("yolov6l", 2, 1 / 8),
     "m_v2 (CSP)": ("yolov6m_v2", 2, 1 / 6),
     "l_v2 (CSP)": ("yolov6l_v2", 2, 1 / 8),
     "s_qa": ("yolov6s_qa", 2, 1 / 4),
