@@ -13,7 +13,12 @@ def place_in_group() -> tuple[int, int]:
     return (0, 1) if rank is None or count is None or rank >= count else (rank, count)
 
 
+def is_alone() -> bool:
+    """Whether this process shares no work, and so need not load torch to find out with whom."""
+    return place_in_group()[1] == 1
+
+
 def processes_here() -> int:
     """How many of these processes run on this machine; 1 where ``torchrun`` did not start this one."""
     count = whole(os.environ.get("LOCAL_WORLD_SIZE", ""), digits=9)
-    return max(1, count or 1) if place_in_group()[1] > 1 else 1
+    return 1 if is_alone() else max(1, count or 1)

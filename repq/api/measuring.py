@@ -16,7 +16,7 @@ from repq.log import Log, quiet
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, CheckConfig, EvalConfig
 from repq.results import Accuracy, BenchReport, CheckReport
-from repq.torchrun import place_in_group
+from repq.torchrun import is_alone
 
 if TYPE_CHECKING:
     from repq.api.model import Model
@@ -83,7 +83,7 @@ def _detections_of(
         service = service_of(model, imgsz, config)
         return detect_images(service.detect, share, config.batch, progress, at_once=at_once)
 
-    if place_in_group()[1] == 1:  # which spares those who run an engine alone from loading torch
+    if is_alone():
         return detect(dataset)
     from repq.distributed import found_in_shares
 

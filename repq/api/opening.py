@@ -77,13 +77,10 @@ def load(
         if engine not in (None, built.name):
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
         return replace(of_engine(path.name, built, options), path=path.absolute())
-    if path.suffix == ".onnx":
-        if engine != "torch":
-            return open_onnx(path, replace(options, engine=engine), graph, size)
-        from repq.quant import load_weights
-
-        return of_weights(path.name, load_weights(path, size, graph), options, path)
-    if path.suffix not in CHECKPOINT_SUFFIXES:
+    is_graph = path.suffix == ".onnx"
+    if is_graph and engine != "torch":
+        return open_onnx(path, replace(options, engine=engine), graph, size)
+    if not is_graph and path.suffix not in CHECKPOINT_SUFFIXES:
         raise RepqError(
             f"{path} is no model that repq knows",
             found=f"the suffix {path.suffix or '(none)'}",
@@ -91,7 +88,7 @@ def load(
         )
     from repq.quant import load_weights  # torch, which graphs and engines do without
 
-    opened = of_weights(path.name, load_weights(path, graph=graph), options, path)
+    opened = of_weights(path.name, load_weights(path, size if is_graph else None, graph), options, path)
     if engine in (None, "torch"):
         return opened
     if size is None:

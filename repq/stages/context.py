@@ -14,7 +14,7 @@ from repq.log import Log, quiet
 from repq.printable import printable
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, GraphConfig
-from repq.torchrun import place_in_group
+from repq.torchrun import is_alone
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -84,7 +84,7 @@ class Context:
             EngineError: torch cannot use the device.
             TrainingError: the other processes cannot be reached.
         """
-        if place_in_group()[1] == 1:
+        if is_alone():
             yield self, True
             return
         from repq.distributed import UNEVEN, joined_processes, told_when_stopped

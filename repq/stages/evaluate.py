@@ -14,7 +14,7 @@ from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.context import Context
 from repq.stages.stage import Job, Stage
-from repq.torchrun import place_in_group, processes_here
+from repq.torchrun import is_alone, processes_here
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -45,7 +45,7 @@ def evaluate_model(
 
 def _failing_together() -> AbstractContextManager[None]:
     """`repq.distributed.failing_together`; who is alone need not load torch, which some engines do without."""
-    if place_in_group()[1] == 1:
+    if is_alone():
         return nullcontext()
     from repq.distributed import failing_together
 
@@ -53,7 +53,7 @@ def _failing_together() -> AbstractContextManager[None]:
 
 
 def _demand_same(dataset: DetectionDataset) -> None:
-    if place_in_group()[1] > 1:
+    if not is_alone():
         from repq.distributed import demand_same_data
 
         demand_same_data([dataset])
