@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from few_blocks import give_few_blocks
 from pages import SIZE
-
-from repq.model.yolov6.specs import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
 def few_blocks() -> Iterator[None]:
     """YOLOv6-N with one block a stage, and a stage with two: commands export, build and run it many times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "yolov6n_v2", replace(ARCHITECTURES["yolov6n_v2"], depth=1 / 9))
+        give_few_blocks(patch, "yolov6n_v2")
         yield
 
 

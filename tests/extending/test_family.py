@@ -281,18 +281,8 @@ def test_the_command_line_takes_it(model: Detector, data: Path, tmp_path: Path) 
         )  # fmt: skip
     assert own["ap"] == pytest.approx(expected.ap)
     run("fuse", tmp_path / "w.safetensors", *at, "-o", tmp_path / "f.safetensors", "--images", 2)
-    run(
-        "ptq",
-        tmp_path / "f.safetensors",
-        *at,
-        "--images",
-        8,
-        "--plain",
-        "--max-drop",
-        1,
-        "-o",
-        tmp_path / "q.safetensors",
-    )
+    quick = ("--images", 8, "--plain", "--max-drop", 1)
+    run("ptq", tmp_path / "f.safetensors", *at, *quick, "-o", tmp_path / "q.safetensors")
     for name in ("w", "q"):
         run("export", tmp_path / f"{name}.safetensors", "--imgsz", 64, "-o", tmp_path / f"{name}.onnx")
         run("export", tmp_path / f"{name}.safetensors", "--imgsz", 64, "--nms", "-o", tmp_path / f"{name}_nms.onnx")

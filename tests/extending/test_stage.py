@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from few_blocks import give_few_blocks
 
 from repq.cli import main
-from repq.model.yolov6.specs import ARCHITECTURES
 from repq.recipe.base import Config, setting
 from repq.recipe.whole import Section
 from repq.results import Result
@@ -48,8 +47,7 @@ COUNT = Stage("count", count, {"count": Section(CountSettings)}, reads=("fuse/fu
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    few_blocks = replace(ARCHITECTURES["yolov6n_v2"], depth=1 / 9)
-    monkeypatch.setitem(ARCHITECTURES, "yolov6n_v2", few_blocks)
+    give_few_blocks(monkeypatch, "yolov6n_v2")
     STAGES.append(COUNT)
     yield
     STAGES.remove(COUNT)

@@ -11,6 +11,8 @@ import onnx
 import pytest
 from family_graphs import quantized_graph
 from graph_views import decode_nodes, predict_extra_kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 from small_graphs import graph, normal, run
 
@@ -71,11 +73,12 @@ def wanted() -> dict[str, Any]:
     return {name: look(quantized_graph(LABEL)) for name, look in SEEN.items()}
 
 
-@pytest.mark.parametrize(("share", "copied"), [(1, False), (0.5, True)], ids=["all in nodes", "half behind copies"])
-def test_passes_see_no_difference(wanted: dict[str, Any], share: float, copied: bool) -> None:
-    rng = np.random.default_rng(0)
-    chosen = {tensor.name for tensor in quantized_graph(LABEL).graph.initializer if rng.random() < share}
-    model = with_nodes(quantized_graph(LABEL), chosen, copied)
+@settings(max_examples=3, deadline=None)
+@given(data=st.data())
+def test_passes_see_no_difference(wanted: dict[str, Any], data: st.DataObject) -> None:
+    names = [tensor.name for tensor in quantized_graph(LABEL).graph.initializer]
+    chosen = data.draw(st.just(set(names)) | st.sets(st.sampled_from(names)))
+    model = with_nodes(quantized_graph(LABEL), chosen, data.draw(st.booleans()))
     for name, look in SEEN.items():
         assert look(model) == wanted[name], name
 

@@ -39,8 +39,9 @@ def nameless(model: ModelProto) -> ModelProto:
 
 
 @pytest.mark.parametrize("make", [float_graph, quantized_graph])
-def test_passes_compute_the_same(make: Callable[[str], ModelProto]) -> None:
-    model = make("n_v2")
+@pytest.mark.parametrize("label", ["n_v2", "lite_s"])
+def test_passes_compute_the_same(label: str, make: Callable[[str], ModelProto]) -> None:
+    model = make(label)
     for name, change in PASSES.items():
         changed = change(nameless(model))
         onnx.checker.check_model(changed, full_check=False)
@@ -58,6 +59,6 @@ def run_any(model: ModelProto) -> np.ndarray:
 
 
 def test_lint_finds_the_same_layers() -> None:
-    model = quantized_graph("n_v2")
+    model = quantized_graph("lite_s")
     rows, others = ([(row.layer, row.precision) for row in lint(one).layers] for one in (model, nameless(model)))
     assert rows == others

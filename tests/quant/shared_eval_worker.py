@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
-import torch
 from finding_detector import with_boxes
+from in_two_processes import compute_cases
 
 from repq.data import make_demo_set
-from repq.errors import RepqError
 from repq.export import export_float
 from repq.graph import save_onnx
 from repq.model import save_checkpoint
@@ -45,12 +42,5 @@ def measured(folder: Path, case: str) -> Accuracy:
 said: list[str] = []
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-    try:
-        for case in sys.argv[2:]:
-            (folder / f"{case}{rank}.json").write_text(measured(folder, case).model_dump_json())
-    except RepqError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    folder, rank = compute_cases(measured)
     (folder / f"said{rank}.txt").write_text("\n".join(said))

@@ -1,17 +1,14 @@
-"""One of several processes that quantize, for a test: ``shared_ptq_worker.py FOLDER``."""
+"""One of several processes that quantize, for a test: ``shared_ptq_worker.py FOLDER CASE…``."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from finding_detector import with_boxes
+from in_two_processes import compute_cases
 
 from repq.data import make_demo_set
-from repq.errors import RepqError
 from repq.model import save_checkpoint
 from repq.quant.corrections import Outputs, Rounding
 from repq.recipe import CalibrationConfig, CorrectionConfig, DemoConfig, EvalConfig, PtqConfig
@@ -57,14 +54,6 @@ def quantized(folder: Path, case: str, out: Path) -> PtqReport:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     for where, name, value in FEWER:
         setattr(where, name, value)
-    folder = Path(sys.argv[1])
-    try:
-        for case in sys.argv[2:]:
-            report = quantized(folder, case, folder / f"{case}.safetensors")
-            (folder / f"{case}{os.environ['RANK']}.json").write_text(report.model_dump_json())
-    except RepqError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    compute_cases(lambda folder, case: quantized(folder, case, folder / f"{case}.safetensors"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from in_two_processes import computed_by_two, results_of
 from shared_ptq_worker import CASES, FEWER, prepare, quantized
-from two_processes import all_end_well
 
 from repq.machine.torch_threads import torch_threads
 from repq.quant.calibration.histogram import Histogram
@@ -22,10 +22,7 @@ WORKER = Path(__file__).with_name("shared_ptq_worker.py")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ptq")
-    prepare(folder)
-    all_end_well(WORKER, folder, *CASES)
-    return folder
+    return computed_by_two(WORKER, tmp_path_factory.mktemp("ptq"), prepare, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -38,8 +35,7 @@ def test_two_processes_quantize_as_one(
         alone = quantized(folder, case, tmp_path / "alone.safetensors")
     assert alone.accuracy_float is not None and alone.accuracy_float.ap > 0
     assert (folder / f"{case}.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
-    for rank in range(2):
-        assert PtqReport.model_validate_json((folder / f"{case}{rank}.json").read_text()) == alone
+    assert results_of(folder, case, PtqReport) == [alone, alone]
 
 
 def test_the_first_process_alone_writes(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from in_two_processes import computed_by_two, results_of
 from shared_eval_worker import CASES, measured, prepare
-from two_processes import all_end_well
 
 from repq.machine.torch_threads import torch_threads
 from repq.results import Accuracy
@@ -16,10 +16,7 @@ WORKER = Path(__file__).with_name("shared_eval_worker.py")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eval")
-    prepare(folder)
-    all_end_well(WORKER, folder, *CASES)
-    return folder
+    return computed_by_two(WORKER, tmp_path_factory.mktemp("eval"), prepare, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -27,8 +24,7 @@ def test_two_processes_evaluate_as_one(folder: Path, case: str) -> None:
     with torch_threads(1):  # as those: sums hang on how many there are
         alone = measured(folder, case)
     assert 0 < alone.ap < 1 and alone.images == 7
-    for rank in range(2):
-        assert Accuracy.model_validate_json((folder / f"{case}{rank}.json").read_text()) == alone
+    assert results_of(folder, case, Accuracy) == [alone, alone]
 
 
 def test_the_first_process_alone_speaks(folder: Path) -> None:

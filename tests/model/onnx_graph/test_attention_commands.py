@@ -45,7 +45,8 @@ def common(files: Path) -> tuple[object, ...]:
     return ("--data", files / "set/data.yaml", "--imgsz", SIZE)
 
 
-FEW = ("--method", "max", "--images", 4, "--max-drop", 1)
+QUICK = ("--method", "max", "--images", 4)
+FEW = (*QUICK, "--max-drop", 1)
 
 
 def int8_of(path: Path) -> set[str]:
@@ -90,7 +91,7 @@ def test_a_plan_comes_from_a_measurement(files: Path, tmp_path: Path) -> None:
 def test_qat_trains_products(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "qat.onnx"
     quick = ("--epochs", 2, "--set", "batch=2", "--set", "workers=0", "--set", "warmup_steps=1")
-    found = values("qat", files / "float.onnx", *common(files), *FEW[:4], *quick, "--no-eval", "-o", out)
+    found = values("qat", files / "float.onnx", *common(files), *QUICK, *quick, "--no-eval", "-o", out)
     assert set(PRODUCTS) <= set(found["int8_layers"]) == int8_of(out)
     ratios = {row["layer"]: row["weight_ratio"] for row in found["changes"]}
     assert all(ratios[layer] != 1 for layer in PRODUCTS)
