@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from few_blocks import few_blocks
 from graph_views import for_serving
 from test_tensorrt_serving import parse
 
@@ -27,7 +28,7 @@ SIZE = (64, 64)
 )
 def test_every_form_builds(name: str) -> None:
     torch.manual_seed(0)
-    model = fuse(build(name, 3).eval())
+    model = fuse(build(few_blocks(name, 3)).eval())
     images = torch.rand(2, 3, *SIZE) * 255
     plain = export_float(model, SIZE)
     int8 = export_quantized(quantize(model, [images], PtqConfig()).model, SIZE)

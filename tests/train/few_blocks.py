@@ -18,7 +18,7 @@ _ONE_EACH = (1, 1, 1, 1)
 _FEW: dict[str, dict[str, Any]] = {
     "yolov6n": {"backbone_repeats": (1, 1, 2, 1), "neck_repeats": _ONE_EACH},
     "yolov6lite": {"backbone_repeats": (1, 2, 1, 1)},  # the second of a stage keeps the size
-    "yolox_nano": {"repeats": _ONE_EACH},
+    "yolox": {"repeats": _ONE_EACH},
 }
 
 
