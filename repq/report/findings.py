@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from repq.printable import first_names
 from repq.recipe import NOTHING_TO_LOSE
 from repq.report.blocks import Block, Finding, Findings, Level
 from repq.report.comparison import Comparison, engine_title
 from repq.report.numbers import change, compact, count, plural, times
-from repq.report.summary import BENCH, BUILD, CHECK, FUSE, PTQ, VERDICT, ReportSummary
+from repq.report.summary import BENCH, BUILD, CHECK, FUSE, MACHINES, PTQ, VERDICT, ReportSummary
 from repq.report.verdict import time_again
 from repq.results import UNKNOWN, PtqReport, Verdict
 from repq.results.timing import Timed
@@ -27,6 +28,8 @@ def findings(summary: ReportSummary, comparisons: tuple[Comparison, ...]) -> lis
     ]  # fmt: skip
     again = () if summary.get(VERDICT) is None else (f"{time_again().capitalize()}.",)
     found += disturbed(summary.get(BENCH), *again) + _baseline_findings(summary)
+    if summary.get(BENCH) is None:
+        found += disturbed_machines(summary.get(MACHINES) or {})
     found += _check_findings(summary, comparisons) + _fusion_findings(summary)
     found.sort(key=lambda finding: ("bad", "warn", "", "muted", "good").index(finding.level))
     return [*_shipping_findings(summary.get(VERDICT)), *found]
@@ -92,6 +95,14 @@ def disturbed(timed: Timed | None, remedy: str = "Time again while nothing else 
     if timed is None or not timed.crowded:
         return []
     return [Finding("warn", f"{load_of(timed)}: no latency and no speedup is to be trusted.", remedy)]
+
+
+def disturbed_machines(machines: Mapping[str, Timed]) -> list[Finding]:
+    """The same of several machines, each by its name."""
+    return [
+        replace(finding, text=f"{name}: {finding.text}")
+        for name, timed in machines.items() for finding in disturbed(timed)
+    ]  # fmt: skip
 
 
 def load_of(timed: Timed) -> str:

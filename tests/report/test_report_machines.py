@@ -74,6 +74,31 @@ def test_only_the_same_is_set_beside(tmp_path: Path, other: dict[str, object]) -
     assert "one: TensorRT" not in text_of(tmp_path, ("one", bench(row(), imgsz=(320, 320))))
 
 
+@pytest.mark.parametrize("crowded", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_disturbed_machine_is_named_and_has_no_ratio(tmp_path: Path, crowded: tuple[bool, bool]) -> None:
+    machines = {name: bench(row(), others=0.75, crowded=busy) for name, busy in zip("ab", crowded, strict=True)}
+    text = text_of(tmp_path, *machines.items())
+    page = (tmp_path / "report.html").read_text()
+    for name, busy in zip("ab", crowded, strict=True):
+        warning = f"{name}: Other processes kept 0.8 of {ENVIRONMENT.cores} cores busy meanwhile: no latency and no speedup"
+        assert (warning in text, warning in page) == (busy, busy)
+        assert line(text, f"| {name}: TensorRT | 250 |").endswith("| – |") == busy
+
+
+def test_all_that_was_timed_on_several_machines_is_there(tmp_path: Path) -> None:
+    rows = [row(threads=threads, scope=scope) for threads in (1, 2) for scope in ("infer", "end_to_end")]
+    machines = {name: bench(*rows, gpu=name * 3, service=(service(f"decoder {name}"),)) for name in "ab"}
+    text = text_of(tmp_path, *machines.items())
+    for name in machines:
+        for threads in (1, 2):
+            for scope in ("inference", "end to end"):
+                assert f"| {scope} | 1 | {threads} | 4.00 |" in line(
+                    text, f"| {name} |", f"| {scope} | 1 | {threads} |"
+                )
+        assert f"JPEG to boxes on {name}" in text and line(text, f"decoder {name}", "| 5.12 |")
+    assert "aaa, bbb" in line(text, "| Machine | ")
+
+
 def test_every_published_row_is_there_once(tmp_path: Path) -> None:
     text = text_of(tmp_path, ("one", bench(row(spec=None))))
     family = family_named("yolov6")

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from repq.model.families import FAMILIES
 from repq.model.family import Family, PublishedSpeed
-from repq.report.blocks import Block, Column, Columns, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Findings, Text, number, table
 from repq.report.comparison import engine_title, variant_title
+from repq.report.findings import disturbed_machines
 from repq.report.numbers import count, significant, times
+from repq.report.sections.timing import SCOPES, service_table
 from repq.report.summary import MACHINES, ReportSummary, Section
 from repq.results import BenchReport, BenchRow
 
@@ -36,7 +38,7 @@ class _Timed(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """A published figure and what was measured of the same model."""
+    """A published figure and what was measured of the same model; no ratio to a time that is not to be trusted."""
 
     published: PublishedSpeed
     timed: _Timed | None
@@ -47,7 +49,8 @@ class _Pair(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        return None if self.images_per_s is None else self.images_per_s / self.published.images_per_s
+        disturbed = self.timed is not None and self.timed.bench.crowded
+        return None if self.images_per_s is None or disturbed else self.images_per_s / self.published.images_per_s
 
     @property
     def where(self) -> str:
@@ -56,16 +59,20 @@ class _Pair(NamedTuple):
 
 def _blocks(summary: ReportSummary) -> list[Block]:
     machines = summary[MACHINES]
-    timed = [_Timed(name, bench, row) for name, bench in machines.items() for row in bench.rows if row.scope == "infer"]
+    timed = [_Timed(name, bench, row) for name, bench in machines.items() for row in bench.rows]
     pairs, published = [], [(family, speed) for family in FAMILIES for speed in family.published]
     for family, speed in published:
-        found = [_Pair(speed, row) for row in timed if _same(family, speed, row)]
+        found = [_Pair(speed, row) for row in timed if row.row.scope == "infer" and _same(family, speed, row)]
         pairs += found or [_Pair(speed, None)]
     sources = "; ".join(dict.fromkeys(speed.source for _, speed in published))
+    several = machines if len(machines) > 1 else {}  # of one alone the section of its timings says it
+    warnings = disturbed_machines(several)
     return [
         Text("Each machine was timed by itself, so compare models within a machine and machines with care."),
+        *([Findings(warnings)] if warnings else []),
         table("Machines", _MACHINE, machines.items()),
-        table("Measured, inference alone", _TIMED, timed),
+        table("Measured", _TIMED, timed),
+        *(service_table(bench, f"JPEG to boxes on {name}") for name, bench in several.items() if bench.service),
         table("Published figures", _PAIR, pairs, f"{sources}; what was not measured here has no figure."),
     ]
 
@@ -93,6 +100,9 @@ _MACHINE: Columns[tuple[str, BenchReport]] = (
     number("Cores", lambda item: item[1].environment.cores, count),
     number("Load", lambda item: item[1].environment.load_average, "{:.2f}".format,
            hint="processes that ran or waited in the minute before"),
+    number("Cores busy", lambda item: item[1].others, "{:.1f}".format,
+           hint="cores that other processes kept busy meanwhile",
+           level=lambda item: "warn" if item[1].crowded else ""),
     Column("Runtimes", lambda item: _runtimes(item[1])),
 )  # fmt: skip
 
@@ -104,7 +114,9 @@ _TIMED: Columns[_Timed] = (
     Column("Built as", lambda timed: variant_title(timed.row.variant)),
     Column("Layers ran in", "row.precision"),
     Column("Input", lambda timed: "{} × {}".format(*timed.bench.imgsz)),
+    Column("Scope", "row.scope", SCOPES.__getitem__, hint="end to end adds pre- and post-processing"),
     number("Batch", "row.batch", count),
+    number("Threads", "row.threads", count),
     number("Median, ms", "row.latency_ms_median", significant, hint="what the caller waits for"),
     number("Device, ms", "device_ms", significant, hint="on the GPU alone, as one CUDA graph where that is possible"),
     number("Images/s", "row.images_per_s", significant),
@@ -120,5 +132,6 @@ _PAIR: Columns[_Pair] = (
     Column("Measured here", "where", hint="the same architecture, precision, batch and input size",
            level=lambda pair: "" if pair.timed else "muted"),
     number("Images/s", "images_per_s", significant),
-    number("Measured over published", "ratio", times),
+    number("Measured over published", "ratio", times,
+           note=lambda pair: "other processes disturbed the timing" if pair.timed and pair.timed.bench.crowded else ""),
 )  # fmt: skip

@@ -109,7 +109,9 @@ def _measured(summary: ReportSummary) -> list[Block]:
         versions = {row.engine: row.version for row in built.values()}
         names = (f"{engine_title(engine)} {release(version)}" for engine, version in versions.items())
         items.append(("Engines", ", ".join(names)))
-    items += [("Machine", summary.environment.gpu or summary.environment.cpu), ("Date", summary.created)]
+    environments = [bench.environment for bench in (summary.get(MACHINES) or {}).values()] or [summary.environment]
+    machines = dict.fromkeys(environment.gpu or environment.cpu for environment in environments)
+    items += [("Machine", ", ".join(machines)), ("Date", summary.created)]
     return [Facts(items)]
 
 

@@ -28,6 +28,8 @@ def _size_section(summary: ReportSummary) -> list[Block]:
     return [table("Artifacts", columns, sizes.items())] if sizes else []
 
 
+SCOPES = {"infer": "inference", "end_to_end": "end to end"}
+
 TIMING = Section("timing", "Latency", _bench_section, needs=(BENCH,))
 SIZE = Section("size", "Size on disk", _size_section, uses=(SIZES, BUILD), short="Size")
 
@@ -55,15 +57,14 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
         blocks.append(table("On the GPU", _DEVICE, shown, note))
     if bench.service:
         alt = "stacked bars of the time that each step takes per image"
-        blocks += [Figure("JPEG to boxes", partial(step_bars, bench.service), alt, wide=True), _service(bench)]
+        blocks += [Figure("JPEG to boxes", partial(step_bars, bench.service), alt, wide=True), service_table(bench)]
     return blocks
 
 
 _SETTING: Columns[BenchRow] = (
     Column("Model", lambda row: None if row.model == f"{row.engine}-{row.variant}" else row.model, optional=True),
     Column("Engine", row_title),
-    Column("Scope", "scope", {"infer": "inference", "end_to_end": "end to end"}.__getitem__,
-           hint="end to end adds pre- and post-processing"),
+    Column("Scope", "scope", SCOPES.__getitem__, hint="end to end adds pre- and post-processing"),
     number("Batch", "batch", count),
     number("Threads", "threads", count),
     number("Median, ms", "latency_ms_median", significant, hint="latency of a whole batch"),
@@ -112,6 +113,7 @@ _SERVICE: Columns[ServiceRow] = (
 )  # fmt: skip
 
 
-def _service(bench: BenchReport) -> Table:
+def service_table(bench: BenchReport, title: str = "JPEG to boxes") -> Table:
+    """What each step takes on the way from JPEG files to boxes."""
     note = "Milliseconds per image, medians over the rounds; decoding and letterbox run in one thread there."
-    return table("JPEG to boxes", _SERVICE, bench.service, note)
+    return table(title, _SERVICE, bench.service, note)
