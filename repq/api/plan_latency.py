@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repq.layers import LayerId
+from repq.machine.load import OtherLoad
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, EngineName
-from repq.results import FrontPoint, LatencyFront
+from repq.results import FrontPoint, LatencyFront, joined_load
 
 if TYPE_CHECKING:
     from repq.model import Detector
@@ -32,10 +33,13 @@ def layer_costs(
     from repq.export import export_float
     from repq.quant import scale_table
 
-    found = layer_milliseconds(engine, export_float(model, imgsz), scale_table(model), imgsz, TIMING, progress=progress)
+    graph, scales, load = export_float(model, imgsz), scale_table(model), OtherLoad()
+    found = layer_milliseconds(engine, graph, scales, imgsz, TIMING, progress=progress)
+    (threads,) = TIMING.threads
     return LatencyFront(
-        engine=engine, threads=TIMING.threads[0], imgsz=imgsz, layer_ms={str(layer): ms for layer, ms in found.items()}
-    )
+        engine=engine, threads=threads, imgsz=imgsz, layer_ms={str(layer): ms for layer, ms in found.items()},
+        **dict(load.so_far(threads)),
+    )  # fmt: skip
 
 
 def timed_front(
@@ -58,15 +62,17 @@ def timed_front(
     from repq.quant import scale_table
 
     scales, macs = scale_table(model), count_macs(model, front.imgsz)
+    graph, load = export_float(model, front.imgsz), OtherLoad()
     samples = time_plans(
         front.engine,
-        export_float(model, front.imgsz),
+        graph,
         scales,
         [[layer for layer in scales if layer not in plan] for plan in plans],
         front.imgsz,
         TIMING,
         progress=progress,
     )
+    together = joined_load(front, load.so_far(front.threads))
     total = sum(macs.values())
     points = [
         FrontPoint(
@@ -80,7 +86,7 @@ def timed_front(
         )
         for plan, outcome, times in zip(plans, outcomes, samples, strict=True)
     ]
-    return front.model_copy(update={"points": marked(points)})
+    return front.model_copy(update={"points": marked(points), **dict(together)})
 
 
 def marked(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:

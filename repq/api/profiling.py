@@ -16,6 +16,9 @@ import numpy as np
 from repq.api.measuring import demand_size
 from repq.api.service import service_of
 from repq.files import write_text
+from repq.machine.cpu import bound_cores
+from repq.machine.environment import capture_environment
+from repq.machine.load import OtherLoad
 from repq.recipe import default_engines
 from repq.recipe.deployment import RuntimeName
 from repq.results import NodeTime, ProfileReport
@@ -40,6 +43,7 @@ def profiled(
         RepqError: the model does not take this size or batch.
     """
     demand_size(model, imgsz)
+    load = OtherLoad()
     on_torch = model.weights is not None and engine in (None, "torch")
     if not on_torch and model.kind != "engine":
         model = model.build(engine or default_engines()[0], imgsz=imgsz, batch=batch)
@@ -54,7 +58,8 @@ def profiled(
     nodes = _in_torch(model, images, runs) if model.engine is None else model.engine.profile(images, runs)
     return ProfileReport(
         model=model.label, engine=model.running.engine, imgsz=imgsz, batch=batch, runs=runs,
-        total_ms=float(np.median(times[WARMUP:])), nodes=nodes,
+        total_ms=float(np.median(times[WARMUP:])), nodes=nodes, environment=capture_environment(),
+        **dict(load.so_far(model.options.threads or bound_cores())),
     )  # fmt: skip
 
 
@@ -154,13 +159,12 @@ def chrome_trace(report: ProfileReport) -> dict[str, Any]:
 
 def write_profile(report: ProfileReport, out: Path) -> None:
     """Write ``profile.json``, ``trace.json`` (for chrome://tracing or Perfetto) and the report into a folder."""
-    from repq.machine.environment import capture_environment
     from repq.report import ReportSummary, render_report
 
     write_text(out / "profile.json", report.model_dump_json(indent=1) + "\n")
     write_text(out / "trace.json", json.dumps(chrome_trace(report)) + "\n")
     summary = ReportSummary(
-        title=f"Profile of {report.model}", created=date.today().isoformat(), environment=capture_environment(),
+        title=f"Profile of {report.model}", created=date.today().isoformat(), environment=report.environment,
         imgsz=report.imgsz, results={"profile": report},
     )  # fmt: skip
     render_report(summary, out)

@@ -129,7 +129,7 @@ def bench(
     used = len(raw) if len(scopes) > 1 else 0
     return BenchReport(
         rows=tuple(rows), environment=environment, imgsz=imgsz, rounds=config.rounds, images=used,
-        **load.disturbance(max(config.threads, default=1)),
+        **dict(load.so_far(max(config.threads, default=1))),
     )  # fmt: skip
 
 

@@ -108,7 +108,9 @@ def bench_command(
     """
     from repq.api.images import open_data
     from repq.api.sizes import size_for
+    from repq.machine.load import OtherLoad
     from repq.report.text import bench_table
+    from repq.results import joined_load
     from repq.stages import bench_models, bench_service, write_bench
 
     imgsz = size_for(models, imgsz, shell.log)
@@ -120,11 +122,13 @@ def bench_command(
         progress=shell.progress,
     )  # fmt: skip
     if data is not None:
+        load = OtherLoad()
         rows_of_service = bench_service(
             models, data, split, imgsz, bench, engines=engines, loaders=loaders, images=images, device=device,
             progress=shell.progress, log=shell.log,
         )  # fmt: skip
-        report = report.model_copy(update={"service": rows_of_service})
+        together = joined_load(report, load.so_far(max(bench.threads)))
+        report = report.model_copy(update={"service": rows_of_service, **dict(together)})
     if out is not None:
         write_bench(report, out)
     values = report.values()

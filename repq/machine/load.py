@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from repq.machine.cpu import bound_cores
+from repq.results import MachineLoad
 
 _NOTICED, _DISTURBING = 0.5, 0.25  # cores
 
@@ -22,10 +22,10 @@ class OtherLoad:
         (clock, everyone, own), (then, before, mine) = _computed(), self._start
         return max(0.0, everyone - before - (own - mine)) / max(clock - then, 0.01)
 
-    def disturbance(self, threads: int) -> dict[str, Any]:
-        """Of a `repq.results.timing.Timed` of models that ran with so many threads meanwhile."""
+    def so_far(self, threads: int) -> MachineLoad:
+        """What is to be said of models that were timed with so many threads meanwhile."""
         others = self.cores()
-        return {"others": round(others, 2), "crowded": in_the_way(others, threads, bound_cores(), _DISTURBING)}
+        return MachineLoad(others=round(others, 2), crowded=in_the_way(others, threads, bound_cores(), _DISTURBING))
 
     def note_once(self, processes: int = 1, device: str = "cpu") -> str:
         """`crowding_note` of torch's threads and what was measured until the first call; empty from then on.

@@ -34,6 +34,7 @@ from repq.results import (
     Contest,
     EngineDescription,
     PtqReport,
+    joined_load,
 )
 
 RESULT = "compare.json"
@@ -272,8 +273,7 @@ def _measure(
     images = len(_dataset(recipe))
     contest = Contest(
         contenders=contenders, environment=environment, imgsz=imgsz, threads=threads, images=images,
-        others=max((report.others for report in reports if report.others is not None), default=None),
-        crowded=any(report.crowded for report in reports),
+        **dict(joined_load(*reports)),
     )  # fmt: skip
     write_text(payload / RESULT, contest.model_dump_json(indent=1))
 

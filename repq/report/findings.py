@@ -13,7 +13,7 @@ from repq.report.numbers import change, compact, count, plural, times
 from repq.report.summary import BENCH, BUILD, CHECK, FUSE, MACHINES, PTQ, VERDICT, ReportSummary
 from repq.report.verdict import time_again
 from repq.results import UNKNOWN, PtqReport, Verdict
-from repq.results.timing import Timed
+from repq.results.timing import MachineLoad, Timed
 
 _SHOWN = 6  # names of layers and blocks in a sentence
 
@@ -90,7 +90,7 @@ def _shipping_findings(verdict: Verdict | None) -> list[Finding]:
     return [Finding("good", f"To ship: {engine_title(verdict.ship)} INT8.")]
 
 
-def disturbed(timed: Timed | None, remedy: str = "Time again while nothing else computes.") -> list[Finding]:
+def disturbed(timed: MachineLoad | None, remedy: str = "Time again while nothing else computes.") -> list[Finding]:
     """What is to be said of times that were taken while other processes had the cores that the models needed."""
     if timed is None or not timed.crowded:
         return []
@@ -105,12 +105,14 @@ def disturbed_machines(machines: Mapping[str, Timed]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def load_of(timed: Timed) -> str:
+def load_of(timed: MachineLoad) -> str:
     """What else the machine did."""
-    machine = timed.environment
-    if timed.others is None:
-        return f"The load of the machine was {machine.load_average:.2f} on {plural(machine.cores, 'core')}"
-    return f"Other processes kept {timed.others:.1f} of {plural(machine.cores, 'core')} busy meanwhile"
+    machine = timed.environment if isinstance(timed, Timed) else None
+    cores = "cores" if machine is None else f"of {plural(machine.cores, 'core')}"
+    if timed.others is not None:
+        return f"Other processes kept {timed.others:.1f} {cores} busy meanwhile"
+    load = "is not known" if machine is None else f"was {machine.load_average:.2f} on {plural(machine.cores, 'core')}"
+    return f"The load of the machine {load}"
 
 
 def _baseline_findings(summary: ReportSummary) -> list[Finding]:

@@ -63,7 +63,7 @@ from repq.results.sensitivity import (
     Sensitivity,
     Similarity,
 )
-from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, ServiceRow
+from repq.results.timing import BenchReport, BenchRow, Environment, GpuReadings, MachineLoad, ServiceRow, joined_load
 from repq.results.training import (
     BlockFusion,
     EpochRow,
@@ -121,6 +121,7 @@ __all__ = [
     "LayerSensitivity",
     "LintReport",
     "LintedLayer",
+    "MachineLoad",
     "ModelInfo",
     "NodeTime",
     "Panel",
@@ -155,6 +156,7 @@ __all__ = [
     "WayName",
     "WeightsDescription",
     "change_interval",
+    "joined_load",
     "metric_of",
     "noise",
     "spread_of",

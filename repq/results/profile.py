@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from repq.results.base import Result
+from repq.results.timing import Timed
 
 
 class NodeTime(Result):
@@ -15,7 +16,7 @@ class NodeTime(Result):
     precision: str = ""
 
 
-class ProfileReport(Result):
+class ProfileReport(Timed):
     """Times as the runtime itself tells them, in the order of execution; counting costs time as well.
 
     Attributes:

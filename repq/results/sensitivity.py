@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from repq.results.base import Range, Result, gained, measured_time
+from repq.results.timing import MachineLoad
 
 
 class Similarity(Result):
@@ -77,7 +78,7 @@ class FrontPoint(Result):
     efficient: bool = False  # no other point is both faster and more accurate
 
 
-class LatencyFront(Result):
+class LatencyFront(MachineLoad):
     """What float layers cost in one engine: each alone, from the engine's own profile, and plans as a whole, timed."""
 
     engine: str

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from repq.results.base import Range, Result
+from repq.results.base import Range, Result, measured_time
 from repq.results.engines import ModelInfo
 
 
@@ -80,17 +80,28 @@ class ServiceRow(ModelInfo, Measured):
     bottleneck_share: float | None  # of the four steps together
 
 
-class Timed(Measured):
-    """Where times were taken, and what else that machine did.
+class MachineLoad(Measured):
+    """What else a machine did while times were taken on it.
 
     Attributes:
         others: cores that other processes kept busy meanwhile.
         crowded: whether the models needed those cores: then no latency and no ratio is to be trusted.
     """
 
+    others: float | None = measured_time(None)
+    crowded: bool = measured_time(False)
+
+
+def joined_load(*loads: MachineLoad) -> MachineLoad:
+    """Of times of which some were taken with each of these loads."""
+    known = [load.others for load in loads if load.others is not None]
+    return MachineLoad(others=max(known, default=None), crowded=any(load.crowded for load in loads))
+
+
+class Timed(MachineLoad):
+    """Where times were taken, and what else that machine did."""
+
     environment: Environment
-    others: float | None = None
-    crowded: bool = False
 
 
 class BenchReport(Timed):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from repq import build_model
 from repq.api.profiling import _mean_run, chrome_trace, nsight_lines, profiled
 from repq.cli import main
 from repq.engine import ENGINES, availability
+from repq.report.text import profile_table
 from repq.results import ProfileReport
 
 SIZE = (64, 64)
@@ -35,6 +38,14 @@ def test_layers_of_the_profile_are_the_models(engine: str, fused: bool) -> None:
     events = [event for event in chrome_trace(report)["traceEvents"] if event["ph"] == "X"]
     assert sum(event["dur"] for event in events) == pytest.approx(1e3 * report.nodes_ms)
     assert all(before["ts"] <= after["ts"] for before, after in pairwise(events))
+
+
+def test_a_process_that_computes_beside_the_model_is_told_of() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        report = profiled(MODEL, SIZE, engine="onnxruntime", runs=50)
+        child.kill()
+    assert report.others is not None and report.others > 0.25
+    assert report.crowded and "is to be trusted" in " ".join(profile_table(report).split())
 
 
 def test_torch_tells_every_operator_in_the_order_of_execution() -> None:

@@ -21,12 +21,15 @@ from repq.api.measuring import demand_plain
 from repq.api.opening import load
 from repq.api.service import service_of
 from repq.cli import main
+from repq.data import make_demo_set
 from repq.errors import DataError, EngineError, RepqError
 from repq.export import export_float, save_onnx
 from repq.graph import read_metadata
 from repq.graph.files import load_onnx
+from repq.machine.load import OtherLoad
 from repq.model import Detector, build
-from repq.recipe import EvalConfig, ExportConfig, LetterboxConfig, NmsConfig, PreprocessConfig
+from repq.recipe import DemoConfig, EvalConfig, ExportConfig, LetterboxConfig, NmsConfig, PreprocessConfig
+from repq.results import MachineLoad
 
 IMGSZ = (64, 96)
 WHOLE = PreprocessConfig(uint8=True, bgr=True, letterbox=LetterboxConfig())
@@ -190,6 +193,21 @@ def test_from_files_to_boxes(exported: Path, tmp_path: Path) -> None:
         total = row.decode_ms + row.preprocess_ms + row.infer_ms + row.postprocess_ms
         assert row.images_per_s == pytest.approx(1e3 / total)
         assert row.overlapped_images_per_s > 0
+
+
+@pytest.mark.parametrize("crowded", [(False, False), (True, False), (False, True)])
+def test_a_load_during_any_part_of_a_timing_marks_it(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crowded: tuple[bool, bool]
+) -> None:
+    """The network alone, then the way from files to boxes."""
+    data = make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=1, size=64))
+    loads = iter(crowded)
+    monkeypatch.setattr(OtherLoad, "so_far", lambda self, threads: MachineLoad(others=1.0, crowded=next(loads)))
+    words = ["bench", exported, "--imgsz", "64x96", "--data", data, "--rounds=1", "--runs=1", "--threads=1", "--json"]
+    ran = CliRunner().invoke(main, list(map(str, words)))
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert (found["crowded"], len(found["service"])) == (any(crowded), 1)
 
 
 WITHOUT_TORCH = """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import make_ptq, make_results
+from report_samples import ENVIRONMENT, LAYERS, make_ptq, make_results
 from sensitivity_samples import make_plan, make_sensitivity
 
 from repq.report.blocks import Column, table
@@ -13,6 +16,7 @@ from repq.report.text import (
     SHOWN,
     bench_table,
     check_table,
+    profile_table,
     ptq_table,
     render_text,
     run_table,
@@ -20,7 +24,7 @@ from repq.report.text import (
     settings_table,
     shown_on,
 )
-from repq.results import LayerQuantization
+from repq.results import LayerQuantization, NodeTime, ProfileReport
 
 TEXTS = {
     "ptq": lambda: ptq_table(make_ptq()),
@@ -28,6 +32,31 @@ TEXTS = {
     "check": lambda: check_table(make_results()["check"]),
     "bench": lambda: bench_table(make_results()["bench"].model_copy(update={"crowded": True, "others": 1.5})),
 }
+
+
+def make_profile() -> ProfileReport:
+    nodes = [NodeTime(name=f"node {place}", kind="Conv", layer=layer, ms=0.5) for place, layer in enumerate(LAYERS)]
+    return ProfileReport(
+        model="s.onnx", engine="onnxruntime", imgsz=(64, 64), batch=1, runs=2, total_ms=3.0, nodes=tuple(nodes),
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
+TIMED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "bench": lambda load: bench_table(make_results()["bench"].model_copy(update=load)),
+    "profile": lambda load: profile_table(make_profile().model_copy(update=load)),
+    "sensitivity": lambda load: sensitivity_table(
+        make_sensitivity(), (plan := make_plan()).model_copy(update={"latency": plan.latency.model_copy(update=load)})
+    ),
+}
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+@pytest.mark.parametrize("name", TIMED)
+def test_times_that_are_not_to_be_trusted_are_marked_on_the_terminal(name: str, crowded: bool) -> None:
+    shown = " ".join(TIMED[name]({"crowded": crowded, "others": 1.5}).split())
+    assert ("no latency and no speedup is to be trusted" in shown) == crowded
+    assert ("Other processes kept 1.5" in shown) >= crowded
 
 
 def test_the_table_of_a_run_calls_engines_what_the_others_do() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from repq.report.blocks import Block, Column, Columns, Figure, Listing, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Findings, Listing, Text, number, table
 from repq.report.comparison import engine_title
+from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, milliseconds, percent, significant
 from repq.report.plots import shares
 from repq.report.summary import Key, ReportSummary, Section
@@ -58,12 +59,15 @@ def profile_blocks(report: ProfileReport) -> list[Block]:
     lead = (
         f"{engine_title(report.engine)}, {report.imgsz[0]} × {report.imgsz[1]}, batch {report.batch}: a run takes "
         f"{milliseconds(report.total_ms)} without profiling; its nodes add up to {milliseconds(report.nodes_ms)} with "
-        "it. In parentheses: what belongs to no layer."
+        f"it. In parentheses: what belongs to no layer. {load_of(report)}."
     )
     most = sorted(rows, key=lambda row: -row.ms)[:_SHOWN]
     bars = [(row.layer, row.ms, row.precision) for row in most]
     alt = "bars of the time of the slowest layers"
-    blocks: list[Block] = [Text(lead), Figure("Slowest layers", partial(shares, bars), alt, wide=True)]
+    blocks: list[Block] = [Text(lead)]
+    if notes := disturbed(report):
+        blocks.append(Findings(notes))
+    blocks.append(Figure("Slowest layers", partial(shares, bars), alt, wide=True))
     blocks.append(table("Time by layer", _ROWS, rows, numbered=True, badness=lambda row: row.ms))
     return [*blocks, Listing("Nsight Systems", "\n".join(report.nsight))] if report.nsight else blocks
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Table, Text, number, table
 from repq.report.comparison import engine_title
+from repq.report.findings import disturbed
 from repq.report.numbers import (
     change,
     compact,
@@ -43,6 +44,7 @@ _MEASURES = {
     "ap.only_float": "AP with only this layer in float",
 }
 _PLACES = ("local", "neck", "head")
+_TIME_PLANS_AGAIN = "The plan weighs them: search again while nothing else computes."
 
 
 def _plan_blocks(summary: ReportSummary) -> list[Block]:
@@ -54,6 +56,7 @@ def _plan_blocks(summary: ReportSummary) -> list[Block]:
         title = f"AP against latency in {engine_title(plan.latency.engine)}, {plural(plan.latency.threads, 'thread')}"
         alt = "AP drop against latency of plans from all layers in INT8 to all in float"
         draw = partial(latency_front, plan.latency.points, engine_title(plan.latency.engine))
+        blocks += [Findings(notes)] if (notes := disturbed(plan.latency, _TIME_PLANS_AGAIN)) else []
         blocks += [Figure(title, draw, alt, wide=True, file="front.svg"), _front_table(plan.latency)]
     if len(plan.trials) > 1:
         alt = "AP drop of every plan tried against its share in INT8"
@@ -108,6 +111,7 @@ def terminal_blocks(measured: Sensitivity, plan: PlanReport) -> list[Block]:
             if point.efficient or point.chosen
         )
         lines.append(f"AP against latency in {engine_title(plan.latency.engine)}: {points}")
+        lines += [f"! {note.text} {note.remedy}" for note in disturbed(plan.latency, _TIME_PLANS_AGAIN)]
     if smooth := _smooth(measured):
         lines.append(smooth.strip())
     lines.append(f"cost: {', '.join(f'{measure} {value:.1f} s' for measure, value in measured.seconds.items())}")
