@@ -17,6 +17,7 @@ from repq.api.running import Options
 from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.machine.cpu import cpu_cores
+from repq.machine.load import OtherLoad
 from repq.machine.torch_device import resolve_device
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig, EngineName, EvalConfig, PruneConfig, RecoveryConfig
@@ -230,7 +231,11 @@ def _latency(
     whole = export_float(pruner.model, imgsz)
 
     def medians(*graphs: ModelProto) -> list[float]:
-        return [median(times) for times in time_graphs(engine, graphs, imgsz, bench, label="latency")]
+        others = OtherLoad()
+        times = time_graphs(engine, graphs, imgsz, bench, label="latency")
+        if (load := others.so_far(max(bench.threads))).crowded:
+            log(f"other processes kept {load.others:.1f} cores busy meanwhile: this latency is not to be trusted")
+        return list(map(median, times))
 
     def cost(kept: Kept) -> float:
         before, after = medians(whole, export_float(pruner.cut(kept, means), imgsz))

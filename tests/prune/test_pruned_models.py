@@ -15,8 +15,10 @@ from repq.data import make_demo_set
 from repq.errors import CheckpointError, RepqError, TrainingError
 from repq.export import export_float
 from repq.graph import save_onnx
+from repq.machine.load import OtherLoad
 from repq.model import Detector, build, load_checkpoint, save_checkpoint
 from repq.recipe import DemoConfig, PruneConfig, TrainConfig
+from repq.results import MachineLoad
 from repq.stages import Context, prune_checkpoint, train_detector
 
 SIZE = (64, 64)
@@ -107,7 +109,7 @@ def test_handles_prune(tmp_path: Path, data: Path) -> None:
         small.quantize(data, imgsz=SIZE, split="train", limit=2, auto=False, scheme="asymmetric").prune(imgsz=SIZE)
 
 
-def test_latency_is_a_target(tmp_path: Path) -> None:
+def test_latency_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers so wide that the target is far from what noise does to their latency, which halves of them can leave."""
     whole, out = tmp_path / "whole.onnx", tmp_path / "small.safetensors"
     text = """g (float[1,3,64,64] images) => (float[1,6,64] found) {
@@ -121,9 +123,11 @@ def test_latency_is_a_target(tmp_path: Path) -> None:
     report = prune_checkpoint(whole, out, config, Context(SIZE, log=seen.append))
     assert report.macs_after < report.macs_before
     assert sum("of the whole model's" in line for line in seen) >= 2
+    monkeypatch.setattr(OtherLoad, "so_far", lambda self, threads: MachineLoad(others=1.0, crowded=True))
     config = PruneConfig(latency="openvino", max_ms=1e-4)
     with pytest.raises(RepqError, match="so much cannot be pruned"):
-        prune_checkpoint(whole, tmp_path / "x.safetensors", config, Context(SIZE))
+        prune_checkpoint(whole, tmp_path / "x.safetensors", config, Context(SIZE, log=seen.append))
+    assert "not to be trusted" in "".join(seen)
 
 
 @pytest.mark.parametrize("values", [{"latency": "openvino"}, {"max_ms": 3.0}, {"latency_ratio": 0.5},
