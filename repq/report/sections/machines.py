@@ -118,10 +118,11 @@ _TIMED: Columns[_Timed] = (
     number("Batch", "row.batch", count),
     number("Threads", "row.threads", count),
     number("Median, ms", "row.latency_ms_median", significant, hint="what the caller waits for"),
-    number("Device, ms", "device_ms", significant, hint="on the GPU alone, as one CUDA graph where that is possible"),
+    number("Device, ms", "device_ms", significant, hint="on the GPU alone, as one CUDA graph where that is possible",
+           optional=True),
     number("Images/s", "row.images_per_s", significant),
-    Column("Clock and power", "readings"),
-)
+    Column("Clock and power", "readings", optional=True),
+)  # fmt: skip
 
 _PAIR: Columns[_Pair] = (
     Column("Model", "published.spec", code=True),
