@@ -58,7 +58,7 @@ def _said_size(models: Sequence[Path], log: Log) -> Size:
         log(f"{silent}: {_text(own)} is taken, as of {printable(teller.name)} (--imgsz)")
     elif free := [path.name for path in models if _takes_any_size(path)]:
         raise RepqError(f"{printable(free[0])} takes images of any size", fix="give --imgsz")
-    elif models[0].suffix != ".onnx":  # of one that cannot be read, who opens it says so
+    elif models[0].is_file() and models[0].suffix != ".onnx":  # of one that cannot be read, who opens it says so
         log(f"{silent}: {_text(own)} is taken (--imgsz)")
     return own
 

@@ -60,7 +60,9 @@ def read_engine(folder: Path) -> EngineManifest:
     if not folder.is_dir():
         raise EngineError(f"there is no engine at {folder}", fix="build one with `repq build MODEL.onnx -o FOLDER`")
     if not is_engine(folder):
-        raise EngineError(f"{folder} is no engine", found=f"no {MANIFEST} in it", fix="build it again")
+        raise EngineError(
+            f"{folder} is no engine", found=f"no {MANIFEST} in it", fix="give a folder that repq build wrote"
+        )
     text = read_text(folder / MANIFEST, 64 * MIB, form="JSON", error=EngineError)
     saved, manifest_hash = _parse(folder / MANIFEST, text)
     unnamed = sorted({file.name for file in folder.iterdir()} - {MANIFEST, *saved.payload_sha256})

@@ -165,3 +165,9 @@ def test_of_a_graph_that_cannot_be_read_nothing_is_said_but_that(
     text = refused(invoke(command, "damaged.onnx", *further))
     assert "no valid ONNX model" in text and "at which size" not in text
     assert not Path("out.onnx").exists()
+
+
+def test_of_a_folder_without_an_engine_nothing_is_said_but_that(material: Material, folder: Path) -> None:
+    Path("other").mkdir()
+    text = refused(invoke("eval", "other", "--data", material.files["--data"]))
+    assert "is no engine" in text and "at which size" not in text
