@@ -26,11 +26,13 @@ from repq.engine import build as build_engine
 from repq.engine import load as load_engine
 from repq.export import export_float, export_quantized, load_onnx, save_onnx
 from repq.graph.forms import in_form
+from repq.machine.cpu import has_dot_products
 from repq.model import Detector, build
 from repq.progress import on_terminal
 from repq.quant import load_weights, quantize
 from repq.recipe import BenchConfig, BuildConfig, CalibrationConfig, EngineName, ExportConfig, PtqConfig
 from repq.reparam import fuse
+from repq.report.findings import disturbed, load_of
 from repq.report.numbers import significant
 from repq.results import BenchReport, ModelInfo
 
@@ -84,9 +86,10 @@ def float_and_int8(
 
 
 def plain_files(path: Path, label: str) -> list[Peer]:
-    """The file of a graph in the form of each runtime, run by that runtime alone."""
+    """The file of a graph in each form that is right on this CPU, run by its runtime alone."""
     kinds: dict[str, type[OnnxRuntimePeer] | type[OpenVinoPeer]] = {
         "onnxruntime": OnnxRuntimePeer,
+        **({"onnxruntime-vnni": OnnxRuntimePeer} if has_dot_products() else {}),
         "openvino": OpenVinoPeer,
     }
     found: list[Peer] = []
@@ -134,7 +137,8 @@ def markdown(report: BenchReport, title: str) -> str:
         ", ".join(f"{name} {version}" for name, version in environment.libraries.items()) + ".",
         "",
         f"{report.imgsz[0]}x{report.imgsz[1]} pixels, {report.rounds} rounds in alternating order, "
-        f"{report.rows[0].runs} runs of each. Times are of a whole batch.",
+        f"{report.rows[0].runs} runs of each. Times are of a whole batch. {load_of(report)}.",
+        *(f"\n**{note.text}**" for note in disturbed(report)),
         "",
         "| model | convolutions that run as | batch | threads | median ms | p95 ms | images/s | "
         "times FP32, same engine | times the first row | MB |",
