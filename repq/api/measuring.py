@@ -100,7 +100,7 @@ def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], 
     if model.unclear is not None:
         raise model.unclear
     demand_size(model, imgsz)
-    for note in model.notes if model.kind == "onnx" else ():
+    for note in model.notes if model.kind != "checkpoint" else ():
         log(f"{model.label}: {note}")
     return fitted(dataset, model.names, model.label, log)
 

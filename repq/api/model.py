@@ -102,7 +102,7 @@ class Model:
         path: the file or folder, where there is one; absolute.
         sha256: of the content of an ONNX file when it was opened.
         start: starts it; see ``running``.
-        graph: what was said of an ONNX file that it does not say itself.
+        graph: what was said of an ONNX file, or of an engine's, that it does not say itself.
         unclear: why nobody knows what the outputs mean.
         said: the size that the file of a graph of any size says; other sizes work too.
         usual: the size that steps work at if no other is given.
@@ -769,7 +769,7 @@ class Model:
             raise EngineError(
                 f"{self.label} has its own batch size", found=found, fix="leave batch out, or export again"
             )
-        self.size(imgsz)
+        size = self.size(imgsz)
         if self.weights is not None:
             from repq.export import has_own_graph
 
@@ -783,7 +783,7 @@ class Model:
         if place is not None:
             built.save(place)
         options = replace(self.options, engine=None, threads=chosen.threads, half=False)
-        made = replace(of_engine(place.name if place else self.label, built, options), path=place)
+        made = replace(of_engine(place.name if place else self.label, built, options, self.graph, size), path=place)
         return replace(made, report=made.running.description)
 
     def save(self, path: str | Path) -> Path:

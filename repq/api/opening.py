@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from repq.api.arguments import Size, arguments
 from repq.api.model import Kind, Model
 from repq.api.running import HERE, Options, Running, in_engine, in_torch
@@ -27,6 +30,7 @@ from repq.results import Expectation
 
 if TYPE_CHECKING:
     from repq.engine import Engine, EngineManifest
+    from repq.engine.base import TensorInfo
     from repq.engine.source import Source
     from repq.model import Detector
     from repq.quant import Weights
@@ -55,8 +59,9 @@ def load(
     Args:
         path: a checkpoint (.pt, .pth, .ckpt, .safetensors; float or quantized), an ONNX file, or an engine's folder.
         engine: what runs an ONNX file (default: ONNX Runtime); a checkpoint is exported and built for it.
-        imgsz: with ``engine``, of that export; of an ONNX file that takes any size.
-        graph: what the file does not say of itself: how images become its input, what its outputs mean.
+        imgsz: with ``engine``, of that export; of an ONNX file, or its engine, that takes any size.
+        graph: what the file does not say of itself: how images become its input, what its outputs mean; of an engine,
+            what the file does not say that it was built from.
         device: where torch runs a checkpoint: ``cpu``, ``cuda``, ``cuda:1`` …
         threads: CPU threads; None leaves the choice to the runtime.
         half: run a float checkpoint in FP16, on a GPU.
@@ -76,7 +81,7 @@ def load(
         built = load_engine(path, threads=threads)
         if engine not in (None, built.name):
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
-        return replace(of_engine(path.name, built, options), path=path.absolute())
+        return replace(of_engine(path.name, built, options, graph, size), path=path.absolute())
     is_graph = path.suffix == ".onnx"
     if is_graph and engine != "torch":
         return open_onnx(path, replace(options, engine=engine), graph, size)
@@ -204,18 +209,30 @@ def open_onnx(
         file = unchanged(path, source.sha256)
         return in_engine(build(options.engine or usual, file, config), options, layout)
 
-    own = "repq.spec" in source.metadata
     said = from_metadata(source.metadata)
     opened = _of_graph(
         "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph, said=said
     )
-    if own and graph == GraphConfig():
+    return _with_form(opened, source, started, partial(_outputs_of, source, imgsz or said))
+
+
+def _with_form(
+    opened: Model, source: Source | EngineManifest, started: Callable[..., Running], shown: Callable[[], Outputs]
+) -> Model:
+    """The handle of a graph with what goes in and comes out, as far as the graph does not say it.
+
+    Args:
+        started: starts it; takes the layout of its outputs as well.
+        shown: what it gives for an image, which one that repq did not write is asked for.
+    """
+    own = "repq.spec" in source.metadata
+    if own and opened.graph == GraphConfig():
         return opened
     if own:
-        form = form_of(Outputs({}, opened.size(None)), source.metadata, graph)
+        form = form_of(Outputs({}, opened.size(None)), source.metadata, opened.graph)
     else:
         try:
-            form = form_of(_outputs_of(source, imgsz or said), source.metadata, graph)
+            form = form_of(shown(), source.metadata, opened.graph)
         except RepqError as error:
             return replace(opened, unclear=error)
     return replace(
@@ -243,52 +260,83 @@ def _outputs_of(source: Source, imgsz: tuple[int, int] | None) -> Outputs:
 
     Raises:
         EngineError: it cannot be run.
-        GraphError: it is of any size, and none is given.
+        GraphError: it takes no images, or such of any size, and none is given.
     """
-    import numpy as np
     import onnxruntime
 
     from repq.onnx_file import refusing
 
-    listed = f"{source.input.name} {source.input.shape}"
-    batch, channels, *sides = (side if isinstance(side, int) else None for side in source.input.shape)
-    if channels not in (3, None):
-        raise GraphError(f"{source.name} takes no images (batch, 3, height, width)", found=listed,
-                         fix="export it for channels first")  # fmt: skip
-    height, width = (own or given for own, given in zip(sides, imgsz or sides, strict=True))
-    if height is None or width is None:
-        raise GraphError(f"{source.name} takes images of any size", found=listed, fix="give --imgsz")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    noise = _noise(source.name, source.input, imgsz)
     what, fix = f"{source.name} cannot be run in onnxruntime", "export the detector alone, with ONNX's own operators"
     with refusing(what, fix, EngineError):
         content = source.model.SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        noise = np.random.default_rng(0).random((batch or 1, 3, height, width))
         arrays = session.run(None, {source.input.name: noise.astype(source.input.dtype)})
-        names, known = [output.name for output in source.outputs], class_names(source.metadata)
-        first = {name: _of_one(array, batch or 1) for name, array in zip(names, arrays, strict=True)}
-    demand_finite(first, f"{source.name} in onnxruntime")
-    return Outputs(first, (height, width), None if known is None else len(known))
+        return _shown(f"{source.name} in onnxruntime", source, noise, arrays)
 
 
-def _of_one(array: Any, images: int) -> Any:
+def _outputs_in(engine: Engine, label: str, imgsz: tuple[int, int] | None) -> Outputs:
+    """What an engine gives for an image of noise. Errors: as `_outputs_of`."""
+    manifest = engine.manifest
+    noise = _noise(label, manifest.input, imgsz)
+    found = engine.infer(noise)
+    return _shown(f"{label} in {engine.name}", manifest, noise, [found[output.name] for output in manifest.outputs])
+
+
+def _noise(label: str, wanted: TensorInfo, imgsz: tuple[int, int] | None) -> NDArray[np.float32]:
+    listed = f"{wanted.name} {wanted.shape}"
+    batch, channels, *sides = (side if isinstance(side, int) else None for side in wanted.shape)
+    if channels not in (3, None):
+        raise GraphError(f"{label} takes no images (batch, 3, height, width)", found=listed,
+                         fix="export it for channels first")  # fmt: skip
+    height, width = (own or given for own, given in zip(sides, imgsz or sides, strict=True))
+    if height is None or width is None:
+        raise GraphError(f"{label} takes images of any size", found=listed, fix="give --imgsz")
+    return np.random.default_rng(0).random((batch or 1, 3, height, width)).astype(np.float32)
+
+
+def _shown(
+    title: str, source: Source | EngineManifest, noise: NDArray[np.float32], arrays: Sequence[NDArray[Any]]
+) -> Outputs:
+    """What a graph gave, of the first image."""
+    given = zip(source.outputs, arrays, strict=True)
+    first = {output.name: _of_one(array, len(noise), output.dtype) for output, array in given}
+    demand_finite(first, title)
+    names = class_names(source.metadata)
+    return Outputs(first, (noise.shape[2], noise.shape[3]), None if names is None else len(names))
+
+
+def _of_one(array: NDArray[Any], images: int, dtype: str) -> NDArray[Any]:
     """What is of the first of so many images, in float32 where it is no whole number."""
     first = array[:1] if images > 1 else array
-    return first if first.dtype.kind in "iu" else first.astype("float32")
+    return first.astype(dtype if dtype.startswith(("int", "uint")) else np.float32)
 
 
-def of_engine(label: str, engine: Engine, options: Options) -> Model:
-    def start(wanted: Options) -> Running:
+def of_engine(
+    label: str, engine: Engine, options: Options, graph: GraphConfig = GraphConfig(),
+    imgsz: tuple[int, int] | None = None,
+) -> Model:  # fmt: skip
+    """A handle of an engine; one of a graph that repq did not write runs once to show what its outputs mean.
+
+    Args:
+        graph: what the ONNX file that it was built from does not say of itself.
+        imgsz: height and width, for an engine of any size.
+    """
+
+    def started(wanted: Options, layout: OutputLayout = OutputLayout()) -> Running:
         from repq.engine import load
 
         if wanted.threads in (None, options.threads):
-            return in_engine(engine, wanted)
+            return in_engine(engine, wanted, layout)
         with scratch_folder() as folder:
             engine.save(folder / "engine")
-            return in_engine(load(folder / "engine", threads=wanted.threads), wanted)
+            return in_engine(load(folder / "engine", threads=wanted.threads), wanted, layout)
 
-    return _of_graph("engine", label, engine.manifest, start, options, engine=engine)
+    manifest, said = engine.manifest, from_metadata(engine.manifest.metadata)
+    opened = _of_graph("engine", label, manifest, started, options, engine=engine, graph=graph, said=said)
+    return _with_form(opened, manifest, started, partial(_outputs_in, engine, label, imgsz or said))
 
 
 def _of_graph(

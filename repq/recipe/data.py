@@ -37,23 +37,20 @@ class DataConfig(Config):
         return self
 
 
-_ONNX = "MODEL onnx or WEIGHTS onnx"
+_GRAPH = "MODEL onnx|engine or WEIGHTS onnx"
 
 
 class GraphConfig(Config):
     """What a model's file does not say of itself, above all an ONNX file of another tool."""
 
     preset: Annotated[str, OneOf("repq.preprocessing:PRESETS")] | None = setting(
-        None,
-        flag="--preset",
-        needs="MODEL checkpoint|onnx or WEIGHTS checkpoint|onnx",
-        help="How images become the model's input.  [default: what its file says]",
+        None, flag="--preset", help="How images become the model's input.  [default: what its file says]"
     )
     layout: Annotated[str, OneOf("repq.output_layouts:LAYOUTS")] | None = setting(
-        None, flag="--layout", needs=_ONNX, help="What the outputs of an ONNX file mean.  [default: what they show]"
+        None, flag="--layout", needs=_GRAPH, help="What the outputs of an ONNX file mean.  [default: what they show]"
     )
     classes: int | None = setting(
-        None, ge=1, le=100_000, flag="--classes", needs=_ONNX, help="Classes of an ONNX file that does not name them."
+        None, ge=1, le=100_000, flag="--classes", needs=_GRAPH, help="Classes of an ONNX file that does not name them."
     )
     anchors: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] | None = setting(
         None, min_length=2, help="Anchors of raw maps: widths and heights in pixels, finest level first."

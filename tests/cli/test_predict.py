@@ -399,8 +399,8 @@ def test_a_terminal_of_few_letters(detector_onnx: Path, folder: Path) -> None:
 def test_what_is_no_detector_is_refused(material: Material, pictures: Path, folder: Path) -> None:
     onnx = material.files["build MODEL"]
     assert invoke("build", onnx, "--engine", "onnxruntime", "-o", "other").exit_code == 0
-    assert "no detector" in refused(invoke("predict", onnx, pictures, "-o", "out"))
-    assert "no detections" in refused(invoke("predict", "other", pictures, "-o", "out"))
+    for model in (onnx, "other"):
+        assert "no detector" in refused(invoke("predict", model, pictures, "-o", "out"))
 
 
 def test_a_program_gets_what_the_command_writes(engine: Path, pictures: Path, video: Path, folder: Path) -> None:

@@ -1,0 +1,55 @@
+"""Engines that are built from another tool's ONNX file give the boxes that the file gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectors import DETECTORS, SIZE, yolov5, yolov8
+from test_graph_detector import saved
+from test_onnx_commands import invoke
+
+import repq
+from repq.data import make_demo_set
+from repq.recipe import DemoConfig, GraphConfig
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_an_engine_finds_what_its_file_finds(name: str, engine: str, tmp_path: Path) -> None:
+    batch = "N" if name == "yolox-raw" else 1
+    file = repq.load(saved(DETECTORS[name](batch=batch), tmp_path), engine=engine)
+    built = file.build(engine, out=tmp_path / "engine")
+    wanted = file.detect(IMAGE, conf=0.01)
+    assert len(wanted)
+    for model in (built, repq.load(tmp_path / "engine"), built.on(threads=1)):
+        assert (model.layout, model.preprocessing) == (file.layout, file.preprocessing)
+        assert (model.num_classes, model.names, model.notes) == (file.num_classes, file.names, file.notes)
+        np.testing.assert_allclose(model.detect(IMAGE, conf=0.01), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_said_of_the_file_goes_for_its_engine(tmp_path: Path) -> None:
+    said = GraphConfig(preset="yolox", layout="yolov5")
+    built = repq.load(saved(yolov5(), tmp_path), graph=said).build("onnxruntime", out=tmp_path / "engine")
+    again = repq.load(tmp_path / "engine", graph=said)
+    assert built.preprocessing == again.preprocessing and built.preprocessing.bgr and not built.notes
+    with pytest.raises(repq.RepqError, match="the outputs are not detr"):
+        repq.load(tmp_path / "engine", graph=GraphConfig(layout="detr")).detect(IMAGE)
+
+
+def test_commands_take_an_engine_as_its_file(tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=SIZE, classes=3))
+    file, engine = saved(yolov8(), tmp_path), tmp_path / "engine"
+    assert invoke("build", file, "--engine", "onnxruntime", "-o", engine).exit_code == 0
+    for options in ((), ("--preset", "yolox"), ("--layout", "yolov8", "--classes", 3)):
+        done = [invoke("eval", model, "--data", data, "--json", *options) for model in (file, engine)]
+        assert [one.exit_code for one in done] == [0, 0], done[1].output
+        of_file, of_engine = (json.loads(one.stdout) for one in done)
+        assert of_file["ap"] == of_engine["ap"] and of_file["detections"] == of_engine["detections"]
+        assert ("taken: --preset" in done[1].stderr) == ("--preset" not in options)
+    done_ = invoke("check", file, engine, "--data", data, "--json")
+    assert done_.exit_code == 0, done_.output
