@@ -100,9 +100,14 @@ def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], 
     if model.unclear is not None:
         raise model.unclear
     demand_size(model, imgsz)
+    tell_notes(model, log)
+    return fitted(dataset, model.names, model.label, log)
+
+
+def tell_notes(model: Model, log: Log) -> None:
+    """Say what was taken of a graph or an engine that does not say it; of a checkpoint, who reads it says it."""
     for note in model.notes if model.kind != "checkpoint" else ():
         log(f"{model.label}: {note}")
-    return fitted(dataset, model.names, model.label, log)
 
 
 def demand_plain(model: Model) -> None:

@@ -143,8 +143,10 @@ def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds, *, a
         as_eval: what AP is measured of instead: several classes of a place, boxes as they are.
 
     Raises:
-        RepqError: other settings than the graph has inside.
+        RepqError: other settings than the graph has inside, or nobody knows what its outputs mean.
     """
+    if model.unclear is not None:
+        raise model.unclear
     wanted, least = asdict(thresholds), thresholds.confidence
     if model.nms is None:
         wanted["multi_label"] = as_eval

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from repq.cli.options import MODEL_FILE, ON_CPU, OWN_THREADS, WHERE, Model, OwnSize, Runtime
 from repq.cli.shell import Shell
-from repq.recipe import PredictConfig
+from repq.recipe import GraphConfig, PredictConfig
 from repq.recipe.base import AnyPath, Device, Threads, setting
 
 
@@ -18,6 +18,7 @@ def predict_command(
         setting(flag="SOURCE", min_length=1, help="Image, folder, glob, list, video, camera number or stream."),
     ],
     predict: PredictConfig,
+    graph: GraphConfig,
     out: Annotated[
         AnyPath, setting(flag="-o --out", writes=("*",), help="Folder for predictions.json and all that is asked for.")
     ] = Path("predictions"),
@@ -46,7 +47,7 @@ def predict_command(
     from repq.stages import predict_files
 
     report = predict_files(
-        model, sources, out, predict, compare=compare, imgsz=imgsz, engine=engine, threads=threads, device=device,
-        force=force, progress=shell.progress, log=shell.log,
+        model, sources, out, predict, graph=graph, compare=compare, imgsz=imgsz, engine=engine, threads=threads,
+        device=device, force=force, progress=shell.progress, log=shell.log,
     )  # fmt: skip
     shell.finish(report.values(), lambda: predict_table(report))

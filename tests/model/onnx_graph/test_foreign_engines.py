@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from detectors import DETECTORS, SIZE, yolov5, yolov8
@@ -53,3 +54,28 @@ def test_commands_take_an_engine_as_its_file(tmp_path: Path) -> None:
         assert ("taken: --preset" in done[1].stderr) == ("--preset" not in options)
     done_ = invoke("check", file, engine, "--data", data, "--json")
     assert done_.exit_code == 0, done_.output
+
+
+def test_predict_takes_what_the_file_does_not_say_and_says_what_it_took(tmp_path: Path) -> None:
+    images, file, engine = tmp_path / "images", saved(yolov8(), tmp_path), tmp_path / "engine"
+    images.mkdir()
+    cv2.imwrite(str(images / "image.png"), IMAGE[..., ::-1])
+    repq.load(file).build("onnxruntime", out=engine)
+    for preset in ("yolox", None):
+        options = () if preset is None else ("--preset", preset)
+        wanted = repq.load(file, graph=GraphConfig(preset=preset)).detect(IMAGE)
+        for model in (file, engine):
+            done = invoke("predict", model, images, "-o", tmp_path / "out", "--no-draw", *options)
+            assert done.exit_code == 0, done.output
+            assert ("taken: --preset" in done.stderr) == (preset is None)
+            (found,) = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+            np.testing.assert_allclose([row["box"] for row in found["boxes"]], wanted[:, :4].round(2), atol=0.011)
+
+
+def test_predict_takes_the_layout_that_it_asks_for(tmp_path: Path) -> None:
+    file = saved(yolov8(names=""), tmp_path)
+    cv2.imwrite(str(tmp_path / "image.png"), IMAGE)
+    line = ("predict", file, tmp_path / "image.png", "-o", tmp_path / "out", "--no-draw")
+    refused = invoke(*line, "--layout", "detr")
+    assert refused.exit_code == 2 and "the outputs are not detr" in refused.output and not (tmp_path / "out").exists()
+    assert invoke(*line, "--layout", "yolov8").exit_code == 0
