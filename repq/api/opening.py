@@ -286,7 +286,12 @@ def _outputs_in(engine: Engine, label: str, imgsz: tuple[int, int] | None) -> Ou
 
 
 def _noise(label: str, wanted: TensorInfo, imgsz: tuple[int, int] | None) -> NDArray[np.float32]:
+    from repq.engine.base import FLOATS
+
     listed = f"{wanted.name} {wanted.shape}"
+    if wanted.dtype not in FLOATS:
+        raise GraphError(f"{label} takes no float images", found=f"{listed} of {wanted.dtype}",
+                         fix="export it for float32 images")  # fmt: skip
     batch, channels, *sides = (side if isinstance(side, int) else None for side in wanted.shape)
     if channels not in (3, None):
         raise GraphError(f"{label} takes no images (batch, 3, height, width)", found=listed,

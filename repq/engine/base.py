@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from repq.engine.source import Source
 
 CONVERSIONS = {"float32": "(images / 255).astype('float32')", "uint8": "(images * 255).round().astype('uint8')"}
+FLOATS = ("float32", "float16", "float64")
+"""Types of inputs that take float32 images."""
 
 Shape = tuple[int | str, ...]
 """Dimensions of a tensor; a string names a dynamic one."""
@@ -257,12 +259,13 @@ def check_images(images: NDArray[Any], wanted: TensorInfo) -> None:
     Raises:
         EngineError: wrong type, number of dimensions or size.
     """
-    taken = "uint8" if wanted.dtype == "uint8" else "float32"  # float16 inputs are converted to
+    taken = "float32" if wanted.dtype in FLOATS else wanted.dtype
     if images.dtype != taken:
+        known = CONVERSIONS.get(taken)
         raise EngineError(
             f"the engine's input {wanted.name!r} takes {taken} images",
             found=f"{images.dtype}",
-            fix=f"convert them, for example {CONVERSIONS[taken]}",
+            fix=f"convert them, for example {known}" if known else "export it for float32 images",
         )
     if fits(images.shape, wanted.shape):
         return

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from detectors import DETECTORS, SIZE, yolov5, yolov8
+from onnx import TensorProto, helper
 from test_graph_detector import saved
 from test_onnx_commands import invoke
 
@@ -79,3 +81,29 @@ def test_predict_takes_the_layout_that_it_asks_for(tmp_path: Path) -> None:
     refused = invoke(*line, "--layout", "detr")
     assert refused.exit_code == 2 and "the outputs are not detr" in refused.output and not (tmp_path / "out").exists()
     assert invoke(*line, "--layout", "yolov8").exit_code == 0
+
+
+def taking(kind: int) -> onnx.ModelProto:
+    """A detector whose images are of another type, which its first node makes floats of."""
+    model = yolov8()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    for node in model.graph.node:
+        node.input[:] = ["floats" if name == "input" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Cast", ["input"], ["floats"], "as floats", to=TensorProto.FLOAT))
+    return model
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["FLOAT16", "DOUBLE", "UINT8", "INT8", "INT32", "INT64"])
+def test_images_become_no_whole_numbers(kind: str, engine: str, tmp_path: Path) -> None:
+    """Of 0..1 nothing would be left: all boxes would be those of a black image."""
+    file = repq.load(saved(taking(TensorProto.DataType.Value(kind)), tmp_path), engine=engine)
+    for model in (file, file.build(engine)):
+        if kind in ("FLOAT16", "DOUBLE"):
+            assert len(model.detect(IMAGE, conf=0.01))
+            continue
+        with pytest.raises(repq.RepqError, match="takes no float images") as raised:
+            model.detect(IMAGE)
+        assert kind.lower() in str(raised.value.found)
+        with pytest.raises(repq.RepqError, match=f"takes {kind.lower()} images"):
+            model.infer(np.zeros((1, 3, SIZE, SIZE), np.float32))
