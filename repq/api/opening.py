@@ -203,7 +203,7 @@ def open_onnx(
     config = BuildConfig(threads=options.threads, tensorrt=_ANY_BATCH)
     usual = _engines_for(source)[0]
 
-    def started(options: Options, layout: OutputLayout = OutputLayout()) -> Running:
+    def started(options: Options, layout: OutputLayout | None = None) -> Running:
         from repq.engine import build
 
         file = unchanged(path, source.sha256)
@@ -225,16 +225,16 @@ def _with_form(
         started: starts it; takes the layout of its outputs as well.
         shown: what it gives for an image, which one that repq did not write is asked for.
     """
-    own = "repq.spec" in source.metadata
-    if own and opened.graph == GraphConfig():
+    own, graph = "repq.spec" in source.metadata, opened.graph
+    if own and graph == GraphConfig():
         return opened
-    if own:
-        form = form_of(Outputs({}, opened.size(None)), source.metadata, opened.graph)
-    else:
-        try:
-            form = form_of(shown(), source.metadata, opened.graph)
-        except RepqError as error:
-            return replace(opened, unclear=error)
+    told = own and (graph.layout is None or not opened.plain)
+    try:
+        form = form_of(Outputs({}, opened.size(None)) if told else shown(), source.metadata, graph)
+    except RepqError as error:
+        if own:
+            raise
+        return replace(opened, unclear=error)
     return replace(
         opened, layout=form.layout, preprocessing=form.preprocessing, num_classes=form.classes, notes=form.notes,
         names=class_names(source.metadata), start=partial(started, layout=form.layout),
@@ -330,7 +330,7 @@ def of_engine(
         imgsz: height and width, for an engine of any size.
     """
 
-    def started(wanted: Options, layout: OutputLayout = OutputLayout()) -> Running:
+    def started(wanted: Options, layout: OutputLayout | None = None) -> Running:
         from repq.engine import load
 
         if wanted.threads in (None, options.threads):

@@ -168,12 +168,12 @@ def _torch_work(
     return partial(model, images), stream.cuda_stream
 
 
-def in_engine(engine: Engine, options: Options = HERE, layout: OutputLayout = OutputLayout()) -> Running:
+def in_engine(engine: Engine, options: Options = HERE, layout: OutputLayout | None = None) -> Running:
     """Run a built engine; one of a fixed batch size gets its batches padded.
 
     Args:
         options: whether several images run at once; the engine has its threads.
-        layout: of a graph that does not tell.
+        layout: of its outputs, where the graph does not tell or somebody else does; None: as it tells.
     """
     from repq.graph import parse_metadata
     from repq.machine.cuda import gpu_or_none
@@ -182,8 +182,8 @@ def in_engine(engine: Engine, options: Options = HERE, layout: OutputLayout = Ou
     description, metadata = engine.describe(), parse_metadata(engine.manifest.metadata)
     half = metadata is not None and metadata.precision == "float16"
     source = f"{engine.manifest.source} in {engine.name}"
-    if metadata is not None:
-        layout = metadata.layout if metadata.nms is None else OutputLayout()
+    if layout is None:
+        layout = OutputLayout() if metadata is None or metadata.nms is not None else metadata.layout
 
     def run(images: Images, check: bool) -> Images:
         outputs = engine.infer(images)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from repq.errors import RepqError
 from repq.layout import OutputLayout
@@ -57,6 +58,7 @@ def form_of(outputs: Outputs, metadata: Mapping[str, str], config: GraphConfig =
     if config.layout is None and "repq.layout" in metadata:
         with _undamaged():
             layout, classes = OutputLayout.from_json(metadata["repq.layout"]), int(metadata["repq.num_classes"])
+        _demand_same(layout, classes, config)
     else:
         told = outputs.classes is None and config.classes is not None
         outputs = replace(outputs, anchors=config.anchors, classes=_classes(outputs, config),
@@ -94,6 +96,19 @@ def _classes(outputs: Outputs, config: GraphConfig) -> int | None:
         raise RepqError("the number of classes contradicts the file", fix="leave --classes away",
                         found=f"--classes {config.classes}, and {outputs.classes} class names")  # fmt: skip
     return config.classes if outputs.classes is None else outputs.classes
+
+
+def _demand_same(layout: OutputLayout, classes: int, config: GraphConfig) -> None:
+    """What a file says of its outputs is not said again in another way.
+
+    Raises:
+        RepqError: it is.
+    """
+    own = tuple(chain(*layout.anchors)) or None
+    for option, said, asked in (("--classes", classes, config.classes), ("graph.anchors", own, config.anchors)):
+        if asked not in (None, said):
+            raise RepqError(f"{option} contradicts the file", found=f"{asked}; the file says {said or 'none'}",
+                            fix=f"leave {option} away, or name the --layout as well")  # fmt: skip
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import onnx
 import pytest
-from detectors import DETECTORS, SIZE, yolov5, yolov8
+from detectors import DETECTORS, SIZE, labelled, yolov5, yolov8
 from onnx import TensorProto, helper
 from test_graph_detector import saved
 from test_onnx_commands import invoke
@@ -107,3 +108,23 @@ def test_images_become_no_whole_numbers(kind: str, engine: str, tmp_path: Path) 
         assert kind.lower() in str(raised.value.found)
         with pytest.raises(repq.RepqError, match=f"takes {kind.lower()} images"):
             model.infer(np.zeros((1, 3, SIZE, SIZE), np.float32))
+
+
+@pytest.mark.parametrize("layout", ["labelled", "labelled-from-1"])
+def test_what_is_said_goes_before_what_a_file_of_repq_says(layout: str, tmp_path: Path) -> None:
+    said, file = GraphConfig(layout=layout, preset="yolov6"), saved(labelled(), tmp_path)
+    own = repq.load(file).export(tmp_path / "own.onnx")
+    own.build("onnxruntime", out=tmp_path / "engine")
+    wanted = repq.load(file, graph=said).detect(IMAGE, conf=0.01)
+    for place, engine in ((own.path, None), (own.path, "torch"), (tmp_path / "engine", None)):
+        found = repq.load(place, engine=engine, graph=said).detect(IMAGE, conf=0.01)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("said", [{"classes": 7}, {"anchors": (8, 8)}, {"layout": "detr"}], ids=str)
+def test_what_contradicts_a_file_of_repq_is_refused(said: dict[str, Any], tmp_path: Path) -> None:
+    own = repq.load(saved(yolov5(), tmp_path)).export(tmp_path / "own.onnx")
+    own.build("onnxruntime", out=tmp_path / "engine")
+    for place, engine in ((own.path, None), (own.path, "torch"), (tmp_path / "engine", None)):
+        with pytest.raises(repq.RepqError, match=r"contradicts the file|the outputs are not detr"):
+            repq.load(place, engine=engine, graph=GraphConfig(**said))
