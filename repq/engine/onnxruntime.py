@@ -69,8 +69,8 @@ _BEFORE_LAYERS = frozenset({"QuantizeLinear", "DequantizeLinear", "Transpose", "
 _FLOAT_TYPES = {1: "float32", 10: "float16", 16: "bfloat16"}  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 # It quantizes the weights of float layers between Q and DQ, with one scale for the whole tensor.
 _CHANGES_WEIGHTS = ("WeightBiasQuantization",)
-# What ONNX Runtime adds to a node's name when it rewrites it, and what the lowering appends to a repeated one.
-_ADDED = re.compile(r"(_nchwc|_token_\d+|/\d+|/MatMulAddFusion)$")
+# What ONNX Runtime adds to a node's name when it rewrites or quantizes it, and the lowering to a repeated one.
+_ADDED = re.compile(r"(_nchwc|_token_\d+|/\d+|/MatMulAddFusion|_quant)$")
 _ADDED_BEFORE = re.compile(r"^(fused |InsertedPrecisionFreeCast_)")
 
 
@@ -88,9 +88,13 @@ class OnnxRuntime(Runtime):
         if manifest.settings.dynamic:
             if source.int8_layers:
                 raise EngineError(f"{source.name} has scales already", fix="give --dynamic the float ONNX file")
-            return OnnxRuntimeEngine(
-                manifest.model_copy(update={"int8_layers": manifest.layers}), quantized_dynamically(source.model)
-            )
+            with refusing(
+                f"{source.name} cannot be quantized dynamically",
+                "give a float32 ONNX file of finite weights",
+                EngineError,
+            ):
+                model = quantized_dynamically(source.model)
+            return OnnxRuntimeEngine(manifest.model_copy(update={"int8_layers": manifest.layers}), model)
         if manifest.settings.tune:
             from repq.engine.onnxruntime_tuning import tuned
 
@@ -261,11 +265,20 @@ def owners(
 def quantized_dynamically(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float model after ``onnxruntime.quantization.quantize_dynamic``.
 
-    Weights have one scale, those of activations are computed in every run; its kernels take unsigned weights alone.
+    Weights have one scale, those of activations are computed in every run; its kernels take unsigned weights alone, and
+    it fails on weights that are no initializers.
+
+    Raises:
+        ValueError: there are FP16 weights, which no operator takes that it writes.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from repq.graph.surgeon import export_graph, import_graph
+
+    model = export_graph(import_graph(model))
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise ValueError("weights in FP16")
     with scratch_folder() as scratch, without_warnings():
         path = scratch / _MODEL
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8)

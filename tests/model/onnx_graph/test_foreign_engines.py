@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from detectors import DETECTORS, SIZE, labelled, yolov5, yolov8
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from test_graph_detector import saved
 from test_onnx_commands import invoke
 
@@ -128,3 +128,42 @@ def test_what_contradicts_a_file_of_repq_is_refused(said: dict[str, Any], tmp_pa
     for place, engine in ((own.path, None), (own.path, "torch"), (tmp_path / "engine", None)):
         with pytest.raises(repq.RepqError, match=r"contradicts the file|the outputs are not detr"):
             repq.load(place, engine=engine, graph=GraphConfig(**said))
+
+
+def in_nodes(model: onnx.ModelProto) -> None:
+    """Constants as nodes, as some exporters write them."""
+    for tensor in model.graph.initializer:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    model.graph.ClearField("initializer")
+
+
+@pytest.mark.parametrize("form", ["stored", "in nodes", "named otherwise"])
+def test_dynamic_int8_of_any_form_of_a_graph(form: str, tmp_path: Path) -> None:
+    model = yolov8()
+    if form == "in nodes":
+        in_nodes(model)
+    elif form == "named otherwise":
+        for node in model.graph.node:
+            node.name = f"{node.name}_quant"
+    file = repq.load(saved(model, tmp_path))
+    built = file.build("onnxruntime", dynamic=True, out=tmp_path / "engine")
+    assert {layer.precision for layer in built.report.layers} == {"int8"}
+    images = np.random.default_rng(1).random((1, 3, SIZE, SIZE), np.float32)
+    error = np.abs(built.infer(images) - file.infer(images)).mean()
+    assert 0 < error < 0.05 * np.abs(file.infer(images)).mean()
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.float32("nan"), "scale issue"), (np.float16(1), "weights in FP16")])
+def test_what_cannot_be_quantized_dynamically_is_said(value: np.floating[Any], found: str, tmp_path: Path) -> None:
+    model = yolov8()
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = np.full(tuple(weight.dims), value)
+    if values.dtype == np.float16:
+        model.graph.node.insert(0, helper.make_node("Cast", ["half"], [weight.name], to=TensorProto.FLOAT))
+        weight.CopyFrom(numpy_helper.from_array(values, "half"))
+        in_nodes(model)
+    else:
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with pytest.raises(repq.RepqError, match="cannot be quantized dynamically") as raised:
+        repq.load(saved(model, tmp_path)).build("onnxruntime", dynamic=True)
+    assert found in str(raised.value.found)
