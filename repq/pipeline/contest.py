@@ -89,7 +89,8 @@ def compare(
     given = as_overrides(weights=weights, data=data, imgsz=imgsz, max_drop=max_drop, device=device, seed=seed)
     load_one = functools.partial(load_recipe, Path(recipe))
     common = sized(load_one([*overrides, *given]), log)
-    given += as_overrides(imgsz=common.imgsz)
+    given += as_overrides(imgsz=common.imgsz) + _of_one_batch(common, log)
+    common = load_one([*overrides, *given])
     if len(common.bench.threads) > 1:
         raise RecipeError(
             "a comparison has one number of threads", found=f"bench.threads = {list(common.bench.threads)}",
@@ -182,6 +183,18 @@ def _facts(row: Contender, reference: Contender) -> str:
 def _why(rival: Contender, good: bool, reference: Contender, float_: Contender) -> str:
     against = f"{_ms(rival):.3g} ms against {_ms(float_):.3g} ms of {row_title(float_)}"
     return f"{row_title(rival)} needs {against}" if good else f"{_facts(rival, reference)} is outside the bounds"
+
+
+def _of_one_batch(recipe: Recipe, log: Log) -> list[str]:
+    """Overrides for an ONNX file that takes batches of one size: it is exported as it is, and timed with no other."""
+    from repq.api.opening import load
+
+    weights = recipe.weights
+    if weights is None or weights.suffix != ".onnx" or not weights.exists() or (own := load(weights).batch) is None:
+        return []
+    if recipe.bench.batches != (own,):
+        log(f"{weights.name} takes batches of {own} only: others are not timed")
+    return [f"export.batch={own}", f"bench.batches=[{own}]"]
 
 
 def _usable(engines: Sequence[str]) -> tuple[dict[str, str], list[Availability]]:

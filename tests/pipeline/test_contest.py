@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from repq import build_model, load
@@ -264,3 +266,20 @@ def test_runs_and_comparisons_take_the_size_that_was_asked_for_and_else_the_weig
     with pytest.raises(_BeginsError) as ran:
         run(**given)
     assert compared.value.args[0].imgsz == ran.value.args[0].imgsz == expected
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, (1, (1,))), (4, (4, (4,))), ("N", (None, (1, 8, 32)))])
+def test_a_file_of_one_batch_size_is_exported_and_timed_as_it_is(
+    batch: int | str, expected: tuple[int | None, tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repq.pipeline.contest.make_artifacts", _begin)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, 64, 64]) for name in ("images", "output")]
+    graph = helper.make_graph([helper.make_node("Relu", ["images"], ["output"])], "net", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "w.onnx")
+    (tmp_path / "data.yaml").write_text("")
+    said: list[str] = []
+    with pytest.raises(_BeginsError) as compared:
+        compare(tmp_path / "w.onnx", tmp_path / "data.yaml", tmp_path / "out", log=said.append)
+    recipe = compared.value.args[0]
+    assert (recipe.export.batch, recipe.bench.batches) == expected and recipe.imgsz == (64, 64)
+    assert any(f"takes batches of {batch} only" in line for line in said) == isinstance(batch, int)
