@@ -155,7 +155,8 @@ def agreement(
     """Compare models with a reference, on the first ``config.images`` images.
 
     Raises:
-        RepqError: a model takes another size, or does the work of a service itself.
+        RepqError: a model takes another size or other input, gives another output, or does the work of a service
+            itself.
         DataError: the classes are not those of the data set, or in another order from model to model, there is not one
             labelled object, or an image can no longer be read.
     """
@@ -166,6 +167,8 @@ def agreement(
     demand_plain(reference)
     dataset = demand_fit(reference, dataset, imgsz, log)
     for model in candidates:
+        if model.unclear is not None:
+            raise model.unclear
         demand_plain(model)
         demand_size(model, imgsz)
         demand_same_order(dataset, model.names, model.label)
@@ -174,6 +177,13 @@ def agreement(
                 f"{model.label} takes other input than {reference.label}",
                 found=f"{model.preprocessing} and {reference.preprocessing}",
                 fix="export it again from the same checkpoint",
+            )
+        own, wanted = model.layout.decoded.values(), reference.layout.decoded.values()
+        if others := [name for name in wanted if own[name] != wanted[name]]:
+            raise RepqError(
+                f"{model.label} gives its detections in another form than {reference.label}",
+                found=", ".join(f"{name}: {own[name]} and {wanted[name]}" for name in others),
+                fix="compare exports of one form; `repq eval` gives the AP of each",
             )
     rows = [(model.info, model.infer) for model in candidates]
     form = reference.layout, reference.preprocessing

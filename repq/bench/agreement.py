@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.data import DetectionDataset, batches, demand_objects
-from repq.errors import ToleranceError
+from repq.errors import RepqError, ToleranceError
 from repq.evaluate import Detections, Predict, boxes_in_images, resampled_accuracy
 from repq.layout import OutputLayout
 from repq.preprocessing import Preprocessing
@@ -71,6 +71,7 @@ def check_agreement(
     Raises:
         DataError: an output does not fit the data set, no image has a labelled object, or an image can no longer be
             read.
+        RepqError: a candidate gives more or fewer boxes than the reference.
         ToleranceError: an SNR is asked for, and an output of the reference is zero in all images.
     """
     demand_objects(dataset)
@@ -80,8 +81,12 @@ def check_agreement(
     for batch in progress(loaded, total=-(-len(dataset) // eval_config.batch), label="comparing"):
         expected = np.asarray(reference(batch.images))
         own.boxes.extend(boxes_in_images(expected, batch, dataset.names, eval_config, layout))
-        for (_, predict), tally in zip(candidates, tallies, strict=True):
+        for (model, predict), tally in zip(candidates, tallies, strict=True):
             actual = np.asarray(predict(batch.images))
+            if actual.shape != expected.shape:
+                raise RepqError(f"{model.model} gives another number of boxes than the reference",
+                                found=f"shape {actual.shape} and {expected.shape}",
+                                fix="compare exports of one detector; `repq eval` gives the AP of each")  # fmt: skip
             tally.boxes.extend(boxes_in_images(actual, batch, dataset.names, eval_config, layout))
             parts = layout.parts(actual)
             for name, wanted in layout.parts(expected).items():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from repq.bench import check_agreement
 from repq.data import load_dataset, make_demo_set
-from repq.errors import ToleranceError
+from repq.errors import RepqError, ToleranceError
 from repq.evaluate import Predict
 from repq.recipe import CheckConfig, DemoConfig, EvalConfig
 from repq.results import Accuracy, Agreement, CheckReport, ModelInfo
@@ -122,3 +122,16 @@ def test_the_message_has_figures_as_people_write_them(snr: float, name: str) -> 
     with pytest.raises(ToleranceError) as caught:
         demand_agreement(report(bad))
     assert f"SNR {snr:.1f} dB of {name}" in str(caught.value) and "{" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_as_many_boxes_are_compared_as_the_reference_gives(rows: int, tmp_path: Path) -> None:
+    """One alone would be compared with each of the reference's, others with none."""
+    dataset = load_dataset(make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=32)), "val")
+
+    def answering(count: int) -> Predict:
+        return lambda images: np.ones((len(images), count, 5 + dataset.num_classes), np.float32)
+
+    model = ModelInfo(model="m", engine="onnxruntime", variant="int8", precision="int8", size_bytes=None)
+    with pytest.raises(RepqError, match="m gives another number of boxes"):
+        check_agreement(answering(4), [(model, answering(rows))], dataset, (32, 32), CheckConfig(), EvalConfig(batch=2))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from detectors import DETECTORS, SIZE, labelled, yolov5, yolov8
+from detectors import DETECTORS, NAMES, SIZE, labelled, yolov5, yolov8
 from onnx import TensorProto, helper, numpy_helper
 from test_graph_detector import saved
 from test_onnx_commands import invoke
@@ -167,3 +167,21 @@ def test_what_cannot_be_quantized_dynamically_is_said(value: np.floating[Any], f
     with pytest.raises(repq.RepqError, match="cannot be quantized dynamically") as raised:
         repq.load(saved(model, tmp_path)).build("onnxruntime", dynamic=True)
     assert found in str(raised.value.found)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        ("yolov8", "boxes-scores", "box_form: corners and centre, columns_first: False and True"),
+        ("boxes-scores", "end2end", "one_per_object: True and False"),
+        ("yolox-raw", "yolov5", None),
+    ],
+)
+def test_detections_of_other_forms_are_not_compared(one: str, other: str, found: str | None, tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=SIZE, classes=3))
+    for name in (one, other):
+        onnx.save(DETECTORS[name](names=str(list(NAMES))), tmp_path / f"{name}.onnx")
+    paths = tmp_path / f"{one}.onnx", tmp_path / f"{other}.onnx"
+    done = invoke("check", *paths, "--data", data, "--engine", "onnxruntime", "--preset", "yolov6", "--max-drop", 1)
+    assert done.exit_code == (0 if found is None else 2), done.output
+    assert found is None or found in done.output
