@@ -67,6 +67,8 @@ def convert(source: Source) -> tuple[Layer, ...]:
     graph = import_graph(source.model)
     integers = _integers(graph)
     half = without_integers(graph)
+    for number, tensor in enumerate(graph.tensors().values()):  # pnnx writes names as they are, whose words are fields
+        tensor.name = f"v{number}"
     kernels = {node.name: _in_ncnn_order(node) for node in graph.nodes if node.name in source.layers}
     plain = export_graph(graph)
     images = random_images(source)
@@ -87,7 +89,12 @@ def written_name(layer: str) -> str:
 def _demand_shape(wanted: TensorInfo) -> None:
     shape = wanted.shape
     if not wanted.dtype.startswith("float") or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
-        fix = "export without preprocessing inside the graph (letterbox, uint8 input)"
+        free = wanted.dtype.startswith("float") and shape[1:2] == (3,)
+        fix = (
+            "export it for one size"
+            if free
+            else "export without preprocessing inside the graph (letterbox, uint8 input)"
+        )
         raise EngineError("NCNN takes float images (B, C, H, W) of one size", found=f"{wanted.dtype} {shape}", fix=fix)
     if isinstance(shape[0], int) and shape[0] != 1:
         raise EngineError(

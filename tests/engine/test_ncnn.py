@@ -314,5 +314,28 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             read(text, values)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("form", ["a {} b", "x\t{}", "{}=1", "層 {}"])
+def test_tensors_may_have_any_names(form: str, int8: bool, tmp_path: Path) -> None:
+    """The words of a line are fields there."""
+    model, other = graphs("yolov6n_v2")[int8], ModelProto()
+    other.CopyFrom(model)
+    weights = {name for node in other.graph.node for name in node.input if name.endswith(".weight")}  # tell layers
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in weights or not name else form.format(name) for name in names]
+    for value in (*other.graph.initializer, *other.graph.input, *other.graph.output):
+        value.name = value.name if value.name in weights else form.format(value.name)
+    del other.graph.value_info[:]
+    assert write(converted(model, tmp_path)) == write(converted(other, tmp_path))
+
+
+def test_a_graph_of_any_size_is_to_be_of_one(tmp_path: Path) -> None:
+    model = detector()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    with pytest.raises(EngineError, match="export it for one size"):
+        converted(model, tmp_path)
+
+
 def test_names_of_layers_are_words() -> None:
     assert building.written_name(LayerId("a layer\tid")) == "a_layer_id"
