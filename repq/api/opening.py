@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -99,6 +100,12 @@ def load(
     if size is None:
         raise RepqError(f"running {path.name} in {engine} needs an input size", fix="give --imgsz")
     return opened.build(engine, imgsz=size, batch=None)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """What tables call models: the names of their files and folders, or their paths where several have one name."""
+    names = Counter(path.name for path in paths)
+    return [path.name if names[path.name] == 1 else str(path) for path in paths]
 
 
 def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path | None = None) -> Model:

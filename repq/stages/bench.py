@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repq.api.images import open_data
 from repq.api.measuring import timed
-from repq.api.opening import CHECKPOINT_SUFFIXES, load
+from repq.api.opening import CHECKPOINT_SUFFIXES, labels, load
 from repq.progress import Progress, silent
 from repq.recipe import BenchConfig
 from repq.results import Availability, BenchReport, Environment
@@ -46,9 +46,9 @@ def bench_models(
     from repq.data import read_image
 
     opened = []
-    for path in models:
+    for path, name in zip(models, labels(models), strict=True):
         for engine, half in _forms(path, engines, device):
-            label = path.name if engine is None else f"{path.name} ({engine})"
+            label = name if engine is None else f"{name} ({engine})"
             model = load(path, engine=engine, imgsz=imgsz, device=device, half=half)
             opened.append((f"{label} FP16" if half else label, model))
     records = dataset.records[: min(images, _IMAGES)] if dataset and config.end_to_end else ()

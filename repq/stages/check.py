@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from repq.api.measuring import agreement
-from repq.api.opening import engines_of, load
+from repq.api.opening import engines_of, labels, load
 from repq.errors import RepqError, ToleranceError
 from repq.files import write_text
 from repq.recipe import CheckConfig, EngineName, default_engines
@@ -44,8 +44,8 @@ def check_models(
     reference = open_(reference_path, device=context.device)
     if others:
         candidates = [
-            open_(path, engine=engine)
-            for path in others
+            replace(open_(path, engine=engine), label=label)
+            for path, label in zip(others, labels(others), strict=True)
             for engine in ((engines or engines_of(path)) if path.suffix == ".onnx" else (None,))
         ]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 
 from repq.api.images import open_data
 from repq.api.model import Model
-from repq.api.opening import load
+from repq.api.opening import labels, load
 from repq.api.service import timed_service
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -52,8 +53,8 @@ def bench_service(
     rows: list[ServiceRow] = []
     for threads in config.threads:
         opened = [
-            load(path, engine=engine, imgsz=imgsz, device=device, threads=threads)
-            for path in models
+            replace(load(path, engine=engine, imgsz=imgsz, device=device, threads=threads), label=label)
+            for path, label in zip(models, labels(models), strict=True)
             for engine in (engines if engines and not path.is_dir() else (None,))
         ]
         for batch in config.batches:

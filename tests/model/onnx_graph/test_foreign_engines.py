@@ -185,3 +185,20 @@ def test_detections_of_other_forms_are_not_compared(one: str, other: str, found:
     done = invoke("check", *paths, "--data", data, "--engine", "onnxruntime", "--preset", "yolov6", "--max-drop", 1)
     assert done.exit_code == (0 if found is None else 2), done.output
     assert found is None or found in done.output
+
+
+def test_engines_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    data = make_demo_set(tmp_path / "set", DemoConfig(train_images=1, val_images=2, size=SIZE, classes=3))
+    file = repq.load(saved(yolov8(), tmp_path))
+    engines = [str(tmp_path / run / "engine") for run in ("one", "other")]
+    for engine in engines:
+        file.build("onnxruntime", out=engine)
+    done = invoke("bench", *engines, "--data", data, "--rounds", 1, "--runs", 2, "--threads", 1, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    for rows in (found["models"], found["service"]):
+        assert {row["model"] for row in rows} == set(engines)
+    checked = json.loads(invoke("check", file.path, *engines, "--data", data, "--max-drop", 1, "--json").stdout)
+    assert [row["model"] for row in checked["engines"]] == engines
+    alone = json.loads(invoke("bench", engines[0], "--rounds", 1, "--runs", 2, "--threads", 1, "--json").stdout)
+    assert {row["model"] for row in alone["models"]} == {"engine"}
