@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repq.engine import Engine, EngineManifest
     from repq.engine.base import TensorInfo
     from repq.engine.source import Source
+    from repq.graph import GraphMetadata
     from repq.model import Detector
     from repq.quant import Weights
 
@@ -362,7 +363,7 @@ def _of_graph(
     if len(source.input.shape) != 4:
         raise EngineError(f"{label} takes no images (batch, 3, height, width)",
                           found=f"{source.input.name} {source.input.shape}", fix="export it for images")  # fmt: skip
-    batch, height, width = source.input.shape[0], *(metadata.imgsz if metadata else source.input.shape[2:4])
+    batch = source.input.shape[0]
     last = source.outputs[0].shape[-1] if source.outputs[0].shape else None
     layout = OutputLayout() if metadata is None else metadata.layout
     known = ("preprocessing", "thresholds", "preprocess", "nms")
@@ -372,7 +373,7 @@ def _of_graph(
         label=label,
         names=metadata.names if metadata else None,
         num_classes=metadata.num_classes if metadata else last - layout.width(0) if isinstance(last, int) else None,
-        imgsz=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
+        imgsz=_fixed_size(source, metadata),
         layers=source.layers,
         quantized=bool(source.int8_layers),
         spec=json.loads(metadata.spec).get("name") if metadata else None,
@@ -383,6 +384,27 @@ def _of_graph(
         **inside,
         **further,
     )
+
+
+def _fixed_size(source: Source | EngineManifest, metadata: GraphMetadata | None) -> tuple[int, int] | None:
+    height, width = source.input.shape[2:4] if metadata is None else metadata.imgsz
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def said_size(path: Path) -> tuple[int, int] | None:
+    """The size that an ONNX file, or an engine's folder, is fixed to or says; nothing is run. None: it says none.
+
+    Raises:
+        RepqError: it cannot be read.
+    """
+    from repq.engine.source import read_source
+    from repq.engine.storage import read_engine
+    from repq.graph import parse_metadata
+
+    source = read_engine(path) if path.is_dir() else read_source(path)
+    if len(source.input.shape) != 4:
+        return None
+    return _fixed_size(source, parse_metadata(source.metadata)) or from_metadata(source.metadata)
 
 
 def build_graph(engine: EngineName, onnx: Path, config: BuildConfig) -> Engine:

@@ -76,16 +76,15 @@ def own_size(path: Path) -> Size | None:
             with suppress(SafetensorError), in_utf8(path) as there, safe_open(there, framework="numpy") as file:
                 return from_metadata(file.metadata() or {})
         elif path.suffix == ".onnx" or path.is_dir():
-            from repq.api.opening import load
+            from repq.api.opening import said_size
 
-            found = load(path)
-            return found.imgsz or found.said
+            return said_size(path)
     return None
 
 
 def _takes_any_size(path: Path) -> bool:
-    from repq.api.opening import load
+    from repq.api.opening import said_size
 
     with suppress(RepqError, OSError):
-        return path.suffix == ".onnx" and load(path).imgsz is None
+        return path.suffix == ".onnx" and said_size(path) is None
     return False

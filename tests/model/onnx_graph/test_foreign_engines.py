@@ -16,8 +16,10 @@ from test_graph_detector import saved
 from test_onnx_commands import invoke
 
 import repq
+from repq.api.sizes import own_size
 from repq.data import make_demo_set
-from repq.recipe import DemoConfig, GraphConfig
+from repq.engine import build
+from repq.recipe import BuildConfig, DemoConfig, GraphConfig
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
 
@@ -202,3 +204,17 @@ def test_engines_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> No
     assert [row["model"] for row in checked["engines"]] == engines
     alone = json.loads(invoke("bench", engines[0], "--rounds", 1, "--runs", 2, "--threads", 1, "--json").stdout)
     assert {row["model"] for row in alone["models"]} == {"engine"}
+
+
+@pytest.mark.parametrize(("sides", "said"), [((64, 64), (64, 64)), (("h", 64), None), (("h", "w"), (64, 96))])
+def test_the_size_of_a_model_is_read_without_running_it(
+    sides: tuple[int | str, ...], said: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = yolov8(**({"imgsz": json.dumps(said)} if said and "h" in sides else {}))
+    for axis, side in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], sides, strict=True):
+        axis.Clear()
+        axis.MergeFrom(onnx.TensorShapeProto.Dimension(**{"dim_value" if isinstance(side, int) else "dim_param": side}))
+    file = saved(model, tmp_path)
+    build("onnxruntime", file, BuildConfig()).save(tmp_path / "engine")
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    assert own_size(file) == own_size(tmp_path / "engine") == said
