@@ -21,7 +21,7 @@ _RADIANCE = re.compile(rb"\n[+-]([XY]) (\d{1,12}) [+-][XY] (\d{1,12})\n")
 def header_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height as the header says, before any turning; None if no format is recognized.
 
-    PNG, JPEG, GIF, BMP, WebP, TIFF and BigTIFF, JPEG 2000, AVIF, PBM to PAM, PFM, Radiance, OpenEXR, Sun raster.
+    PNG, JPEG, GIF, BMP, WebP, TIFF and BigTIFF, JPEG 2000, AVIF, PBM to PAM, Radiance, OpenEXR, Sun raster.
 
     Raises:
         ValueError: the header of a format that is recognized is damaged.
@@ -167,7 +167,7 @@ _FORMATS: list[tuple[re.Pattern[bytes], Callable[[bytes], tuple[int, int]]]] = [
     (re.compile(rb"\0\0\0\x0cjP  "), _boxes(b"ihdr", 0, height_first=True)),
     (re.compile(rb"\xff\x4f\xff\x51"), _at(">II", 8)),  # a bare JPEG 2000 stream
     (re.compile(rb"....ftyp", re.DOTALL), _boxes(b"ispe", 4, height_first=False)),
-    (re.compile(rb"P[1-6Ff]\s"), _portable),
+    (re.compile(rb"P[1-6]\s"), _portable),
     (re.compile(rb"P7\s"), _pam),
     (re.compile(rb"#\?R(?:ADIANCE|GBE)"), _radiance),
     (re.compile(rb"v/1\x01"), _openexr),

@@ -17,7 +17,7 @@ from repq.reading import MIB, read_bytes, whole
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pam",
-    ".pbm", ".pfm", ".pgm", ".pic", ".png", ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
+    ".pbm", ".pgm", ".pic", ".png", ".pnm", ".ppm", ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
 """Of files that are taken for images; OpenCV goes by their content. One that this OpenCV cannot decode is named."""
@@ -96,6 +96,11 @@ def _checked(data: bytes, name: str) -> bytes:
     _demand_moderate(data, name)
     if not _is_whole(data):
         raise DataError(f"cannot read the image {printable(name)}", found="the file ends too early", fix="copy it anew")
+    if data[:2] in (b"PF", b"Pf"):  # OpenCV cuts their numbers to whole ones, which makes most of them black
+        raise DataError(
+            f"cannot read the image {printable(name)}", found="a map of floats (PFM), which have no range",
+            fix="write it as an image of 8 or 16 bits",
+        )  # fmt: skip
     return data
 
 

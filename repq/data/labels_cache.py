@@ -21,7 +21,7 @@ from repq.data.dataset import NO_AREAS, NO_BOXES, ImageRecord, Problems
 from repq.files import cache_folder, replacing
 from repq.reading import JSON_LIMIT, read_bytes
 
-_VERSION = "4"  # part of every key; raise it when the checks or the file change
+_VERSION = "5"  # part of every key; raise it when the checks or the file change
 
 
 def cache_path(source: Path, split: str) -> Path:

@@ -17,13 +17,13 @@ from repq.data import decode_image, read_image
 from repq.data.image_size import header_size
 from repq.errors import DataError
 
-KINDS = (".avif", ".bmp", ".gif", ".hdr", ".jpg", ".pam", ".pfm", ".png", ".pnm", ".ras", ".tif", ".webp")
+KINDS = (".avif", ".bmp", ".gif", ".hdr", ".jpg", ".pam", ".png", ".pnm", ".ras", ".tif", ".webp")
 
 
 def encoded(kind: str, width: int, height: int) -> bytes:
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     try:
-        ok, data = cv2.imencode(kind, image.astype(np.float32) if kind in (".hdr", ".pfm") else image)
+        ok, data = cv2.imencode(kind, image.astype(np.float32) if kind == ".hdr" else image)
     except cv2.error:
         ok = False
     if not ok:

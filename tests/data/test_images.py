@@ -66,6 +66,14 @@ def test_exif_orientation_turns_the_pixels(tmp_path: Path, pixels: np.ndarray) -
     np.testing.assert_array_equal(read_image(turned), np.rot90(read_image(plain), -1))
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6)])
+def test_maps_of_floats_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "a.pfm").write_bytes(encoded(".pfm", np.full(shape, 0.9, np.float32)))
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match="floats"):
+            read(tmp_path / "a.pfm")
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9, 0.999])
 def test_truncated_files_are_refused(tmp_path: Path, pixels: np.ndarray, suffix: str, share: float) -> None:
@@ -104,12 +112,12 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".ppm", ".jp2"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".ppm", ".jp2", ".pfm", ".hdr"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_the_size_is_that_of_the_pixels_and_what_cannot_be_read_has_none(
     tmp_path: Path, pixels: np.ndarray, suffix: str, orientation: int
 ) -> None:
-    data = encoded(suffix, pixels)
+    data = encoded(suffix, pixels.astype(np.float32) / 255 if suffix in (".pfm", ".hdr") else pixels)
     whole = with_exif_orientation(data, orientation) if suffix == ".jpg" else data
     path = tmp_path / f"a{suffix}"
     for share in (1.0, 0.9, 0.5, 0.05, 0.0):
