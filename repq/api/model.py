@@ -22,6 +22,7 @@ from repq.files import replacing, scratch_folder
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
 from repq.machine.cpu import cpu_cores
+from repq.machine.torch_settings import usual_torch
 from repq.preprocessing import Preprocessing
 from repq.recipe import (
     BenchConfig,
@@ -158,7 +159,8 @@ class Model:
         Raises:
             EngineError: the runtime is not installed or cannot run the model, or torch cannot use the device.
         """
-        return self.start(self.options)
+        with usual_torch():
+            return self.start(self.options)
 
     @property
     def infer(self) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -240,6 +242,7 @@ class Model:
         self, images: Sequence[Image], *, imgsz: Size | None = ..., conf: float | None = ..., iou: float | None = ...,
         max_detections: int | None = ..., batch: int = ...,
     ) -> list[Boxes]: ...  # fmt: skip
+    @usual_torch()
     def detect(
         self, images: Image | Sequence[Image], *, imgsz: Size | None = None, conf: float | None = None,
         iou: float | None = None, max_detections: int | None = None, batch: int = 1,
@@ -306,6 +309,7 @@ class Model:
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
+    @usual_torch()
     def evaluate(
         self, data: str | Path | DetectionDataset, *, split: str = "val", imgsz: Size | None = None,
         config: EvalConfig | None = None, **settings: Any,
@@ -329,6 +333,7 @@ class Model:
             self, open_data(data, split, options.log, options.progress), size, chosen, options.progress, options.log
         )
 
+    @usual_torch()
     def check(
         self, data: str | Path | DetectionDataset, *others: Model,
         engines: Sequence[EngineName] | None = None, split: str = "val", imgsz: Size | None = None,
@@ -364,6 +369,7 @@ class Model:
             self.options.log,
         )  # fmt: skip
 
+    @usual_torch()
     def bench(
         self, *others: Model, engines: Sequence[EngineName] = (), imgsz: Size | None = None,
         config: BenchConfig | None = None, images: Image | Sequence[Image] = (), seed: int = 0, **settings: Any,
@@ -390,6 +396,7 @@ class Model:
         decoded = list(map(read_rgb, listed_images(images)))
         return timed(rows, size, chosen, images=decoded, seed=seed, progress=self.options.progress)
 
+    @usual_torch()
     def describe(self, *, imgsz: Size | None = None) -> WeightsDescription | EngineDescription:
         """Layers, their sizes and the precision that they run in; of an ONNX file or engine what the runtime tells.
 
@@ -421,6 +428,7 @@ class Model:
             ),
         )
 
+    @usual_torch()
     def sensitivity(
         self, images: Images, *, imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
         journal: str | Path | None = None, count: int | None = None, config: SensitivityConfig | None = None,
@@ -442,6 +450,7 @@ class Model:
         chosen = settings_of(SensitivityConfig, config, settings, "sensitivity")
         return self._measured(images, imgsz, ptq or PtqConfig(), chosen, None, journal, split)[0]
 
+    @usual_torch()
     def plan(
         self, images: Images, *, top: int | None = None, max_drop: float | None = None,
         keep_float: Sequence[str] = (), imgsz: Size | None = None, ptq: PtqConfig | None = None, split: str = "train",
@@ -496,6 +505,7 @@ class Model:
 
     # --- making ------------------------------------------------------------------------------------------------------
 
+    @usual_torch()
     def fuse(
         self, images: Images | None = None, *, imgsz: Size | None = None, tolerance: float | None = None,
         count: int | None = None,
@@ -535,6 +545,7 @@ class Model:
         model, report = fuse_with_proof(trained, torch.from_numpy(shown).to(device), config.tolerance)
         return self._with(replace(weights, model=model), size, report)
 
+    @usual_torch()
     def quantize(
         self, images: Images, *, imgsz: Size | None = None, scheme: Literal["symmetric", "asymmetric"] | None = None,
         method: str | None = None, keep_float: Sequence[str] = (), auto: bool | None = None,
@@ -608,6 +619,7 @@ class Model:
             )  # fmt: skip
         return self._with(made.weights, size, made.outcome)
 
+    @usual_torch()
     def qat(
         self, data: Images, *, imgsz: Size | None = None, epochs: int | None = None,
         teacher: Model | str | Path | None = None, keep_float: Sequence[str] = (), split: str = "train",
@@ -676,6 +688,7 @@ class Model:
             )  # fmt: skip
         return self._with(replace(start, model=outcome.model), size, outcome)
 
+    @usual_torch()
     def prune(
         self, data: Images | None = None, *, imgsz: Size | None = None, split: str = "train", seed: int = 0,
         config: PruneConfig | None = None, **settings: Any,
@@ -712,6 +725,7 @@ class Model:
             )  # fmt: skip
         return self._with(made, size, report)
 
+    @usual_torch()
     def export(
         self, path: str | Path, *, imgsz: Size | None = None, maxima: Model | None = None,
         config: ExportConfig | None = None, **settings: Any,
@@ -741,6 +755,7 @@ class Model:
         report = write_onnx(weights, out, size, chosen, known)
         return replace(open_onnx(out, replace(self.options, engine=None, half=False)), report=report)
 
+    @usual_torch()
     def build(
         self, engine: EngineName, *, imgsz: Size | None = None, threads: int | None = None,
         out: str | Path | None = None, batch: int | None = 1, config: BuildConfig | None = None, **settings: Any,
@@ -786,6 +801,7 @@ class Model:
         made = replace(of_engine(place.name if place else self.label, built, options, self.graph, size), path=place)
         return replace(made, report=made.running.description)
 
+    @usual_torch()
     def save(self, path: str | Path) -> Path:
         """Write the model: a checkpoint as .safetensors, an ONNX file as a copy in one file, an engine as a folder.
 
@@ -843,6 +859,7 @@ class Model:
         assert self.path is not None
         return unchanged(self.path, self.sha256)
 
+    @usual_torch()
     def checkpoint(self, step: str, imgsz: Size | None = None) -> Weights:
         """The weights of a checkpoint, or of an ONNX file for images of this size.
 

@@ -23,6 +23,7 @@ from repq.files import scratch_folder
 from repq.layers import LayerId
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
+from repq.machine.torch_settings import usual_torch
 from repq.output_layouts import Outputs, class_names, form_of
 from repq.progress import Progress, silent
 from repq.recipe import BuildConfig, EngineName, ExportConfig, GraphConfig, TensorRtConfig, default_engines
@@ -42,6 +43,7 @@ _ANY_BATCH = TensorRtConfig(batches=(1, 8, 32))
 """For ONNX files with a free batch axis that are run without having been built first."""
 
 
+@usual_torch()
 def load(
     path: str | Path,
     *,
@@ -135,6 +137,7 @@ def of_weights(label: str, weights: Weights, options: Options = HERE, path: Path
     )
 
 
+@usual_torch()
 def build_model(name: str, num_classes: int = 80, *, names: Sequence[str] | None = None, seed: int = 0) -> Model:
     """A detector with fresh weights, such as ``yolov6n``.
 

@@ -15,6 +15,7 @@ from repq.errors import EngineError
 from repq.layout import OutputLayout, demand_finite
 from repq.log import Log, quiet
 from repq.machine.torch_device import layout, resolve_device
+from repq.machine.torch_settings import usual_torch
 from repq.progress import Progress, silent
 from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
@@ -116,6 +117,7 @@ def in_torch(weights: Weights, options: Options, label: str, size_bytes: int = 0
     threads = options.threads or torch.get_num_threads()
     at_once = min(threads, passes_at_once(device)) if options.concurrent else 1
 
+    @usual_torch()
     @torch.inference_mode()
     def unchecked(images: Images) -> Images:
         batch = torch.from_numpy(images).to(device, dtype, non_blocking=True, memory_format=layout(device))

@@ -14,6 +14,7 @@ from repq.api.running import Options
 from repq.api.sizes import as_metadata
 from repq.errors import RepqError
 from repq.log import Log, quiet
+from repq.machine.torch_settings import usual_torch
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, TrainConfig
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from repq.data import DetectionDataset
 
 
+@usual_torch()
 def train_model(
     data: str | Path | DetectionDataset,
     *,

@@ -17,6 +17,7 @@ from repq.errors import EngineError, RecipeError, RepqError
 from repq.files import has_text, write_text
 from repq.identity import identify
 from repq.log import Log, quiet
+from repq.machine.torch_settings import usual_torch
 from repq.pipeline.runner import make_artifacts
 from repq.pipeline.whole_run import sized
 from repq.progress import Progress, silent
@@ -53,6 +54,7 @@ class _Candidate:
     setup: str
 
 
+@usual_torch()
 def compare(
     weights: str | Path,
     data: str | Path,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from repq.api.sizes import size_for
 from repq.log import Log, quiet
+from repq.machine.torch_settings import usual_torch
 from repq.pipeline.runner import RunOutcome, run_recipe
 from repq.progress import Progress, silent
 from repq.recipe import EngineName, Recipe, as_overrides, load_recipe
 
 
+@usual_torch()
 def run(
     recipe: str | Path,
     *,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repq.errors import RepqError
 from repq.memory import copied
-from repq.model import Affine, Detector, Foldable, build
+from repq.model import Affine, Detector, Foldable, outline
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,20 @@ def folded_blocks(model: Detector) -> Iterator[Folded]:
 
 def assemble(model: Detector, blocks: Sequence[Folded]) -> Detector:
     """Put folded blocks, and everything of ``model`` that needs no folding, into a new deployed detector."""
-    first = next(model.parameters())
-    fused = build(model.spec, deploy=True).to(first.device, first.dtype)
-    state = fused.state_dict()
+    dtype = next(model.parameters()).dtype
+    fused = outline(model.spec, True)
     trained = model.state_dict()
+    state: dict[str, Tensor] = {}
     for block in blocks:
         for entry, value in (("weight", block.affine.weight), ("bias", block.affine.bias)):
-            state[f"{block.layer}.{entry}"] = value
-    folded = {f"{block.layer}.{entry}" for block in blocks for entry in ("weight", "bias")}
-    for entry in state.keys() - folded:
+            state[f"{block.layer}.{entry}"] = value.to(dtype)
+    for entry in fused.state_dict().keys() - state.keys():
         if entry not in trained:
             raise RepqError(
                 f"{model.spec.name} cannot be fused",
                 found=f"{entry} has no counterpart in the trained model",
                 fix="report this as a fault of repq, with the name of the model",
             )
-        state[entry] = trained[entry]
-    fused.load_state_dict(state)
+        state[entry] = trained[entry].clone()
+    fused.load_state_dict(state, assign=True)
     return fused.eval()

@@ -10,6 +10,7 @@ from repq.data import DetectionDataset
 from repq.distributed import joined_processes, told_by_first
 from repq.errors import TrainingError
 from repq.machine.precision import with_precision
+from repq.machine.torch_random import seeded
 from repq.model import Detector, Spec, build, get_spec, outline
 from repq.progress import Progress, silent
 from repq.recipe import EvalConfig, LoopConfig, QatConfig, TrainConfig
@@ -207,7 +208,8 @@ def fine_tuned(trained: Detector, num_classes: int, config: TrainConfig | None =
     spec = replace(trained.spec, num_classes=num_classes)
     if config is not None and "model" in config.model_fields_set and config.model != trained.spec.name:
         spec = _like(trained, config.model, num_classes)
-    model = build(spec, deploy=trained.deploy)
+    with seeded(0):  # of what it draws nothing stays
+        model = build(spec, deploy=trained.deploy)
     own = model.state_dict()
     kept = {name: value for name, value in trained.state_dict().items() if own[name].shape == value.shape}
     model.load_state_dict({**own, **kept})

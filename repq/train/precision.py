@@ -25,8 +25,9 @@ def computing_in(precision: str, model: nn.Module, device: torch.device) -> Iter
     for module in exempt:
         vars(module)["forward"] = MethodType(_forward_in_float32, module)  # torch.compile knows it again, no partial
     try:
-        kept = device.type != "cuda"  # a CUDA graph would go on with the weights of its recording
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST, cache_enabled=kept):
+        # Cast weights are not kept: a CUDA graph would go on with those of its recording, and inside an autocast of the
+        # caller's every step with those of the first.
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST, cache_enabled=False):
             yield
     finally:
         for module in exempt:

@@ -275,7 +275,6 @@ class Trainer:
             "average": self.average.model.state_dict(),
             "best": self.best,
             "optimizer": optimizer_tensors(self.updater.optimizer),
-            "random": {"torch": torch.get_rng_state()},
         }
         if self.updater.projectors:
             tensors["projectors"] = self.updater.projectors.state_dict()
@@ -296,7 +295,6 @@ class Trainer:
             if self.updater.projectors:
                 self.updater.projectors.load_state_dict(tensors["projectors"])
             restore_optimizer(self.updater.optimizer, tensors.get("optimizer", {}))
-            torch.set_rng_state(tensors["random"]["torch"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"cannot resume from {path}", found=str(error), fix="remove the file to train from the start"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -795,4 +796,80 @@ def test_fresh_weights_depend_on_the_seed_alone(forms: Forms) -> None:
     expected, before = [weights(seed) for seed in range(3)], torch.random.get_rng_state()
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(weights, [0, 1, 2] * 4)) == expected * 4
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- torch in the caller's program -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def callers_state() -> tuple[object, ...]:
+    return (
+        torch.random.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_default_device(),
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def usual_steps(forms: Forms) -> list[NDArray[np.float32]]:
+    return found_by_steps(forms, forms.root)
+
+
+def found_by_steps(forms: Forms, folder: Path) -> list[NDArray[np.float32]]:
+    """What is found by a model after each of the steps that use torch."""
+    image, images = picture(50, 70), [picture(40 + 8 * number, 50, number) for number in range(3)]
+    plain = repq.load(forms.root / "float.safetensors")
+    quantized = plain.quantize(images, imgsz=SIZE, method="mse")
+    folder.mkdir(exist_ok=True)
+    steps = (
+        plain, plain.fuse(), quantized, quantized.export(folder / "steps.onnx").build("onnxruntime"),
+        quantized.qat(images, imgsz=SIZE, epochs=1, batch=3), plain.prune(ratio=0.2, imgsz=SIZE),
+        repq.train_model(forms.data, imgsz=SIZE, model=plain, epochs=1, batch=3, state=folder / "state"),
+        repq.train_model(forms.data, imgsz=SIZE, model=plain, epochs=1, batch=3, state=folder / "state"),
+    )  # fmt: skip
+    return [model.detect(image, imgsz=SIZE, conf=0.001) for model in steps]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda: torch.device("meta"), torch.no_grad, torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16), lambda: default_type(torch.float64),
+    ],
+    ids=["device", "no_grad", "inference", "autocast", "float64"],
+)  # fmt: skip
+def test_what_the_caller_set_in_torch_changes_nothing_and_stays(
+    forms: Forms, usual_steps: list[NDArray[np.float32]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    settings: Callable[[], AbstractContextManager[object]],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("REPQ_CACHE", str(tmp_path / "cache"))  # graphs are exported anew
+    with settings():
+        torch.manual_seed(7)
+        before = callers_state()
+        found = found_by_steps(forms, tmp_path / "made")
+        assert callers_state() == before
+    assert [same(one, wanted) for one, wanted in zip(found, usual_steps, strict=True)] == [True] * len(found)
+
+
+def test_a_resumed_training_leaves_the_callers_random_numbers(forms: Forms, tmp_path: Path) -> None:
+    def trained() -> None:
+        repq.train_model(
+            forms.data, imgsz=SIZE, model=forms.float_, epochs=1, batch=3, state=tmp_path / "state", mosaic=0.0
+        )
+
+    torch.manual_seed(1)
+    trained()
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    trained()
     assert torch.equal(torch.random.get_rng_state(), before)
