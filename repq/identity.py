@@ -51,6 +51,8 @@ LIBRARIES = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx"),
     "dali": ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-dali-cuda110"),
     "pycocotools": ("pycocotools",),
+    "faster-coco-eval": ("faster-coco-eval",),
+    "ensemble-boxes": ("ensemble-boxes",),
     "jinja2": ("jinja2",),
     "matplotlib": ("matplotlib",),
 }  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any, get_args
 
@@ -159,6 +161,25 @@ def test_library_versions_name_what_is_installed(monkeypatch: pytest.MonkeyPatch
     assert found["onnxruntime"] == "onnxruntime-gpu 1.2"
     assert found["torch"] == "torch 3.0"
     assert found["openvino"] == "absent"
+
+
+NO_RESULT = {
+    "click", "filelock", "psutil", "pydantic", "pyyaml", "rich", "safetensors",  # reading, writing, talking
+    "polygraphy", "tensorboard", "nvidia-ml-py",
+}  # fmt: skip
+"""What no figure and no file of a run hangs on."""
+OTHER_TOOLS = ("bench", "docs", "dev")
+"""Extras of those who compare, write pages or develop."""
+
+
+def test_every_library_that_results_can_hang_on_belongs_to_their_identity() -> None:
+    setup = ConfigParser()
+    setup.read(Path(module.__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    extras = setup["options.extras_require"]
+    lists = [setup["options"]["install_requires"], *(extras[name] for name in extras if name not in OTHER_TOOLS)]
+    wanted = {re.split(r"[<>=~!;\s]", line)[0] for text in lists for line in text.split("\n") if line.strip()}
+    known = {name for names in module.LIBRARIES.values() for name in names}
+    assert not wanted - NO_RESULT - known
 
 
 def test_the_code_of_a_working_copy_counts() -> None:
