@@ -794,7 +794,7 @@ class Model:
                 return onnx.build(engine, threads=threads, out=out, config=config, **settings)
         chosen = settings_of(BuildConfig, config, {"threads": threads or self.options.threads, **settings}, "building")
         built = build_graph(engine, self.file(), chosen)
-        place = None if out is None else Path(out)
+        place = None if out is None else Path(out).absolute()
         if place is not None:
             built.save(place)
         options = replace(self.options, engine=None, threads=chosen.threads, half=False)

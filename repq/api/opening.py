@@ -97,7 +97,7 @@ def load(
         )
     from repq.quant import load_weights  # torch, which graphs and engines do without
 
-    opened = of_weights(path.name, load_weights(path, size if is_graph else None, graph), options, path)
+    opened = of_weights(path.name, load_weights(path, size if is_graph else None, graph), options, path.absolute())
     if engine in (None, "torch"):
         return opened
     if size is None:

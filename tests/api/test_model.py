@@ -734,8 +734,13 @@ def test_handles_stay_what_they_are_wherever_the_process_goes(
     forms.engine.save(places[0] / "engine")
     repq.build_model("yolov6n_v2", 3).export(places[1] / "m.onnx", imgsz=SIZE)
     monkeypatch.chdir(places[0])
+    forms.float_.save("m.safetensors")
     opened = repq.load("m.onnx"), repq.load("engine")
+    others = repq.load("m.safetensors"), opened[0].build("onnxruntime", out="built")
     monkeypatch.chdir(places[1])
+    assert [model.path for model in (*opened, *others)] == [
+        places[0] / name for name in ("m.onnx", "engine", "m.safetensors", "built")
+    ]
     for model in opened:
         assert same(model.detect(image), expected)
     assert same(opened[0].build("onnxruntime").detect(image), expected)
