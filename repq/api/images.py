@@ -95,7 +95,7 @@ def as_dataset(
         yield images
         return
     place = _place(images)
-    if place is not None and place.suffix in _DATA_SUFFIXES:
+    if place is not None and place.suffix.lower() in _DATA_SUFFIXES:
         yield open_data(place, split, log)
     elif place is not None and is_unlabelled(place):
         whole = _unlabelled(place, split, names)
@@ -110,7 +110,7 @@ def as_dataset(
 def is_unlabelled(data: Images) -> bool:
     """Whether it is a folder or list file (.txt) of images."""
     place = _place(data)
-    return place is not None and (place.is_dir() or place.suffix == ".txt")
+    return place is not None and (place.is_dir() or place.suffix.lower() == ".txt")
 
 
 def _place(images: Images) -> Path | None:

@@ -489,6 +489,7 @@ class Model:
         weights, size = self.floats("be measured", imgsz), self.size(imgsz)
         options, drawn = self.options, ptq.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+            ptq = _on_whole_list(ptq, images, dataset)
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
             job, notes = measurement(
@@ -611,10 +612,8 @@ class Model:
             config = config.model_copy(update={"keep_float": kept})
         drawn = config.calibration
         with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
-            if is_list(images):
-                drawn = drawn.model_copy(update={"images": len(dataset)})
             made = quantized(
-                weights, dataset, config.model_copy(update={"calibration": drawn}), imgsz=size,
+                weights, dataset, _on_whole_list(config, images, dataset), imgsz=size,
                 eval_config=EvalConfig(batch=drawn.batch), progress=options.progress, log=options.log,
             )  # fmt: skip
         return self._with(made.weights, size, made.outcome)
@@ -905,6 +904,14 @@ def is_list(images: Images) -> bool:
     from repq.data import DetectionDataset
 
     return not isinstance(images, (str, Path, DetectionDataset))
+
+
+def _on_whole_list(config: PtqConfig, images: Images, dataset: DetectionDataset) -> PtqConfig:
+    """The settings with as many calibration images as were given in a list."""
+    if not is_list(images):
+        return config
+    drawn = config.calibration.model_copy(update={"images": len(dataset)})
+    return config.model_copy(update={"calibration": drawn})
 
 
 def suffixed(path: str | Path, suffix: str) -> Path:

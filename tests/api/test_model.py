@@ -603,6 +603,32 @@ def test_a_name_for_every_class(names: Any) -> None:
         repq.build_model("yolov6n_v2", 3, names=names)
 
 
+@pytest.mark.parametrize("step", ["quantize", "sensitivity", "plan"])
+def test_a_list_is_taken_whole_however_many_are_to_be_drawn(forms: Forms, step: str) -> None:
+    images = [picture(40 + 8 * number, 50, number) for number in range(4)]
+
+    def found(drawn: int) -> Any:
+        ptq = repq.PtqConfig(auto=False, calibration=repq.CalibrationConfig(images=drawn))
+        if step == "quantize":
+            return forms.float_.quantize(images, imgsz=SIZE, config=ptq).report.layers
+        how = repq.SensitivityConfig(images=1, end_to_end=False)
+        if step == "sensitivity":
+            return forms.float_.sensitivity(images, imgsz=SIZE, ptq=ptq, config=how).layers
+        return forms.float_.plan(images, imgsz=SIZE, ptq=ptq, config=how, max_float=0.1)
+
+    assert found(1) == found(4)
+
+
+@pytest.mark.parametrize("name", ["DATA.YAML", "data.YML", "LIST.TXT", "list.txt"])
+def test_the_case_of_a_suffix_does_not_matter(forms: Forms, name: str) -> None:
+    source = forms.data.parent / name
+    if name.lower().endswith(".txt"):
+        source.write_text("\n".join(map(str, forms.images)))
+    else:
+        source.write_bytes(forms.data.read_bytes())
+    assert forms.float_.quantize(source, imgsz=SIZE, method="max", limit=2).report.images == 2
+
+
 def test_one_name_may_stand_for_a_list_of_one(forms: Forms) -> None:
     image = forms.images[0]
     options = {"imgsz": SIZE, "auto": False}
