@@ -113,6 +113,38 @@ def test_the_key_follows_what_the_figures_depend_on(job: Measurement, dataset: D
     assert len({job.key, replace(job).key, *(other.key for other in others)}) == 5
 
 
+def relabelled(dataset: DetectionDataset, part: str) -> DetectionDataset:
+    """The same images with one thing changed that AP is measured by."""
+    first = dataset[0]
+    region = np.array([[0, 0.5, 0.5, 0.9, 0.9]], np.float32)
+    changed = {
+        "labels": first.labels + np.array([0, 0.01, 0, 0, 0], np.float32),
+        "crowds": np.concatenate([first.crowds, region]),
+    }
+    return dataset.subset([replace(first, **{part: changed[part]}), *dataset.records[1:]])
+
+
+@pytest.mark.parametrize("part", ["labels", "crowds"])
+def test_what_was_measured_by_other_labels_is_not_used(
+    job: Measurement, whole: Sensitivity, dataset: DetectionDataset, part: str
+) -> None:
+    other = relabelled(dataset, part)
+    assert replace(job, dataset=other).key != job.key
+    journal, judged = Journal(None, job.key), []
+
+    def detect(plan: QuantPlan) -> Detections:
+        judged.append(plan)
+        return Detections(
+            tuple(record.name for record in dataset.records),
+            tuple(np.array([[8, 8, 40, 40, 0.9, 0], [0, 0, 60, 60, 0.5, 0]], np.float32) for _ in dataset.records),
+        )
+
+    config = PlanConfig(max_drop=1.0, resamples=100)
+    for shown, calls in ((dataset, 2), (dataset, 2), (other, 4)):
+        ap_assessor(job.layers, detect, shown, config, journal)(frozenset())
+        assert len(judged) == calls
+
+
 def test_bad_images_are_refused(job: Measurement, dataset: DetectionDataset) -> None:
     blank = [replace(r, labels=np.zeros((0, 5), np.float32), areas=np.zeros(0, np.float32)) for r in dataset.records]
     with pytest.raises(DataError, match="AP cannot be measured"):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repq.data import DetectionDataset, demand_objects, image_hashes
+from repq.data import DetectionDataset, demand_objects
 from repq.distributed import current_processes, found_in_shares, told_by_first
 from repq.errors import DataError
 from repq.evaluate import Detections, Matcher, Matches, bootstrap_drop, detect_all
@@ -77,8 +77,7 @@ def ap_assessor(
     demand_judges(dataset, config)
     is_bounded = _is_bounded(config)
     matcher = Matcher(dataset)
-    labels = [record.labels.tolist() for record in dataset.records]
-    setting = hash_json([image_hashes(dataset.records), labels, config.resamples, config.seed])
+    setting = hash_json([dataset.identity(), config.resamples, config.seed])
     errors = NormalDist().inv_cdf(1 - config.risk)
     known = told_by_first(lambda: {i: e.values for (kind, i), e in journal.entries().items() if kind == _KIND})
     reference: list[Matches] = []

@@ -97,11 +97,10 @@ class Measurement:
 
     @cached_property
     def key(self) -> str:
-        """Identity of the measurement: weights, scales, images, their labels and the settings."""
-        labels = [record.labels for record in self.ap_set.records] if self.config.ap else []
+        """Identity of the measurement: weights, scales, images, what they are labelled with, and the settings."""
         inputs = {
             "model": [self.model, scale_table(self.model)],
-            "images": self.image_hashes, "ap_images": self.ap_image_hashes, "labels": labels,
+            "images": self.image_hashes, "ap_set": self.ap_set if self.config.ap else None,
         }  # fmt: skip
         return identify("sensitivity", self.settings, inputs).key
 
