@@ -525,12 +525,12 @@ class Model:
         """
         from repq.api.quantizing import fused
 
-        weights, device = self.floats("be fused"), self.options.device
+        weights, device = self.floats("be fused", imgsz), self.options.device
         asked = _without_none({"tolerance": tolerance, "images": count})
         if images is None:
             if asked:
                 raise RepqError("tolerance and count have no effect without images", fix="give images to prove it on")
-            return self._with(fused(weights, device))
+            return self._with(fused(weights, device), None if imgsz is None else self.size(imgsz))
         import torch
 
         from repq.data import batches
@@ -842,7 +842,7 @@ class Model:
                 f"{self.label} takes images of {self.imgsz[0]}x{self.imgsz[1]}", found=f"imgsz {wanted[0]}x{wanted[1]}",
                 fix="leave imgsz out, or export it again for this size",
             )  # fmt: skip
-        height, width = self.imgsz or wanted or self.said or self.usual
+        height, width = self.imgsz or wanted or self.usual
         if self.weights is not None:
             self.weights.model.spec.check_size(height, width)
         return height, width

@@ -63,7 +63,7 @@ def load(
     Args:
         path: a checkpoint (.pt, .pth, .ckpt, .safetensors; float or quantized), an ONNX file, or an engine's folder.
         engine: what runs an ONNX file (default: ONNX Runtime); a checkpoint is exported and built for it.
-        imgsz: with ``engine``, of that export; of an ONNX file, or its engine, that takes any size.
+        imgsz: at which it works where a step is given no other; with ``engine``, of the export of a checkpoint.
         graph: what the file does not say of itself: how images become its input, what its outputs mean; of an engine,
             what the file does not say that it was built from.
         device: where torch runs a checkpoint: ``cpu``, ``cuda``, ``cuda:1`` …
@@ -73,16 +73,23 @@ def load(
         log: gets what the user should know beside the result, such as ``print``.
 
     Raises:
-        RepqError: there is no such file, it is of no known kind, damaged, or the runtime contradicts it.
+        RepqError: there is no such file, it is of no known kind, damaged, or the runtime or the size contradicts it.
     """
     path, options = Path(path), Options(None, device, threads, half, progress, log)
     size = arguments(path.name, imgsz=imgsz).imgsz
+    opened = _opened(path, engine, size, options, graph)
+    return opened if size is None else replace(opened, usual=opened.size(size))
+
+
+def _opened(
+    path: Path, engine: RuntimeName | None, size: tuple[int, int] | None, options: Options, graph: GraphConfig
+) -> Model:
     if not os.path.exists(path):  # noqa: PTH110 (Path's raises on a name too long)
         raise RepqError(f"there is no model at {path}", fix="give a checkpoint, an ONNX file or an engine's folder")
     if path.is_dir():
         from repq.engine import load as load_engine
 
-        built = load_engine(path, threads=threads)
+        built = load_engine(path, threads=options.threads)
         if engine not in (None, built.name):
             raise EngineError(f"{path} is an engine for {built.name}, not for {engine}", fix="leave --engine away")
         return replace(of_engine(path.name, built, options, graph, size), path=path.absolute())
@@ -222,8 +229,9 @@ def open_onnx(
 
     said = from_metadata(source.metadata)
     opened = _of_graph(
-        "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph, said=said
-    )
+        "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph, said=said,
+        usual=imgsz or said or FALLBACK,
+    )  # fmt: skip
     return _with_form(opened, source, started, partial(_outputs_of, source, imgsz or said))
 
 

@@ -904,3 +904,43 @@ def test_a_resumed_training_leaves_the_callers_random_numbers(forms: Forms, tmp_
     before = torch.random.get_rng_state()
     trained()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- the size of a handle --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def any_size(forms: Forms, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The detector as the ONNX file of another tool, that takes images of any size."""
+    import onnx
+
+    graph = onnx.load(forms.onnx.path)  # type: ignore[arg-type]
+    del graph.metadata_props[:]
+    for axis, name in ((2, "height"), (3, "width")):
+        graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    path = tmp_path_factory.mktemp("any_size") / "any.onnx"
+    onnx.save(graph, path)
+    return path
+
+
+@pytest.mark.parametrize("step", ["load", "fuse", "fuse with a proof", "quantize", "prune"])
+@pytest.mark.parametrize("kind", ["checkpoint", "onnx"])
+def test_a_handle_goes_on_with_the_size_of_its_step(forms: Forms, any_size: Path, kind: str, step: str) -> None:
+    path, images = forms.root / "float.safetensors" if kind == "checkpoint" else any_size, [picture(40, 50)]
+    opened = repq.load(path)
+    made = {
+        "load": lambda: repq.load(path, imgsz=SIZE),
+        "fuse": lambda: opened.fuse(imgsz=SIZE),
+        "fuse with a proof": lambda: opened.fuse(images, imgsz=SIZE),
+        "quantize": lambda: opened.quantize(images, imgsz=SIZE, auto=False),
+        "prune": lambda: opened.prune(imgsz=SIZE, ratio=0.2),
+    }[step]()
+    assert made.size(None) == (SIZE, SIZE)
+    assert same(made.detect(images[0]), made.detect(images[0], imgsz=SIZE))
+
+
+@pytest.mark.parametrize("kind", ["float_", "onnx", "engine"])
+def test_a_file_is_opened_at_no_size_that_it_does_not_take(forms: Forms, kind: str) -> None:
+    path = forms.root / "float.safetensors" if kind == "float_" else getattr(forms, kind).path
+    with pytest.raises(repq.RepqError, match=r"33|96"):
+        repq.load(path, imgsz=33 if kind == "float_" else 96)
