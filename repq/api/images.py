@@ -19,6 +19,7 @@ from repq.progress import Progress, silent
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset, ImageRecord
+    from repq.recipe import CalibrationConfig
 
 Image = str | Path | NDArray[np.uint8]
 """A file, or an RGB array (h, w, 3) uint8."""
@@ -71,15 +72,14 @@ def as_dataset(
     images: Images,
     split: str = "train",
     *,
-    limit: int = 128,
-    seed: int = 0,
+    drawing: CalibrationConfig,
     names: tuple[str, ...] = (),
     log: Log = quiet,
 ) -> Iterator[DetectionDataset]:
     """Images of any form as a data set; without labels, unless they come as one.
 
-    Of a folder or list file at most ``limit`` images are drawn with ``seed``, as from a data set; a list is taken
-    whole. Arrays are kept as files in a temporary folder meanwhile.
+    Of a folder or list file those images are kept that ``drawing`` draws, as from a data set; a list is taken whole.
+    Arrays are kept as files in a temporary folder meanwhile.
 
     Args:
         split: of a data.yaml or COCO .json.
@@ -89,7 +89,6 @@ def as_dataset(
         DataError: there are no images, or one cannot be read.
     """
     from repq.data import DetectionDataset, calibration_set
-    from repq.recipe import CalibrationConfig
 
     if isinstance(images, DetectionDataset):
         yield images
@@ -99,8 +98,7 @@ def as_dataset(
         yield open_data(place, split, log)
     elif place is not None and is_unlabelled(place):
         whole = _unlabelled(place, split, names)
-        drawn = calibration_set(whole, CalibrationConfig(images=min(limit, len(whole)), seed=seed))
-        yield whole.subset(_measured(drawn, str(place)))
+        yield whole.subset(_measured(calibration_set(whole, drawing), str(place)))
     else:
         with scratch_folder() as folder:
             records = [_as_record(image, number, folder) for number, image in enumerate(listed_images(images))]

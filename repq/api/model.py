@@ -27,6 +27,7 @@ from repq.preprocessing import Preprocessing
 from repq.recipe import (
     BenchConfig,
     BuildConfig,
+    CalibrationConfig,
     CheckConfig,
     Config,
     DeployConfig,
@@ -488,7 +489,7 @@ class Model:
 
         weights, size = self.floats("be measured", imgsz), self.size(imgsz)
         options, drawn = self.options, ptq.calibration
-        with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+        with as_dataset(images, split, drawing=drawn, log=options.log) as dataset:
             ptq = _on_whole_list(ptq, images, dataset)
             if dataset.objects:
                 dataset = fitted(dataset, self.names, self.label, options.log)
@@ -539,7 +540,7 @@ class Model:
         from repq.reparam import fuse_with_proof
 
         config, size = settings_of(FuseConfig, None, asked, "fusion"), self.size(imgsz)
-        with as_dataset(images, limit=config.images) as dataset:
+        with as_dataset(images, drawing=CalibrationConfig(images=config.images)) as dataset:
             form, records = weights.model.spec.preprocessing, dataset.records[: config.images]
             shown = next(iter(batches(records, size, config.images, preprocessing=form))).images
         trained = copy.deepcopy(weights.model).to(resolve_device(device))
@@ -611,7 +612,7 @@ class Model:
             kept = (*config.keep_float, *planned(plan, weights.model))
             config = config.model_copy(update={"keep_float": kept})
         drawn = config.calibration
-        with as_dataset(images, split, limit=drawn.images, seed=drawn.seed, log=options.log) as dataset:
+        with as_dataset(images, split, drawing=drawn, log=options.log) as dataset:
             made = quantized(
                 weights, dataset, _on_whole_list(config, images, dataset), imgsz=size,
                 eval_config=EvalConfig(batch=drawn.batch), progress=options.progress, log=options.log,
@@ -658,7 +659,7 @@ class Model:
         weights, size, options = self.checkpoint("be trained", imgsz), self.size(imgsz), self.options
         chosen = settings_of(QatConfig, config, {**settings, **_without_none({"epochs": epochs})}, "QAT")
         seed, device = arguments("QAT", seed=seed).seed, resolve_device(options.device)
-        with as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log) as train_set:
+        with as_dataset(data, split, drawing=every_image(seed), names=self.class_names, log=options.log) as train_set:
             demand_labels(weights.model, train_set, chosen)
             val_set = (
                 train_set if chosen.eval_interval is None else open_data(data, val_split, options.log, options.progress)
@@ -714,7 +715,7 @@ class Model:
         with ExitStack() as stack:
             train_set = None
             if data is not None:
-                opened = as_dataset(data, split, limit=ALL, seed=seed, names=self.class_names, log=options.log)
+                opened = as_dataset(data, split, drawing=every_image(seed), names=self.class_names, log=options.log)
                 train_set = with_sizes(stack.enter_context(opened))
                 if train_set.objects:
                     train_set = fitted(train_set, self.names, self.label, options.log)
@@ -895,8 +896,9 @@ class Model:
         return replace(of_weights(self.label, weights, self.options), usual=size or self.usual, report=report)
 
 
-ALL = 1 << 31
-"""A limit that keeps every image."""
+def every_image(seed: int) -> CalibrationConfig:
+    """A draw that keeps all images, in the order of this seed."""
+    return CalibrationConfig(images=10_000_000, seed=seed)
 
 
 def is_list(images: Images) -> bool:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repq
+from repq.api.images import open_data
 from repq.cli import main
-from repq.data import read_image
+from repq.data import calibration_set, read_image, write_manifest
 from repq.errors import CheckpointError, DataError, EngineError, RecipeError
 
 KINDS = ("float_", "onnx", "engine")
@@ -617,6 +618,27 @@ def test_a_list_is_taken_whole_however_many_are_to_be_drawn(forms: Forms, step: 
         return forms.float_.plan(images, imgsz=SIZE, ptq=ptq, config=how, max_float=0.1)
 
     assert found(1) == found(4)
+
+
+@pytest.mark.parametrize("form", ["folder", "list file", "data set"])
+@pytest.mark.parametrize("step", ["quantize", "sensitivity"])
+def test_a_manifest_names_the_images_of_every_form(forms: Forms, tmp_path: Path, form: str, step: str) -> None:
+    """However few are drawn where there is none."""
+    (tmp_path / "list.txt").write_text("\n".join(map(str, forms.images)))
+    folder = forms.images[0].parent
+    source = {"folder": folder, "list file": tmp_path / "list.txt", "data set": forms.data}[form]
+    dataset = open_data(source, "train")
+    drawing = repq.CalibrationConfig(images=2, manifest=tmp_path / "manifest.txt")
+    last = calibration_set(dataset, repq.CalibrationConfig(images=len(dataset)))[-2:]
+    write_manifest(tmp_path / "manifest.txt", last, dataset)
+    ptq = repq.PtqConfig(auto=False, calibration=drawing)
+    if step == "sensitivity":
+        how = repq.SensitivityConfig(images=1, end_to_end=False)
+        assert forms.float_.sensitivity(source, imgsz=SIZE, ptq=ptq, config=how).layers
+        return
+    report = forms.float_.quantize(source, imgsz=SIZE, config=ptq).report
+    wanted = forms.float_.quantize([record.path for record in last], imgsz=SIZE, auto=False).report
+    assert (report.images, report.layers) == (2, wanted.layers)
 
 
 @pytest.mark.parametrize("name", ["DATA.YAML", "data.YML", "LIST.TXT", "list.txt"])
