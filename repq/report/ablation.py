@@ -12,7 +12,7 @@ from repq.files import write_text
 from repq.report.blocks import Block, Column, Figure, number, table
 from repq.report.effects import effect_blocks
 from repq.report.markdown import escape, render_markdown
-from repq.report.numbers import ABSENT
+from repq.report.numbers import ABSENT, plural
 from repq.report.plots import variant_dots
 from repq.report.summary import ReportSummary, Section
 from repq.report.text import render_text
@@ -63,7 +63,7 @@ def ablation_blocks(report: AblationReport) -> list[Block]:
     spreads, figures = report.spreads(), report.figures()
     seeds = len({trial.seed for trial in report.trials})
     title = f"{report.name}: {'one seed' if seeds == 1 else f'mean of {seeds} seeds (lowest … highest)'}"
-    variants = (number(name, found.get, _spread) for name, found in spreads.items())
+    variants = (number(name, found.get, partial(_spread, seeds)) for name, found in spreads.items())
     runs = (number(name, partial(_figure, name), _number) for name in figures)
     run = Column[TrialFigures](
         "Run", lambda trial: f"{trial.variant}, seed {trial.seed}", link=lambda trial: f"{REPORTS}/{report_name(trial)}"
@@ -75,10 +75,11 @@ def _figure(name: str, trial: TrialFigures) -> float | None:
     return trial.figures.get(name)
 
 
-def _spread(spread: Spread) -> str:
-    if spread.low == spread.high:
-        return _number(spread.mean)
-    return f"{_number(spread.mean)} ({_number(spread.low)} … {_number(spread.high)})"
+def _spread(seeds: int, spread: Spread) -> str:
+    """A figure over the seeds, of which some may not have it: a time is none where other processes had the cores."""
+    mean, low, high = map(_number, (spread.mean, spread.low, spread.high))
+    fewer = f", of {plural(spread.seeds, 'seed')}" if spread.seeds < seeds else ""
+    return f"{mean}{fewer}" if spread.low == spread.high else f"{mean} ({low} … {high}){fewer}"
 
 
 def _number(value: float | None) -> str:

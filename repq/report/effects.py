@@ -42,9 +42,8 @@ class _Measure:
         """An effect on that scale, in words."""
         if not self.relative:
             return _ranged(amount, change)
-        factors = Spread(
-            mean=math.exp(amount.mean), low=math.exp(amount.low), high=math.exp(amount.high), deviation=None
-        )
+        mean, low, high = map(math.exp, (amount.mean, amount.low, amount.high))
+        factors = Spread(seeds=amount.seeds, mean=mean, low=low, high=high, deviation=None)
         return f"× {_ranged(factors, '{:.3f}'.format)}"
 
 

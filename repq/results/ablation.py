@@ -10,8 +10,9 @@ from repq.results.base import Result
 
 
 class Spread(Result):
-    """A figure over the seeds of one variant."""
+    """A figure over the seeds of one variant; ``seeds``: those that have it."""
 
+    seeds: int
     mean: float
     low: float
     high: float
@@ -70,6 +71,7 @@ class AblationReport(Result):
 def spread_of(values: list[float]) -> Spread:
     """Mean and range of a figure over the seeds, of which there is at least one."""
     return Spread(
+        seeds=len(values),
         mean=statistics.fmean(values),
         low=min(values),
         high=max(values),

@@ -174,8 +174,22 @@ def test_mean_and_spread_go_over_the_seeds_of_a_variant() -> None:
     assert spread.deviation == pytest.approx(0.1 * 2**0.5)
     assert report.spreads()["y"]["ap"].deviation is None
     text = ablation_markdown(report)
-    assert "| ap | 0.3000 (0.2000 … 0.4000) | 0.5000 |" in text
-    assert "| only_y | – | 9 |" in text
+    assert "| ap | 0.3000 (0.2000 … 0.4000) | 0.5000, of 1 seed |" in text
+    assert "| only_y | – | 9, of 1 seed |" in text
+
+
+def test_a_mean_over_fewer_seeds_says_so() -> None:
+    """A time is no figure of a run whose cores others had."""
+    trials = [
+        trial(variant, seed, ap=0.1 + 0.1 * seed, **({"speed": 1.0 + seed} if seed < timed else {}))
+        for variant, timed in (("all", 3), ("two", 2), ("one", 1), ("none", 0))
+        for seed in range(3)
+    ]
+    rows = ablation_markdown(AblationReport(name="a", trials=tuple(trials))).splitlines()
+    (speed,) = (row for row in rows if row.startswith("| speed"))
+    assert speed == "| speed | 2 (1 … 3) | 1.5 (1 … 2), of 2 seeds | 1, of 1 seed | – |"
+    (ap,) = (row for row in rows if row.startswith("| ap |"))
+    assert "seed" not in ap
 
 
 def test_ranges_leave_out_what_stays_in_float() -> None:
