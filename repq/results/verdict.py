@@ -33,7 +33,7 @@ class Verdict(Result):
 
     Attributes:
         ways: what was tried to hold the budget, in order, with the largest AP drop of each. None: not measurable.
-        ship: the engine to ship: the target, or the fastest against FP32 of those that are good; None: none is.
+        ship: the engine to ship: the target, or the fastest in INT8 of those that are good; None: none is.
         next: what to try next, where nothing is to be shipped.
         crowded: whether other processes had cores that the models needed while they were timed.
     """

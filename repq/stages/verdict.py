@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -43,13 +44,19 @@ def judged(
     timed = bench.inferences
     rows = [_row(recipe, engine, *aps, timed) for engine, aps in drops(measured).items()]
     good = [row for row in rows if row.good and recipe.target in (None, row.engine)]
-    ship = max(good, key=lambda row: row.speedup or 0.0).engine if good else None
+    ship = min(good, key=lambda row: _int8_ms(row.engine, timed)).engine if good else None
     if recipe.target not in {None, *(row.engine for row in rows)} and rows and all(row.holds for row in rows):
         ship = recipe.target  # it cannot be run here; the engines that can say what the graph computes
     return Verdict(
         max_drop=recipe.max_drop, min_speedup=recipe.min_speedup, engines=tuple(rows), ways=tuple(tried), ship=ship,
         next=None if ship is not None else _next(recipe, rows, crowded=bench.crowded), crowded=bench.crowded,
     )  # fmt: skip
+
+
+def _int8_ms(engine: str, timed: Mapping[str, BenchRow]) -> float:
+    """The median latency of an engine in INT8; one that was not timed comes last."""
+    found = timed.get(f"{engine}-int8")
+    return math.inf if found is None else found.latency_ms_median
 
 
 def need_no_agreement(recipe: Budgeted, verdict: Verdict) -> tuple[str, ...]:

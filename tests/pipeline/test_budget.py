@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,10 @@ def recipe(**values: Any) -> Recipe:
     return parse_recipe({**fixed, **values}, source="test", base=Path())
 
 
-def measured(figures: Figures) -> tuple[Accuracies, BenchReport]:
+def measured(figures: Figures, float_ms: Mapping[str, float] | None = None) -> tuple[Accuracies, BenchReport]:
+    """AP in FP32 and INT8 and the speedup of each engine; in FP32 all take 10 ms, or what ``float_ms`` says."""
+    before = dict.fromkeys(figures, 10.0) if float_ms is None else float_ms
+
     def accuracy(ap: float) -> Accuracy:
         none = dict.fromkeys(("ap_small", "ap_medium", "ap_large"))
         return Accuracy(ap=ap, ap50=ap, ap75=ap, **none, per_class=(), images=1, objects=1, detections=1)
@@ -45,8 +49,8 @@ def measured(figures: Figures) -> tuple[Accuracies, BenchReport]:
 
     aps = {f"{name}-float32": accuracy(one) for name, (one, _, _) in figures.items()}
     aps |= {f"{name}-int8": accuracy(two) for name, (_, two, _) in figures.items()}
-    rows = [row(name, "float32", 10.0) for name in figures]
-    rows += [row(name, "int8", 10.0 / speedup) for name, (_, _, speedup) in figures.items()]
+    rows = [row(name, "float32", before[name]) for name in figures]
+    rows += [row(name, "int8", before[name] / speedup) for name, (_, _, speedup) in figures.items()]
     return Accuracies(models=aps), BenchReport(rows=tuple(rows), environment=ENVIRONMENT, imgsz=(64, 64), rounds=1)
 
 
@@ -78,6 +82,18 @@ def test_what_is_to_be_shipped_holds_and_pays_and_else_there_is_a_next_step(foun
     agreeing = set(ENGINES) - set(need_no_agreement(recipe(target=target), verdict))
     losing = {name for name, (before, after, _) in found.items() if before - after > 0.005}
     assert agreeing == (losing & {target} if target in ENGINES else losing)
+
+
+@settings(deadline=None)
+@given(figures, st.fixed_dictionaries({name: st.sampled_from([5.0, 10.0, 40.0]) for name in ENGINES}))
+def test_of_the_good_engines_the_fastest_is_shipped_however_slow_its_fp32_is(
+    found: Figures, float_ms: dict[str, float]
+) -> None:
+    verdict = judged(recipe(), *measured(found, float_ms), ())
+    good = {row.engine: float_ms[row.engine] / found[row.engine][2] for row in verdict.engines if row.good}
+    if good:
+        assert verdict.ship is not None
+        assert good[verdict.ship] == min(good.values())
 
 
 @settings(deadline=None)
