@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from family_graphs import quantized_graph
 from graph_views import decode_nodes, predict_extra_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from small_graphs import graph, normal, run
 
 from repq.engine.source import read_source
@@ -111,3 +112,20 @@ def test_a_constant_that_is_an_output_stays_one() -> None:
     same = export_graph(import_graph(model))
     for found, wanted in zip(run(same, x=normal(1, 2)), run(model, x=normal(1, 2)), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4,), ()])
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "BFLOAT16", "FLOAT8E4M3FN", "INT8", "FLOAT16"])
+def test_constants_of_all_types_are_written_as_they_were_read(kind: str, shape: tuple[int, ...]) -> None:
+    number = TensorProto.DataType.Value(kind)
+    values = np.arange(math.prod(shape)).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(number))
+    stored = numpy_helper.from_array(values, "stored")
+    output = helper.make_tensor_value_info("output", number, shape)
+    size = numpy_helper.from_array(np.array(shape, np.int64), "shape")
+    nodes = [helper.make_node("Reshape", ["stored", "shape"], ["output"])]
+    made = helper.make_graph(nodes, "constants", [], [output], [stored, size])
+    imported = import_graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    for tensor in imported.tensors().values():
+        getattr(tensor, "values", None)  # what has been looked at is written anew
+    (written,) = (one for one in export_graph(imported).graph.initializer if one.name == "stored")
+    assert written.data_type == number and np.array_equal(numpy_helper.to_array(written), values)
