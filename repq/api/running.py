@@ -20,7 +20,7 @@ from repq.progress import Progress, silent
 from repq.recipe import BuildConfig
 from repq.recipe.deployment import RuntimeName
 from repq.recipe.reader import parse_settings
-from repq.results import EngineDescription, Variant
+from repq.results import UNKNOWN, EngineDescription, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +230,7 @@ def _in_chunks(infer: Callable[[Images], Images], size: int) -> Callable[[Images
 
 def summarize_precision(description: EngineDescription) -> str:
     """One precision if all layers share it, else the share of each."""
-    counts = description.precision_counts()
+    counts = description.precision_counts() or {UNKNOWN: 0}
     if len(counts) == 1:
         return next(iter(counts))
     total = sum(counts.values())

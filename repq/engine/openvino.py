@@ -64,6 +64,11 @@ class OpenVino(Runtime):
         from repq.graph.channels_last import channels_last
         from repq.graph.lowering_openvino import lower
 
+        if kinds := sorted({node.op_type for node in source.model.graph.node if node.op_type.startswith("QLinear")}):
+            raise EngineError(
+                f"OpenVINO computes something else of ONNX Runtime's integer operators than {source.name} says",
+                found=", ".join(kinds), fix="build it with --engine onnxruntime, or quantize it in Q/DQ form",
+            )  # fmt: skip
         model = channels_last(lower(source.model))
         return OpenVinoEngine(manifest, _read(model.SerializeToString(), source.name))
 

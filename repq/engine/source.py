@@ -73,7 +73,7 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
         EngineError: two layers have one name.
     """
     from repq.graph.integers import quantized_value
-    from repq.graph.layer_join import integer_layer, stored_weight
+    from repq.graph.layer_join import INTEGER_OPS, integer_layer, stored_weight
     from repq.graph.surgeon import import_graph, is_constant
 
     layers: list[LayerId] = []
@@ -83,7 +83,9 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
     protos = {id(nodes[tuple(stored.output)]): stored for _, stored in places}
     for position, stored in places:
         node = nodes[tuple(stored.output)]
-        if (computed := integer_layer(node)) is not None:
+        if node.op in INTEGER_OPS:
+            if (computed := integer_layer(node)) is None:  # another tool's, each of which is a layer
+                stored.name = computed = LayerId(node.name or f"{node.op}_{position}")
             layers += [computed] if computed not in layers else []
             int8 += [computed] if computed not in int8 else []
             continue

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from detectors import DETECTORS, NAMES, SIZE, labelled, yolov5, yolov8
 from onnx import TensorProto, helper, numpy_helper
-from test_graph_detector import saved
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from test_graph_detector import run, saved
 from test_onnx_commands import invoke
 
 import repq
@@ -218,3 +220,42 @@ def test_the_size_of_a_model_is_read_without_running_it(
     build("onnxruntime", file, BuildConfig()).save(tmp_path / "engine")
     monkeypatch.setattr("onnxruntime.InferenceSession", None)
     assert own_size(file) == own_size(tmp_path / "engine") == said
+
+
+class _Noise(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.images = iter(np.random.default_rng(0).random((2, 1, 3, SIZE, SIZE), np.float32))
+
+    def get_next(self) -> dict[str, Any] | None:
+        image = next(self.images, None)
+        return None if image is None else {"input": image}
+
+
+@pytest.fixture(scope="module", params=["static", "dynamic"])
+def integers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector that ONNX Runtime's own quantizer wrote with integer operators."""
+    folder = tmp_path_factory.mktemp("integers")
+    out = folder / f"{request.param}.onnx"
+    if request.param == "static":
+        quantize_static(saved(yolov8(), folder), out, _Noise(), quant_format=QuantFormat.QOperator)
+    else:
+        quantize_dynamic(saved(yolov8(), folder), out, weight_type=QuantType.QUInt8)
+    return out
+
+
+def test_integer_operators_of_another_tool_are_int8(integers: Path) -> None:
+    file = repq.load(integers, graph=GraphConfig(layout="yolov8"))
+    assert file.quantized and file.precision == "int8" and file.info.variant == "int8" and file.info.int8_layers == 9
+    images = np.random.default_rng(1).random((1, 3, SIZE, SIZE), np.float32)
+    np.testing.assert_allclose(file.infer(images), run(integers, torch.from_numpy(images))[0], rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_refuses_integer_operators_that_it_computes_otherwise(integers: Path) -> None:
+    images = np.random.default_rng(1).random((1, 3, SIZE, SIZE), np.float32)
+    file = repq.load(integers, engine="openvino", graph=GraphConfig(layout="yolov8"))
+    if integers.stem == "dynamic":  # whose operators are ONNX's own
+        np.testing.assert_allclose(file.infer(images), run(integers, torch.from_numpy(images))[0], rtol=1e-3, atol=1e-3)
+        return
+    with pytest.raises(repq.RepqError, match="OpenVINO computes something else") as raised:
+        file.infer(images)
+    assert "QLinearConv" in str(raised.value.found)
