@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from test_graph_detector import noise, run, saved
 
-import repq
 from repq.api.exporting import write_onnx
 from repq.errors import GraphError, RepqError
 from repq.export import export_float, export_quantized
@@ -485,31 +484,3 @@ def _for_any_batch(model: ModelProto) -> ModelProto:
             wanted[0] = 0
             tensor.CopyFrom(numpy_helper.from_array(wanted, tensor.name))
     return model
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("tool", DETECTORS)
-def test_an_engine_means_by_its_outputs_what_its_file_does(tool: str, runtime: Any, tmp_path: Path) -> None:
-    """In memory and from its folder: boxes are those of the file, of the same classes, or nobody knows of both."""
-    if runtime == "openvino":
-        pytest.importorskip("openvino")
-    opened = repq.load(saved(DETECTORS[tool](), tmp_path), imgsz=IMGSZ)
-    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE + 20, 3), dtype=np.uint8)
-    wanted = opened.detect(image, conf=0.01)
-    built = opened.build(runtime, out=tmp_path / "engine")
-    for engine in (built, repq.load(tmp_path / "engine"), built.on(threads=2)):
-        assert (engine.layout, engine.preprocessing) == (opened.layout, opened.preprocessing)
-        assert (engine.names, engine.num_classes) == (opened.names, opened.num_classes)
-        np.testing.assert_allclose(engine.detect(image, conf=0.01, imgsz=IMGSZ), wanted, rtol=1e-3, atol=1e-2)
-    assert len(wanted)
-
-
-def test_what_an_engine_does_not_say_can_be_said(tmp_path: Path) -> None:
-    """As of its file."""
-    path = saved(yolov8(), tmp_path)
-    repq.load(path).build("onnxruntime", out=tmp_path / "engine")
-    told = GraphConfig(layout="yolov8", preset="yolox")
-    file, engine = (repq.load(place, graph=told) for place in (path, tmp_path / "engine"))
-    assert (file.layout, file.preprocessing) == (engine.layout, engine.preprocessing)
-    assert engine.preprocessing != repq.load(tmp_path / "engine").preprocessing
-    assert file.build("onnxruntime").preprocessing == file.preprocessing
