@@ -106,7 +106,6 @@ class Model:
         start: starts it; see ``running``.
         graph: what was said of an ONNX file, or of an engine's, that it does not say itself.
         unclear: why nobody knows what the outputs mean.
-        said: the size that the file of a graph of any size says; other sizes work too.
         usual: the size that steps work at if no other is given.
         report: what the step that made the handle says of itself; None for an opened file.
     """
@@ -134,7 +133,6 @@ class Model:
     sha256: str = ""
     graph: GraphConfig = GraphConfig()
     unclear: RepqError | None = None
-    said: tuple[int, int] | None = None
     usual: tuple[int, int] = (640, 640)
     report: Any = None
 

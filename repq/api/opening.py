@@ -227,12 +227,12 @@ def open_onnx(
         file = unchanged(path, source.sha256)
         return in_engine(build(options.engine or usual, file, config), options, layout)
 
-    said = from_metadata(source.metadata)
+    size = imgsz or from_metadata(source.metadata)
     opened = _of_graph(
-        "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph, said=said,
-        usual=imgsz or said or FALLBACK,
+        "onnx", path.name, source, started, options, path=path, sha256=source.sha256, graph=graph,
+        usual=size or FALLBACK,
     )  # fmt: skip
-    return _with_form(opened, source, started, partial(_outputs_of, source, imgsz or said))
+    return _with_form(opened, source, started, partial(_outputs_of, source, size))
 
 
 def _with_form(
@@ -358,9 +358,10 @@ def of_engine(
             engine.save(folder / "engine")
             return in_engine(load(folder / "engine", threads=wanted.threads), wanted, layout)
 
-    manifest, said = engine.manifest, from_metadata(engine.manifest.metadata)
-    opened = _of_graph("engine", label, manifest, started, options, engine=engine, graph=graph, said=said)
-    return _with_form(opened, manifest, started, partial(_outputs_in, engine, label, imgsz or said))
+    manifest = engine.manifest
+    size = imgsz or from_metadata(manifest.metadata)
+    opened = _of_graph("engine", label, manifest, started, options, engine=engine, graph=graph, usual=size or FALLBACK)
+    return _with_form(opened, manifest, started, partial(_outputs_in, engine, label, size))
 
 
 def _of_graph(

@@ -208,15 +208,32 @@ def test_engines_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> No
     assert {row["model"] for row in alone["models"]} == {"engine"}
 
 
+def sized(sides: tuple[int | str, ...], said: tuple[int, int] | None) -> onnx.ModelProto:
+    """A detector of this height and width, of which the names are free, and the size that its file says."""
+    model = yolov8(**({"imgsz": json.dumps(said)} if said else {}))
+    for axis, side in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], sides, strict=True):
+        axis.Clear()
+        axis.MergeFrom(onnx.TensorShapeProto.Dimension(**{"dim_value" if isinstance(side, int) else "dim_param": side}))
+    return model
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_of_any_size_works_at_that_of_its_file(engine: str, said: bool, tmp_path: Path) -> None:
+    own = (SIZE, SIZE)
+    path, given = saved(sized(("h", "w"), own if said else None), tmp_path), None if said else own
+    file = repq.load(path, imgsz=given)
+    wanted = file.detect(IMAGE, conf=0.01)
+    for model in (file.build(engine, out=tmp_path / "engine"), repq.load(tmp_path / "engine", imgsz=given)):
+        assert (model.imgsz, model.size(None)) == (None, own)
+        np.testing.assert_allclose(model.detect(IMAGE, conf=0.01), wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("sides", "said"), [((64, 64), (64, 64)), (("h", 64), None), (("h", "w"), (64, 96))])
 def test_the_size_of_a_model_is_read_without_running_it(
     sides: tuple[int | str, ...], said: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = yolov8(**({"imgsz": json.dumps(said)} if said and "h" in sides else {}))
-    for axis, side in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], sides, strict=True):
-        axis.Clear()
-        axis.MergeFrom(onnx.TensorShapeProto.Dimension(**{"dim_value" if isinstance(side, int) else "dim_param": side}))
-    file = saved(model, tmp_path)
+    file = saved(sized(sides, said if "h" in sides else None), tmp_path)
     build("onnxruntime", file, BuildConfig()).save(tmp_path / "engine")
     monkeypatch.setattr("onnxruntime.InferenceSession", None)
     assert own_size(file) == own_size(tmp_path / "engine") == said
