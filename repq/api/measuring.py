@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repq.api.fitting import demand_same_order, fitted
-from repq.api.service import service_of, timed_service
+from repq.api.service import demand_clear, service_of, timed_service
 from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.progress import Progress, silent
@@ -97,8 +97,7 @@ def demand_fit(model: Model, dataset: DetectionDataset, imgsz: tuple[int, int], 
         RepqError: the model takes another size.
         DataError: it has other classes.
     """
-    if model.unclear is not None:
-        raise model.unclear
+    demand_clear(model)
     demand_size(model, imgsz)
     tell_notes(model, log)
     return fitted(dataset, model.names, model.label, log)
@@ -167,8 +166,7 @@ def agreement(
     demand_plain(reference)
     dataset = demand_fit(reference, dataset, imgsz, log)
     for model in candidates:
-        if model.unclear is not None:
-            raise model.unclear
+        demand_clear(model)
         demand_plain(model)
         demand_size(model, imgsz)
         demand_same_order(dataset, model.names, model.label)

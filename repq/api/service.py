@@ -89,8 +89,7 @@ def service_of(model: Model, imgsz: tuple[int, int], config: EvalConfig | None =
         return Prepared((stacked,), transforms)
 
     def finish(outputs: Sequence[NDArray[Any]], prepared: Prepared) -> list[Boxes]:
-        if model.unclear is not None:
-            raise model.unclear
+        demand_clear(model)
         of_batches = (surviving(out) if model.nms else postprocess(out, config, model.layout) for out in outputs)
         found = [boxes for batch in of_batches for boxes in batch]
         for boxes, transform in zip(found, prepared.transforms, strict=True):
@@ -135,6 +134,16 @@ def thresholds_of(model: Model, asked: Mapping[str, Any], log: Log = quiet) -> T
     return own.changed(wanted.model_dump(), model.label, log)
 
 
+def demand_clear(model: Model) -> None:
+    """Refuse a model of whose outputs nobody knows what they mean.
+
+    Raises:
+        RepqError: why that is so.
+    """
+    if model.unclear is not None:
+        raise model.unclear
+
+
 def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds, *, as_eval: bool = False) -> Service:
     """A service for users: one class a place, boxes of an area that lie inside the image, of at least some score.
 
@@ -145,8 +154,7 @@ def finder_of(model: Model, imgsz: tuple[int, int], thresholds: Thresholds, *, a
     Raises:
         RepqError: other settings than the graph has inside, or nobody knows what its outputs mean.
     """
-    if model.unclear is not None:
-        raise model.unclear
+    demand_clear(model)
     wanted, least = asdict(thresholds), thresholds.confidence
     if model.nms is None:
         wanted["multi_label"] = as_eval

@@ -221,6 +221,11 @@ class Findings:
     items: Sequence[Finding]
 
 
+def noted(findings: Sequence[Finding]) -> list[Block]:
+    """A block of findings; none where there are none."""
+    return [Findings(findings)] if findings else []
+
+
 @dataclass(frozen=True)
 class LayerStrip:
     """One row of a layer map: a title and, per layer in model order, its id and precision."""

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from threading import Barrier
 
 import pytest
 import torch
+from callers_torch import default_type
 
 from repq.machine.torch_settings import usual_torch
-
-
-@contextmanager
-def default_type(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
 
 CALLERS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "float64": lambda: default_type(torch.float64),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Text, noted, number, table
 from repq.report.comparison import engine_title, row_title
 from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, fraction, mebibytes, percent, plural, significant
@@ -57,9 +57,7 @@ def contest_blocks(found: Contest) -> list[Block]:
         f"AP on {plural(found.images, 'image')}; all timed in one run at {height} × {width} on {machine.cpu} with "
         f"{plural(found.threads, 'thread')}, in turns. {load_of(found)}."
     )
-    blocks: list[Block] = [Text(lead)]
-    if notes := disturbed(found, f"{time_again('compare').capitalize()}."):
-        blocks.append(Findings(notes))
+    blocks: list[Block] = [Text(lead), *noted(disturbed(found, f"{time_again('compare').capitalize()}."))]
     if found.choice is not None:
         first, *others = found.choice.reasons
         rest = [Finding("warn", text) for text in others]

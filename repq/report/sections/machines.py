@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from repq.model.families import FAMILIES
 from repq.model.family import Family, PublishedSpeed
-from repq.report.blocks import Block, Column, Columns, Findings, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Text, noted, number, table
 from repq.report.comparison import engine_title, variant_title
 from repq.report.findings import disturbed_machines
 from repq.report.numbers import count, significant, times
@@ -66,10 +66,9 @@ def _blocks(summary: ReportSummary) -> list[Block]:
         pairs += found or [_Pair(speed, None)]
     sources = "; ".join(dict.fromkeys(speed.source for _, speed in published))
     several = machines if len(machines) > 1 else {}  # of one alone the section of its timings says it
-    warnings = disturbed_machines(several)
     return [
         Text("Each machine was timed by itself, so compare models within a machine and machines with care."),
-        *([Findings(warnings)] if warnings else []),
+        *noted(disturbed_machines(several)),
         table("Machines", _MACHINE, machines.items()),
         table("Measured", _TIMED, timed),
         *(service_table(bench, f"JPEG to boxes on {name}") for name, bench in several.items() if bench.service),

@@ -17,7 +17,6 @@ from repq.report.blocks import (
     Columns,
     Facts,
     Figure,
-    Findings,
     Level,
     Listing,
     Metric,
@@ -25,6 +24,7 @@ from repq.report.blocks import (
     PictureRow,
     Table,
     Text,
+    noted,
     number,
     table,
 )
@@ -66,13 +66,10 @@ from repq.results import Availability, BenchRow, DrawnImage, Environment
 def _headline(summary: ReportSummary) -> list[Block]:
     """FP32 → INT8 per engine, with findings and side-by-side bars."""
     compared = comparisons(summary)
-    notes = findings(summary, compared)
     # Torch's simulation is the headline only where no engine was run.
     shown = [comparison for comparison in compared if comparison.engine != TORCH] or list(compared)
     blocks: list[Block] = [Cards([_card(comparison) for comparison in shown])] if shown else []
-    if notes:
-        blocks.append(Findings(notes))
-    return [*blocks, *_bars(shown)]
+    return [*blocks, *noted(findings(summary, compared)), *_bars(shown)]
 
 
 def _measured(summary: ReportSummary) -> list[Block]:

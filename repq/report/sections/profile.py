@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from repq.report.blocks import Block, Column, Columns, Figure, Findings, Listing, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Listing, Text, noted, number, table
 from repq.report.comparison import engine_title
 from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, milliseconds, percent, significant
@@ -64,9 +64,7 @@ def profile_blocks(report: ProfileReport) -> list[Block]:
     most = sorted(rows, key=lambda row: -row.ms)[:_SHOWN]
     bars = [(row.layer, row.ms, row.precision) for row in most]
     alt = "bars of the time of the slowest layers"
-    blocks: list[Block] = [Text(lead)]
-    if notes := disturbed(report):
-        blocks.append(Findings(notes))
+    blocks: list[Block] = [Text(lead), *noted(disturbed(report))]
     blocks.append(Figure("Slowest layers", partial(shares, bars), alt, wide=True))
     blocks.append(table("Time by layer", _ROWS, rows, numbered=True, badness=lambda row: row.ms))
     return [*blocks, Listing("Nsight Systems", "\n".join(report.nsight))] if report.nsight else blocks

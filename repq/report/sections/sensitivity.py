@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
-from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Table, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Finding, Findings, Table, Text, noted, number, table
 from repq.report.comparison import engine_title
 from repq.report.findings import disturbed
 from repq.report.numbers import (
@@ -56,7 +56,7 @@ def _plan_blocks(summary: ReportSummary) -> list[Block]:
         title = f"AP against latency in {engine_title(plan.latency.engine)}, {plural(plan.latency.threads, 'thread')}"
         alt = "AP drop against latency of plans from all layers in INT8 to all in float"
         draw = partial(latency_front, plan.latency.points, engine_title(plan.latency.engine))
-        blocks += [Findings(notes)] if (notes := disturbed(plan.latency, _TIME_PLANS_AGAIN)) else []
+        blocks += noted(disturbed(plan.latency, _TIME_PLANS_AGAIN))
         blocks += [Figure(title, draw, alt, wide=True, file="front.svg"), _front_table(plan.latency)]
     if len(plan.trials) > 1:
         alt = "AP drop of every plan tried against its share in INT8"
@@ -75,7 +75,7 @@ def _sensitivity_blocks(summary: ReportSummary) -> list[Block]:
     if measured.ap_int8 is not None:
         lead += f", {fraction(measured.ap_int8)} with every layer in INT8"
     blocks: list[Block] = [Text(f"{lead}.{_smooth(measured)}")]
-    blocks += [Findings([Finding("muted", note) for note in measured.notes])] if measured.notes else []
+    blocks += noted([Finding("muted", note) for note in measured.notes])
     draw = partial(measures_by_layer, measured, plan.float_layers if plan else ())
     alt = "every measure of every layer in model order"
     blocks.append(Figure("By layer", draw, alt, wide=True, file="measures.svg"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from repq.report.blocks import Block, Column, Columns, Figure, Findings, Table, Text, number, table
+from repq.report.blocks import Block, Column, Columns, Figure, Table, Text, noted, number, table
 from repq.report.comparison import built_title, engine_title, row_title
 from repq.report.findings import disturbed, load_of
 from repq.report.numbers import count, mebibytes, percent, plural, significant, times
@@ -45,9 +45,7 @@ def bench_blocks(bench: BenchReport) -> list[Block]:
     if bench.images:
         lead += f" End to end: {plural(bench.images, 'image')} of the data set, decoded beforehand."
     alt = "bars of the median latency of every model, engine and setting"
-    blocks: list[Block] = [Text(lead)]
-    if notes := disturbed(bench):
-        blocks.append(Findings(notes))
+    blocks: list[Block] = [Text(lead), *noted(disturbed(bench))]
     blocks.append(Figure("Latency", partial(latency_bars, bench.rows), alt, wide=True))
     few = any(row.latency_ms_p95 is None for row in bench.rows)
     note = "Of fewer than 20 runs there is no 95th percentile." if few else ""
