@@ -105,9 +105,19 @@ def _demand_shape(wanted: TensorInfo) -> None:
 
 def _integers(graph: gs.Graph) -> dict[str, _Integers]:
     """Integers and scales of every layer whose input and weight have some, by node name."""
-    from repq.graph.integers import arriving_parameters, is_int8_layer
-    from repq.graph.surgeon import array, producer
+    from onnx import TensorProto
 
+    from repq.graph.integers import arriving_parameters, is_int8_layer, quantized_type, quantizers
+    from repq.graph.surgeon import array, producer, title
+
+    taken = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.UNDEFINED}
+    for node in quantizers(graph):
+        if (kind := quantized_type(node)) not in taken:
+            raise EngineError(
+                "NCNN has symmetric INT8 only",
+                found=f"{title(node)} quantizes to {TensorProto.DataType.Name(kind)}",
+                fix="quantize the float model with --target ncnn",
+            )
     found = {}
     for node in graph.nodes:
         if node.op not in ("Conv", "ConvTranspose") or not is_int8_layer(node):

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from repq.graph.surgeon import array, is_constant, is_output, producer
+from repq.graph.surgeon import array, element_type, is_constant, is_output, producer
 from repq.layers import CONVOLUTIONS, PRODUCTS
 
 WEIGHTED_OPS = CONVOLUTIONS | PRODUCTS
@@ -82,7 +82,7 @@ class Parameters:
 
 
 def parameters_of(node: gs.Node) -> Parameters | None:
-    """Parameters of a Q or DQ node; None: they are computed or per channel."""
+    """Parameters of a Q or DQ node; None: they are computed or per channel, or their type is no integer of numpy's."""
     scale = array(node, 1)
     if scale is None or scale.size != 1:
         return None
@@ -90,7 +90,7 @@ def parameters_of(node: gs.Node) -> Parameters | None:
         signed = node.attrs.get("output_dtype", 0) == TensorProto.INT8
         return Parameters(float(scale.item()), 0, "int8" if signed else "uint8")
     zero_point = array(node, 2)
-    if zero_point is None or zero_point.size != 1:
+    if zero_point is None or zero_point.size != 1 or not np.issubdtype(zero_point.dtype, np.integer):
         return None
     return Parameters(float(scale.item()), int(zero_point.item()), str(zero_point.dtype))
 
@@ -112,11 +112,26 @@ def arriving_parameters(tensor: gs.Tensor) -> Parameters | None:
 
 
 def has_int8_weight(node: gs.Node) -> bool:
-    """Whether ``node`` is a Conv, ConvTranspose, Gemm or MatMul whose weight is dequantized from integers."""
-    if node.op not in WEIGHTED_OPS or len(node.inputs) < 2:
-        return False
-    source = producer(node.inputs[1])
-    return source is not None and source.op == "DequantizeLinear"
+    """Whether ``node`` is a Conv, ConvTranspose, Gemm or MatMul whose weight is dequantized from integers of 8 bits."""
+    return weight_type(node) in (TensorProto.INT8, TensorProto.UINT8)
+
+
+def weight_type(node: gs.Node) -> int | None:
+    """The ONNX type that the weight of a layer is dequantized from; None: it is not, or the node is no layer."""
+    source = producer(node.inputs[1]) if node.op in WEIGHTED_OPS and len(node.inputs) > 1 else None
+    return quantized_type(source) if source is not None and source.op == "DequantizeLinear" else None
+
+
+def quantized_type(node: gs.Node) -> int:
+    """The ONNX type that a Q node writes and a DQ node reads."""
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty():
+        return element_type(node.inputs[2])
+    if node.op == "QuantizeLinear":
+        return int(node.attrs.get("output_dtype", 0)) or int(TensorProto.UINT8)
+    source = producer(node.inputs[0])
+    if source is not None and source.op == "QuantizeLinear":
+        return quantized_type(source)
+    return element_type(node.inputs[0])
 
 
 def is_int8_layer(node: gs.Node) -> bool:

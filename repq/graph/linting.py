@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
 from repq.graph.extra_kernels import counts_of
-from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer
+from repq.graph.integers import WEIGHTED_OPS, arriving_parameters, has_int8_weight, is_int8_layer, weight_type
 from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.lint_rules import RULES, Scan, layer_name
 from repq.graph.metadata import read_metadata
@@ -46,6 +46,8 @@ def _row(node: gs.Node) -> LintedLayer:
         return LintedLayer(layer=layer_name(node), precision="int8", reason="input and weight are quantized")
     if has_int8_weight(node):
         reason = "its weight is quantized, its input is not, or its parts have unequal scales"
+    elif (kind := weight_type(node)) is not None:
+        reason = f"its weight is quantized to {TensorProto.DataType.Name(kind)}, not to 8-bit integers"
     elif arriving_parameters(node.inputs[0]) is not None:
         reason = "its input is quantized, its weight is not"
     else:

@@ -104,7 +104,9 @@ def export_graph(graph: gs.Graph) -> ModelProto:
 def _pack(graph: gs.Graph) -> None:
     """Let onnx write the constants of types that numpy has not, in place: of 4 bits, two share a byte in a file."""
     for tensor in graph.tensors().values():
-        if is_constant(tensor) and np.dtype(tensor.dtype).isbuiltin == 2:
+        if not is_constant(tensor) or isinstance(tensor.dtype, int):  # nobody has looked: written as it was read
+            continue
+        if np.dtype(tensor.dtype).isbuiltin == 2:
             tensor.values = LazyValues(numpy_helper.from_array(np.asarray(tensor.values), tensor.name))
 
 

@@ -20,6 +20,7 @@ from few_blocks import few_blocks
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from sample_graphs import LAYERS, calibrated_scales, detector
+from typed_graphs import EIGHT_BITS, PAIRS, typed
 
 from repq.engine import availability, build, load
 from repq.engine import ncnn_building as building
@@ -335,6 +336,13 @@ def test_a_graph_of_any_size_is_to_be_of_one(tmp_path: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     with pytest.raises(EngineError, match="export it for one size"):
         converted(model, tmp_path)
+
+
+@pytest.mark.parametrize("types", [pair for pair in PAIRS if {*pair} - {*EIGHT_BITS}], ids="-".join)
+def test_other_types_than_8_bit_integers_are_refused(types: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="symmetric INT8 only") as raised:
+        converted(typed(*types), tmp_path)
+    assert any(kind in str(raised.value.found) for kind in {*types} - {*EIGHT_BITS})
 
 
 def test_names_of_layers_are_words() -> None:

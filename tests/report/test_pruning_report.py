@@ -12,6 +12,7 @@ import pytest
 from report_samples import make_summary
 
 from repq.report import ReportSummary, render_report
+from repq.report.sections.pruning import pruned_to
 from repq.report.summary import PRUNE
 from repq.report.text import prune_table
 from repq.results import PrunedGroup, PruneReport, SweptGroup
@@ -79,3 +80,10 @@ def test_zeros_are_said_to_gain_no_latency(tmp_path: Path) -> None:
     for form in (text, prune_table(found)):
         assert re.search(r"60\.0 % of the weights are zero.*gain no latency", form.replace("\n", " "))
     assert "Pruned groups" not in text
+
+
+@pytest.mark.parametrize("macs", [9, 34_567, 10**6, 10**9, 10**12])
+def test_models_of_every_size_have_figures_that_tell_them_apart(macs: int) -> None:
+    found = pruned_to(report(macs_before=macs, macs_after=macs * 2 // 3))
+    left, whole = map(float, re.match(r"([\d.]+) of ([\d.]+) million", found).groups())  # type: ignore[union-attr]
+    assert whole == pytest.approx(macs / 1e6, rel=5e-3) and left == pytest.approx(macs * 2 // 3 / 1e6, rel=5e-3)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from repq.report.blocks import Block, Column, Columns, Facts, Figure, Table, Text, number, table
-from repq.report.numbers import change, compact, count, difference, fraction, percent
+from repq.report.numbers import change, compact, count, difference, fraction, percent, significant
 from repq.report.pruning_plots import pruning_sweep
 from repq.report.sections.training import epoch_blocks
 from repq.report.summary import PRUNE, Section
@@ -73,7 +73,7 @@ def pruned_to(report: PruneReport) -> str:
         return f"{percent(report.zeros)} of the weights are zero, shapes as before"
     whole, left = report.macs_before, report.macs_after
     return (
-        f"{left / 1e6:.0f} of {whole / 1e6:.0f} million multiply-adds ({percent(left / whole)}), "
+        f"{significant(left / 1e6)} of {significant(whole / 1e6)} million multiply-adds ({percent(left / whole)}), "
         f"{count(report.parameters_after)} of {count(report.parameters_before)} parameters"
     )
 
@@ -91,7 +91,7 @@ def _stages_table(report: PruneReport) -> Table:
         stages.append(_Stage("recovered", report.accuracy_recovered, *after))
     columns: Columns[_Stage] = (
         Column("Model", "title"),
-        number("Million multiply-adds", lambda stage: stage.macs / 1e6, "{:.1f}".format),
+        number("Million multiply-adds", lambda stage: stage.macs / 1e6, significant),
         number("Parameters", "parameters", count),
         number("AP", lambda stage: metric_of(stage.accuracy), fraction, optional=True),
         number("AP50", lambda stage: metric_of(stage.accuracy, "ap50"), fraction, optional=True),
