@@ -276,7 +276,15 @@ def _named(layers: Sequence[Layer], kernels: Mapping[str, NDArray[np.float32]]) 
 
 def _in_ncnn_order(node: gs.Node) -> NDArray[np.float32]:
     """The weight of a convolution as NCNN stores it: outputs before inputs, also of a transposed one."""
-    weight = np.asarray(node.inputs[1].values)
+    from repq.graph.surgeon import array, title
+
+    weight = array(node, 1)
+    if weight is None:
+        raise EngineError(
+            "NCNN takes convolutions with stored weights alone",
+            found=f"{title(node)} reads one that the graph computes",
+            fix="use another engine",
+        )
     if node.op == "ConvTranspose":
         inputs, outputs, *kernel = weight.shape
         groups = node.attrs.get("group", 1)

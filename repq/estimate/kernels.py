@@ -109,6 +109,9 @@ def _for_one_image(model: ModelProto) -> ModelProto:
                 found=f"batch {dims[0].dim_value}",
                 fix="estimate the graph of one image, or of a dynamic batch; --batch says how many run at once",
             )
+    for node in single.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""  # ONNX Runtime's own are those of ONNX, for more types
     del single.graph.value_info[:]
     for output in single.graph.output:
         output.type.tensor_type.ClearField("shape")

@@ -391,6 +391,17 @@ def test_missing_or_broken_onnx_is_refused(tmp_path):
         build("onnxruntime", tmp_path / "bad.onnx")
 
 
+def test_operators_that_openvino_does_not_have_are_named(tmp_path):
+    model = detector()
+    model.opset_import.append(onnx.helper.make_opsetid("of.others", 1))
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type, node.domain = "Odd", "of.others"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(EngineError, match=r"of\.others\.Odd"):
+        build("openvino", tmp_path / "odd.onnx")
+
+
 def test_missing_runtime_says_how_to_get_it(monkeypatch, onnx_file):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(EngineError, match=r"pip install 'repq\[openvino\]'"):

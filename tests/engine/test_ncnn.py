@@ -249,6 +249,14 @@ def two_alike() -> ModelProto:
     return model
 
 
+def computed_weight() -> ModelProto:
+    model = detector()
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    model.graph.node.insert(0, helper.make_node("Abs", [node.input[1]], ["computed"]))
+    node.input[1] = "computed"
+    return model
+
+
 def asymmetric() -> ModelProto:
     image = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
     return detector(LAYERS, asymmetric=True, scales=calibrated_scales(detector(), image, asymmetric=True))
@@ -261,6 +269,7 @@ def asymmetric() -> ModelProto:
         (lambda: detector(batch=2), "give --batch 1, or an ONNX file exported with --batch dynamic"),
         (focus, "pnnx"),
         (two_alike, "weights of its own"),
+        (computed_weight, "stored weights alone"),
     ],
 )
 def test_graphs_that_ncnn_cannot_run_are_refused(model, text: str, tmp_path: Path) -> None:

@@ -175,3 +175,14 @@ def test_a_quantizer_of_a_size_that_only_the_run_knows() -> None:
 def test_integer_operators_are_no_work_that_it_knows() -> None:
     with pytest.raises(GraphError, match="ConvInteger"):
         estimate(lower(quantized(convolution()), integer_sums=None), DEVICES["t4"])
+
+
+def test_quantizers_of_onnxruntimes_own_domain_are_those_of_onnx() -> None:
+    model = quantized(convolution())
+    own = ModelProto()
+    own.CopyFrom(model)
+    own.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for node in own.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = "com.microsoft"
+    assert kernels_of(own) == kernels_of(model)
