@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from repq.engine.availability import installed, int8_note, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
-from repq.engine.ncnn_building import BIN, INSTALL, PARAM, convert, pnnx_program, put, written_name
+from repq.engine.ncnn_building import INSTALL, convert, pnnx_program, put, written_name
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, read, write
-from repq.errors import EngineError
 from repq.files import scratch_folder
 from repq.machine.cpu import cpu_features, is_x86
+from repq.ncnn_network import BIN, PARAM, given, open_files, run
 from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:
@@ -115,64 +115,21 @@ def open_network(layers: Sequence[Layer], threads: int | None, *, keep_values: b
     Raises:
         EngineError: NCNN does not know a layer, or cannot read the weights.
     """
-    import ncnn
-
-    net = ncnn.Net()
-    net.opt.use_fp16_arithmetic = False  # boxes lose digits in it from 512 pixels on
-    # Else Arm processors with FP16 keep the values of an FP32 network in it, and x86 the weights of its products.
-    net.opt.use_fp16_storage = net.opt.use_fp16_packed = has_float16(layers)
-    net.opt.lightmode = not keep_values
-    if threads is not None:
-        net.opt.num_threads = threads
     with scratch_folder() as scratch:
         put(layers, scratch)
-        if net.load_param(str(scratch / PARAM)) or net.load_model(str(scratch / BIN)):
-            raise EngineError("NCNN cannot load the network", fix="see what it printed above, or use another engine")
-    return net
-
-
-def run(net: Any, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The outputs of one image (C, H, W), in the order of the graph.
-
-    Raises:
-        EngineError: NCNN gives up, for example because memory does not suffice.
-    """
-    extractor, failed = _given(net, image)
-    outputs = []
-    for index in range(len(net.output_names())):
-        code, values = extractor.extract(f"out{index}")
-        failed = failed or code
-        outputs.append(np.array(values, np.float32))
-    if failed:
-        raise EngineError("NCNN cannot run the network", found=f"code {failed}", fix="use smaller images, free memory")
-    return outputs
+        return open_files(scratch, threads, half=has_float16(layers), keep_values=keep_values)
 
 
 def layer_times(net: Any, layers: Sequence[Layer], images: NDArray[np.float32]) -> list[float]:
     """Milliseconds of each layer, of all images together; ``net`` keeps the values of every layer."""
     found = [0.0] * len(layers)
     for image in images:
-        extractor, _ = _given(net, image)
+        extractor, _ = given(net, image)
         for place, layer in enumerate(layers):
             start = time.perf_counter()
             extractor.extract(layer.outputs[0], 1)  # as it lies in memory: another form would cost time
             found[place] += 1e3 * (time.perf_counter() - start)
     return found
-
-
-def _given(net: Any, image: NDArray[np.float32]) -> tuple[Any, int]:
-    """What runs the network on one image as far as it is asked for, and NCNN's error code."""
-    import ncnn
-
-    extractor = net.create_extractor()
-    # A Mat of an array does not own its values; a clone does.
-    return extractor, extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image)).clone())
-
-
-def trial(folder: str) -> None:
-    """Run the network in a folder on ``images.npy`` beside it and write ``outputs.npz`` into it."""
-    outputs = run(open_network(read_network(Path(folder)), 1), np.load(Path(folder).parent / "images.npy")[0])
-    np.savez(Path(folder) / "outputs.npz", *outputs)
 
 
 def _arm_note(before: str = "") -> str:

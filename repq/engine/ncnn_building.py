@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from repq.engine.base import TensorInfo
 from repq.engine.conversion import demand_equal, random_images, reference
-from repq.engine.ncnn_files import CONVOLUTIONS, Layer, in_float16, read, write
+from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, in_float16, read, write
 from repq.errors import EngineError
 from repq.files import scratch_folder
+from repq.ncnn_network import BIN, PARAM
 
 if TYPE_CHECKING:
     import onnx
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
     from repq.engine.source import Source
 
 INSTALL = "pip install 'repq[ncnn]'"
-PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
 _MINUTES = 10
-_TRIAL = "import sys; from repq.engine.ncnn import trial; [trial(folder) for folder in sys.argv[1:]]"
+_TRIAL = (
+    "import sys; from repq.ncnn_network import trial; "
+    "[trial(folder, half=half == 'half') for folder, half in zip(sys.argv[1::2], sys.argv[2::2])]"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +223,13 @@ def _run_apart(
         EngineError: one cannot be loaded or run.
     """
     np.save(folder / "images.npy", images)
-    places = [folder / str(index) for index in range(len(networks))]
+    places, words = [folder / str(index) for index in range(len(networks))], list[str]()
     for place, layers in zip(places, networks, strict=True):
         place.mkdir()
         put(layers, place)
+        words += [str(place), "half" if has_float16(layers) else "whole"]
     ran = subprocess.run(
-        [sys.executable, "-c", _TRIAL, *map(str, places)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", _TRIAL, *words], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if ran.returncode:
