@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 class Result(BaseModel):
     # Infinities (the SNR of equal outputs) become strings, since JSON has none and null would not read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
