@@ -34,7 +34,7 @@ def small_graph() -> Any:
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     import torch
-    from few_blocks import few_blocks
+    from small_training import tiny_model
 
     from repq.data import make_demo_set
     from repq.model import build, save_checkpoint
@@ -44,7 +44,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     data = make_demo_set(folder / "set", DemoConfig(train_images=2, val_images=2, size=SIZE, classes=3))
     torch.manual_seed(0)
     weights = folder / "float.safetensors"
-    model = build(few_blocks("yolov6lite_s", 3), deploy=True).eval()
+    model = build(tiny_model(classes=3).spec, deploy=True).eval()
     save_checkpoint(weights, model, names=("ring", "triangle", "cross"))
     onnx, manifest, plan, recipe, ablation, bench = (
         folder / name for name in ("model.onnx", "calib.txt", "plan.yaml", "recipe.yaml", "ablation.yaml", "bench.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bad_files import kinds, make
 from command_lines import Material, invoke, is_path, options, refused
+from few_blocks import few_blocks
 
 from repq.cli import COMMANDS
 
@@ -39,14 +40,31 @@ def test_a_bad_file_is_refused(command: str, option, kind: str, material: Materi
 SIZED = [name for name in COMMANDS if any(one.name == "--imgsz" for one in options(name))]
 
 
+@pytest.fixture(scope="module")
+def coarse(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """The material with weights whose levels are of 8 to 64 pixels."""
+    from repq.model import build, save_checkpoint
+
+    folder, usual = tmp_path_factory.mktemp("coarse"), material.files["WEIGHTS"]
+    weights = folder / usual.name
+    save_checkpoint(
+        weights, build(few_blocks("yolov6lite_s", 3), deploy=True).eval(), names=("ring", "triangle", "cross")
+    )
+    files = {name: weights if path == usual else path for name, path in material.files.items()}
+    for name in ("RECIPE", "--recipe", "ABLATION"):
+        files[name] = folder / material.files[name].name
+        files[name].write_text(material.files[name].read_text().replace(str(usual), str(weights)))
+    return Material(folder, files)
+
+
 @pytest.mark.parametrize("size", ["33", "64x48"])
 @pytest.mark.parametrize("command", SIZED)
-def test_a_size_that_no_level_divides_is_refused(command: str, size: str, material: Material, folder: Path) -> None:
-    """`yolov6lite_s` has levels of 8 to 64 pixels, the model that `train` builds of 8 to 32."""
+def test_a_size_that_no_level_divides_is_refused(command: str, size: str, coarse: Material, folder: Path) -> None:
+    """The model that `train` builds has levels of 8 to 32 pixels."""
     work = {"work": [folder / "work"]} if command in ("run", "ablation") else {}
-    message = refused(invoke(*material.line(command, imgsz=[size], **work)))
+    message = refused(invoke(*coarse.line(command, imgsz=[size], **work)))
     assert "cannot take images of" in message and f"multiples of {32 if command == 'train' else 64}" in message
-    assert not (material.folder / "out").exists()
+    assert not (coarse.folder / "out").exists()
 
 
 def test_a_measure_that_is_not_taken_is_refused_first(material: Material, folder: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from command_lines import Material, invoke, refused
-from few_blocks import few_blocks
+from small_training import tiny_model
 
 from repq.api.opening import load
 from repq.errors import RepqError
@@ -26,11 +25,10 @@ USE = {"confidence": 0.125, "iou": 0.5, "max_detections": 7}
 @pytest.fixture(scope="module")
 def calibrated(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with names, and what it is calibrated at a size that no default has."""
-    from repq.model import build, save_checkpoint
+    from repq.model import save_checkpoint
 
     folder = tmp_path_factory.mktemp("calibrated")
-    torch.manual_seed(0)
-    save_checkpoint(folder / "w.safetensors", build(few_blocks("yolov6n_v2", 3)).eval(), names=NAMES)
+    save_checkpoint(folder / "w.safetensors", tiny_model(classes=3).eval(), names=NAMES)
     line = ("--data", material.files["--data"], "--no-eval", "--plain", "--images", 2)
     use = ("--use-conf", 0.125, "--use-iou", 0.5, "--use-max-detections", 7)
     run("ptq", folder / "w.safetensors", *line, *use, "--imgsz", "64x96", "-o", folder / "int8.safetensors")

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from command_lines import SIZE, Material, invoke, refused
-from few_blocks import few_blocks
+from small_training import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +32,10 @@ def test_quantizing_and_training(form: str, material: Material, images: Path, fo
     """What is quantized does not depend on whether there are labels."""
     data = {"folder": images, "list": listed(images, folder), "labelled": material.files["--data"]}[form]
     common = ("--imgsz", SIZE, *(["--no-eval"] if form == "labelled" else []))
-    from repq.model import build, save_checkpoint
+    from repq.model import save_checkpoint
 
     weights = folder / "w.safetensors"
-    torch.manual_seed(0)
-    save_checkpoint(weights, build(few_blocks("yolov6n_v2", 3)).eval(), names=("ring", "triangle", "cross"))
+    save_checkpoint(weights, tiny_model(classes=3).eval(), names=("ring", "triangle", "cross"))
     report = run("ptq", weights, "--data", data, *common, "--plain", "--images", 2, "-o", "int8.safetensors")
     assert report["ap_float"] is report["ap_quantized"] is report["accuracy_float"] is None
     assert report["images"] == 2 and report["layers_int8"]
