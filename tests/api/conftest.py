@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from api_forms import NAMES, SIZE, Forms
-from few_blocks import few_blocks
-from small_training import answering_model
+from small_training import answering_model, tiny_model
 
 import repq
 from repq.data import make_demo_set
@@ -17,7 +16,7 @@ from repq.recipe import DemoConfig
 def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
     root = tmp_path_factory.mktemp("api")
     save_checkpoint(
-        root / "float.safetensors", answering_model(len(NAMES), SIZE, few_blocks("yolov6n_v2", len(NAMES))), names=NAMES
+        root / "float.safetensors", answering_model(len(NAMES), SIZE, tiny_model(classes=len(NAMES)).spec), names=NAMES
     )
     data = make_demo_set(root / "set", DemoConfig(train_images=6, val_images=3, size=SIZE))
     float_ = repq.load(root / "float.safetensors")

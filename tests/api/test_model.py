@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import torch
 from api_forms import NAMES, SIZE, Forms
 from callers_torch import default_type
 from click.testing import CliRunner
+from few_blocks import give_few_blocks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from small_training import tiny_model
 from torch import nn
 
 import repq
@@ -28,8 +30,16 @@ from repq.api.images import open_data
 from repq.cli import main
 from repq.data import calibration_set, read_image, write_manifest
 from repq.errors import CheckpointError, DataError, EngineError, RecipeError
+from repq.model import save_checkpoint
 
 KINDS = ("float_", "onnx", "engine")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _named_models_have_few_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        give_few_blocks(patch, "yolov6n_v2")
+        yield
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -205,7 +215,7 @@ def test_handles_say_what_they_are(forms: Forms, tmp_path: Path) -> None:
     opened = repq.load(forms.root / "engine")
     for model in (forms.float_, forms.quantized, saved, forms.onnx, forms.engine, opened):
         assert (model.names, model.num_classes, model.spec) == (NAMES, 3, "yolov6n_v2")
-        assert len(model.layers) == 37 and set(model.layers) == set(forms.float_.layers)
+        assert len(model.layers) == 36 and set(model.layers) == set(forms.float_.layers)
     assert [forms.float_.kind, forms.onnx.kind, opened.kind] == ["checkpoint", "onnx", "engine"]
     assert [forms.float_.imgsz, forms.onnx.imgsz, opened.imgsz] == [None, (SIZE, SIZE), (SIZE, SIZE)]
     assert [forms.float_.quantized, saved.quantized, forms.onnx.quantized] == [False, True, False]
@@ -781,7 +791,8 @@ def test_handles_stay_what_they_are_wherever_the_process_goes(
         place.mkdir()
     forms.onnx.save(places[0] / "m.onnx")
     forms.engine.save(places[0] / "engine")
-    repq.build_model("yolov6n_v2", 3).export(places[1] / "m.onnx", imgsz=SIZE)
+    save_checkpoint(tmp_path / "other.safetensors", tiny_model(seed=1, classes=3))
+    repq.load(tmp_path / "other.safetensors").export(places[1] / "m.onnx", imgsz=SIZE)
     monkeypatch.chdir(places[0])
     forms.float_.save("m.safetensors")
     opened = repq.load("m.onnx"), repq.load("engine")
@@ -887,17 +898,19 @@ def found_by_steps(forms: Forms, folder: Path) -> list[NDArray[np.float32]]:
 @pytest.mark.parametrize(
     "settings",
     [
-        lambda: torch.device("meta"), torch.no_grad, torch.inference_mode,
-        lambda: torch.autocast("cpu", torch.bfloat16), lambda: default_type(torch.float64),
+        [torch.no_grad], [lambda: torch.device("meta"), torch.inference_mode],
+        [lambda: torch.autocast("cpu", torch.bfloat16), lambda: default_type(torch.float64)],
     ],
-    ids=["device", "no_grad", "inference", "autocast", "float64"],
+    ids=["no_grad", "device and inference", "autocast and float64"],
 )  # fmt: skip
 def test_what_the_caller_set_in_torch_changes_nothing_and_stays(
     forms: Forms, usual_steps: list[NDArray[np.float32]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    settings: Callable[[], AbstractContextManager[object]],
+    settings: list[Callable[[], AbstractContextManager[object]]],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("REPQ_CACHE", str(tmp_path / "cache"))  # graphs are exported anew
-    with settings():
+    with ExitStack() as stack:
+        for setting in settings:
+            stack.enter_context(setting())
         torch.manual_seed(7)
         before = callers_state()
         found = found_by_steps(forms, tmp_path / "made")

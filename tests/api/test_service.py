@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from few_blocks import few_blocks
 from graph_views import for_serving
 from numpy.typing import NDArray
+from small_training import tiny_model
 from torch import nn
 
 from repq.api.measuring import demand_plain
@@ -46,7 +46,7 @@ CONFIG = EvalConfig(confidence=0.4)
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(0)
-    model = build(few_blocks("yolov6n_v2", 3), deploy=True).eval()
+    model = build(tiny_model(classes=3).spec, deploy=True).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.in_channels

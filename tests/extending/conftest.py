@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from few_blocks import few_blocks
-from small_training import answering_model
+from small_training import answering_model, tiny_model
 
 from repq.cli import main
 from repq.data import make_demo_set
@@ -24,7 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``weights.safetensors`` and ``set/data.yaml``, of three classes, for images of 64x64."""
     folder = tmp_path_factory.mktemp("tiny")
     make_demo_set(folder / "set", DemoConfig(train_images=4, val_images=2, size=64, classes=3))
-    save_checkpoint(folder / "weights.safetensors", answering_model(3, 64, few_blocks("yolov6n_v2", 3)))
+    save_checkpoint(folder / "weights.safetensors", answering_model(3, 64, tiny_model(classes=3).spec))
     return folder
 
 

@@ -28,7 +28,9 @@ def _copy_output(graph: Any, _: PassContext) -> Outcome:
 
 @pytest.fixture(autouse=True)
 def toy() -> Iterator[None]:
-    PASSES.append(GraphPass("toy", "A copy of the output", lambda context: context.config.opset == 20, _copy_output))
+    PASSES.append(
+        GraphPass("toy", "A copy of the output", lambda context: context.config.target == "opencv", _copy_output)
+    )
     yield
     PASSES.pop()
 
@@ -37,11 +39,11 @@ def test_an_export_runs_it_where_it_is_wanted_and_the_report_shows_it(
     tiny: Path, tmp_path: Path, repq: Callable[..., dict]
 ) -> None:
     export = ("export", tiny / "weights.safetensors", "-o", tmp_path / "toy.onnx", "--imgsz", 64)
-    plain, toy = repq(*export), repq(*export, "--opset", 20)
+    plain, toy = repq(*export), repq(*export, "--target", "opencv")
     assert [entry["name"] for entry in plain["passes"]] == []
     assert [(entry["name"], entry["changed"]) for entry in toy["passes"]] == [("toy", True)]
     assert load_onnx(tmp_path / "toy.onnx").graph.node[-1].name == "toy"
-    text = CliRunner().invoke(main, [*map(str, export), "--opset", "20"]).output
+    text = CliRunner().invoke(main, [*map(str, export), "--target", "opencv"]).output
     assert "graph passes: A copy of the output" in text
     assert "the input was not copied" in text
     report = ExportReport.model_validate({key: value for key, value in toy.items() if key != "format"})
