@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,7 @@ def make_training() -> TrainReport:
     )
 
 
+@cache
 def make_drawn() -> tuple[DrawnImage, ...]:
     rng = np.random.default_rng(6)
     pairs = []
@@ -280,6 +282,11 @@ def make_qat(ptq: PtqReport) -> QatReport:
 
 def make_results() -> dict[str, Any]:
     """By stage, as a run gives them."""
+    return dict(_results())
+
+
+@cache
+def _results() -> dict[str, Any]:
     ptq = make_ptq()
     full = ptq.accuracy_float
     quantized = {"onnxruntime": nudged(full, 0.2991, 6), "openvino": nudged(full, 0.2842, 7)}
