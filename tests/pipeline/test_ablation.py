@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,13 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_variants_share_what_is_the_same_and_end_in_one_table(tmp_path: Path) -> None:
+def test_variants_share_what_is_the_same_and_end_in_one_table(
+    tmp_path: Path, not_drawn: Callable[..., AbstractContextManager[None]]
+) -> None:
     path, work = written(tmp_path), tmp_path / "work"
     arguments = ["ablation", str(path), "--work", str(work), "--json"]
-    result = CliRunner().invoke(main, arguments)
+    with not_drawn("AP by variant"):
+        result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     report = AblationReport.model_validate_json((work / "ablation.json").read_text())
     assert [(trial.variant, trial.seed) for trial in report.trials] == [("symmetric", 3), ("asymmetric", 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def outcome(inputs: Inputs) -> RunOutcome:
-    return run_recipe(inputs.recipe, inputs.folder / "run")
+def outcome(inputs: Inputs, not_drawn: Callable[..., AbstractContextManager[None]]) -> RunOutcome:
+    with not_drawn():
+        return run_recipe(inputs.recipe, inputs.folder / "run")
 
 
 def change(path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,6 +38,8 @@ TINY = {
 }
 IN_ALL_ENGINES = {"export": {"merge_scales": True, "float16": True}, "build": {}, "report": {"images": 1}}
 
+NotDrawn = Callable[..., AbstractContextManager[None]]
+
 
 def recipe(**changes: object) -> Recipe:
     return parse_recipe({**TINY, **changes}, source="test", base=Path())
@@ -57,8 +61,9 @@ def work(whole: RunOutcome, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(work: Path) -> RunOutcome:
-    return run_recipe(recipe(), work)
+def first(work: Path, not_drawn: NotDrawn) -> RunOutcome:
+    with not_drawn():
+        return run_recipe(recipe(), work)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -113,6 +118,7 @@ def test_what_is_to_ship_lies_in_the_run_folder(whole: RunOutcome) -> None:
     assert not [path for path in deploy.rglob("*") if path.is_file() and own in path.read_bytes()]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_files_of_runs_are_replaced_or_removed(first: RunOutcome, work: Path) -> None:
     deploy, package, own = work / "deploy", first.artifacts["package"], {"notes.txt", "engine/mine.txt"}
     before = package.folder.with_name("of a run before")
@@ -186,6 +192,7 @@ def test_every_engine_is_evaluated_with_all_passes(whole: RunOutcome) -> None:
     assert all(accuracy.tta is not None and accuracy.tta.passes == 2 for accuracy in found.values())
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -210,6 +217,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     assert about["thresholds"]["confidence"] == change.get("deploy", {}).get("confidence", 0.25)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_after_quantization_is_what_gets_deployed(first: RunOutcome, work: Path) -> None:
     outcome = run_recipe(recipe(qat={"epochs": 1, "batch": 4, "warmup_steps": 1, "workers": 0}), work)
     assert remade(outcome) == ["qat", "export", "build", "check", "eval", "bench", "package", "report"]
@@ -233,6 +241,7 @@ def test_a_check_outside_its_bound_fails_and_leaves_no_artifact(first: RunOutcom
     assert "onnxruntime" in result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_outside_its_bound_shows_what_it_made(first: RunOutcome, work: Path, tmp_path: Path) -> None:
     asked, line = tmp_path / "recipe.yaml", ("--work", work)
     asked.write_text(json.dumps({**TINY, "min_speedup": 1000}))
@@ -293,6 +302,7 @@ def test_the_commands_give_the_names_that_scripts_rely_on(first: RunOutcome, tmp
         assert row["images_per_s"] > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_plan_from_a_measurement_is_what_ptq_keeps_in_float(first: RunOutcome, tmp_path: Path) -> None:
     data = first.artifacts["data"] / "demo/data.yaml"
     fused = first.artifacts["fuse"] / "fused.safetensors"
