@@ -21,21 +21,28 @@ WORKER = Path(__file__).with_name("shared_ptq_worker.py")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, PtqReport]]:
+    """What one process makes of each case, and where its files are. It goes first: two would both export the model."""
+    folder = tmp_path_factory.mktemp("alone")
+    prepare(folder)
+    with pytest.MonkeyPatch.context() as patch, torch_threads(1):  # as those: sums hang on how many there are
+        for where, name, value in FEWER:
+            patch.setattr(where, name, value)
+        return folder, {case: quantized(folder, case, folder / f"{case}.safetensors") for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def folder(alone: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return computed_by_two(WORKER, tmp_path_factory.mktemp("ptq"), prepare, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_quantize_as_one(
-    folder: Path, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for where, name, value in FEWER:
-        monkeypatch.setattr(where, name, value)
-    with torch_threads(1):  # as those: sums hang on how many there are
-        alone = quantized(folder, case, tmp_path / "alone.safetensors")
-    assert alone.accuracy_float is not None and alone.accuracy_float.ap > 0
-    assert (folder / f"{case}.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
-    assert results_of(folder, case, PtqReport) == [alone, alone]
+def test_two_processes_quantize_as_one(folder: Path, case: str, alone: tuple[Path, dict[str, PtqReport]]) -> None:
+    own, reports = alone
+    accuracy = reports[case].accuracy_float
+    assert accuracy is not None and accuracy.ap > 0
+    assert (folder / f"{case}.safetensors").read_bytes() == (own / f"{case}.safetensors").read_bytes()
+    assert results_of(folder, case, PtqReport) == [reports[case]] * 2
 
 
 def test_the_first_process_alone_writes(folder: Path) -> None:
