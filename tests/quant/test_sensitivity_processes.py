@@ -13,6 +13,7 @@ from two_processes import all_end_well, start_two
 from repq.api import plan_latency
 from repq.quant.sensitivity import measurement
 from repq.recipe import BenchConfig
+from repq.report.blocks import Figure
 from repq.results import PlanReport, Sensitivity
 from repq.stages import sensitivity as stage
 
@@ -69,6 +70,8 @@ def test_latency_may_be_what_is_weighed(
     shutil.copytree(folder / "alone/journal", folder / "fast/journal")
     quick = BenchConfig(threads=(1,), warmup=1, rounds=2, runs_per_round=2, settle_ms=0)
     monkeypatch.setattr(plan_latency, "TIMING", quick)
+    only_front = property(lambda figure: figure.draw() if figure.file == "front.svg" else "<svg></svg>")
+    monkeypatch.setattr(Figure, "svg", only_front)  # another test draws all
     sensitivity, plan = measured(folder, folder / "fast", latency="openvino")
     assert sensitivity == alone[0]  # from its journal
     assert plan and plan.latency and (folder / "fast/front.svg").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from repq.api.opening import load
 from repq.data import load_dataset, make_demo_set
 from repq.model import save_checkpoint
 from repq.recipe import CalibrationConfig, DemoConfig, EvalConfig, PtqConfig
+from repq.report.blocks import Figure
 from repq.results import PlanReport
 from repq.stages import Context, PtqJob, budget, ptq_checkpoint, quantize_within
+from repq.stages.budget import Held
 from repq.stages.sensitivity import PLAN_REPORT
 
 SIZE = (64, 64)
@@ -59,16 +62,27 @@ def test_what_was_measured_before_stands_and_the_model_is_the_same(data: Path, w
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@dataclass(frozen=True)
+class Noted(PtqJob):
+    """Keeps what each of its runs made."""
+
+    made: list[Held] = field(default_factory=list)
+
+    def run(self, out: Path) -> Held:
+        self.made.append(super().run(out))
+        return self.made[-1]
+
+
 def test_what_is_over_the_budget_gets_layers_in_float_and_settings_chosen_for_them(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "SHARES", budget.SHARES[1:])  # the first chooses settings, another one has the same
+    monkeypatch.setattr(Figure, "svg", "<svg></svg>")  # no report is looked at
     out, said = tmp_path / "int8.safetensors", []
-    job = PtqJob(weights, PtqConfig(calibration=CALIBRATION), Context(SIZE, data, EVAL, log=said.append))
-    first = job.run(tmp_path / "whole.safetensors")
-    assert first.drop is not None and first.report.trials
-    said.clear()
+    job = Noted(weights, PtqConfig(calibration=CALIBRATION), Context(SIZE, data, EVAL, log=said.append))
     held = quantize_within(job, out, -1.0)  # nothing is good enough
+    first = job.made[0]
+    assert first.drop is not None and first.report.trials and not first.planned
     assert any("looking for layers" in line for line in said)
     plan = PlanReport.model_validate_json((tmp_path / "int8.safetensors.sensitivity" / PLAN_REPORT).read_text())
     assert plan.max_float in budget.SHARES and plan.gain_db is not None
