@@ -17,9 +17,9 @@ from repq.engine.availability import installed, int8_note, row
 from repq.engine.base import Engine, EngineManifest, Runtime, as_input, check_images, library_version
 from repq.engine.ncnn_building import INSTALL, convert, pnnx_program, put, written_name
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, read, write
+from repq.engine.ncnn_network import BIN, PARAM, given, open_files, run
 from repq.files import scratch_folder
 from repq.machine.cpu import cpu_features, is_x86
-from repq.ncnn_network import BIN, PARAM, given, open_files, run
 from repq.results import Availability, EngineDescription, LayerPrecision, NodeTime
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from repq.engine.base import TensorInfo
 from repq.engine.conversion import demand_equal, random_images, reference
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, in_float16, read, write
+from repq.engine.ncnn_network import BIN, PARAM
 from repq.errors import EngineError
 from repq.files import scratch_folder
-from repq.ncnn_network import BIN, PARAM
 
 if TYPE_CHECKING:
     import onnx
@@ -43,10 +43,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'repq[ncnn]'"
 _MINUTES = 10
-_TRIAL = (
-    "import sys; from repq.ncnn_network import trial; "
-    "[trial(folder, half=half == 'half') for folder, half in zip(sys.argv[1::2], sys.argv[2::2])]"
-)
+_TRIAL = Path(__file__).with_name("ncnn_network.py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +226,7 @@ def _run_apart(
         put(layers, place)
         words += [str(place), "half" if has_float16(layers) else "whole"]
     ran = subprocess.run(
-        [sys.executable, "-c", _TRIAL, *words], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-P", _TRIAL, *words], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if ran.returncode:

@@ -27,6 +27,7 @@ from repq.engine import availability, build, load
 from repq.engine import ncnn_building as building
 from repq.engine.ncnn import open_network, read_network
 from repq.engine.ncnn_files import CONVOLUTIONS, Layer, in_float16, read, write
+from repq.engine.ncnn_network import BIN, PARAM, run
 from repq.engine.source import read_source
 from repq.errors import EngineError
 from repq.export import export_float, export_quantized
@@ -34,7 +35,6 @@ from repq.graph import to_fp16
 from repq.layers import LayerId, QuantPlan
 from repq.model import build as build_model
 from repq.model import layer_ids
-from repq.ncnn_network import BIN, PARAM, run
 from repq.quant import calibrate, insert_quantizers
 from repq.recipe import CalibrationConfig, PtqConfig
 
