@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package stays cheap."""
+"""What is made when it is first used, so that importing repq stays cheap."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(homes[name]), name)
 
     return find
+
+
+def compiles_on_first_use() -> bool:
+    """Whether pydantic may compile a class when it is first used, for ``ConfigDict(defer_build=…)``.
+
+    Before 2.14 it took no lock: of two threads that first use a class at once, one failed.
+    """
+    from pydantic import VERSION
+
+    return tuple(map(int, VERSION.split(".")[:2])) >= (2, 14)

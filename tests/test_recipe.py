@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import Field, create_model
 
 from repq.engine import ENGINES, runtime
 from repq.errors import RecipeError
 from repq.recipe import for_target, load_ablation, load_recipe
+from repq.recipe.base import Config
 
 MINIMAL = "name: small\ndata: {path: data.yaml}\nweights: ../weights.pt\nimgsz: 320\n"
 
@@ -166,3 +172,29 @@ def test_ablations_are_shipped_too_and_other_names_are_none(tmp_path: Path, monk
         load_recipe(Path("pqt"))
     (tmp_path / "pqt").write_text(MINIMAL)
     assert load_recipe(Path("pqt")).name == "small"
+
+
+@pytest.fixture
+def quick_turns() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("quick_turns")
+def test_several_threads_may_use_a_class_for_the_first_time_at_once() -> None:
+    """Classes are compiled when they are first used, where pydantic locks that."""
+    for number in range(100):
+        inner = create_model(f"Inner{number}", __base__=Config, value=(int, 1))
+        outer = create_model(f"Outer{number}", __base__=Config, inner=(inner, Field(default_factory=inner)))
+        together = threading.Barrier(6)
+
+        def written(value: int, outer: type[Config] = outer, together: threading.Barrier = together) -> str:
+            together.wait()
+            assert value % 2 or outer.model_json_schema()["properties"]
+            return outer.model_validate({"inner": {"value": value}}).model_dump_json()
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(written, range(6))) == [f'{{"inner":{{"value":{value}}}}}' for value in range(6)]

@@ -26,11 +26,14 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from repq.lazy import compiles_on_first_use
 from repq.reading import number, whole
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=compiles_on_first_use()
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -7,10 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from repq.lazy import compiles_on_first_use
+
 
 class Result(BaseModel):
     # Infinities (the SNR of equal outputs) become strings, since JSON has none and null would not read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=compiles_on_first_use()
+    )
 
     @field_validator("*", mode="before")
     @classmethod
