@@ -15,7 +15,7 @@ import torch
 from small_training import QUICK, SIZE, interrupted_after, same_weights, tiny_model
 from torch import Tensor, nn
 
-from repq.model import Detector, TrainOutput
+from repq.model import TrainOutput
 from repq.train import train
 from repq.train.compiled import compiled_answer
 from repq.train.cuda_graphs import Answers
@@ -79,19 +79,14 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
-def few_kernels() -> Detector:
-    """A detector whose blocks have no branches: tracing them takes most of the time."""
-    return tiny_model(style="conv_relu")
-
-
 @pytest.mark.usefixtures("traced")
 def test_a_compiled_training_resumes_and_ends_as_another(data, tmp_path: Path) -> None:
-    plain = train(few_kernels(), *data, SIZE, QUICK)
-    whole = train(few_kernels(), *data, SIZE, COMPILED)
+    plain = train(tiny_model(), *data, SIZE, QUICK)
+    whole = train(tiny_model(), *data, SIZE, COMPILED)
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(few_kernels(), *data, SIZE, COMPILED, state_path=path, progress=interrupted_after(7))
-    resumed = train(few_kernels(), *data, SIZE, COMPILED, state_path=path)
+        train(tiny_model(), *data, SIZE, COMPILED, state_path=path, progress=interrupted_after(7))
+    resumed = train(tiny_model(), *data, SIZE, COMPILED, state_path=path)
     assert same_weights(whole, resumed)
     found = whole.model.state_dict()
     assert list(found) == list(plain.model.state_dict())
