@@ -87,9 +87,11 @@ def written_name(layer: str) -> str:
 
 
 def _demand_shape(wanted: TensorInfo) -> None:
-    shape = wanted.shape
-    if not wanted.dtype.startswith("float") or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
-        free = wanted.dtype.startswith("float") and shape[1:2] == (3,)
+    shape, floats = wanted.shape, wanted.dtype in ("float32", "float16")
+    if not floats and "float" in wanted.dtype:
+        raise EngineError("NCNN takes images in FP32 or FP16", found=wanted.dtype, fix="export it in FP32")
+    if not floats or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        free = floats and shape[1:2] == (3,)
         fix = (
             "export it for one size"
             if free
@@ -195,7 +197,9 @@ def _by_pnnx(model: onnx.ModelProto, shape: Sequence[int], folder: Path) -> tupl
     if ran.returncode or not (folder / BIN).is_file():
         lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
         found = f"exit code {ran.returncode}: {lines[-1] if lines else 'no output'}"
-        raise EngineError("pnnx cannot convert the graph", found=found, fix="export it without suppression inside")
+        foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+        fix = "export it with ONNX's own operators" if foreign else "export it without suppression inside"
+        raise EngineError("pnnx cannot convert the graph", found=found, fix=fix)
     return read((folder / PARAM).read_text(encoding="utf-8"), (folder / BIN).read_bytes())
 
 

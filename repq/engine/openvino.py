@@ -324,6 +324,6 @@ def _conversion(node: Mapping[str, str]) -> str | None:
 
 def _reason(error: Exception) -> str:
     """The line of a message that says most: what OpenVINO has no operator for, else the last one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    unknown = [line.removeprefix("-- ") for line in lines if line.startswith("-- No conversion rule")]
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
+    unknown = [line for line in lines if line.startswith("No conversion rule")]
     return (unknown or lines or [type(error).__name__])[-1]

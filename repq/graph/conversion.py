@@ -59,7 +59,8 @@ def _converted(model: ModelProto, opset: int) -> ModelProto:
         ) from None  # fmt: skip
     if not converted.metadata_props:
         converted.metadata_props.MergeFrom(model.metadata_props)
-    converted.ir_version = max(model.ir_version, helper.find_min_ir_version_for(list(converted.opset_import)))
+    own = helper.make_opsetid("", opset_of(converted))  # a file may list domains that onnx does not know
+    converted.ir_version = max(model.ir_version, helper.find_min_ir_version_for([own]))
     return converted
 
 

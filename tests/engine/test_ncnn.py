@@ -258,6 +258,17 @@ def computed_weight() -> ModelProto:
     return model
 
 
+def wide() -> ModelProto:
+    """Images in float64, and the rest of the graph in float32."""
+    model = detector()
+    entry = model.graph.input[0]
+    model.graph.node.insert(0, helper.make_node("Cast", [entry.name], ["narrow"], to=TensorProto.FLOAT))
+    for node in list(model.graph.node)[1:]:
+        node.input[:] = ["narrow" if name == entry.name else name for name in node.input]
+    entry.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return model
+
+
 def asymmetric() -> ModelProto:
     image = np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)
     return detector(LAYERS, asymmetric=True, scales=calibrated_scales(detector(), image, asymmetric=True))
@@ -271,6 +282,7 @@ def asymmetric() -> ModelProto:
         (focus, "pnnx"),
         (two_alike, "weights of its own"),
         (computed_weight, "stored weights alone"),
+        (wide, "FP32 or FP16"),
     ],
 )
 def test_graphs_that_ncnn_cannot_run_are_refused(model, text: str, tmp_path: Path) -> None:

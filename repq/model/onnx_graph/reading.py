@@ -50,6 +50,8 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 _HALF: dict[int, str] = {TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.DOUBLE: "FP64"}
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_OF_ONNX_RUNTIME = "com.microsoft"
+"""What the domains of operators begin with that ONNX Runtime writes where it fuses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +85,12 @@ def read_graph(path: Path, imgsz: tuple[int, int] | None = None) -> GraphFile:
     model, notes = _inlined(load(path), path)
     demand_float(model, path)
     if problems := _refusals(model):
-        raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems),
-                         fix="export the detector alone, with opset 11 to 24")  # fmt: skip
+        optimized = any(node.domain.startswith(_OF_ONNX_RUNTIME) for node in model.graph.node)
+        fix = (
+            "give the file as it was before ONNX Runtime optimized it" if optimized
+            else "export the detector alone, with opset 11 to 24"
+        )  # fmt: skip
+        raise GraphError(f"{path.name} cannot be run as a torch model", found="; ".join(problems), fix=fix)
     with refusing(f"{path.name} is no valid ONNX model", "export it again", GraphError):
         model, changed = _up_to_date(model, path)
         notes += changed

@@ -484,3 +484,35 @@ def _for_any_batch(model: ModelProto) -> ModelProto:
             wanted[0] = 0
             tensor.CopyFrom(numpy_helper.from_array(wanted, tensor.name))
     return model
+
+
+def optimized(model: onnx.ModelProto, level: str, path: Path) -> Path:
+    """What ONNX Runtime writes of a graph: it lists every domain that it knows."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return path
+
+
+def test_a_file_that_onnxruntime_wrote_is_exported_with_another_opset(tmp_path: Path) -> None:
+    path = optimized(DETECTORS["yolov8"](), "BASIC", tmp_path / "basic.onnx")
+    assert len(onnx.load(path).opset_import) > 1
+    opened = load_graph(path, IMGSZ)
+    report = write_onnx(
+        Weights(opened.model, opened.names, None), tmp_path / "out.onnx", IMGSZ, ExportConfig(opset=21, float16=True)
+    )
+    assert report.opset == 21
+    (found,), (wanted,) = run(tmp_path / "out.onnx", noise(1)), run(path, noise(1))
+    np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())
+
+
+def test_a_file_that_onnxruntime_fused_says_which_one_to_give(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.conv("input", 3, 8, stride=8)
+    head = g.conv(g.op("Mul", x, g.op("Sigmoid", x)), 8, 8, 1)
+    path = saved(g.model({"output": (g.rows([g.op("Sigmoid", head)], 8), [1, 64, 8])}), tmp_path)
+    fused = optimized(onnx.load(path), "EXTENDED", tmp_path / "fused.onnx")
+    with pytest.raises(GraphError, match=r"com\.microsoft") as raised:
+        load_graph(fused)
+    assert "before ONNX Runtime optimized it" in str(raised.value.fix)
