@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -77,8 +78,9 @@ def kernels_of(model: ModelProto) -> Work:
         )  # fmt: skip
     restore_pairs(graph)
     kernels, unknown = [], []
+    foreign = sorted({f"{node.domain}.{node.op}" for node in graph.nodes if node.domain not in (None, "", "ai.onnx")})
     for kernel in _fuse(graph):
-        if _is_known(kernel):
+        if _is_known(kernel, foreign):
             _count(kernel, graph)
             kernels.append(kernel)
         else:
@@ -134,8 +136,8 @@ def _is_computed(tensor: gs.Tensor) -> bool:
     return not tensor.is_empty() and not is_constant(tensor)
 
 
-def _is_known(kernel: Kernel) -> bool:
-    """Whether every size that a kernel depends on is known.
+def _is_known(kernel: Kernel, foreign: Sequence[str]) -> bool:
+    """Whether every size that a kernel depends on is known; what ``foreign`` operators write has none.
 
     Raises:
         GraphError: it is not, of a convolution.
@@ -143,11 +145,13 @@ def _is_known(kernel: Kernel) -> bool:
     tensors = [tensor for node in kernel.nodes for tensor in node.inputs + node.outputs if not tensor.is_empty()]
     unknown = [tensor.name for tensor in tensors if not _has_size(tensor)]
     if unknown and kernel.kind in CONVOLUTIONS:
+        behind = f", behind {', '.join(foreign)}" if foreign else ""
         raise GraphError(
             f"the work of {kernel.name} is not known",
-            found=f"{unknown[0]!r} has a size that only the run knows",
-            fix="estimate a graph of one image size: export with --imgsz",
-        )
+            found=f"{unknown[0]!r} has a size that only the run knows{behind}",
+            fix="estimate a graph of ONNX's own operators" if foreign
+            else "estimate a graph of one image size: export with --imgsz",
+        )  # fmt: skip
     return not unknown
 
 

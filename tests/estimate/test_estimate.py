@@ -129,6 +129,18 @@ def test_sizes_that_only_the_run_knows(detector: ModelProto) -> None:
         estimate(convolution("1,3,H,W"), DEVICES["t4"])
 
 
+def test_operators_of_others_are_named_where_sizes_behind_them_are_not_known() -> None:
+    model = convolution()
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    odd = helper.make_node("Odd", [node.input[0]], ["odd"], domain="of.others")
+    node.input[0] = "odd"
+    model.graph.node.insert(0, odd)
+    model.opset_import.append(helper.make_opsetid("of.others", 1))
+    with pytest.raises(GraphError, match="the work of c is not known") as raised:
+        kernels_of(model)
+    assert "of.others.Odd" in str(raised.value.found) and "ONNX's own operators" in str(raised.value.fix)
+
+
 @pytest.mark.parametrize("name", ["t4", "T4", "Tesla T4", "nvidia-t4"])
 def test_devices_by_name(name: str) -> None:
     assert find_device(name) is DEVICES["t4"]
