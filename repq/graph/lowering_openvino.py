@@ -17,7 +17,13 @@ numbers as UINT8 come out right. So, with ``q(x) = clip(round(x / s), -128, 127)
 - or only products do: their sums of INT8 are right, and OpenVINO cannot compile one of UINT8 with a zero point behind a
   multiplication by a constant per row, such as the mask of RT-DETR's tokens.
 
-Pairs that meet in a Concat get one form, so that it stays one tensor of integers.
+Pairs that meet in a Concat get one form, so that it stays one tensor of integers. INT8 with a zero point, of other
+tools, is UINT8 with that zero point + 128. Two more of their forms are computed wrongly otherwise:
+
+- OpenVINO drops Q/DQ of 16 bits, and with them the limits of the range, which stand for the Relu that ONNX Runtime's
+  quantizer leaves away: ``Q (UINT16, s, z)`` becomes ``Clip((0 - z) s, (65535 - z) s) -> Q (UINT16, s, z)``;
+- it sums wrongly in ConvTranspose where weights are UINT8 or have zero points: they lose them if the differences fit
+  INT8, and else are stored in float.
 
 Pairs of either scheme stand behind a channel shuffle (`repq.graph.integer_concat.regroup`), and maps are taken apart
 and laid flat as they lie in memory (`repq.graph.channels_last`).
@@ -31,8 +37,8 @@ import onnx_graphsurgeon as gs
 
 from repq.graph.channels_last import channels_last
 from repq.graph.integer_concat import concatenate, regroup, restore_pairs, signed_concats
-from repq.graph.integers import Pair, activation_pairs, copies_values, quantizers, values_of
-from repq.graph.surgeon import add_node, export_graph, import_graph, is_output, producer, title
+from repq.graph.integers import Pair, activation_pairs, copies_values, parameters_of, quantizers, values_of
+from repq.graph.surgeon import add_node, array, export_graph, import_graph, is_constant, is_output, producer, title
 from repq.layers import PRODUCTS
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
@@ -45,11 +51,11 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = import_graph(model)
     changed = restore_pairs(graph)
-    pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _is_symmetric(pair)}
+    pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _is_signed(pair)}
     constants: dict[str, gs.Constant] = {}
     # Operators are asked before anything changes: a clip in front of one pair must not hide what stands before another.
     groups = [
-        (group, all(_never_negative(pair.source, pairs) for pair in group))
+        (group, all(pair.parameters.zero_point == 0 and _never_negative(pair.source, pairs) for pair in group))
         for group in _groups(graph, pairs)
         if not _signed_readers(group)
     ]
@@ -57,19 +63,18 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
         for pair in group:
             if never_negative:
                 _clip_above(graph, pair, constants)
-            _retype(pair, 0 if never_negative else 128, constants)
+            _retype(pair, 0 if never_negative else pair.parameters.zero_point + 128, constants)
     rewritten = bool(groups) or (changed and not signed_concats(graph))
     if not rewritten:
         graph = import_graph(model)  # without the restored pairs
     # Concatenated is what stays signed, such as pairs with FP16 scales.
-    moved = [concatenate(graph), regroup(graph)]
+    moved = [concatenate(graph), regroup(graph), _keep_wide_ranges(graph), _without_zero_points(graph)]
     lowered = export_graph(graph) if rewritten or any(moved) else model
     return channels_last(lowered) if quantizers(graph) else lowered
 
 
-def _is_symmetric(pair: Pair) -> bool:
-    found = pair.parameters
-    return found.dtype == "int8" and found.zero_point == 0 and pair.quantize.inputs[1].dtype == np.float32
+def _is_signed(pair: Pair) -> bool:
+    return pair.parameters.dtype == "int8" and pair.quantize.inputs[1].dtype == np.float32
 
 
 def _groups(graph: gs.Graph, pairs: dict[str, Pair]) -> list[list[Pair]]:
@@ -113,6 +118,48 @@ def _never_negative(tensor: gs.Tensor, pairs: dict[str, Pair]) -> bool:
     if node.op in _NEVER_NEGATIVE:
         return True
     return copies_values(node) and all(_never_negative(source, pairs) for source in values_of(node))
+
+
+def _keep_wide_ranges(graph: gs.Graph) -> bool:
+    """Put Clip to the range before every Q of 16 bits with one scale, in place; return whether there is one."""
+    found = [node for node in graph.nodes if node.op == "QuantizeLinear" and not is_constant(node.inputs[0])]
+    wide = [(node, known) for node in found if (known := parameters_of(node)) and known.dtype in ("int16", "uint16")]
+    changed = False
+    for node, known in wide:
+        limits = [np.array(limit, node.inputs[1].dtype) for limit in known.range]
+        before = producer(node.inputs[0])
+        if before is None or before.op != "Clip" or [array(before, 1), array(before, 2)] != limits:
+            name = f"{node.outputs[0].name}_range"
+            ends = [gs.Constant(f"{name}_{side}", limit) for side, limit in zip(("low", "high"), limits, strict=True)]
+            node.inputs[0] = add_node(graph, "Clip", name, [node.inputs[0], *ends], f"{name}_clipped")
+            changed = True
+    return changed
+
+
+def _without_zero_points(graph: gs.Graph) -> bool:
+    """Take UINT8 and zero points out of weights of ConvTranspose, in place; return whether there are any."""
+    changed = False
+    for node in graph.nodes:
+        source = producer(node.inputs[1]) if node.op == "ConvTranspose" else None
+        if source is None or source.op != "DequantizeLinear" or not all(map(is_constant, source.inputs)):
+            continue
+        weight, scale, zero_point = (array(source, slot) for slot in range(3))
+        assert weight is not None and scale is not None, "all inputs are constants"
+        zeros = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
+        if scale.ndim > 1 or (weight.dtype != np.uint8 and not zeros.any()):
+            continue
+        axis = source.attrs.get("axis", 1) % weight.ndim
+        shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
+        differences = weight.astype(np.int32) - zeros.reshape(shape)
+        name = f"{node.inputs[1].name}_{title(node)}"
+        if differences.min() < -128 or differences.max() > 127:
+            node.inputs[1] = gs.Constant(name, (differences * scale.reshape(shape)).astype(scale.dtype))
+        else:
+            integers = gs.Constant(f"{source.inputs[0].name}_{title(node)}", differences.astype(np.int8))
+            inputs = [integers, source.inputs[1], gs.Constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))]
+            node.inputs[1] = add_node(graph, "DequantizeLinear", name, inputs, name, **source.attrs)
+        changed = True
+    return changed
 
 
 def _retype(pair: Pair, zero_point: int, constants: dict[str, gs.Constant]) -> None:
