@@ -109,7 +109,15 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
     """Integers and scales of every layer whose input and weight have some, by node name."""
     from onnx import TensorProto
 
-    from repq.graph.integers import arriving_parameters, is_int8_layer, quantized_type, quantizers
+    from repq.graph.integers import (
+        activation_quantizers,
+        arriving_parameters,
+        is_int8_layer,
+        parameters_of,
+        quantized_type,
+        quantizers,
+    )
+    from repq.graph.lowering_onnxruntime import has_scales_elsewhere
     from repq.graph.surgeon import array, producer, title
 
     taken = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.UNDEFINED}
@@ -120,6 +128,9 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
                 found=f"{title(node)} quantizes to {TensorProto.DataType.Name(kind)}",
                 fix="quantize the float model with --target ncnn",
             )
+    if unfit := [title(node) for node in activation_quantizers(graph) if parameters_of(node) is None]:
+        raise EngineError("NCNN has one scale for an activation", found=f"{unfit[0]} has several, or computes it",
+                          fix="quantize the float model with --target ncnn")  # fmt: skip
     found = {}
     for node in graph.nodes:
         if node.op not in ("Conv", "ConvTranspose") or not is_int8_layer(node):
@@ -134,6 +145,9 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
                 found=f"{node.name} reads {parameters.dtype} with zero point {parameters.zero_point}",
                 fix="quantize with --target ncnn, or --scheme symmetric",
             )
+        if has_scales_elsewhere(node):
+            raise EngineError("NCNN has scales for output channels of weights alone", found=f"{node.name} has others",
+                              fix="quantize the float model with --target ncnn")  # fmt: skip
         outputs = weight.shape[0] if node.op == "Conv" else weight.shape[1]
         found[node.name] = _Integers(weight, np.resize(scale.astype(np.float32), outputs), parameters.scale)
     return found
@@ -147,14 +161,14 @@ def without_integers(graph: gs.Graph) -> bool:
     import onnx
     import onnx_graphsurgeon as gs
 
-    from repq.graph.integers import quantizers
+    from repq.graph.integers import dequantized_constant, quantizers
     from repq.graph.surgeon import is_constant
 
     half = False
     for node in quantizers(graph):
         value = node.inputs[0]
         if is_constant(value) and value.dtype.kind in "iu":
-            value = gs.Constant(f"{value.name}_float", _dequantized(node))
+            value = gs.Constant(f"{value.name}_float", dequantized_constant(node).astype(np.float32))
         node.op, node.inputs, node.attrs = "Identity", [value], {}
         for reader in list(node.outputs[0].outputs):  # an Identity is left where the graph ends
             reader.inputs = [value if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
@@ -171,15 +185,6 @@ def without_integers(graph: gs.Graph) -> bool:
         if tensor.shape:
             tensor.shape = [1, *tensor.shape[1:]]
     return half
-
-
-def _dequantized(node: gs.Node) -> NDArray[np.float32]:
-    """What a DequantizeLinear makes of constant integers."""
-    values, scale, zero = (np.asarray(tensor.values) for tensor in node.inputs)
-    axis = node.attrs.get("axis", 1)
-    shape = [-1 if i == axis else 1 for i in range(values.ndim)] if scale.size > 1 else []
-    values = values.astype(np.float32) - zero.astype(np.float32).reshape(shape)
-    return np.asarray(values * scale.astype(np.float32).reshape(shape), np.float32)
 
 
 def _by_pnnx(model: onnx.ModelProto, shape: Sequence[int], folder: Path) -> tuple[Layer, ...]:

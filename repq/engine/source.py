@@ -12,6 +12,7 @@ from repq.engine.base import TensorInfo
 from repq.errors import EngineError
 from repq.layers import CONVOLUTIONS, PRODUCTS, LayerId
 from repq.onnx_file import fix_inputs, given_inputs, metadata_of, read_model, refusing
+from repq.printable import first_names
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,8 @@ def read_source(path: Path) -> Source:
     node's own name serves where the weight has no such name.
 
     Raises:
-        EngineError: the file is missing or no valid ONNX, has not exactly one input, or two layers of one name.
+        EngineError: the file is missing or no valid ONNX, has not exactly one input, scales that are no positive
+            numbers, or two layers of one name.
     """
     model, sha256 = read_model(path, beside=True, error=EngineError)
     with refusing(f"{path} is no valid ONNX model", "export it again", EngineError):
@@ -70,15 +72,18 @@ def name_layers(model: onnx.ModelProto) -> tuple[tuple[LayerId, ...], tuple[Laye
     ``SUM``. Integer operators have their names already; one layer may be several of them.
 
     Raises:
-        EngineError: two layers have one name.
+        EngineError: two layers have one name, or a scale is no positive number.
     """
-    from repq.graph.integers import quantized_value
+    from repq.graph.integers import has_unusable_scale, quantized_value, quantizers
     from repq.graph.layer_join import INTEGER_OPS, integer_layer, stored_weight
-    from repq.graph.surgeon import import_graph, is_constant
+    from repq.graph.surgeon import import_graph, is_constant, title
 
     layers: list[LayerId] = []
     int8: list[LayerId] = []
-    nodes = {tuple(tensor.name for tensor in node.outputs): node for node in import_graph(model).nodes}
+    graph = import_graph(model)
+    if unusable := [title(node) for node in quantizers(graph) if has_unusable_scale(node)]:
+        raise EngineError("scales must be positive, finite numbers", found=first_names(unusable), fix="quantize again")
+    nodes = {tuple(tensor.name for tensor in node.outputs): node for node in graph.nodes}
     places = [(place, stored) for place, stored in enumerate(model.graph.node) if tuple(stored.output) in nodes]
     protos = {id(nodes[tuple(stored.output)]): stored for _, stored in places}
     for position, stored in places:

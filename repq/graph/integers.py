@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from repq.graph.surgeon import array, element_type, is_constant, is_output, producer
 from repq.layers import CONVOLUTIONS, PRODUCTS
@@ -86,9 +87,9 @@ def parameters_of(node: gs.Node) -> Parameters | None:
     scale = array(node, 1)
     if scale is None or scale.size != 1:
         return None
-    if len(node.inputs) < 3 or node.inputs[2].is_empty():  # without a zero point the type is output_dtype, else UINT8
-        signed = node.attrs.get("output_dtype", 0) == TensorProto.INT8
-        return Parameters(float(scale.item()), 0, "int8" if signed else "uint8")
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        kind = np.dtype(helper.tensor_dtype_to_np_dtype(quantized_type(node) or TensorProto.UINT8))
+        return Parameters(float(scale.item()), 0, str(kind)) if np.issubdtype(kind, np.integer) else None
     zero_point = array(node, 2)
     if zero_point is None or zero_point.size != 1 or not np.issubdtype(zero_point.dtype, np.integer):
         return None
@@ -132,6 +133,33 @@ def quantized_type(node: gs.Node) -> int:
     if source is not None and source.op == "QuantizeLinear":
         return quantized_type(source)
     return element_type(node.inputs[0])
+
+
+def dequantized_constant(node: gs.Node) -> NDArray[Any]:
+    """What a DequantizeLinear of constants gives: with one scale, one for each place of an axis, or one for a block."""
+    values, scale, zero_point = (array(node, slot) for slot in range(3))
+    assert values is not None and scale is not None, "all inputs are constants"
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    shape = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)] if scale.size > 1 else []
+
+    def spread(part: NDArray[Any]) -> NDArray[Any]:
+        if block:
+            return np.repeat(part, block, axis)[tuple(slice(size) for size in values.shape)]
+        return part.reshape(shape)
+
+    differences = values.astype(np.float32)
+    if zero_point is not None:
+        differences = differences - spread(zero_point).astype(np.float32)
+    return np.asarray((differences * spread(scale).astype(np.float32)).astype(scale.dtype))
+
+
+def has_unusable_scale(node: gs.Node) -> bool:
+    """Whether a Q or DQ node has a scale that is not positive or not finite; weights of 0 may have the scale 0."""
+    found = array(node, 1)
+    if found is None:
+        return False
+    scale, stored = found.astype(np.float32), node.op == "DequantizeLinear" and is_constant(node.inputs[0])
+    return not bool(np.all(np.isfinite(scale) & ((scale >= 0) if stored else (scale > 0))))
 
 
 def is_int8_layer(node: gs.Node) -> bool:

@@ -26,6 +26,7 @@ from repq.graph.integers import (
     activation_quantizers,
     arriving_parameters,
     has_int8_weight,
+    has_unusable_scale,
     is_int8_layer,
     is_integer_operator,
     parameters_of,
@@ -133,7 +134,7 @@ def _zero_points(scan: Scan) -> Iterator[Hit]:
     for node in quantizers(scan.graph):
         zero_point = array(node, 2)
         if zero_point is not None and np.any(zero_point.astype(np.int64)):
-            value = int(zero_point.reshape(-1)[0])
+            value = int(next(point for point in zero_point.astype(np.int64).flat if point))
             yield Hit(
                 title(node), f"zero point {value}: TensorRT is symmetric only; quantize again with --scheme symmetric"
             )
@@ -167,6 +168,12 @@ def _computed_scales(scan: Scan) -> Iterator[Hit]:
     for node in quantizers(scan.graph):
         if not is_constant(node.inputs[1]):
             yield Hit(title(node), "its scale is computed at run time: scales must be constants")
+
+
+def _unusable_scales(scan: Scan) -> Iterator[Hit]:
+    for node in quantizers(scan.graph):
+        if has_unusable_scale(node):
+            yield Hit(title(node), "its scale is not a positive, finite number: quantize again")
 
 
 def _integer_operators(scan: Scan) -> Iterator[Hit]:
@@ -350,6 +357,14 @@ RULES: tuple[Rule, ...] = (
         "per-channel-activation", "error", "Several scales for an activation", QUANTIZED_TYPES, _per_channel_activations
     ),
     Rule("computed-scale", "error", "A scale that is no constant", PARSER, _computed_scales),
+    Rule(
+        "unusable-scale",
+        "error",
+        "A scale that is no positive number",
+        "ONNX, QuantizeLinear",
+        _unusable_scales,
+        runtime="",
+    ),
     Rule("integer-operator", "error", "An integer operator in place of Q/DQ", PARSER, _integer_operators),
     Rule("fp16-opset", "error", "FP16 scales before opset 19", "ONNX, DequantizeLinear-19", _old_opset),
     Rule("subnormal-scale", "warning", "An FP16 scale that loses digits", "IEEE 754, binary16", _subnormal),

@@ -51,7 +51,15 @@ from numpy.typing import NDArray
 
 from repq.graph.integer_concat import restore_pairs
 from repq.graph.integer_shapes import widened
-from repq.graph.integers import COPYING, Pair, Parameters, activation_pairs, copies_values, values_of
+from repq.graph.integers import (
+    COPYING,
+    Pair,
+    Parameters,
+    activation_pairs,
+    copies_values,
+    dequantized_constant,
+    values_of,
+)
 from repq.graph.layer_join import INTEGER_OPS
 from repq.graph.surgeon import array, export_graph, import_graph, is_constant, producer, title
 from repq.layers import CONVOLUTIONS, PLAIN_GEMM, PRODUCTS, has_defaults
@@ -231,6 +239,8 @@ class _Lowering:
             inputs = list(node.inputs)
             if layer is not None:
                 inputs[1] = self._constant(f"{title(node)}.weight", layer.float_weight())
+            elif has_scales_elsewhere(node):  # ONNX Runtime 1.31 takes them for those of the output channels
+                inputs[1] = self._constant(f"{title(node)}.weight", dequantized_constant(node.inputs[1].inputs[0]))
             inputs = [self._float(tensor) for tensor in inputs]
         outputs = [self._new(tensor) for tensor in node.outputs]
         name = self._unique(title(node))
@@ -533,7 +543,7 @@ def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
     if node.op in PRODUCTS and (weight.ndim != 2 or not has_defaults(node.attrs, PLAIN_GEMM)):
         return None
     channel_axis = output_axis(node)
-    if scale.size > 1 and source.attrs.get("axis", 1) % weight.ndim != channel_axis:
+    if has_scales_elsewhere(node):
         return None
     channels = weight.shape[channel_axis]
     outputs = channels * node.attrs.get("group", 1) if node.op == "ConvTranspose" else channels
@@ -544,6 +554,15 @@ def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
         return None
     steps = np.broadcast_to(scale.reshape(-1), (channels,)).copy()
     return _IntegerLayer(node, weight, steps, bias.astype(np.float32))
+
+
+def has_scales_elsewhere(node: gs.Node) -> bool:
+    """Whether a layer's weight is dequantized with scales of blocks, or along another axis than its output channels."""
+    source = producer(node.inputs[1]) if node.op in CONVOLUTIONS | PRODUCTS else None
+    if source is None or not _is_weight(source) or not all(map(is_constant, source.inputs)):
+        return False
+    weight, scale = source.inputs[0].values, source.inputs[1].values
+    return bool(scale.size > 1 and (scale.ndim > 1 or source.attrs.get("axis", 1) % weight.ndim != output_axis(node)))
 
 
 def _block_size(conv: _IntegerLayer) -> int | None:
@@ -580,5 +599,6 @@ def _room_for_bias(conv: _IntegerLayer, input_scale: float) -> tuple[NDArray[np.
     """
     least = np.abs(conv.bias) / np.float32(_BIAS_LIMIT * input_scale)
     scale = np.maximum(conv.scale, least).astype(np.float32)
+    scale[scale == 0] = 1  # weights of 0 without a bias
     shrink = (conv.scale / scale).reshape(-1, *[1] * (conv.weight.ndim - 1))
     return np.rint(conv.weight * shrink).astype(np.int8), scale

@@ -20,8 +20,8 @@ numbers as UINT8 come out right. So, with ``q(x) = clip(round(x / s), -128, 127)
 Pairs that meet in a Concat get one form, so that it stays one tensor of integers. INT8 with a zero point, of other
 tools, is UINT8 with that zero point + 128. Two more of their forms are computed wrongly otherwise:
 
-- OpenVINO drops Q/DQ of 16 bits, and with them the limits of the range, which stand for the Relu that ONNX Runtime's
-  quantizer leaves away: ``Q (UINT16, s, z)`` becomes ``Clip((0 - z) s, (65535 - z) s) -> Q (UINT16, s, z)``;
+- OpenVINO drops Q/DQ of 16 bits, with their steps, and the limits of the range, which stand for the Relu that ONNX
+  Runtime's quantizer leaves away: ``Q (UINT16, s, z)`` becomes ``Clip((0 - z) s, (65535 - z) s) -> Q (UINT16, s, z)``;
 - it sums wrongly in ConvTranspose where weights are UINT8 or have zero points: they lose them if the differences fit
   INT8, and else are stored in float.
 
@@ -38,7 +38,17 @@ import onnx_graphsurgeon as gs
 from repq.graph.channels_last import channels_last
 from repq.graph.integer_concat import concatenate, regroup, restore_pairs, signed_concats
 from repq.graph.integers import Pair, activation_pairs, copies_values, parameters_of, quantizers, values_of
-from repq.graph.surgeon import add_node, array, export_graph, import_graph, is_constant, is_output, producer, title
+from repq.graph.surgeon import (
+    add_node,
+    array,
+    export_graph,
+    import_graph,
+    is_constant,
+    is_output,
+    producer,
+    redirect,
+    title,
+)
 from repq.layers import PRODUCTS
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
@@ -50,7 +60,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     A float graph comes back unchanged.
     """
     graph = import_graph(model)
-    changed = restore_pairs(graph)
+    changed = any([_share_dequantizers(graph), restore_pairs(graph)])
     pairs = {pair.result.name: pair for pair in activation_pairs(graph) if _is_signed(pair)}
     constants: dict[str, gs.Constant] = {}
     # Operators are asked before anything changes: a clip in front of one pair must not hide what stands before another.
@@ -118,6 +128,21 @@ def _never_negative(tensor: gs.Tensor, pairs: dict[str, Pair]) -> bool:
     if node.op in _NEVER_NEGATIVE:
         return True
     return copies_values(node) and all(_never_negative(source, pairs) for source in values_of(node))
+
+
+def _share_dequantizers(graph: gs.Graph) -> bool:
+    """Of equal DQ of one tensor of integers keep the first, in place; return whether there are any."""
+    kept: dict[tuple[object, ...], gs.Tensor] = {}
+    changed = False
+    for node in quantizers(graph):
+        known, result = parameters_of(node), node.outputs[0]
+        if node.op == "DequantizeLinear" and known is not None and not is_output(graph, result):
+            key = (node.inputs[0].name, known, node.inputs[1].dtype)
+            if (shared := kept.setdefault(key, result)) is not result and not is_constant(node.inputs[0]):
+                redirect(result, shared)
+                changed = True
+    graph.cleanup(recurse_functions=False)
+    return changed
 
 
 def _keep_wide_ranges(graph: gs.Graph) -> bool:

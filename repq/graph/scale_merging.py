@@ -99,4 +99,6 @@ def _merge(graph: gs.Graph, group: dict[str, list[gs.Node]]) -> MergedGroup:
             kind = str(np.dtype(node.inputs[1].dtype))
             scale = scales.setdefault(kind, gs.Constant(f"{stem}_scale_{kind}", np.array(shared.scale, kind)))
             node.inputs = [node.inputs[0], scale, zero_point]
+            if node.op == "QuantizeLinear":
+                node.attrs.pop("output_dtype", None)  # the zero point says it
     return MergedGroup(tuple(group), tuple(sorted({p.scale for p in several})), shared.scale)

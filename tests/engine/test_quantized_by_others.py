@@ -9,10 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from repq.engine import build
-from repq.graph import lowering_openvino
+from repq.errors import RepqError
+from repq.graph import lint, lowering_openvino, merge_scales
 
 X = np.random.default_rng(9).normal(0, 1, (1, 8, 12, 12)).astype(np.float32)
 TYPES = {"int8": np.int8, "uint8": np.uint8, "int16": np.int16, "uint16": np.uint16}
@@ -103,3 +104,108 @@ def test_engines_compute_what_the_file_says(
     onnx.save(model, tmp_path / "m.onnx")
     wanted, found = run(model), build(engine, tmp_path / "m.onnx").infer(X)["y"]
     assert np.abs(found - wanted).mean() < 0.005 * wanted.std()
+
+
+def written(body: str, **constants: NDArray[np.generic]) -> ModelProto:
+    """A graph of this text with two weights and scales for them; its nodes are named after what they give."""
+    rng = np.random.default_rng(1)
+    own = {
+        "s": np.float32(0.02), "z": np.uint8(120), "zi": np.int8(-8), "s2": np.float32(0.03),
+        "w": rng.integers(-100, 100, (8, 8, 3, 3), np.int8), "v": rng.integers(-100, 100, (12, 12), np.int8),
+        "ws": np.geomspace(0.001, 0.01, 8).astype(np.float32), "w1": np.float32(0.003), "wz": np.zeros(8, np.int8),
+    }  # fmt: skip
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g (float[1,8,12,12] x) => (float[1,8,a,c] y) {{ {body} }}'
+    )
+    read = {name for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_{node.output[0]}"
+    stored = [(name, np.asarray(value)) for name, value in (own | constants).items() if name in read]
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored)
+    onnx.checker.check_model(model)
+    return model
+
+
+QUANTIZED = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+BEHIND = "c = Conv(d, wd) p = QuantizeLinear(c, s2, z) y = DequantizeLinear(p, s2, z)"
+FORMS = {
+    "weights by input channels": f"{QUANTIZED} wd = DequantizeLinear<axis=1>(w, ws, wz) {BEHIND}",
+    "weights by the axis that ONNX takes": f"{QUANTIZED} wd = DequantizeLinear(w, ws) {BEHIND}",
+    "no zero point of weights, an axis from behind": (
+        f"{QUANTIZED} wd = DequantizeLinear<axis=-4>(w, ws) y = Conv(d, wd)"
+    ),
+    "a product by blocks": f"{QUANTIZED} vd = DequantizeLinear<axis=0, block_size=4>(v, blocks) y = MatMul(d, vd)",
+    "as many blocks as channels": (
+        f"{QUANTIZED} vd = DequantizeLinear<axis=1, block_size=12>(v, rows) y = MatMul(d, vd)"
+    ),
+    "two DQ": """q = QuantizeLinear(x, s, zi) a = DequantizeLinear(q, s, zi) b = DequantizeLinear(q, s, zi)
+        p = QuantizeLinear(x, s2, zi) c = DequantizeLinear(p, s2, zi) t = Concat<axis=2>(a, c) u = Concat<axis=2>(b, c)
+        wd = DequantizeLinear<axis=0>(w, ws, wz) e = Conv(t, wd) f = Conv(u, wd) y = Add(e, f)""",
+    "types that no zero point says": """q = QuantizeLinear<output_dtype=4>(x, s2) d = DequantizeLinear(q, s2)
+        wd = DequantizeLinear(w, w1) y = Conv(d, wd)""",
+    "weights of 0 with the scale 0": f"""{QUANTIZED} wd = DequantizeLinear<axis=0>(w0, ws0, wz) c = Conv(d, wd)
+        p = QuantizeLinear(c, s2, z) e = DequantizeLinear(p, s2, z) wf = DequantizeLinear(w, w1) y = Conv(e, wf)""",
+}
+BLOCKS = np.geomspace(0.001, 0.01, 36).reshape(3, 12).astype(np.float32)
+ROWS = np.geomspace(0.001, 0.01, 12).reshape(12, 1).astype(np.float32)
+W0 = (
+    np.random.default_rng(2).integers(-100, 100, (8, 8, 3, 3), np.int8)
+    * (np.arange(8) % 2).astype(np.int8)[:, None, None, None]
+)
+WS0 = (np.geomspace(0.001, 0.01, 8) * (np.arange(8) % 2)).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("form", FORMS)
+def test_engines_compute_forms_that_are_rare(form: str, engine: str, tmp_path: Path) -> None:
+    model = written(FORMS[form], blocks=BLOCKS, rows=ROWS, w0=W0, ws0=WS0)
+    onnx.save(model, tmp_path / "m.onnx")
+    wanted, found = run(model), build(engine, tmp_path / "m.onnx").infer(X)["y"]
+    assert np.abs(found - wanted).mean() < 0.01 * wanted.std()
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("scale", [0, -0.02, np.inf, np.nan])
+def test_scales_that_are_no_positive_numbers_are_refused(scale: float, weights: bool, tmp_path: Path) -> None:
+    which = {"w1": np.float32(scale)} if weights else {"s": np.float32(scale)}
+    model = written(f"{QUANTIZED} wd = DequantizeLinear(w, w1) y = Conv(d, wd)", **which)
+    onnx.save(model, tmp_path / "m.onnx")
+    named = "DequantizeLinear_wd" if weights else "QuantizeLinear_q"
+    found = [finding.where for finding in lint(model).findings if finding.rule == "unusable-scale"]
+    if weights and scale == 0:
+        assert not found
+        build("onnxruntime", tmp_path / "m.onnx")
+        return
+    assert named in found
+    with pytest.raises(RepqError, match="scales must be positive, finite numbers") as raised:
+        build("onnxruntime", tmp_path / "m.onnx")
+    assert named in str(raised.value.found)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16])
+def test_a_type_that_no_zero_point_says_counts(kind: int) -> None:
+    model = written(f"""q = QuantizeLinear<output_dtype={kind}>(x, s) d = DequantizeLinear(q, s)
+        wd = DequantizeLinear(w, w1) c = Conv<pads=[1,1,1,1]>(d, wd) t = Concat<axis=1>(c, d)
+        q2 = QuantizeLinear<output_dtype={kind}>(t, s2) d2 = DequantizeLinear(q2, s2) y = Identity(d2)""")
+    rules = {finding.rule for finding in lint(model, "tensorrt").findings}
+    assert ("unsigned-integers" in rules) == (kind == TensorProto.UINT8)
+    merged, report = merge_scales(model)
+    assert [len(group.before) for group in report.groups] == [2]
+    run(merged)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("q = QuantizeLinear<axis=1>(x, ws, wz) d = DequantizeLinear<axis=1>(q, ws, wz)", "several"),
+        ("k = ReduceMax<keepdims=0>(x) q = QuantizeLinear(x, k, zi) d = DequantizeLinear(q, k, zi)", "computes it"),
+        ("q = QuantizeLinear(x, s, z0) d = DequantizeLinear(q, s, z0)", "has others"),
+    ],
+)
+def test_ncnn_refuses_scales_that_it_has_not(body: str, found: str, tmp_path: Path) -> None:
+    model = written(f"{body} wd = DequantizeLinear<axis=1>(w, ws) y = Conv(d, wd)", z0=np.int8(0))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(RepqError, match="NCNN has") as raised:
+        build("ncnn", tmp_path / "m.onnx")
+    assert found in str(raised.value.found)

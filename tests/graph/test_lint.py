@@ -17,6 +17,7 @@ W = normal(0, 4, 3, 3, 3)
 CONSTANTS = {
     "s": np.float32(0.05),
     "t": np.float32(0.07),
+    "minus": np.float32(-0.05),
     "z": np.int8(0),
     "zn": np.int8(3),
     "zu": np.uint8(0),
@@ -57,6 +58,7 @@ BAD = {
     ),
     "per-channel-activation": (START + pair("x", "d", "s3", "z3", "<axis=1>") + "y = Conv(d, wd)", SMALL),
     "computed-scale": (START + "k = ReduceMax<keepdims=0>(x)\n" + pair("x", "d", "k") + "y = Conv(d, wd)", SMALL),
+    "unusable-scale": (START + pair("x", "d", "minus") + "y = Conv(d, wd)", SMALL),
     "integer-operator": ("q = QuantizeLinear(x, s, z)\n n = ConvInteger(q, w)\n y = Cast<to=1>(n)", SMALL),
     "transposed-per-channel": (
         pair("x", "d") + "ud = DequantizeLinear<axis=1>(u, ws, wz)\n y = ConvTranspose<strides=[2,2]>(d, ud)",
