@@ -113,6 +113,7 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
         activation_quantizers,
         arriving_parameters,
         is_int8_layer,
+        is_integer_operator,
         parameters_of,
         quantized_type,
         quantizers,
@@ -128,6 +129,12 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
                 found=f"{title(node)} quantizes to {TensorProto.DataType.Name(kind)}",
                 fix="quantize the float model with --target ncnn",
             )
+    if foreign := sorted({node.op for node in graph.nodes if is_integer_operator(node)}):
+        raise EngineError("NCNN has no integer operators of ONNX", found=", ".join(foreign),
+                          fix="quantize the float model with --target ncnn")  # fmt: skip
+    if lone := [title(node) for node in graph.nodes if node.op == "QuantizeLinear" and not _is_dequantized(node)]:
+        raise EngineError("NCNN has no integers without DequantizeLinear behind them", found=lone[0],
+                          fix="quantize the float model with --target ncnn")  # fmt: skip
     if unfit := [title(node) for node in activation_quantizers(graph) if parameters_of(node) is None]:
         raise EngineError("NCNN has one scale for an activation", found=f"{unfit[0]} has several, or computes it",
                           fix="quantize the float model with --target ncnn")  # fmt: skip
@@ -151,6 +158,16 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
         outputs = weight.shape[0] if node.op == "Conv" else weight.shape[1]
         found[node.name] = _Integers(weight, np.resize(scale.astype(np.float32), outputs), parameters.scale)
     return found
+
+
+def _is_dequantized(node: gs.Node) -> bool:
+    """Whether all that read the results of a node dequantize them, directly or behind operators that copy values."""
+    from repq.graph.integers import copies_values
+
+    readers = [reader for tensor in node.outputs for reader in tensor.outputs]
+    return bool(readers) and all(
+        reader.op == "DequantizeLinear" or (copies_values(reader) and _is_dequantized(reader)) for reader in readers
+    )
 
 
 def without_integers(graph: gs.Graph) -> bool:

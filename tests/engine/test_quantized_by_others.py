@@ -201,6 +201,8 @@ def test_a_type_that_no_zero_point_says_counts(kind: int) -> None:
         ("q = QuantizeLinear<axis=1>(x, ws, wz) d = DequantizeLinear<axis=1>(q, ws, wz)", "several"),
         ("k = ReduceMax<keepdims=0>(x) q = QuantizeLinear(x, k, zi) d = DequantizeLinear(q, k, zi)", "computes it"),
         ("q = QuantizeLinear(x, s, z0) d = DequantizeLinear(q, s, z0)", "has others"),
+        ("q = QuantizeLinear(x, s, z0) d = Cast<to=1>(q)", "QuantizeLinear_q"),
+        ("q, k, p = DynamicQuantizeLinear(x) d = DequantizeLinear(q, k, p)", "DynamicQuantizeLinear"),
     ],
 )
 def test_ncnn_refuses_scales_that_it_has_not(body: str, found: str, tmp_path: Path) -> None:
