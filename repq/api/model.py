@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from repq.api.arguments import Size, arguments, several
 from repq.api.images import Image, Images, as_dataset, listed_images, open_data, read_rgb
 from repq.api.running import HERE, Options, Running
-from repq.errors import CheckpointError, EngineError, RepqError
+from repq.errors import CheckpointError, EngineError, RecipeError, RepqError
 from repq.files import replacing, scratch_folder
 from repq.layers import LayerId, select
 from repq.layout import OutputLayout
@@ -350,6 +350,7 @@ class Model:
         """
         from repq.api.measuring import agreement
 
+        demand_models(others)
         if others and engines is not None:
             raise RepqError("engines have no effect beside other models", fix="give the models, or the engines")
         if not others and self.weights is None:
@@ -358,14 +359,14 @@ class Model:
                 fix="check the checkpoint that it was exported from, or name other models",
             )
         size, config = self.size(imgsz), settings_of(CheckConfig, None, settings, "check")
+        measured = demand_kind(EvalConfig, eval_config or EvalConfig())
         wanted = default_engines() if engines is None else several(engines)
         if not others and not wanted:
             raise RepqError("there is nothing to compare with", found="no engine", fix="name one, or leave engines out")
         candidates = others or tuple(self.build(engine, imgsz=size, batch=None) for engine in wanted)
         dataset = open_data(data, split, self.options.log, self.options.progress)
         return agreement(
-            self, candidates, dataset, size, config, eval_config or EvalConfig(), self.options.progress,
-            self.options.log,
+            self, candidates, dataset, size, config, measured, self.options.progress, self.options.log,
         )  # fmt: skip
 
     @usual_torch()
@@ -386,6 +387,7 @@ class Model:
         """
         from repq.api.measuring import timed
 
+        demand_models(others)
         size = self.size(imgsz)
         built = [
             (f"{self.label} ({engine})", self.build(engine, imgsz=size, batch=None)) for engine in several(engines)
@@ -470,7 +472,7 @@ class Model:
         """
         aim = _without_none({"top": top, "max_drop": max_drop})
         wanted = settings_of(PlanConfig, None, {**aim, **settings}, "planning")
-        given = ptq or PtqConfig()
+        given = demand_kind(PtqConfig, ptq or PtqConfig())
         given = given.model_copy(update={"keep_float": (*given.keep_float, *several(keep_float))})
         _, report = self._measured(images, imgsz, given, config or SensitivityConfig(), wanted, journal, split)
         assert report is not None
@@ -485,6 +487,7 @@ class Model:
         from repq.api.quantizing import kept_float
         from repq.quant.sensitivity import Journal, measure_layers
 
+        ptq, config = demand_kind(PtqConfig, ptq), demand_kind(SensitivityConfig, config)
         weights, size = self.floats("be measured", imgsz), self.size(imgsz)
         options, drawn = self.options, ptq.calibration
         with as_dataset(images, split, drawing=drawn, log=options.log) as dataset:
@@ -594,7 +597,7 @@ class Model:
         drawing = {"method": method, "percentile": percentile, "images": limit, "batch": batch, "seed": seed}
         named = {"scheme": scheme, "share_scales": share_scales, "weight_granularity": weight_granularity,
                  "reduce_range": reduce_range, "auto": auto, "correct": correct}  # fmt: skip
-        start = config or PtqConfig()
+        start = demand_kind(PtqConfig, config or PtqConfig())
         own = {} if config is None else _given(config)
         if not (method is percentile is correct is None):
             if auto:
@@ -923,7 +926,7 @@ def suffixed(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix != suffix:
         raise RepqError(
-            f"this is written as {suffix}", found=str(path), fix=f"give it the name {path.with_suffix(suffix).name}"
+            f"this is written as {suffix}", found=str(path), fix=f"give it the name {path.stem or 'model'}{suffix}"
         )
     return path
 
@@ -941,6 +944,32 @@ def settings_of(kind: type[C], config: C | None, changes: dict[str, Any], what: 
     """Settings from an object of them, fields, or both.
 
     Raises:
-        RecipeError: an unknown field (with the closest valid one) or an invalid value.
+        RecipeError: an unknown field (with the closest valid one), an invalid value, or an object of other settings.
     """
-    return parse_settings(kind, {**({} if config is None else _given(config)), **changes}, what=what)
+    return parse_settings(kind, {**({} if config is None else _given(demand_kind(kind, config))), **changes}, what=what)
+
+
+def demand_kind(kind: type[C], config: C) -> C:
+    """Settings, if they are of this kind.
+
+    Raises:
+        RecipeError: they are not: other settings would be taken for these, or nothing of them.
+    """
+    if isinstance(config, kind):
+        return config
+    raise RecipeError(
+        f"these are no settings of the kind {kind.__name__}", found=f"a value of type {type(config).__name__}",
+        fix=f"give repq.recipe.{kind.__name__}(…) with its fields, or these as keywords where the step takes them",
+    )  # fmt: skip
+
+
+def demand_models(others: Iterable[Model]) -> None:
+    """Refuse what is no handle.
+
+    Raises:
+        RepqError: a path, or a list of handles.
+    """
+    for other in others:
+        if not isinstance(other, Model):
+            fix = "open files by repq.load, and give several models one after the other: *models"
+            raise RepqError("this is no model", found=f"a value of type {type(other).__name__}", fix=fix)

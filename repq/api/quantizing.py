@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from repq.api.fitting import fitted
-from repq.errors import CheckpointError
+from repq.errors import CheckpointError, RecipeError
 from repq.log import Log, quiet
 from repq.machine.cpu import cpu_cores
 from repq.memory import keep_freed_memory
@@ -258,7 +258,7 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
     """The float layers of a plan: a file or its path, a ``QuantPlan`` or a ``PlanReport``.
 
     Raises:
-        RecipeError: the file cannot be read, or is for another model.
+        RecipeError: it is no plan, the file cannot be read, or it is for another model.
         SelectorError: it names a layer that the model does not have.
     """
     from repq.layers import QuantPlan, select
@@ -271,7 +271,10 @@ def planned(plan: Path | QuantPlan | object, model: Detector) -> tuple[str, ...]
         return select(layers, plan.float_)
     if isinstance(plan, PlanReport):
         return select(layers, plan.float_layers)
-    file = plan if isinstance(plan, PlanFile) else read_plan(Path(plan))  # type: ignore[arg-type]
+    if not isinstance(plan, (str, Path, PlanFile)):
+        fix = "give a plan.yaml or what plan() returned; keep_float takes layers"
+        raise RecipeError("this is no plan", found=f"a value of type {type(plan).__name__}", fix=fix)
+    file = plan if isinstance(plan, PlanFile) else read_plan(Path(plan))
     return file.plan(layers, model.spec.name).float_
 
 

@@ -59,7 +59,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.threads is not None:
-            parse_settings(BuildConfig, {"threads": self.threads}, what="threads")
+            threads = parse_settings(BuildConfig, {"threads": self.threads}, what="threads").threads
+            object.__setattr__(self, "threads", threads)  # a number, however it was given
 
 
 HERE = Options()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from repq.api.arguments import Size, arguments
 from repq.api.fitting import splits_to_train_on
@@ -16,7 +17,7 @@ from repq.errors import RepqError
 from repq.log import Log, quiet
 from repq.machine.torch_settings import usual_torch
 from repq.progress import Progress, silent
-from repq.recipe import EvalConfig, TrainConfig
+from repq.recipe import Config, EvalConfig, TrainConfig
 
 if TYPE_CHECKING:
     from repq.data import DetectionDataset
@@ -27,8 +28,8 @@ def train_model(
     data: str | Path | DetectionDataset,
     *,
     imgsz: Size = 640,
-    model: Model | str | None = None,
-    teacher: Model | None = None,
+    model: Model | str | Path | None = None,
+    teacher: Model | str | Path | None = None,
     splits: tuple[str, str] = ("train", "val"),
     state: str | Path | None = None,
     device: str = "cpu",
@@ -43,10 +44,10 @@ def train_model(
     Args:
         data: a data.yaml (YOLO) or a COCO .json with both ``splits``.
         imgsz: a number or (height, width) in pixels.
-        model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes. Default: what the
-            settings say as ``weights`` or ``model``.
-        teacher: a trained float model of any family and size, of the same classes by name, to imitate as
-            ``distill`` says.
+        model: a name such as ``yolov6s``, or a float checkpoint to fine-tune, of any classes: its handle or file.
+            Default: what the settings say as ``weights`` or ``model``.
+        teacher: a trained float model of any family and size, of the same classes by name, or its file, to imitate as
+            ``distill`` says, or by its defaults.
         state: file that lets a stopped training go on.
         config, settings: a `repq.TrainConfig`, or its fields: ``epochs``, ``batch``, ``learning_rate`` …
 
@@ -66,9 +67,11 @@ def train_model(
 
     asked, device = arguments("training", imgsz=imgsz, seed=seed), resolve_device(device)
     size, seed = asked.imgsz or (640, 640), asked.seed
-    named = {"model": model, **settings} if isinstance(model, str) else settings
+    start = load(model) if _is_file(model) else model if isinstance(model, Model) else None
+    named = {"model": model, **settings} if start is None and model is not None else settings
+    if teacher is not None:
+        named = {**named, "distill": _imitating(teacher, named.get("distill", getattr(config, "distill", None)))}
     chosen = settings_of(TrainConfig, config, named, "training")
-    start = model if isinstance(model, Model) else None
     if chosen.weights is not None:
         if start is not None:
             fix = "give either model or weights"
@@ -76,8 +79,11 @@ def train_model(
         start = load(chosen.weights)
     if start is not None:
         chosen = settings_for(chosen, start.floats("be trained").model)
-    if teacher is None and chosen.distill is not None:
-        teacher = load(chosen.distill.teacher, engine="torch", imgsz=size)
+        if start.path is not None or start.report is not None:  # `build_model` gives fresh weights
+            chosen = chosen.model_copy(update={"weights": Path(start.label)})
+    taught = teacher if isinstance(teacher, Model) else None
+    if taught is None and chosen.distill is not None:
+        taught = load(chosen.distill.teacher, engine="torch", imgsz=size)
     names = None if start is None else start.names
     train_set, val_set = splits_to_train_on(data, splits, start=names, log=log, progress=progress)
     if start is None:
@@ -94,10 +100,22 @@ def train_model(
         state_path=None if state is None else Path(state),
         eval_config=EvalConfig(batch=chosen.batch),
         scales=load_scales(chosen.rep_scales) if chosen.rep_scales else None,
-        teacher=None if teacher is None else fused(teacher.floats("be a teacher")).model,
-        teacher_classes=None if teacher is None else class_places(train_set.names, teacher.names, "the teacher"),
+        teacher=None if taught is None else fused(taught.floats("be a teacher")).model,
+        teacher_classes=None if taught is None else class_places(train_set.names, taught.names, "the teacher"),
         progress=progress,
     )  # fmt: skip
     trained = Weights(outcome.model, train_set.names, metadata=as_metadata(size))
     made = of_weights(outcome.model.spec.name, trained, Options(device=device, progress=progress, log=log))
     return replace(made, report=outcome.report)
+
+
+def _is_file(model: Model | str | Path | None) -> TypeGuard[str | Path]:
+    """Whether a file is meant: names of models have no suffix."""
+    return isinstance(model, Path) or (isinstance(model, str) and Path(model).suffix != "")
+
+
+def _imitating(teacher: Model | str | Path, distill: Any) -> Any:
+    """What ``distill`` says, with this teacher."""
+    given = distill.model_dump(exclude_unset=True) if isinstance(distill, Config) else distill or {}
+    named = Path(teacher.label) if isinstance(teacher, Model) else teacher
+    return {**given, "teacher": named} if isinstance(given, Mapping) else distill

@@ -21,6 +21,10 @@ def resolve_device(device: str) -> str:
     """
     import torch
 
+    device = str(device) if isinstance(device, torch.device) else device
+    if not isinstance(device, str):
+        what = "this is no device of torch"
+        raise EngineError(what, found=repr(device), fix="give 'cpu', 'cuda', or 'cuda:1' for the second GPU")
     try:
         torch.zeros(1, device=device).cpu()  # a device without values, such as meta, gives none back
     except (RuntimeError, AssertionError) as error:

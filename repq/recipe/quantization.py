@@ -295,8 +295,10 @@ class PruneConfig(Config):
     def _one_target(self) -> PruneConfig:
         if (self.max_ms is not None) + (self.latency_ratio is not None) != (self.latency is not None):
             raise ValueError("latency needs a target, max_ms or latency_ratio, and these need latency")
-        if self.latency is not None and self.ratio is not None:
-            raise ValueError("give one target: ratio, target_macs or latency")
+        fields = type(self).model_fields
+        targets = [name for name in ("ratio", "target_macs", "latency") if getattr(self, name) != fields[name].default]
+        if len(targets) > 1:
+            raise ValueError(f"give one target: ratio, target_macs or latency, not {' and '.join(targets)}")
         structured = ("ratio", "target_macs", "latency", "importance", "scope", "round", "max_ratio")
         given = [name for name in structured if getattr(self, name) != type(self).model_fields[name].default]
         if self.unstructured is not None and given:

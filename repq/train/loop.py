@@ -170,6 +170,8 @@ def doubtful_settings(model: Detector, config: TrainConfig, images: int) -> tupl
         notes.append(f"flat_epochs is {all_of_them}: after the warm-up, the learning rate is at its least")
     if config.mosaic_off_epochs >= config.epochs and (config.mosaic or config.mixup):
         notes.append(f"mosaic_off_epochs is {all_of_them}: no image is made of several")
+    if config.mixup and config.mixup_scale is not None and not config.mosaic:
+        notes.append("mixup has no effect: with mixup_scale only mosaics are blended, and mosaic is 0")
     return (*notes, *short_training(config, images))
 
 

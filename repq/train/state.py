@@ -48,8 +48,10 @@ def sole_writer(path: Path) -> Iterator[None]:
     """Keep other trainings from the state at ``path`` while the block runs; what it leaves behind is the state alone.
 
     Raises:
-        TrainingError: another training writes it, or the folder cannot be written to.
+        TrainingError: another training writes it, it is a folder, or its folder cannot be written to.
     """
+    if path.is_dir():
+        raise TrainingError(f"the training state {path} is to be a file", found="a folder", fix="name a file in it")
     guard = path.with_name(f".{path.name}.lock")
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     lock = FileLock(guard)

@@ -31,6 +31,7 @@ from repq.cli import main
 from repq.data import calibration_set, read_image, write_manifest
 from repq.errors import CheckpointError, DataError, EngineError, RecipeError
 from repq.model import save_checkpoint
+from repq.reparam.repopt import extract_scales, save_scales
 
 KINDS = ("float_", "onnx", "engine")
 
@@ -472,6 +473,43 @@ def test_what_is_trained_is_the_model_that_was_named(forms: Forms, tmp_path: Pat
     )
 
 
+BRIEF = {"epochs": 1, "batch": 3, "workers": 0, "learning_rate": 1e-9, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize("form", ["handle", "path", "text"])
+def test_a_model_to_start_from_is_started_from_in_every_form(forms: Forms, tmp_path: Path, form: str) -> None:
+    fresh = repq.build_model("yolov6n_v2", 3, names=NAMES, seed=1)
+    saved = fresh.save(tmp_path / "start.safetensors")
+    given = {"handle": fresh, "path": saved, "text": str(saved)}[form]
+    trained = repq.train_model(forms.data, imgsz=SIZE, model=given, **BRIEF)
+    own, start = (dict(one.weights.model.named_parameters()) for one in (trained, fresh))  # type: ignore[union-attr]
+    assert all(torch.allclose(own[name], start[name], atol=1e-6) for name in own), "nothing is drawn anew"
+
+
+@pytest.mark.parametrize("form", ["handle", "file"])
+def test_trained_weights_are_not_drawn_anew_by_scales(forms: Forms, tmp_path: Path, form: str) -> None:
+    search = repq.train_model(forms.data, imgsz=SIZE, model="yolov6n_v2_hs", **BRIEF)
+    scales = tmp_path / "scales.safetensors"
+    save_scales(scales, extract_scales(search.weights.model))  # type: ignore[union-attr]
+    first = repq.train_model(forms.data, imgsz=SIZE, model="yolov6n_v2_opt", rep_scales=scales, **BRIEF)
+    saved = first.save(tmp_path / "first.safetensors")
+    again = repq.train_model(
+        forms.data, imgsz=SIZE, model=first if form == "handle" else saved, rep_scales=scales, **BRIEF
+    )
+    own, start = (dict(one.weights.model.named_parameters()) for one in (again, first))  # type: ignore[union-attr]
+    assert all(torch.allclose(own[name], start[name], atol=1e-6) for name in own)
+
+
+@pytest.mark.parametrize("distill", [None, {"box_weight": 0.0}], ids=["defaults", "settings"])
+@pytest.mark.parametrize("form", ["handle", "path", "text"])
+def test_a_teacher_is_imitated_in_every_form(forms: Forms, form: str, distill: Any) -> None:
+    path = forms.root / "float.safetensors"
+    given = {"handle": forms.float_, "path": path, "text": str(path)}[form]
+    settings = {} if distill is None else {"distill": distill}
+    trained = repq.train_model(forms.data, imgsz=SIZE, model="yolov6n_v2", teacher=given, **settings, **BRIEF)
+    assert trained.report.epochs[0].teacher_seconds is not None
+
+
 @pytest.mark.parametrize("splits", [(), ("train",), ("train", "val", "test"), "train"])
 def test_a_training_takes_two_splits(forms: Forms, splits: Any) -> None:
     with pytest.raises(DataError, match="two splits"):
@@ -558,7 +596,7 @@ OUTSIDE: dict[str, tuple[object, ...]] = {
     "seed": (-1, 2**70, 1.5, "x", True, float("nan")),
     "batch": (0, -1, 2.5, "x", None, True, 10**9),
     "num_classes": (0, -1, 1.5, 10**9, True, "x"),
-    "device": ("nonsense", "", "meta", "cuda:99"),
+    "device": ("nonsense", "", "meta", "cuda:99", 0, None),
 }
 
 
@@ -607,6 +645,42 @@ def test_plain_arguments_have_limits(forms: Forms, name: str, value: Any) -> Non
     for step in steps[name]:
         with pytest.raises(repq.RepqError):
             step()
+
+
+def test_what_is_no_such_thing_is_refused(forms: Forms, tmp_path: Path) -> None:
+    model, few = forms.float_, {"epochs": 1, "batch": 3, "workers": 0}
+    other: Any = repq.BenchConfig()
+    for step in (
+        lambda: model.evaluate(forms.data, imgsz=SIZE, config=other),
+        lambda: model.evaluate(forms.data, imgsz=SIZE, config={"confidence": 0.3}),  # type: ignore[arg-type]
+        lambda: model.check(forms.data, forms.onnx, imgsz=SIZE, eval_config=other),
+        lambda: model.quantize(forms.images[:1], imgsz=SIZE, config=other),
+        lambda: model.sensitivity(forms.images[:1], imgsz=SIZE, ptq=other),
+        lambda: model.plan(forms.images[:1], imgsz=SIZE, top=1, config={"images": 1}),  # type: ignore[arg-type]
+        lambda: model.plan(forms.images[:1], imgsz=SIZE, top=1, ptq=other),
+        lambda: repq.train_model(forms.data, imgsz=SIZE, config=other),
+        lambda: model.quantize(forms.images[:1], imgsz=SIZE, plan=[]),  # type: ignore[arg-type]
+        lambda: model.quantize(forms.images[:1], imgsz=SIZE, plan=["neck.*"]),  # type: ignore[arg-type]
+        lambda: model.check(forms.data, [forms.onnx], imgsz=SIZE),  # type: ignore[arg-type]
+        lambda: model.bench([forms.onnx], imgsz=SIZE),  # type: ignore[arg-type]
+        lambda: model.check(forms.data, "float.onnx", imgsz=SIZE),  # type: ignore[arg-type]
+        lambda: model.save("."),
+        lambda: model.export(".", imgsz=SIZE),
+        lambda: repq.load(""),
+        lambda: model.prune(imgsz=SIZE, ratio=0.3, target_macs=0.5),
+        lambda: repq.train_model(forms.data, imgsz=SIZE, state=".", **few),
+        lambda: repq.train_model(forms.data, imgsz=SIZE, state=tmp_path, **few),
+        lambda: forms.quantized.qat(forms.images[:2], imgsz=SIZE, state=tmp_path, **few),
+    ):
+        with pytest.raises(repq.RepqError):
+            step()
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": torch.device("cpu")}, {"threads": "1"}, {"threads": np.int64(1)}], ids=repr
+)
+def test_options_in_other_types_are_the_same_options(forms: Forms, options: Any) -> None:
+    assert same(forms.float_.on(**options).detect(picture(8, 8)), forms.float_.on(threads=1).detect(picture(8, 8)))
 
 
 @pytest.mark.parametrize("names", [(), ("a",), ("a", "b"), ("a", "a", "b"), "abc", ("a", "b", "c", "d"), (1, 2, 3)])

@@ -84,6 +84,14 @@ def test_last_epochs_that_are_all_epochs_are_said() -> None:
 WARM_UPS = ({"warmup_steps": 0}, {"warmup_steps": 7}, {"warmup_steps": 40}, {"warmup_epochs": 3.0})
 
 
+@pytest.mark.parametrize("scale", [None, (0.5, 1.5)])
+@pytest.mark.parametrize("mosaic", [0.0, 0.5])
+def test_mixup_of_mosaics_alone_is_said_to_have_no_effect_without_them(mosaic: float, scale: tuple | None) -> None:
+    config = TrainConfig(epochs=1000, mosaic=mosaic, mixup=0.5, mixup_scale=scale)
+    said = [note for note in doubtful_settings(tiny_model(), config, MANY) if "mixup" in note]
+    assert bool(said) == (mosaic == 0 and scale is not None)
+
+
 @pytest.mark.parametrize("warmup", WARM_UPS)
 @pytest.mark.parametrize("epochs", [1, 3, 20])
 @pytest.mark.parametrize("images", [1, 9, 200])
