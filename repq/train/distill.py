@@ -14,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -274,15 +275,28 @@ def class_divergence(scores: Tensor, taught: Tensor, temperature: float = 1.0) -
     The scores come from sigmoids, not from one softmax, so every class is a yes-or-no distribution. (A softmax over
     them would have nothing to teach to a detector of one class.)
     """
-    scores, taught = (_tempered(values, temperature) for values in (scores, taught))
-    yes = taught * (taught.log() - scores.log())
-    no = (1 - taught) * (torch.log1p(-taught) - torch.log1p(-scores))
+    own, other = (_tempered(values, temperature) for values in (scores, taught))
+    yes = other.yes * (other.log_yes - own.log_yes)
+    no = (1 - other.yes) * (other.log_no - own.log_no)
     return (yes + no).sum() * temperature**2
 
 
-def _tempered(scores: Tensor, temperature: float) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """Scores at a temperature, and the logarithms of them and of what is left to 1."""
+
+    yes: Tensor
+    log_yes: Tensor
+    log_no: Tensor
+
+
+def _tempered(scores: Tensor, temperature: float) -> _Answer:
+    """Logarithms come from logits: below 1 temperatures make scores that are 0 or 1 as they are rounded."""
     clamped = scores.clamp(EPS, 1 - EPS)
-    return clamped if temperature == 1 else (clamped.logit() / temperature).sigmoid()
+    if temperature == 1:
+        return _Answer(clamped, clamped.log(), torch.log1p(-clamped))
+    logits = clamped.logit() / temperature
+    return _Answer(logits.sigmoid(), nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits))
 
 
 def side_divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:

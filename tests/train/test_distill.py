@@ -70,9 +70,12 @@ def test_divergences_are_zero_at_the_teacher_and_positive_elsewhere(temperature:
     )
 
 
-def test_saturated_scores_stay_finite() -> None:
-    scores = torch.tensor([[[0.0, 1.0]]], requires_grad=True)
-    class_divergence(scores, torch.tensor([[[1.0, 0.0]]]), 2.0).backward()
+@pytest.mark.parametrize("temperature", [1e-6, 0.1, 0.5, 1.0, 2.0, 1000.0])
+def test_saturated_scores_stay_finite(temperature: float) -> None:
+    scores = torch.tensor([[[0.0, 1.0, 0.9999, 1e-5, 0.5, 1.0]]], requires_grad=True)
+    divergence = class_divergence(scores, torch.tensor([[[1.0, 0.0, 1.0, 0.0, 1.0, 1.0]]]), temperature)
+    divergence.backward()
+    assert divergence.isfinite() and divergence >= 0
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
 
