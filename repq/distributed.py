@@ -30,9 +30,11 @@ from torch.distributed.rendezvous import rendezvous
 from repq.data import DetectionDataset, demand_objects
 from repq.errors import RepqError, TrainingError, reason
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
+from repq.identity import Identity, differences
 from repq.layout import OutputLayout
 from repq.machine.torch_device import without_tf32
 from repq.preprocessing import Preprocessing
+from repq.printable import first_names
 from repq.recipe import EvalConfig
 from repq.results import Accuracy
 from repq.roll_call import RollCall
@@ -308,6 +310,32 @@ def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
             found=f"{'; '.join(said)}; names, labels or pixels differ",
             fix="copy the data set from the first host to these, or put it where all hosts read it",
         )
+
+
+def agreed(identity: Identity) -> Identity:
+    """What the first process computes, if all were started with the same settings and seed.
+
+    Raises:
+        TrainingError: names the ranks that have others: the shares of one result would not fit each other.
+    """
+    if current_processes().count == 1:
+        return identity
+    hosts = gathered((socket.gethostname(), identity))
+    first = hosts[0][1]
+    said = []
+    for rank, (host, found) in enumerate(hosts):
+        if names := differences(_started_with(first), _started_with(found)):
+            said.append(f"rank {rank} on {host} in {first_names(names)}")
+    if said:
+        raise TrainingError(
+            f"{len(said)} of the {len(hosts)} processes were started with other settings than the first",
+            found="; ".join(said[:5]), fix="start all processes by the same command, with the same files",
+        )  # fmt: skip
+    return first
+
+
+def _started_with(identity: Identity) -> dict[str, Any]:
+    return {**identity.values()["settings"], "seed": identity.seed}
 
 
 def saved_by_first(path: Path, save: Callable[[Path], None]) -> None:

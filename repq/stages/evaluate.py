@@ -10,6 +10,7 @@ from repq.api.measuring import accuracy_of
 from repq.api.model import Model
 from repq.api.opening import load
 from repq.machine.cpu import cpu_cores
+from repq.recipe import EvalConfig
 from repq.results import Accuracies, Accuracy
 from repq.stages.build import built
 from repq.stages.context import Context
@@ -39,7 +40,7 @@ def evaluate_model(
             dataset = own.val_set()
             opened = load(model, engine=engine, imgsz=imgsz, device=own.device, threads=threads, graph=own.graph)
         opened = opened.on(concurrent=True)
-        _demand_same(dataset)
+        _demand_same(dataset, model, imgsz, own.eval_config)
         return accuracy_of(opened, dataset, imgsz, own.eval_config, own.progress, own.log), opened
 
 
@@ -52,11 +53,14 @@ def _failing_together() -> AbstractContextManager[None]:
     return failing_together()
 
 
-def _demand_same(dataset: DetectionDataset) -> None:
+def _demand_same(dataset: DetectionDataset, model: Path, imgsz: tuple[int, int], config: EvalConfig) -> None:
+    """Check that all processes have the same; engines in folders are built by each host."""
     if not is_alone():
-        from repq.distributed import demand_same_data
+        from repq.distributed import agreed, demand_same_data
+        from repq.identity import identify
 
         demand_same_data([dataset])
+        agreed(identify("eval", {"model": model if model.is_file() else None, "imgsz": imgsz, "eval": config}))
 
 
 def _evaluate(job: Job) -> Accuracies:

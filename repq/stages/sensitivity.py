@@ -89,7 +89,7 @@ def measured_layers(
         plan: of what kind the plans are that will be made of it.
         replaces_others: whether the journal of another measurement gives way to this one; else it is an error.
     """
-    from repq.distributed import UNEVEN, joined_processes, told_by_first, told_when_stopped, wait_for_all
+    from repq.distributed import UNEVEN, agreed, joined_processes, told_by_first, told_when_stopped, wait_for_all
     from repq.distributed import gathered as of_all
     from repq.quant.sensitivity import Journal, measure_layers
 
@@ -105,6 +105,7 @@ def measured_layers(
             start, dataset, config, ptq, context.imgsz, context.eval_config, plan=plan, device=context.device,
             progress=progress, log=log,
         )  # fmt: skip
+        agreed(job.identity)
         journal = Journal(journal_folder or out / JOURNAL, job.key, processes.rank, replaces_others=replaces_others)
         measure_layers(job, journal, rank=processes.rank, world_size=processes.count, progress=progress)
         for entries in of_all(tuple(journal.entries().values())):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repq.data import DetectionDataset
-from repq.distributed import joined_processes, told_by_first
+from repq.distributed import agreed, joined_processes, told_by_first
 from repq.errors import TrainingError
 from repq.machine.precision import with_precision
 from repq.machine.torch_random import seeded
@@ -79,11 +79,12 @@ def train(
     """
     config = with_class_weights(config, train_set)
     with joined_processes(device) as (processes, own_device):
-        told = told_by_first(lambda: with_precision(config, own_device))
-        config = with_precision(told, own_device)  # this process's device has to have it as well
+        precision = told_by_first(lambda: with_precision(config, own_device).precision)
+        config = config.model_copy(update={"precision": precision})
+        config = with_precision(config, own_device)  # this process's device has to have it as well
         job = TrainJob(model, train_set, val_set, imgsz, config, seed, eval_config, scales, teacher, teacher_classes)
         job.check(processes.count)
-        identity = told_by_first(job.identity)
+        identity = agreed(job.identity())
         if scales is not None and config.weights is None:
             reinitialize(model, scales, seed)
         model = moved(model, own_device).train()

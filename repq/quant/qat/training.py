@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from repq.data import DetectionDataset
-from repq.distributed import copy_from_first, told_by_first
+from repq.distributed import agreed, copy_from_first, told_by_first
 from repq.errors import DataError, QuantizationError, TrainingError
 from repq.identity import Identity, describe_fields, identify
 from repq.model import Detector, layer_ids
@@ -142,7 +142,7 @@ def train_quantized(
     job = QatJob(model, teacher, train_set, val_set, imgsz, config, seed, eval_config, groups, teacher_classes)
     with joined_processes(device) as (processes, own_device):
         job.check(processes.count)
-        identity, start = told_by_first(lambda: (job.identity(), scale_table(model)))
+        identity, start = agreed(job.identity()), told_by_first(lambda: scale_table(model))
         student = moved(copy.deepcopy(model), own_device).train()
         imitated = moved(copy.deepcopy(teacher), own_device)
         apply_scales(student, start)

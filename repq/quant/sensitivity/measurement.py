@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from repq.data import Batch, DetectionDataset, ImageRecord, batches, demand_objects, image_hashes
 from repq.errors import QuantizationError
 from repq.evaluate import Matcher
-from repq.identity import identify
+from repq.identity import Identity, identify
 from repq.layers import LayerId
 from repq.model import Detector, count_macs, layer_ids
 from repq.progress import Progress, silent
@@ -96,13 +96,17 @@ class Measurement:
         return cache(snr_judge(self.model, (batch.images for batch in _load(self, self.records))))
 
     @cached_property
-    def key(self) -> str:
-        """Identity of the measurement: weights, scales, images, what they are labelled with, and the settings."""
+    def identity(self) -> Identity:
+        """Of the measurement: weights, scales, images, what they are labelled with, and the settings."""
         inputs = {
             "model": [self.model, scale_table(self.model)],
             "images": self.image_hashes, "ap_set": self.ap_set if self.config.ap else None,
         }  # fmt: skip
-        return identify("sensitivity", self.settings, inputs).key
+        return identify("sensitivity", self.settings, inputs)
+
+    @property
+    def key(self) -> str:
+        return self.identity.key
 
 
 def measure_layers(
