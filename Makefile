@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Processes that tests start find compiled modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: quickstart results test test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
+.PHONY: quickstart results test tests test-ranges tensorrt-check test-tensorrt docs wheel-test lint clean
 .DEFAULT_GOAL := quickstart
 
 .venv/ready: setup.cfg constraints.txt
@@ -35,7 +35,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy repq
 
-test: lint
+test: .venv/ready
+	$(MAKE) --no-print-directory -j 2 lint tests  # mypy takes one core for half a minute
+
+tests: .venv/ready
 	$(PYTEST)
 
 test-ranges: .venv/ready

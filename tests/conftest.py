@@ -41,9 +41,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep caches out of the user's cache folder. The processes of one run share what torch's exporter gave."""
+    """Keep caches out of the user's cache folder. The processes of one run share what torch's exporter gave.
+
+    So do the runs for which REPQ_TEST_EXPORTS names one folder: to be emptied whenever the code changes.
+    """
     cache, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
-    exports = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    own = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    exports = Path(os.environ.get("REPQ_TEST_EXPORTS", own)).absolute()
     exports.mkdir(exist_ok=True)
     (cache / "exports").symlink_to(exports)
     os.environ["REPQ_CACHE"] = str(cache)

@@ -46,9 +46,10 @@ def main() -> None:
         build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
         run(sys.executable, *build, ROOT, folder=folder)
         (wheel,) = folder.glob("repq-*.whl")
-        venv.create(folder / "bare", with_pip=True)
+        venv.create(folder / "bare")
         binaries = folder / "bare" / "bin"
-        run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel, folder=folder)
+        install = ("-m", "pip", "--python", binaries / "python", "install", "--quiet", "--no-deps")
+        run(sys.executable, *install, wheel, folder=folder)
         (packages,) = (folder / "bare" / "lib").glob("python3*/site-packages")
         (packages / "requirements.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         run(binaries / "python", "-c", PROGRAM, folder=folder)
