@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from repq.data import DetectionDataset, demand_objects
 from repq.errors import RepqError, TrainingError, reason
 from repq.evaluate import Detections, Predict, coco_accuracy, detect_all
-from repq.identity import Identity, differences
+from repq.identity import Identity, describe, differences
 from repq.layout import OutputLayout
 from repq.machine.torch_device import without_tf32
 from repq.preprocessing import Preprocessing
@@ -312,30 +312,34 @@ def demand_same_data(datasets: Sequence[DetectionDataset]) -> None:
         )
 
 
-def agreed(identity: Identity) -> Identity:
-    """What the first process computes, if all were started with the same settings and seed.
+def demand_same_settings(settings: Mapping[str, Any]) -> None:
+    """Check that every process was started with the same settings; see `repq.identity.describe`.
 
     Raises:
         TrainingError: names the ranks that have others: the shares of one result would not fit each other.
     """
     if current_processes().count == 1:
-        return identity
-    hosts = gathered((socket.gethostname(), identity))
-    first = hosts[0][1]
+        return
+    hosts = gathered((socket.gethostname(), describe(settings)))
     said = []
     for rank, (host, found) in enumerate(hosts):
-        if names := differences(_started_with(first), _started_with(found)):
+        if names := differences(hosts[0][1], found):
             said.append(f"rank {rank} on {host} in {first_names(names)}")
     if said:
         raise TrainingError(
             f"{len(said)} of the {len(hosts)} processes were started with other settings than the first",
             found="; ".join(said[:5]), fix="start all processes by the same command, with the same files",
         )  # fmt: skip
-    return first
 
 
-def _started_with(identity: Identity) -> dict[str, Any]:
-    return {**identity.values()["settings"], "seed": identity.seed}
+def agreed(identity: Identity) -> Identity:
+    """What the first process computes, if all were started with the same settings and seed.
+
+    Raises:
+        TrainingError: they were not.
+    """
+    demand_same_settings({**identity.settings, "seed": identity.seed})
+    return told_by_first(lambda: identity)
 
 
 def saved_by_first(path: Path, save: Callable[[Path], None]) -> None:

@@ -75,7 +75,7 @@ def load(
     Raises:
         RepqError: there is no such file, it is of no known kind, damaged, or the runtime or the size contradicts it.
     """
-    if not isinstance(path, Path) and path == "":
+    if path == "":
         raise RepqError("a path is empty", fix="give a checkpoint, an ONNX file or an engine's folder")
     path, options = Path(path), Options(None, device, threads, half, progress, log)
     size = arguments(path.name, imgsz=imgsz).imgsz

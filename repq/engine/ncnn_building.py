@@ -34,6 +34,7 @@ from repq.engine.ncnn_files import CONVOLUTIONS, Layer, has_float16, in_float16,
 from repq.engine.ncnn_network import BIN, PARAM
 from repq.errors import EngineError
 from repq.files import scratch_folder
+from repq.printable import first_names
 
 if TYPE_CHECKING:
     import onnx
@@ -65,6 +66,7 @@ def convert(source: Source) -> tuple[Layer, ...]:
 
     _demand_shape(source.input)
     graph = import_graph(source.model)
+    _demand_expressible(graph)
     integers = _integers(graph)
     half = without_integers(graph)
     for number, tensor in enumerate(graph.tensors().values()):  # pnnx writes names as they are, whose words are fields
@@ -105,39 +107,54 @@ def _demand_shape(wanted: TensorInfo) -> None:
         )  # fmt: skip
 
 
-def _integers(graph: gs.Graph) -> dict[str, _Integers]:
-    """Integers and scales of every layer whose input and weight have some, by node name."""
+def _demand_expressible(graph: gs.Graph) -> None:
+    """Refuse numbers between Q and DQ that NCNN has no form for: dropping their Q and DQ would change what comes out.
+
+    Raises:
+        EngineError: there are some.
+    """
     from onnx import TensorProto
 
     from repq.graph.integers import (
         activation_quantizers,
-        arriving_parameters,
+        has_scales_elsewhere,
         is_int8_layer,
         is_integer_operator,
         parameters_of,
         quantized_type,
         quantizers,
     )
-    from repq.graph.lowering_onnxruntime import has_scales_elsewhere
-    from repq.graph.surgeon import array, producer, title
+    from repq.graph.surgeon import title
 
     taken = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.UNDEFINED}
-    for node in quantizers(graph):
-        if (kind := quantized_type(node)) not in taken:
-            raise EngineError(
-                "NCNN has symmetric INT8 only",
-                found=f"{title(node)} quantizes to {TensorProto.DataType.Name(kind)}",
-                fix="quantize the float model with --target ncnn",
-            )
-    if foreign := sorted({node.op for node in graph.nodes if is_integer_operator(node)}):
-        raise EngineError("NCNN has no integer operators of ONNX", found=", ".join(foreign),
-                          fix="quantize the float model with --target ncnn")  # fmt: skip
-    if lone := [title(node) for node in graph.nodes if node.op == "QuantizeLinear" and not _is_dequantized(node)]:
-        raise EngineError("NCNN has no integers without DequantizeLinear behind them", found=lone[0],
-                          fix="quantize the float model with --target ncnn")  # fmt: skip
-    if unfit := [title(node) for node in activation_quantizers(graph) if parameters_of(node) is None]:
-        raise EngineError("NCNN has one scale for an activation", found=f"{unfit[0]} has several, or computes it",
-                          fix="quantize the float model with --target ncnn")  # fmt: skip
+    types = ((node, quantized_type(node)) for node in quantizers(graph))
+    found = {
+        "NCNN has symmetric INT8 only": [
+            f"{title(node)} quantizes to {TensorProto.DataType.Name(kind)}" for node, kind in types if kind not in taken
+        ],
+        "NCNN has no integer operators of ONNX": sorted({n.op for n in graph.nodes if is_integer_operator(n)}),
+        "NCNN has no integers without DequantizeLinear behind them": [
+            title(node) for node in graph.nodes if node.op == "QuantizeLinear" and not _is_dequantized(node)
+        ],
+        "NCNN has one scale for an activation": [
+            f"{title(node)} has several, or computes it"
+            for node in activation_quantizers(graph) if parameters_of(node) is None
+        ],
+        "NCNN has scales for output channels of weights alone": [
+            f"{node.name} has others" for node in graph.nodes
+            if node.op in ("Conv", "ConvTranspose") and is_int8_layer(node) and has_scales_elsewhere(node)
+        ],
+    }  # fmt: skip
+    for what, names in found.items():
+        if names:
+            raise EngineError(what, found=first_names(names, 1), fix="quantize the float model with --target ncnn")
+
+
+def _integers(graph: gs.Graph) -> dict[str, _Integers]:
+    """Integers and scales of every layer whose input and weight have some, by node name."""
+    from repq.graph.integers import arriving_parameters, is_int8_layer
+    from repq.graph.surgeon import array, producer
+
     found = {}
     for node in graph.nodes:
         if node.op not in ("Conv", "ConvTranspose") or not is_int8_layer(node):
@@ -152,9 +169,6 @@ def _integers(graph: gs.Graph) -> dict[str, _Integers]:
                 found=f"{node.name} reads {parameters.dtype} with zero point {parameters.zero_point}",
                 fix="quantize with --target ncnn, or --scheme symmetric",
             )
-        if has_scales_elsewhere(node):
-            raise EngineError("NCNN has scales for output channels of weights alone", found=f"{node.name} has others",
-                              fix="quantize the float model with --target ncnn")  # fmt: skip
         outputs = weight.shape[0] if node.op == "Conv" else weight.shape[1]
         found[node.name] = _Integers(weight, np.resize(scale.astype(np.float32), outputs), parameters.scale)
     return found

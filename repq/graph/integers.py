@@ -137,20 +137,43 @@ def quantized_type(node: gs.Node) -> int:
 
 def dequantized_constant(node: gs.Node) -> NDArray[Any]:
     """What a DequantizeLinear of constants gives: with one scale, one for each place of an axis, or one for a block."""
-    values, scale, zero_point = (array(node, slot) for slot in range(3))
-    assert values is not None and scale is not None, "all inputs are constants"
-    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
-    shape = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)] if scale.size > 1 else []
+    scale = array(node, 1)
+    assert scale is not None, "all inputs are constants"
+    return np.asarray((without_zero_point(node) * _spread(node, scale)).astype(scale.dtype))
 
-    def spread(part: NDArray[Any]) -> NDArray[Any]:
-        if block:
-            return np.repeat(part, block, axis)[tuple(slice(size) for size in values.shape)]
-        return part.reshape(shape)
 
+def without_zero_point(node: gs.Node) -> NDArray[np.float32]:
+    """The numbers that a DequantizeLinear of constants multiplies by its scales."""
+    values, zero_point = array(node, 0), array(node, 2)
+    assert values is not None, "all inputs are constants"
     differences = values.astype(np.float32)
-    if zero_point is not None:
-        differences = differences - spread(zero_point).astype(np.float32)
-    return np.asarray((differences * spread(scale).astype(np.float32)).astype(scale.dtype))
+    return differences if zero_point is None else differences - _spread(node, zero_point)
+
+
+def _spread(node: gs.Node, part: NDArray[Any]) -> NDArray[np.float32]:
+    """Scales or zero points of a DequantizeLinear of constants, to compute with its values."""
+    shape, axis, block = node.inputs[0].values.shape, node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    if block:
+        part = np.repeat(part, block, axis)[tuple(map(slice, shape))]
+    elif part.size > 1:
+        part = part.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+    else:
+        part = part.reshape([])
+    return part.astype(np.float32)
+
+
+def output_axis(node: gs.Node) -> int:
+    """The axis of a layer's weight along which its output channels lie."""
+    return 1 if node.op in ("ConvTranspose", "MatMul") or (node.op == "Gemm" and not node.attrs.get("transB", 0)) else 0
+
+
+def has_scales_elsewhere(node: gs.Node) -> bool:
+    """Whether a layer's weight is dequantized with scales of blocks, or along another axis than its output channels."""
+    source = producer(node.inputs[1]) if node.op in WEIGHTED_OPS else None
+    if source is None or source.op != "DequantizeLinear" or not all(map(is_constant, source.inputs)):
+        return False
+    weight, scale = source.inputs[0].values, source.inputs[1].values
+    return bool(scale.size > 1 and (scale.ndim > 1 or source.attrs.get("axis", 1) % weight.ndim != output_axis(node)))
 
 
 def has_unusable_scale(node: gs.Node) -> bool:

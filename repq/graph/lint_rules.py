@@ -133,8 +133,9 @@ def _has_fp16_scale(node: gs.Node) -> bool:
 def _zero_points(scan: Scan) -> Iterator[Hit]:
     for node in quantizers(scan.graph):
         zero_point = array(node, 2)
-        if zero_point is not None and np.any(zero_point.astype(np.int64)):
-            value = int(next(point for point in zero_point.astype(np.int64).flat if point))
+        points = np.zeros(0, np.int64) if zero_point is None else zero_point.astype(np.int64)
+        if points.any():
+            value = points[points != 0][0]
             yield Hit(
                 title(node), f"zero point {value}: TensorRT is symmetric only; quantize again with --scheme symmetric"
             )

@@ -58,6 +58,8 @@ from repq.graph.integers import (
     activation_pairs,
     copies_values,
     dequantized_constant,
+    has_scales_elsewhere,
+    output_axis,
     values_of,
 )
 from repq.graph.layer_join import INTEGER_OPS
@@ -528,11 +530,6 @@ def _is_weight(node: gs.Node) -> bool:
     return node.op == "DequantizeLinear" and is_constant(node.inputs[0])
 
 
-def output_axis(node: gs.Node) -> int:
-    """The axis of a layer's weight along which its output channels lie."""
-    return 1 if node.op in ("ConvTranspose", "MatMul") or (node.op == "Gemm" and not node.attrs.get("transB", 0)) else 0
-
-
 def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
     source = producer(node.inputs[1]) if node.op in CONVOLUTIONS | PRODUCTS else None
     if source is None or not all(map(is_constant, source.inputs)) or not _is_weight(source):
@@ -554,15 +551,6 @@ def _integer_layer(node: gs.Node) -> _IntegerLayer | None:
         return None
     steps = np.broadcast_to(scale.reshape(-1), (channels,)).copy()
     return _IntegerLayer(node, weight, steps, bias.astype(np.float32))
-
-
-def has_scales_elsewhere(node: gs.Node) -> bool:
-    """Whether a layer's weight is dequantized with scales of blocks, or along another axis than its output channels."""
-    source = producer(node.inputs[1]) if node.op in CONVOLUTIONS | PRODUCTS else None
-    if source is None or not _is_weight(source) or not all(map(is_constant, source.inputs)):
-        return False
-    weight, scale = source.inputs[0].values, source.inputs[1].values
-    return bool(scale.size > 1 and (scale.ndim > 1 or source.attrs.get("axis", 1) % weight.ndim != output_axis(node)))
 
 
 def _block_size(conv: _IntegerLayer) -> int | None:

@@ -37,7 +37,16 @@ import onnx_graphsurgeon as gs
 
 from repq.graph.channels_last import channels_last
 from repq.graph.integer_concat import concatenate, regroup, restore_pairs, signed_concats
-from repq.graph.integers import Pair, activation_pairs, copies_values, parameters_of, quantizers, values_of
+from repq.graph.integers import (
+    Pair,
+    activation_pairs,
+    copies_values,
+    dequantized_constant,
+    parameters_of,
+    quantizers,
+    values_of,
+    without_zero_point,
+)
 from repq.graph.surgeon import (
     add_node,
     array,
@@ -170,15 +179,11 @@ def _without_zero_points(graph: gs.Graph) -> bool:
             continue
         weight, scale, zero_point = (array(source, slot) for slot in range(3))
         assert weight is not None and scale is not None, "all inputs are constants"
-        zeros = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
-        if scale.ndim > 1 or (weight.dtype != np.uint8 and not zeros.any()):
+        if scale.ndim > 1 or (weight.dtype != np.uint8 and (zero_point is None or not zero_point.any())):
             continue
-        axis = source.attrs.get("axis", 1) % weight.ndim
-        shape = [-1 if place == axis else 1 for place in range(weight.ndim)]
-        differences = weight.astype(np.int32) - zeros.reshape(shape)
-        name = f"{node.inputs[1].name}_{title(node)}"
+        differences, name = without_zero_point(source), f"{node.inputs[1].name}_{title(node)}"
         if differences.min() < -128 or differences.max() > 127:
-            node.inputs[1] = gs.Constant(name, (differences * scale.reshape(shape)).astype(scale.dtype))
+            node.inputs[1] = gs.Constant(name, dequantized_constant(source))
         else:
             integers = gs.Constant(f"{source.inputs[0].name}_{title(node)}", differences.astype(np.int8))
             inputs = [integers, source.inputs[1], gs.Constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))]

@@ -295,12 +295,12 @@ class PruneConfig(Config):
     def _one_target(self) -> PruneConfig:
         if (self.max_ms is not None) + (self.latency_ratio is not None) != (self.latency is not None):
             raise ValueError("latency needs a target, max_ms or latency_ratio, and these need latency")
-        fields = type(self).model_fields
-        targets = [name for name in ("ratio", "target_macs", "latency") if getattr(self, name) != fields[name].default]
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        targets = [name for name in ("ratio", "target_macs", "latency") if name in changed]
         if len(targets) > 1:
             raise ValueError(f"give one target: ratio, target_macs or latency, not {' and '.join(targets)}")
         structured = ("ratio", "target_macs", "latency", "importance", "scope", "round", "max_ratio")
-        given = [name for name in structured if getattr(self, name) != type(self).model_fields[name].default]
+        given = [name for name in structured if name in changed]
         if self.unstructured is not None and given:
             raise ValueError(f"unstructured removes no channels: {given[0]} has no effect beside it")
         return self

@@ -56,11 +56,10 @@ def _failing_together() -> AbstractContextManager[None]:
 def _demand_same(dataset: DetectionDataset, model: Path, imgsz: tuple[int, int], config: EvalConfig) -> None:
     """Check that all processes have the same; engines in folders are built by each host."""
     if not is_alone():
-        from repq.distributed import agreed, demand_same_data
-        from repq.identity import identify
+        from repq.distributed import demand_same_data, demand_same_settings
 
         demand_same_data([dataset])
-        agreed(identify("eval", {"model": model if model.is_file() else None, "imgsz": imgsz, "eval": config}))
+        demand_same_settings({"model": model if model.is_file() else None, "imgsz": imgsz, "eval": config})
 
 
 def _evaluate(job: Job) -> Accuracies:

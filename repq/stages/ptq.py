@@ -52,8 +52,7 @@ def ptq_checkpoint(
         RepqError: the checkpoint, the data, the plan or a selector is not usable, or an activation is not finite.
     """
     from repq.data import calibration_set, demand_objects, warn_of_overlap
-    from repq.distributed import agreed, demand_same_data, saved_by_first, told_by_first
-    from repq.identity import identify
+    from repq.distributed import demand_same_data, demand_same_settings, saved_by_first, told_by_first
     from repq.quant import apply_scales, extra_macs_share, scale_table
     from repq.quant.calibration import calibrator
     from repq.quant.corrections import asked_for
@@ -67,8 +66,9 @@ def ptq_checkpoint(
         demand_objects(val_set)
         warn_of_overlap(calibrated, val_set.records, log)
     demand_same_data([train_set.subset(calibrated), *([] if val_set is None else [val_set])])
-    settings = {"weights": weights, "imgsz": imgsz, "ptq": config, "eval": context.eval_config, "evaluate": evaluate}
-    agreed(identify("ptq", settings))
+    demand_same_settings(
+        {"weights": weights, "imgsz": imgsz, "ptq": config, "eval": context.eval_config, "evaluate": evaluate}
+    )
     listed = None if plan is None else told_by_first(lambda: read_plan(plan))
     start = fused(context.open_float(weights).with_thresholds(deploy, weights.name, log), context.device)
     if listed is not None:
